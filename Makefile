@@ -1,0 +1,40 @@
+# The team's habits. `make help` lists them.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+BIN := .venv/bin
+PROFILE := profiles/demo
+# One thread a process: the tests run two at a time on two cores.
+TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+TESTS := tests
+
+.PHONY: help setup demo test check lock clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup:  ## .venv from envs/lock.txt; nothing happens when it is there already
+	@envs/setup.sh
+
+demo: setup  ## generate small data sets, then every table, figure and the report
+	$(BIN)/snakemake --profile $(PROFILE)
+	@printf '%s\n' '' 'Done:' '  tables   results/tables/table1.md … table7.md (and .csv)' \
+		'  figures  results/figures/fig3.png fig4.png (and .svg)' '  report   results/report.html'
+
+test: setup  ## every test; TESTS=tests/data runs a part
+	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
+
+check: setup  ## format, lint, types, workflow lint: what pre-commit runs too
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/snakemake --profile $(PROFILE) --lint
+
+lock: setup  ## compile envs/*.in into the lock and the conda environments; UPGRADE=1 takes newer versions
+	$(BIN)/python envs/lock.py $(if $(UPGRADE),--upgrade)
+
+clean:  ## remove the demo's data, logs and caches; RESULTS=1 removes results/ too
+	rm -rf data/demo logs benchmarks .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	$(if $(RESULTS),find results -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +)

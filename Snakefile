@@ -1,0 +1,50 @@
+# UIC: every table and figure of "Unsupervised Image Classification for Deep Representation Learning".
+#
+#   snakemake --profile slurm            the paper, on a cluster        (config/paper.yaml)
+#   snakemake --profile profiles/demo    the demo, on this machine      (config/demo.yaml)
+#   snakemake --profile … table4         one table; so table1 … table7, fig3, fig4
+#
+# Data flows down this page: images -> index -> recipe -> checkpoint -> metrics -> tables and figures.
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+configfile: "config/paper.yaml"
+
+
+report: "workflow/report/workflow.rst"
+
+
+include: "workflow/rules/common.smk"
+
+
+CONFIG = validated_config()
+RESULTS = CONFIG.results
+prepare_shell()
+
+
+wildcard_constraints:
+    run="[A-Za-z0-9_]+",
+    split="[a-z]+",
+
+
+include: "workflow/rules/data.smk"
+include: "workflow/rules/pretrain.smk"
+include: "workflow/rules/frozen.smk"
+include: "workflow/rules/voc.smk"
+include: "workflow/rules/report.smk"
+
+
+localrules:
+    all,
+    recipe,
+    protocol,
+    partial,
+
+
+rule all:
+    default_target: True
+    input:
+        expand(f"{RESULTS}/tables/table{{number}}.md", number=TABLES),
+        expand(f"{RESULTS}/figures/fig{{number}}.png", number=FIGURES),

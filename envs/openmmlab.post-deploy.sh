@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Snakemake runs this inside the new conda environment `openmmlab`. It adds OpenMMLab, whose packages ask for other
+# OpenCV builds than the pinned one (hence no dependencies), and compiles mmcv against the torch that is already there.
+set -euo pipefail
+
+pins=$(mktemp)
+trap 'rm -f "$pins"' EXIT
+cat >"$pins" <<'PINS'
+# pins, written by make lock
+imaug==0.4.3 \
+    --hash=sha256:03ddab6936dbdcdda8d211bde32cad9abe51603f010fc6f4a8264160c4c2f84a \
+    --hash=sha256:6696dba7a01711edf6723c728dde0d4bcfca2afb5df9e31ef516c4fccec4be7d
+imagecorruptions-imaug==1.1.5 \
+    --hash=sha256:aed6ab43c24f70d7b36a7823991ec28f233062eb96ca968b9c56c9c166cd103c \
+    --hash=sha256:b55edda9f6eead3ee4ba8956cc65122ab47a9b71605bfe0f74d3bc9ee04ae955
+onedl-mmengine==0.10.12 \
+    --hash=sha256:48ad9961f86f3e6961efd0e06073783466db3401c0d1e1ddb2b20f702473c821 \
+    --hash=sha256:ee735de962714e3b540892897b4e666be6b499f2a663ea33a2807f0d68e40f56
+onedl-mmcv==2.3.6 \
+    --hash=sha256:8704978a3d492b15cc058742ac3165bd1bcc2dd20678da9ed39e0da3048e3045
+onedl-mmdetection==3.5.1 \
+    --hash=sha256:2cd7fae8f74f644dd7a1f71cebc2cf531c330c6e027ffada46ee3d34ba7642dc
+onedl-mmsegmentation==1.4.2 \
+    --hash=sha256:07e343ff98b8cf17f70f838fb865674c0dc557dec1cc8e9799ef073e373ce125
+# end of pins
+PINS
+
+export MMCV_WITH_OPS=1 MAX_JOBS="${MAX_JOBS:-$(nproc)}"
+export CFLAGS="${CFLAGS:-} -O1 -g0" CXXFLAGS="${CXXFLAGS:-} -O1 -g0"
+if [[ "${FORCE_CUDA:-1}" == 1 ]] && command -v nvcc >/dev/null; then
+    export FORCE_CUDA=1
+    echo "openmmlab: mmcv with CUDA kernels ($(nvcc --version | tail -n 1))"
+else
+    # Where it sees a GPU, mmcv builds for CUDA whatever FORCE_CUDA says.
+    export FORCE_CUDA=0 CUDA_VISIBLE_DEVICES=""
+    echo "openmmlab: mmcv for the CPU only; with nvcc in PATH, detection would get CUDA kernels"
+fi
+# pip's cache may hold a wheel built for the CPU or against another torch.
+python -m pip install --no-cache-dir --no-deps --no-build-isolation --require-hashes -r "$pins"
+python -c 'import mmcv.ops, mmdet, mmengine, mmseg'

@@ -1,0 +1,51 @@
+"""Fixtures that many test files share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from uic_core.config import Datasets
+from uic_core.data import synthetic
+from uic_core.recipe import parse
+
+
+@pytest.fixture(scope="session")
+def demo_data(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """Small generated data sets. Read only: every test of the session sees the same files.
+
+    Attributes: imagenet (4 classes, 12 training and 3 validation images each), voc07 (10 + 8 images), voc_segmentation
+    (6 + 4 images, lists train and val), miniimagenet (1 + 1 + 5 classes of 20 images) are their roots; datasets is
+    the config section that describes them.
+    """
+    folder: Path = tmp_path_factory.mktemp("demo_data")
+    datasets = parse(
+        Datasets,
+        {
+            "generated": True,
+            "seed": 0,
+            "imagenet": {"root": str(folder / "imagenet"), "classes": 4, "train_images": 48, "val_images": 12},
+            "voc07": {"root": str(folder / "voc07"), "trainval_images": 10, "test_images": 8},
+            "voc_segmentation": {
+                "root": str(folder / "voc_segmentation"),
+                "train_list": "train",
+                "train_images": 6,
+                "val_list": "val",
+                "val_images": 4,
+            },
+            "miniimagenet": {
+                "root": str(folder / "miniimagenet"),
+                "train_classes": 1,
+                "val_classes": 1,
+                "test_classes": 5,
+                "images_per_class": 20,
+            },
+        },
+        "demo_data",
+    )
+    names = ("imagenet", "voc07", "voc_segmentation", "miniimagenet")
+    for name in names:
+        synthetic.generate(name, datasets)
+    return SimpleNamespace(datasets=datasets, **{name: folder / name for name in names})

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from uic_core import recipe
+from uic_core.config import Datasets
+from uic_core.data.check import check, main
+from uic_core.errors import InputError
+
+NAMES = ("imagenet", "voc07", "voc_segmentation", "miniimagenet")
+Spoil = Callable[[Path], Any]
+
+
+def changed(datasets: Datasets, dataset: str, generated: bool = True, **values: Any) -> Datasets:
+    section = getattr(datasets, dataset).model_copy(update=values)
+    return datasets.model_copy(update={dataset: section, "generated": generated})
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def mask_with(value: int) -> Spoil:
+    def spoil(root: Path) -> None:
+        Image.fromarray(np.full((120, 160), value, np.uint8)).save(root / "VOC2012/SegmentationClass/2012_000002.png")
+
+    return spoil
+
+
+@pytest.mark.parametrize("dataset", NAMES)
+def test_whole_data_sets_pass(demo_data: SimpleNamespace, dataset: str) -> None:
+    found = check(dataset, demo_data.datasets)
+    expected = {
+        "imagenet": ["train: 4 class folders", "train: 48 images", "val: 12 images"],
+        "voc07": ["trainval.txt: 10 images", "test.txt: 8 images", "trainval: "],
+        "voc_segmentation": ["train.txt: 6 images", "val.txt: 4 images"],
+        "miniimagenet": ["train.csv: 1 classes", "test.csv: 5 classes"],
+    }
+    for part in expected[dataset]:
+        assert part in found
+
+
+FAULTS: list[tuple[str, Spoil, list[str]]] = [
+    ("imagenet", lambda root: shutil.rmtree(root / "val"), [r"imagenet\.root: \S+/val: there is no such folder"]),
+    (
+        "imagenet",
+        lambda root: shutil.rmtree(root / "val" / "n00000002"),
+        [
+            r"imagenet\.classes: \S+/val: expected 4 class folders, found 3",
+            r"imagenet\.val_images: \S+/val: expected 12 images, found 9",
+            r"imagenet\.root: \S+/val/n00000002: there is no such class folder, but train has the class",
+        ],
+    ),
+    (
+        "imagenet",
+        lambda root: [path.unlink() for path in (root / "train" / "n00000003").iterdir()],
+        [
+            r"imagenet\.train_images: \S+/train/n00000003: the class folder is empty",
+            r"imagenet\.train_images: \S+/train: expected 48 images, found 36",
+        ],
+    ),
+    (
+        "voc07",
+        lambda root: (root / "VOC2007/ImageSets/Main/test.txt").unlink(),
+        [r"voc07\.root: \S+/Main/test\.txt: the image list cannot be read"],
+    ),
+    (
+        "voc07",
+        lambda root: replace(root / "VOC2007/ImageSets/Main/test.txt", "000011\n", "../../x\n"),
+        [r"voc07\.root: \S+/Main/test\.txt:1: '\.\./\.\./x' is no plain name"],
+    ),
+    (
+        "voc07",
+        lambda root: replace(root / "VOC2007/ImageSets/Main/test.txt", "000011\n", ""),
+        [r"voc07\.test_images: \S+/Main/test\.txt: expected 8 images, found 7"],
+    ),
+    (
+        "voc07",
+        lambda root: (root / "VOC2007/Annotations/000001.xml").unlink(),
+        [r"voc07\.trainval_images: \S+/Annotations: 1 listed annotations are not there: 000001"],
+    ),
+    (
+        "voc07",
+        lambda root: [path.unlink() for path in (root / "VOC2007/JPEGImages").glob("00000*.jpg")],
+        [r"voc07\.trainval_images: \S+/JPEGImages: 9 listed images are not there: 000001, .*000005, …"],
+    ),
+    (
+        "voc07",
+        lambda root: shutil.rmtree(root / "VOC2007/JPEGImages"),
+        [r"trainval_images: \S+/JPEGImages: 10 listed", r"test_images: \S+/JPEGImages: 8 listed"],
+    ),
+    (
+        "voc07",
+        lambda root: replace(root / "VOC2007/Annotations/000002.xml", "<xmin>", "<xmin>9"),
+        [r"voc07\.trainval_images: \S+/000002\.xml: object 1 .* not inside the image"],
+    ),
+    (
+        "voc_segmentation",
+        lambda root: (root / "VOC2012/ImageSets/Segmentation/val.txt").unlink(),
+        [r"voc_segmentation\.val_list: \S+/Segmentation/val\.txt: the image list cannot be read"],
+    ),
+    (
+        "voc_segmentation",
+        lambda root: (root / "VOC2012/SegmentationClass/2012_000001.png").unlink(),
+        [r"voc_segmentation\.train_list: \S+/SegmentationClass: 1 listed masks are not there: 2012_000001"],
+    ),
+    (
+        "voc_segmentation",
+        mask_with(21),
+        [r"voc_segmentation\.train_list: \S+/2012_000002\.png: mask values \[21\] are no classes"],
+    ),
+    (
+        "miniimagenet",
+        lambda root: (root / "test.csv").unlink(),
+        [r"miniimagenet\.test_classes: \S+/test\.csv: cannot be read"],
+    ),
+    (
+        "miniimagenet",
+        lambda root: replace(root / "test.csv", ",n00000023\n", ",n00000024\n"),
+        [
+            r"miniimagenet\.test_classes: \S+/test\.csv: expected 5 classes, found 4",
+            r"miniimagenet\.images_per_class: \S+/test\.csv: class n00000024: expected 20 images, found 40",
+        ],
+    ),
+    (
+        "miniimagenet",
+        lambda root: replace(root / "val.csv", ",n00000022", ",n00000021"),
+        [r"miniimagenet\.val_classes: \S+/val\.csv: class n00000021 is in train\.csv too"],
+    ),
+    (
+        "miniimagenet",
+        lambda root: (root / "images/n0000002200000001.jpg").unlink(),
+        [r"miniimagenet\.val_classes: .*n0000002200000001\.jpg"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("dataset", "spoil", "messages"), FAULTS)
+def test_what_is_wrong_is_named_with_its_config_key(
+    demo_data: SimpleNamespace, tmp_path: Path, dataset: str, spoil: Spoil, messages: list[str]
+) -> None:
+    root = tmp_path / dataset
+    shutil.copytree(getattr(demo_data, dataset), root)
+    spoil(root)
+    with pytest.raises(InputError) as caught:
+        check(dataset, changed(demo_data.datasets, dataset, root=str(root)))
+    lines = str(caught.value).splitlines()
+    for message in messages:
+        assert any(re.search(message, line) for line in lines), f"{message}\nnot in\n{caught.value}"
+    # Nothing but what the case expects is complained about, and then comes the remedy.
+    assert all(any(re.search(message, line) for message in messages) for line in lines[:-1] if "datasets." in line)
+    assert lines[-1].startswith("remedy: run python -m uic_core.data.synthetic")
+
+
+@pytest.mark.parametrize("dataset", NAMES)
+def test_absent_and_empty_roots_are_named_before_any_work(
+    demo_data: SimpleNamespace, tmp_path: Path, dataset: str
+) -> None:
+    absent = changed(demo_data.datasets, dataset, generated=False, root=str(tmp_path / "absent"))
+    with pytest.raises(InputError, match=rf"datasets\.{dataset}\.root: \S+/absent: there is no such folder"):
+        check(dataset, absent)
+    (tmp_path / "empty").mkdir()
+    empty = changed(demo_data.datasets, dataset, generated=False, root=str(tmp_path / "empty"))
+    with pytest.raises(InputError, match=rf"datasets\.{dataset}\.root: \S+/empty: the folder is empty") as caught:
+        check(dataset, empty)
+    source = {"imagenet": "image-net.org", "voc07": "voc2007", "voc_segmentation": "voc2012", "miniimagenet": "Ravi"}
+    assert source[dataset] in str(caught.value).splitlines()[-1]
+
+
+def test_more_is_as_wrong_as_less(demo_data: SimpleNamespace) -> None:
+    with pytest.raises(InputError, match=r"imagenet\.train_images: \S+/train: expected 47 images, found 48"):
+        check("imagenet", changed(demo_data.datasets, "imagenet", train_images=47))
+
+
+def test_images_that_lie_flat_are_told_from_class_folders(demo_data: SimpleNamespace, tmp_path: Path) -> None:
+    """ILSVRC's own val archive has no class folders: the commonest mistake."""
+    root = tmp_path / "imagenet"
+    shutil.copytree(demo_data.imagenet, root)
+    for path in list((root / "val").rglob("*.JPEG")):
+        path.rename(root / "val" / path.name)
+    for folder in list((root / "val").glob("n*")):
+        folder.rmdir()
+    with pytest.raises(InputError, match=r"imagenet\.classes: \S+/val: expected 4 class folders, found 0") as caught:
+        check("imagenet", changed(demo_data.datasets, "imagenet", root=str(root)))
+    assert re.search(r"imagenet\.root: \S+/val: 12 files lie outside the class folders", str(caught.value))
+
+
+def test_the_stage(demo_data: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    protocol, out = tmp_path / "datasets.yaml", tmp_path / "results" / "imagenet.checked"
+    recipe.save(demo_data.datasets, protocol)
+    command = ["--protocol", str(protocol), "--dataset", "imagenet", "--out", str(out)]
+    main(command)
+    assert out.read_text() == capsys.readouterr().out == check("imagenet", demo_data.datasets)
+    out.unlink()
+    recipe.save(changed(demo_data.datasets, "imagenet", root=str(tmp_path / "absent")), protocol)
+    with pytest.raises(SystemExit) as caught:
+        main(command)
+    assert caught.value.code == 2
+    assert "error: datasets.imagenet.root: " in capsys.readouterr().err
+    assert not out.exists()

@@ -1,0 +1,319 @@
+"""The index: order, labels, fingerprint, its file, and data sets that are not as they should be (FAULTS 10, 11)."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from uic_core import recipe
+from uic_core.config import Datasets
+from uic_core.data import index as module
+from uic_core.data.index import Index, build_imagenet, build_miniimagenet, check_images
+from uic_core.errors import InputError
+
+
+def draw(path: Path, seed: int = 0, side: int = 24) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
+    Image.fromarray(noise).save(path, format="JPEG")
+
+
+@pytest.fixture
+def imagenet(tmp_path: Path) -> Path:
+    """3 classes of 4 training and 1 val image; a name that sorts differently with and without its slash."""
+    root = tmp_path / "imagenet"
+    for number, name in enumerate(["cat", "cat-2", "ant"]):
+        for image in range(4):
+            draw(root / "train" / name / f"{name}_{image}.JPEG", seed=10 * number + image)
+        draw(root / "val" / name / "v.JPEG", seed=number)
+    return root
+
+
+@pytest.fixture
+def miniimagenet(tmp_path: Path) -> Path:
+    root = tmp_path / "mini"
+    lines = ["filename,label"]
+    for number in range(5):
+        for image in range(20):
+            name = f"n{4 - number}{image:04}.jpg"
+            draw(root / "images" / name, seed=number, side=16)
+            lines.append(f"{name},n{4 - number}")
+    (root / "test.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+@pytest.fixture
+def protocol(tmp_path: Path, imagenet: Path, miniimagenet: Path) -> Path:
+    """A datasets.yaml that matches the two fixtures."""
+    unused = {"root": "unused", "train_images": 1, "val_images": 1}
+    datasets = Datasets.model_validate(
+        {
+            "generated": False,
+            "seed": 0,
+            "imagenet": {"root": str(imagenet), "classes": 3, "train_images": 12, "val_images": 3},
+            "voc07": {"root": "unused", "trainval_images": 1, "test_images": 1},
+            "voc_segmentation": unused | {"train_list": "train", "val_list": "val"},
+            "miniimagenet": {
+                "root": str(miniimagenet),
+                "train_classes": 1,
+                "val_classes": 1,
+                "test_classes": 5,
+                "images_per_class": 20,
+            },
+        }
+    )
+    recipe.save(datasets, tmp_path / "datasets.yaml")
+    return tmp_path / "datasets.yaml"
+
+
+def run(protocol: Path, dataset: str, out: Path) -> None:
+    module.main(["--protocol", str(protocol), "--dataset", dataset, "--out", str(out)])
+
+
+# ---- what an index says ---------------------------------------------------------------------------------------------
+
+
+def test_imagenet_is_listed_in_path_order_with_the_folders_labels(imagenet: Path):
+    index = build_imagenet(imagenet, "train")
+    assert index.name == "imagenet_train"
+    assert len(index) == 12
+    assert index.classes == ("ant", "cat", "cat-2")
+    assert index.paths.tolist() == sorted(index.paths.tolist())
+    assert index.labels.dtype == np.int32
+    for position, path in enumerate(index.paths):
+        assert index.classes[index.labels[position]] == Path(str(path)).parent.name
+        assert index.file(position).is_file()
+
+
+def test_miniimagenet_is_listed_from_its_csv(miniimagenet: Path):
+    index = build_miniimagenet(miniimagenet, "test")
+    assert (index.name, len(index), index.classes) == ("miniimagenet_test", 100, ("n0", "n1", "n2", "n3", "n4"))
+    named = [Path(str(path)).name[:2] for path in index.paths]
+    assert named == [index.classes[label] for label in index.labels]
+    assert np.bincount(index.labels).tolist() == [20] * 5
+
+
+def test_the_fingerprint_follows_path_label_and_size_and_nothing_else(imagenet: Path):
+    def fingerprint() -> str:
+        return build_imagenet(imagenet, "train").fingerprint
+
+    first = fingerprint()
+    assert len(first) == 16
+    int(first, 16)
+    image = imagenet / "train/cat/cat_0.JPEG"
+    os.utime(image, (0, 0))
+    assert fingerprint() == first
+    image.rename(image.with_name("cat_9.JPEG"))
+    renamed = fingerprint()
+    image.with_name("cat_9.JPEG").rename(image)
+    with open(image, "ab") as file:
+        file.write(b"\0")
+    larger = fingerprint()
+    (imagenet / "train/cat/cat_1.JPEG").rename(imagenet / "train/ant/cat_1.JPEG")
+    assert len({first, renamed, larger, fingerprint()}) == 4
+
+
+def test_a_subset_is_a_seeded_sample_in_index_order(imagenet: Path):
+    index = build_imagenet(imagenet, "train")
+    part = index.subset(5, seed=1)
+    assert len(part) == len(part.labels) == 5
+    assert part.paths.tolist() == sorted(part.paths.tolist())
+    known = dict(zip(index.paths.tolist(), index.labels.tolist(), strict=True))
+    assert [known[path] for path in part.paths.tolist()] == part.labels.tolist()
+    assert part.paths.tolist() == index.subset(5, seed=1).paths.tolist()
+    assert part.fingerprint == index.subset(5, seed=1).fingerprint
+    others = [index.subset(5, seed=2), index.subset(6, seed=1), index]
+    assert part.fingerprint not in [other.fingerprint for other in others]
+    assert set(part.paths) <= set(index.subset(8, seed=1).paths)  # first n of one shuffle
+    assert index.subset(0, seed=1) is index
+    with pytest.raises(InputError, match="13 images wanted, the index has 12"):
+        index.subset(13, seed=1)
+
+
+# ---- its file -------------------------------------------------------------------------------------------------------
+
+
+def test_save_and_load_keep_everything_and_equal_input_gives_equal_bytes(imagenet: Path, tmp_path: Path):
+    index = build_imagenet(imagenet, "train")
+    index.save(tmp_path / "a.npz")
+    build_imagenet(imagenet, "train").save(tmp_path / "b.npz")
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    with zipfile.ZipFile(tmp_path / "a.npz") as archive:  # numpy writes no clock time into the archive
+        assert {entry.date_time[0] for entry in archive.infolist()} == {1980}
+    loaded = Index.load(tmp_path / "a.npz")
+    for field in ("name", "root", "classes", "fingerprint"):
+        assert getattr(loaded, field) == getattr(index, field)
+    for field in ("paths", "labels"):
+        np.testing.assert_array_equal(getattr(loaded, field), getattr(index, field))
+        assert getattr(loaded, field).dtype == getattr(index, field).dtype
+
+
+class Bomb:
+    def __reduce__(self) -> tuple:
+        return os.mkdir, ("exploded",)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"paths": np.array(["../../etc/passwd", "b"])}, "'../../etc/passwd' leaves the data set's folder"),
+        ({"paths": np.array(["/etc/passwd", "b"])}, "'/etc/passwd' leaves the data set's folder"),
+        ({"paths": np.array(["a"])}, "is not an index"),
+        ({"paths": np.array([], "U1"), "labels": np.array([], np.int32)}, "is not an index"),
+        ({"labels": np.array([0, 2], np.int32)}, "labels outside 0…1"),
+        ({"labels": np.array([0.0, 1.0])}, "is not an index"),
+        ({"labels": None}, "is not an index"),
+        ({"paths": np.array([Bomb(), "b"], object)}, "is not an index"),
+    ],
+)
+def test_a_foreign_or_hostile_index_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict, reason: str
+):
+    monkeypatch.chdir(tmp_path)
+    arrays = {
+        "name": np.array("x"),
+        "root": np.array("."),
+        "paths": np.array(["a", "b"]),
+        "labels": np.array([0, 1], np.int32),
+        "classes": np.array(["a", "b"]),
+        "fingerprint": np.array("0" * 16),
+    }
+    np.savez("bad.npz", **{key: value for key, value in (arrays | change).items() if value is not None})
+    with pytest.raises(InputError) as caught:
+        Index.load(Path("bad.npz"))
+    assert str(caught.value).startswith("bad.npz: ")
+    assert reason in str(caught.value)
+    assert str(caught.value).endswith("delete the file and run snakemake again")
+    assert not Path("exploded").exists()
+
+
+def test_a_missing_or_damaged_index_is_named(imagenet: Path, tmp_path: Path):
+    with pytest.raises(InputError, match=r"no\.npz: there is no such index; run snakemake to make it"):
+        Index.load(tmp_path / "no.npz")
+    build_imagenet(imagenet, "train").save(tmp_path / "whole.npz")
+    data = (tmp_path / "whole.npz").read_bytes()
+    for size in (0, 1, 20, len(data) // 2, len(data) - 1):
+        (tmp_path / "cut.npz").write_bytes(data[:size])
+        with pytest.raises(InputError, match=r"cut\.npz: is not an index"):
+            Index.load(tmp_path / "cut.npz")
+    damaged = bytearray(data)
+    damaged[100:110] = b"0123456789"
+    (tmp_path / "damaged.npz").write_bytes(damaged)
+    with pytest.raises(InputError, match=r"damaged\.npz: is not an index"):
+        Index.load(tmp_path / "damaged.npz")
+
+
+# ---- the stage ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dataset", "images"), [("imagenet_train", 12), ("imagenet_val", 3), ("miniimagenet_test", 100)]
+)
+def test_the_stage_writes_the_index(
+    protocol: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], dataset: str, images: int
+):
+    out = tmp_path / "index" / f"{dataset}.npz"
+    run(protocol, dataset, out)
+    index = Index.load(out)
+    assert (index.name, len(index)) == (dataset, images)
+    assert capsys.readouterr().out.startswith(f"{dataset}: {images} images, {len(index.classes)} classes, fingerprint ")
+    assert os.listdir(out.parent) == [out.name]
+
+
+def test_all_unusable_images_are_listed_at_once_and_nothing_is_written(
+    protocol: Path, imagenet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    cut = imagenet / "train/ant/ant_1.JPEG"
+    cut.write_bytes(cut.read_bytes()[:-300])
+    (imagenet / "train/cat/cat_2.JPEG").write_text("<html>not found</html>")
+    (imagenet / "train/cat/cat_3.JPEG").write_bytes(b"")
+    folder = imagenet / "train/cat-2/cat-2_0.JPEG"
+    folder.unlink()
+    folder.mkdir()
+    with pytest.raises(SystemExit) as exit:
+        run(protocol, "imagenet_train", tmp_path / "out.npz")
+    assert exit.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[0] == "error: imagenet_train: 4 of 12 images are unusable:"
+    named = [line.split(": ", 1)[0] for line in lines[1:]]
+    assert named == [str(path) for path in (cut, folder, *(imagenet / f"train/cat/cat_{i}.JPEG" for i in (2, 3)))]
+    assert "truncated" in lines[1]
+    assert all(line.endswith("replace it with an intact image, or remove it") for line in lines[1:])
+    assert not (tmp_path / "out.npz").exists()
+
+
+def test_one_process_and_several_find_the_same(imagenet: Path):
+    (imagenet / "train/cat/cat_2.JPEG").write_text("no image")
+    index = build_imagenet(imagenet, "train")
+    messages = []
+    for processes in (1, 2):
+        with pytest.raises(InputError) as caught:
+            check_images(index, processes)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "what"), [("imagenet_train", "11 images, expected 12"), ("imagenet_val", "2 classes")]
+)
+def test_other_sizes_than_the_configs_are_refused(
+    protocol: Path, imagenet: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, dataset: str, what: str
+):
+    (imagenet / "train/cat/cat_2.JPEG").unlink()
+    (imagenet / "val/cat/v.JPEG").unlink()
+    (imagenet / "val/cat").rmdir()
+    with pytest.raises(SystemExit):
+        run(protocol, dataset, tmp_path / "out.npz")
+    message = capsys.readouterr().err
+    assert f"{imagenet}: {dataset} has {what}" in message
+    assert "correct datasets.imagenet in the config" in message
+
+
+def test_wrong_folders_are_named(imagenet: Path, tmp_path: Path):
+    with pytest.raises(InputError, match=r"nowhere/train: cannot be read \(No such file or directory\)"):
+        build_imagenet(tmp_path / "nowhere", "train")
+    (imagenet / "test").mkdir()
+    with pytest.raises(InputError, match=r"test: holds no class folders; expected .*<class>/<image>"):
+        build_imagenet(imagenet, "test")
+    (imagenet / "train/loose.JPEG").write_bytes(b"")
+    (imagenet / "train/void").mkdir()
+    (imagenet / "train/zero").mkdir()
+    with pytest.raises(InputError) as caught:
+        build_imagenet(imagenet, "train")
+    lines = str(caught.value).splitlines()
+    assert [line.split(": ")[0] for line in lines] == [
+        str(imagenet / "train" / name) for name in ("loose.JPEG", "void", "zero")
+    ]
+    assert "outside the class folders" in lines[0]
+    assert "without images" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "expected a first line 'filename,label'"),
+        ("filename,label\n", "at least one image"),
+        ("name,class\na.jpg,b\n", "expected a first line 'filename,label'"),
+        ("filename,label\n../../a.jpg,n0\n", ":2: expected the name of a file in images/"),
+        ("filename,label\nn00000.jpg\n", ":2: expected the name"),
+        ("filename,label\nn00000.jpg,n0\nn00000.jpg,n1\n", ":3: n00000.jpg stands twice"),
+        ("filename,label\nnone.jpg,n0\nn00000.jpg,n0\n", "1 of 2 images are unusable"),
+    ],
+)
+def test_a_wrong_split_file_is_named_with_its_line(miniimagenet: Path, text: str, reason: str):
+    (miniimagenet / "test.csv").write_text(text)
+    with pytest.raises(InputError) as caught:
+        build_miniimagenet(miniimagenet, "test")
+    assert reason in str(caught.value)
+    with pytest.raises(InputError, match=r"train\.csv: cannot be read"):
+        build_miniimagenet(miniimagenet, "train")
+
+
+def test_reading_an_index_imports_no_torch():
+    code = "import sys, uic_core.data.index, uic_core.data.reader; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(module.__file__).parents[2]).returncode == 0

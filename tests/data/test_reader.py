@@ -1,0 +1,248 @@
+"""Reading images: every mode becomes RGB the same way, crops equal torchvision's, bad files are named."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+from torchvision.transforms import functional as tv
+from torchvision.transforms.functional import InterpolationMode
+
+from uic_core.data import reader
+from uic_core.errors import InputError
+
+
+def smooth(width: int, height: int, seed: int = 0) -> Image.Image:
+    """An image with structure at several scales, and different at each corner."""
+    rng = np.random.default_rng(seed)
+    layers = [rng.integers(0, 256, (side, side, 3), np.uint8) for side in (2, 8, 32)]
+    scaled = [np.asarray(Image.fromarray(layer).resize((width, height), 2), np.float64) for layer in layers]
+    return Image.fromarray((np.average(scaled, axis=0, weights=[4, 2, 1])).astype(np.uint8))
+
+
+def as_array(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).transpose(2, 0, 1).astype(int)
+
+
+# ---- modes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr"])
+def test_every_mode_becomes_rgb_as_pillow_converts_it(tmp_path: Path, mode: str):
+    image = smooth(20, 14).convert(mode)
+    path = tmp_path / "image.tiff"
+    image.save(path)
+    got = reader.read_rgb(path)
+    assert got.mode == "RGB"
+    np.testing.assert_array_equal(as_array(got), as_array(image.convert("RGB")))
+
+
+def test_cmyk_and_grey_jpegs_keep_their_colours(tmp_path: Path):
+    image = smooth(64, 48)
+    for mode in ("CMYK", "L"):
+        image.convert(mode).save(tmp_path / f"{mode}.jpg", quality=95)
+        want = as_array(image.convert(mode).convert("RGB"))
+        assert abs(as_array(reader.read_rgb(tmp_path / f"{mode}.jpg")) - want).mean() < 4
+
+
+def test_transparency_is_laid_over_white(tmp_path: Path):
+    image = Image.new("RGBA", (4, 1))
+    for x, alpha in enumerate((0, 85, 170, 255)):
+        image.putpixel((x, 0), (90, 0, 30, alpha))
+    image.save(tmp_path / "alpha.png")
+    got = as_array(reader.read_rgb(tmp_path / "alpha.png"))[:, 0]
+    over = np.array([0, 85, 170, 255]) / 255
+    want = np.array([[90], [0], [30]]) * over + 255 * (1 - over)
+    assert abs(got - want).max() <= 1
+
+
+def test_a_transparent_palette_entry_becomes_white(tmp_path: Path):
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 0])
+    image.putdata([0, 1])
+    image.save(tmp_path / "palette.png", transparency=0)
+    np.testing.assert_array_equal(
+        as_array(reader.read_rgb(tmp_path / "palette.png"))[:, 0].T, [[255] * 3, [200, 100, 0]]
+    )
+
+
+def test_sixteen_bit_grey_keeps_its_high_byte(tmp_path: Path):
+    values = np.array([[0, 255, 256, 0x1234, 0xFFFF]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    np.testing.assert_array_equal(as_array(reader.read_rgb(tmp_path / "deep.png"))[0], values >> 8)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied_to_whole_images_and_crops(tmp_path: Path, orientation: int):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "turned.jpg"
+    smooth(60, 40).save(path, exif=exif, quality=95)
+    want = ImageOps.exif_transpose(Image.open(path))
+    np.testing.assert_array_equal(as_array(reader.read_rgb(path)), as_array(want))
+
+    seen: list[tuple[int, int]] = []
+
+    def choose(width: int, height: int) -> reader.Box:
+        seen.append((width, height))
+        return 5, 7, 25, 27
+
+    got = reader.read_crop(path, choose, 16)
+    assert seen == [want.size]
+    np.testing.assert_array_equal(got, reader.resized_crop(want, (5, 7, 25, 27), 16))
+
+
+def test_senseless_exif_is_ignored(tmp_path: Path):
+    image = smooth(20, 20)
+    image.save(tmp_path / "plain.jpg")
+    image.save(tmp_path / "bad.jpg", exif=b"Exif\0\0garbage that is no TIFF header")
+    exif = Image.Exif()
+    exif[0x0112] = 99
+    image.save(tmp_path / "unknown.jpg", exif=exif)
+    want = as_array(reader.read_rgb(tmp_path / "plain.jpg"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        np.testing.assert_array_equal(as_array(reader.read_rgb(tmp_path / "bad.jpg")), want)
+    np.testing.assert_array_equal(as_array(reader.read_rgb(tmp_path / "unknown.jpg")), want)
+
+
+# ---- bad files ------------------------------------------------------------------------------------------------------
+
+
+def _bad_files(folder: Path) -> dict[str, str]:
+    """Files that must be refused, with a part of the reason."""
+    smooth(300, 200).save(folder / "whole.jpg")
+    smooth(300, 200).save(folder / "whole.png")
+    for kind in ("jpg", "png"):
+        data = (folder / f"whole.{kind}").read_bytes()
+        (folder / f"cut.{kind}").write_bytes(data[: len(data) * 2 // 3])
+        (folder / f"header.{kind}").write_bytes(data[:30])
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "text.jpg").write_text("404 not found")
+    smooth(8, 8).save(folder / "script.jpg", format="EPS")
+    Image.fromarray(np.ones((4, 4), np.float32)).save(folder / "float.tiff")
+    (folder / "folder.jpg").mkdir()
+    return {
+        "cut.jpg": "truncated",
+        "cut.png": "",
+        "header.jpg": "",
+        "header.png": "",
+        "empty.jpg": "not an image of a known format",
+        "text.jpg": "not an image of a known format",
+        "script.jpg": "not an image of a known format",
+        "float.tiff": "mode F",
+        "folder.jpg": "directory",
+        "missing.jpg": "No such file",
+    }
+
+
+def test_unreadable_files_are_named_with_reason_and_remedy(tmp_path: Path):
+    readings = (reader.read_rgb, reader.check, lambda path: reader.read_crop(path, lambda w, h: (0, 0, w, h), 8))
+    for name, reason in _bad_files(tmp_path).items():
+        for reading in readings:
+            with pytest.raises(InputError) as caught:
+                reading(tmp_path / name)
+            message = str(caught.value)
+            assert message.startswith(f"{tmp_path / name}: cannot be read (")
+            assert reason in message
+            assert message.endswith("replace it with an intact image, or remove it")
+
+
+def test_a_jpeg_cut_anywhere_is_found_by_the_reduced_decode(tmp_path: Path):
+    smooth(320, 240).save(tmp_path / "whole.jpg", quality=92)
+    data = (tmp_path / "whole.jpg").read_bytes()
+    reader.check(tmp_path / "whole.jpg")
+    for part in (0.1, 0.3, 0.6, 0.9, 0.99):
+        (tmp_path / "cut.jpg").write_bytes(data[: int(len(data) * part)])
+        with pytest.raises(InputError):
+            reader.check(tmp_path / "cut.jpg")
+
+
+def test_a_mistake_in_choose_is_not_blamed_on_the_file(tmp_path: Path):
+    smooth(20, 20).save(tmp_path / "a.jpg")
+
+    def choose(width: int, height: int) -> reader.Box:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        reader.read_crop(tmp_path / "a.jpg", choose, 8)
+
+
+# ---- crops ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("width", "height"), [(100, 75), (75, 100), (84, 84), (333, 500), (501, 89), (31, 40)])
+@pytest.mark.parametrize(("resize", "crop"), [(64, 64), (73, 64), (64, 57)])
+def test_center_crop_equals_torchvision(width: int, height: int, resize: int, crop: int):
+    image = smooth(width, height)
+    want = tv.center_crop(tv.resize(image, resize, InterpolationMode.BILINEAR), [crop, crop])
+    got = reader.center_crop(image, resize, crop)
+    assert got.shape == (3, crop, crop)
+    assert abs(got - as_array(want)).max() <= 1  # one rounding more or less in the fixed-point filter
+
+
+def test_scaled_size_equals_torchvision():
+    rng = np.random.default_rng(0)
+    for width, height, resize in rng.integers(20, 600, (200, 3)).tolist():
+        want = tv.resize(Image.new("1", (width, height)), resize, InterpolationMode.NEAREST).size
+        assert reader.scaled_size(width, height, resize) == want
+
+
+def test_ten_crop_holds_torchvisions_ten(tmp_path: Path):
+    image = smooth(96, 120)
+    want = [as_array(crop) for crop in tv.ten_crop(tv.resize(image, 70, InterpolationMode.BILINEAR), [64, 64])]
+    got = reader.ten_crop(image, 70, 64)
+    assert got.shape == (10, 3, 64, 64)
+    matched = [[i for i, crop in enumerate(got) if np.array_equal(crop, one)] for one in want]
+    assert sorted(matched) == [[i] for i in range(10)]
+    np.testing.assert_array_equal(got[5:], got[:5, :, :, ::-1])
+
+
+def test_a_window_equals_cropping_after_resizing_the_whole():
+    image = smooth(123, 90)
+    whole = as_array(reader.shorter_side(image, 70))
+    for left, top in [(0, 0), (3, 5), (whole.shape[2] - 64, whole.shape[1] - 64)]:
+        got = reader.resized_crop(image, reader.window(*image.size, 70, 64, left, top), 64)
+        assert abs(got - whole[:, top : top + 64, left : left + 64]).max() <= 1
+
+
+@pytest.mark.parametrize("box", [(10, 5, 90, 65), (0, 0, 120, 90), (40, 30, 70, 52)])
+def test_resized_crop_equals_torchvision_inside_the_outermost_ring(box: tuple[int, int, int, int]):
+    image = smooth(120, 90)
+    left, top, right, bottom = box
+    want = as_array(tv.resized_crop(image, top, left, bottom - top, right - left, [48, 48], InterpolationMode.BILINEAR))
+    got = reader.resized_crop(image, box, 48)
+    assert abs(got - want)[:, 1:-1, 1:-1].max() <= 1
+    assert abs(got - want).mean() < 1
+
+
+def test_large_crops_are_decoded_small_and_look_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "large.jpg"
+    smooth(1001, 777).save(path, quality=95)
+    sizes = []
+    decode = reader._decode
+    monkeypatch.setattr(reader, "_decode", lambda image, path: sizes.append(image.size) or decode(image, path))
+    for side, reduction in [(700, 8), (340, 4), (170, 2), (90, 1)]:
+        box = (200, 40, 200 + side, 40 + side)
+        got = reader.read_crop(path, lambda w, h, box=box: box, 56)
+        want = reader.resized_crop(reader.read_rgb(path), box, 56)
+        assert sizes[-2] == (-(-1001 // reduction), -(-777 // reduction))
+        difference = abs(got.astype(int) - want)
+        assert difference.mean() < (1.5 if reduction > 1 else 0.0001)
+
+
+def test_reduced_decoding_shifts_nothing(tmp_path: Path):
+    """A linear ramp has no detail to lose, so a reduced decode must give the same numbers, also up to the far edge."""
+    ramp = np.add.outer(np.linspace(0, 120, 771), np.linspace(0, 120, 1003))
+    path = tmp_path / "ramp.jpg"
+    Image.fromarray(np.repeat(ramp[..., None], 3, 2).astype(np.uint8)).save(path, quality=100)
+    for box in [(0, 0, 771, 771), (232, 0, 1003, 771), (403, 171, 1003, 771)]:
+        got = reader.read_crop(path, lambda w, h, box=box: box, 64).astype(int)
+        want = reader.resized_crop(reader.read_rgb(path), box, 64)
+        assert abs(got - want).max() <= 2
+
+
+def test_a_crop_larger_than_the_shorter_side_is_our_mistake():
+    with pytest.raises(AssertionError, match="does not fit"):
+        reader.center_crop(smooth(40, 40), 32, 33)

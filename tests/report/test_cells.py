@@ -1,0 +1,187 @@
+"""config/tables.yaml and config/published.csv agree with the paper and with each other; mistakes are named."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from uic_core import config, files
+from uic_core.errors import InputError
+from uic_core.report import cells
+
+ROOT = Path(__file__).parents[2]
+TABLES, PUBLISHED = ROOT / "config" / "tables.yaml", ROOT / "config" / "published.csv"
+
+SMALL = """
+tables:
+  1:
+    title: A table
+    stub: Methods
+    columns:
+      - {name: Arch, text: true}
+      - {name: conv3, evaluation: linear_probe, value: "{view}conv3"}
+      - {name: NMI, evaluation: clusters, value: nmi}
+    rows:
+      - {name: Ours, texts: {Arch: AlexNet}, run: uic_3k, fill: {view: ""}, cells: {NMI: {run: uic_5k}}}
+      - {name: "Cited [1]", texts: {Arch: AlexNet}}
+    footnotes:
+      - {row: Ours, column: NMI, text: A note.}
+"""
+SMALL_PUBLISHED = """table,row,column,value,source
+1,Ours,conv3,41.2,paper
+1,Ours,NMI,38.5,paper
+1,Cited [1],conv3,43.0,[1] Someone 2020
+"""
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> tuple[Path, Path]:
+    tables, published = tmp_path / "tables.yaml", tmp_path / "published.csv"
+    tables.write_text(SMALL)
+    published.write_text(SMALL_PUBLISHED)
+    return tables, published
+
+
+def test_the_papers_numbers_are_all_there() -> None:
+    # Counted in the paper, table by table: every number of every row, '-' left out.
+    with open(PUBLISHED, newline="") as file:
+        records = list(csv.DictReader(file))
+    assert Counter(int(record["table"]) for record in records) == {1: 15, 2: 6, 3: 68, 4: 44, 5: 16, 6: 17, 7: 17}
+    printed = {(record["table"], record["row"], record["column"]): record["value"] for record in records}
+    assert printed["1", "UIC 10k", "NMI t/labels"] == "42.6"
+    assert printed["4", "RotNet [13]", "Classification FC6-8"] == "70.87"
+    assert printed["4", "Contenxt [8]", "Classification ALL"] == "63.1"
+    assert printed["5", "UIC 3k, 84×84", "conv5"] == "54.40"
+    assert printed["7", "UIC + strong aug (Ours), Res50 + MLP-head", "Top-1"] == "64.4"
+    assert ("4", "Contenxt [8]", "Segmentation ALL") not in printed
+
+
+def test_rows_shared_by_tables_have_the_same_numbers() -> None:
+    # Property of the paper (PROTOCOL section 3): these rows are one and the same result.
+    read = {n: cells.read_published(PUBLISHED, n, table) for n, table in cells.read_tables(TABLES).items()}
+    for column in ("conv3", "conv4", "conv5"):
+        ours = {read[1]["UIC 3k (FFT)", column].text, read[2]["UIC 3k, ✓", column].text, read[3]["Ours", column].text}
+        assert ours == {read[6]["UIC (Ours)", column].text}
+        assert read[3]["DeepCluster [2]", column] == read[6]["DeepCluster [2]", column]
+
+
+@pytest.mark.parametrize("number", range(1, 8))
+def test_every_number_of_a_method_that_is_run_is_computed(number: int) -> None:
+    table = cells.table(TABLES, number)
+    published = cells.read_published(PUBLISHED, number, table)
+    for row in table.rows:
+        if row.run and not row.extra:
+            computed = {column for name, column in table.sources() if name == row.name}
+            assert computed == {column for name, column in published if name == row.name}
+
+
+@pytest.mark.parametrize("name", ["paper.yaml", "demo.yaml"])
+def test_runs_are_in_the_config(name: str) -> None:
+    runs = config.validate(files.read_yaml(ROOT / "config" / name), name).runs
+    for number in cells.read_tables(TABLES):
+        assert {run for run, _ in cells.needed(TABLES, number)} <= set(runs)
+
+
+def test_needed() -> None:
+    assert cells.needed(TABLES, 5) == [("uic_3k", "fewshot"), ("deepcluster", "fewshot")]
+    assert cells.needed(TABLES, 2) == [("uic_3k_center_crop_fft", "linear_probe"), ("uic_3k_fft", "linear_probe")]
+    assert ("uic_3k_fft", "clusters") not in cells.needed(TABLES, 1)  # the paper prints '-'
+    assert cells.needed(TABLES, 6) == [
+        ("deepcluster", "linear_probe"), ("uic_3k_fft", "linear_probe"), ("uic_3k", "clusters"),
+        ("uic_3k_strong", "linear_probe"), ("uic_3k_strong", "clusters"),
+    ]  # fmt: skip
+
+
+def test_sources_take_fill_and_overrides() -> None:
+    assert str(cells.table(TABLES, 5).sources()["DeepCluster, 84×84", "conv5+MP"]) == (
+        "deepcluster/fewshot:native/conv5+MP"
+    )
+    assert str(cells.table(TABLES, 7).sources()["UIC + strong aug (Ours), VGG16", "Top-1"]) == (
+        "uic_vgg16_strong/linear_probe:conv13"
+    )
+    assert str(cells.table(TABLES, 6).sources()["UIC (Ours)", "NMI t/labels"]) == "uic_3k/clusters:nmi"
+
+
+def test_imports_nothing_heavy() -> None:
+    code = "import sys, uic_core.report.cells; print({'torch', 'numpy', 'pandas', 'matplotlib'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "set()"
+
+
+def test_small_is_fine(small: tuple[Path, Path]) -> None:
+    table = cells.table(small[0], 1)
+    assert len(cells.read_published(small[1], 1, table)) == 3
+    assert cells.needed(small[0], 1) == [("uic_3k", "linear_probe"), ("uic_5k", "clusters")]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("title: A table", "titel: A table", "tables.1.titel: unknown key; did you mean 'title'?"),
+        ("name: conv3", "name: NMI", "columns: 'NMI' stands twice"),
+        ('name: "Cited [1]"', "name: Ours", "rows: 'Ours' stands twice"),
+        ("cells: {NMI:", "cells: {NMY:", "unknown column 'NMY'; did you mean 'NMI'?"),
+        ("cells: {NMI:", "cells: {Arch:", "unknown column 'Arch'"),
+        ("{row: Ours, ", "{row: Your, ", "footnotes: unknown row 'Your'; did you mean 'Ours'?"),
+        ("column: NMI, text", "column: NMJ, text", "footnotes: unknown column 'NMJ'"),
+        ("evaluation: clusters", "evaluation: cluster", "unknown evaluation 'cluster'; did you mean 'clusters'?"),
+        ('fill: {view: ""}', "fill: {}", "fill.view is missing"),
+        ("texts: {Arch: AlexNet}}", "texts: {}}", "texts.Arch is missing"),
+        ("texts: {Arch: AlexNet}}", "texts: {Arch: AlexNet}, extra: true}", "belong to computed rows"),
+        (", value: nmi", "", "either text: true, or evaluation and value"),
+    ],
+)
+def test_mistakes_in_the_tables_are_named(small: tuple[Path, Path], old: str, new: str, message: str) -> None:
+    assert old in SMALL
+    small[0].write_text(SMALL.replace(old, new))
+    with pytest.raises(InputError) as caught:
+        cells.needed(small[0], 1)
+    assert str(small[0]) in str(caught.value)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("table,row", "tabel,row", ":1: the first line must be 'table,row,column,value,source'"),
+        ("1,Ours,conv3", "1,Our,conv3", ":2: unknown row 'Our'; did you mean 'Ours'?"),
+        ("1,Ours,conv3", "1,Ours,Arch", ":2: unknown column 'Arch'"),
+        ("41.2", "-", ":2: value '-' is no number"),
+        ("41.2", "nan", ":2: value 'nan' is no number"),
+        ("41.2,paper", "41.2,", ":2: source is empty"),
+        ("41.2,paper", "41.2,paper,more", ":2: has 6 fields, not 5"),
+        ("1,Ours,NMI", "1,Ours,conv3", ":3: table 1, 'Ours', 'conv3' stands twice"),
+        ("1,Ours,NMI,38.5,paper\n", "", "row 'Ours': column 'NMI' is computed but has no number"),
+        ("1,Cited [1],conv3,43.0,[1] Someone 2020\n", "", "row 'Cited [1]': has no number"),
+    ],
+)
+def test_mistakes_in_the_numbers_are_named(small: tuple[Path, Path], old: str, new: str, message: str) -> None:
+    assert old in SMALL_PUBLISHED
+    small[1].write_text(SMALL_PUBLISHED.replace(old, new))
+    with pytest.raises(InputError) as caught:
+        cells.read_published(small[1], 1, cells.table(small[0], 1))
+    assert str(small[1]) in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_a_number_that_nothing_computes_is_named(small: tuple[Path, Path]) -> None:
+    small[0].write_text(SMALL.replace("cells: {NMI: {run: uic_5k}}", "absent: [NMI]"))
+    with pytest.raises(InputError, match="column 'NMI' has a number that nothing computes"):
+        cells.read_published(small[1], 1, cells.table(small[0], 1))
+
+
+def test_an_unknown_table_is_answered_with_the_known_ones(small: tuple[Path, Path]) -> None:
+    with pytest.raises(InputError, match="no table 9; known: 1"):
+        cells.needed(small[0], 9)
+
+
+def test_missing_files_are_named(tmp_path: Path, small: tuple[Path, Path]) -> None:
+    with pytest.raises(InputError, match=r"absent\.yaml: cannot be read"):
+        cells.needed(tmp_path / "absent.yaml", 1)
+    with pytest.raises(InputError, match=r"absent\.csv: cannot be read"):
+        cells.read_published(tmp_path / "absent.csv", 1, cells.table(small[0], 1))

@@ -1,0 +1,135 @@
+"""Both configs are valid, every key is explained, every mistake is named with its remedy."""
+
+import copy
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from uic_core.config import Config, validate
+from uic_core.errors import InputError
+from uic_core.files import read_yaml
+from uic_core.recipe import Recipe, load, save
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def paper():
+    return read_yaml(ROOT / "config" / "paper.yaml")
+
+
+@pytest.mark.parametrize("name", ["paper", "demo"])
+def test_the_configs_are_valid(name):
+    assert validate(read_yaml(ROOT / "config" / f"{name}.yaml"), name).scale == name
+
+
+def test_the_demo_is_the_same_matrix(paper):
+    demo = read_yaml(ROOT / "config" / "demo.yaml")
+    assert list(demo["runs"]) == list(paper["runs"])
+    for name, recipe in demo["runs"].items():
+        for key in ("method", "arch", "augmentation", "label_view", "pretrained", "sobel"):
+            assert recipe[key] == paper["runs"][name][key], f"{name}.{key}"
+
+
+def test_paper_numbers(paper):
+    """PROTOCOL section 2's table of optimiser settings."""
+    config = validate(paper, "paper")
+    uic = config.runs["uic_3k"]
+    assert (uic.batch_size, uic.lr, uic.weight_decay, uic.momentum) == (256, 0.1, 1e-4, 0.9)
+    assert (uic.epochs, uic.schedule, uic.sobel) == (500, "linear", True)
+    assert [config.runs[f"uic_{k}k"].classes for k in (3, 5, 10)] == [3000, 5000, 10000]
+    for name in ("uic_resnet50_strong", "uic_resnet50_mlp_strong", "uic_vgg16_strong"):
+        recipe = config.runs[name]
+        assert (recipe.batch_size, recipe.lr, recipe.schedule, recipe.sobel) == (1024, 0.2, "cosine", False)
+    assert (config.runs["uic_3k_fft"].epochs, config.runs["uic_3k_fft"].lr) == (30, 0.05)
+    assert config.datasets.imagenet.train_images // 3000 == 427  # Fig. 3
+
+
+def _keys(model: type[BaseModel]) -> set[str]:
+    keys = set()
+    for name, field in model.model_fields.items():
+        keys.add(name)
+        inner = field.annotation
+        for candidate in (inner, *getattr(inner, "__args__", ())):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                keys |= _keys(candidate)
+    return keys
+
+
+def test_every_key_is_explained():
+    text = (ROOT / "config" / "README.md").read_text()
+    missing = {key for key in _keys(Config) if f"`{key}`" not in text and f"**{key}**" not in text}
+    missing -= {"datasets", "runs", "evaluations"}  # headings
+    missing -= {key for key in missing if f".{key}`" in text}
+    assert not missing
+
+
+def _broken(paper, path, value):
+    broken = copy.deepcopy(paper)
+    *parents, last = path.split(".")
+    node = broken
+    for part in parents:
+        node = node[part]
+    if value is KeyError:
+        del node[last]
+    else:
+        node[last] = value
+    return broken
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("runs.uic_3k.epochz", 3, "runs.uic_3k.epochz: unknown key; did you mean 'epochs'?"),
+        ("evaluations.fewshot.shot", 3, "evaluations.fewshot.shot: unknown key; did you mean 'shots'?"),
+        ("datasets.imagenet.rot", "x", "datasets.imagenet.rot: unknown key; did you mean 'root'?"),
+        ("evalutions", {}, "evalutions: unknown key; did you mean 'evaluations'?"),
+        ("runs.uic_3k.lr", KeyError, "runs.uic_3k.lr: missing; config/README.md explains the key"),
+        ("runs.uic_3k.lr", "1e-4", "runs.uic_3k.lr: Input should be a valid number, not '1e-4' (YAML reads 1e-4 as"),
+        ("runs.uic_3k.momentum", 1.5, "runs.uic_3k.momentum: Input should be less than 1, not 1.5"),
+        ("runs.uic_3k.arch", "alexnt", "runs.uic_3k.arch: Input should be 'alexnet', 'vgg16', 'resnet50' or"),
+        ("runs.uic_3k.method", "moco", "runs.uic_3k.method: Input should be 'uic', 'finetune', 'deepcluster'"),
+        ("runs.uic_3k.classes", 2_000_000, "runs.uic_3k.classes: 2000000 classes for 1281167 images leave"),
+        ("runs.uic_3k.images", 2_000_000, "runs.uic_3k.images: 2000000, but datasets.imagenet.train_images is"),
+        ("runs.uic_3k.pretrained", "uic_5k", "pretrained: names a run for method 'finetune'"),
+        ("runs.uic_3k_fft.pretrained", "uic_4k", "no run 'uic_4k'; did you mean 'uic_"),
+        ("runs.uic_3k_fft.classes", 10, "runs.uic_3k_fft: classes must equal those of run 'uic_3k'"),
+        ("runs.uic_3k.resize", 100, "resize: must not be smaller than image_size"),
+        ("runs.random_rgb.epochs", 3, "epochs: method 'random' saves the initial weights"),
+        ("runs.supervised.classes", 10, "10, but the data set has 1000 annotated classes"),
+        ("scale", "big", "scale: Input should be 'paper' or 'demo', not 'big'"),
+    ],
+)
+def test_mistakes_are_named(paper, path, value, message):
+    with pytest.raises(InputError) as error:
+        validate(_broken(paper, path, value), "config/mine.yaml")
+    assert message in str(error.value)
+    assert str(error.value).startswith("config/mine.yaml: ")
+
+
+def test_all_mistakes_are_told_at_once(paper):
+    broken = _broken(_broken(paper, "runs.uic_3k.lr", "1e-4"), "scale", KeyError)
+    with pytest.raises(InputError) as error:
+        validate(broken, "config/mine.yaml")
+    assert len(str(error.value).splitlines()) == 2
+
+
+def test_a_run_name_that_leaves_the_folder_is_refused(paper):
+    broken = copy.deepcopy(paper)
+    broken["runs"]["../x"] = broken["runs"]["uic_3k"]
+    with pytest.raises(InputError, match="run names are letters, digits and _"):
+        validate(broken, "config/mine.yaml")
+
+
+def test_a_recipe_survives_its_file_and_its_hash_ignores_only_workers(paper, tmp_path):
+    recipe = Recipe.model_validate(paper["runs"]["uic_3k"])
+    save(recipe, tmp_path / "recipe.yaml")
+    assert load(Recipe, tmp_path / "recipe.yaml") == recipe
+    assert recipe.model_copy(update={"workers": 3}).hash() == recipe.hash()
+    for key in set(Recipe.model_fields) - {"workers"}:
+        assert recipe.model_copy(update={key: _other(getattr(recipe, key))}).hash() != recipe.hash(), key
+
+
+def _other(value):
+    return value + "x" if isinstance(value, str) else not value if isinstance(value, bool) else value + 1

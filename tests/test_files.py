@@ -1,0 +1,78 @@
+"""Files are whole or absent, YAML is read strictly."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from uic_core import files
+from uic_core.errors import InputError
+
+
+def test_atomic_leaves_the_old_file_whole_when_writing_fails(tmp_path):
+    path = tmp_path / "value.json"
+    files.write_json(path, {"a": 1})
+    with pytest.raises(UnicodeEncodeError):
+        files.write_text(path, "half \ud800")
+    assert path.read_text() == '{\n  "a": 1\n}\n'
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
+    path = tmp_path / "value.npy"
+    with pytest.raises(InputError, match=r"value\.npy: the disk is full; free some space"), files.atomic(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not os.access("/dev/full", os.W_OK), reason="needs /dev/full")
+def test_a_really_full_device_is_named(tmp_path):
+    with pytest.raises(InputError, match="the disk is full"), files.atomic(tmp_path / "value.txt"):
+        Path("/dev/full").write_bytes(b"0")
+    assert not list(tmp_path.iterdir())
+
+
+def test_not_finite_numbers_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="Out of range"):
+        files.write_json(tmp_path / "value.json", {"a": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+def test_duplicate_keys_are_named_with_their_line(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("a: 1\nb:\n  c: 1\n  c: 2\n")
+    with pytest.raises(InputError, match=r"config\.yaml:4: key 'c' stands twice"):
+        files.read_yaml(path)
+
+
+def test_merge_keys_are_allowed_and_overridden(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("a: &a {x: 1, y: 2}\nb: &b {<<: *a, y: 3}\nc: {<<: *b, x: 4}\n")
+    assert files.read_yaml(path) == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}, "c": {"x": 4, "y": 3}}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1", "is not valid YAML"),
+        ("- 1\n", "must hold a mapping"),
+        ("a: !!python/object:os.x {}", "not valid YAML"),
+    ],
+)
+def test_what_is_no_mapping_is_refused(tmp_path, text, message):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        files.read_yaml(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"none\.yaml: cannot be read"):
+        files.read_yaml(tmp_path / "none.yaml")
+
+
+def test_sha256_of_known_bytes(tmp_path):
+    path = tmp_path / "abc"
+    path.write_bytes(b"abc")
+    assert files.sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -1,0 +1,58 @@
+"""Counter-based randomness and the error exit."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from uic_core import runtime
+from uic_core.errors import InputError
+
+
+def splitmix64(seed: int, epoch: int, image: int, count: int) -> list[float]:
+    """The same numbers with Python's own integers."""
+    mask, golden = 2**64 - 1, 0x9E3779B97F4A7C15
+
+    def mix(z: int) -> int:
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & mask
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB & mask
+        return z ^ (z >> 31)
+
+    key = mix((seed * golden + 1) & mask)
+    key = mix((key + epoch * golden + 2) & mask)
+    key = mix((key + image * golden + 3) & mask)
+    return [(mix((key + (i + 1) * golden) & mask) >> 11) / 2**53 for i in range(count)]
+
+
+def test_uniforms_equal_the_scalar_reference():
+    images = np.array([0, 1, 7, 1_281_166])
+    got = runtime.uniforms(3, 17, images, 5)
+    np.testing.assert_array_equal(got, [splitmix64(3, 17, int(i), 5) for i in images])
+
+
+def test_uniforms_depend_on_the_image_not_on_its_batch():
+    images = np.arange(100)
+    whole = runtime.uniforms(0, 4, images, 3)
+    np.testing.assert_array_equal(runtime.uniforms(0, 4, images[[42, 7]], 3), whole[[42, 7]])
+
+
+@pytest.mark.parametrize("axis", ["seed", "epoch", "image", "number"])
+def test_uniforms_are_uniform_and_uncorrelated_along_every_axis(axis):
+    n = 4000
+    one = np.array([5])
+    draws = {
+        "seed": lambda: np.array([runtime.uniforms(s, 0, one, 1)[0, 0] for s in range(n)]),
+        "epoch": lambda: np.array([runtime.uniforms(0, e, one, 1)[0, 0] for e in range(n)]),
+        "image": lambda: runtime.uniforms(0, 0, np.arange(n), 1)[:, 0],
+        "number": lambda: runtime.uniforms(0, 0, one, n)[0],
+    }[axis]()
+    assert draws.min() >= 0
+    assert draws.max() < 1
+    assert stats.kstest(draws, "uniform").pvalue > 1e-3
+    assert abs(np.corrcoef(draws[1:], draws[:-1])[0, 1]) < 0.06
+
+
+def test_a_stage_turns_a_users_mistake_into_one_line_and_status_2(capsys):
+    with pytest.raises(SystemExit) as stop, runtime.stage():
+        raise InputError("data/x: is not there; look again")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: data/x: is not there; look again\n"

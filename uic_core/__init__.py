@@ -1,0 +1,1 @@
+"""Unsupervised Image Classification (UIC): training, its peers, and every evaluation of the paper."""

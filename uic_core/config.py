@@ -1,0 +1,226 @@
+"""The whole experiment matrix, typed: what config/paper.yaml and config/demo.yaml may say. Imports no torch."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, Literal
+
+from pydantic import Field
+
+from uic_core.errors import InputError
+from uic_core.recipe import Recipe, Strict, parse
+
+
+class ImageFolder(Strict):
+    """ImageNet's layout: <root>/train/<class>/*.JPEG and <root>/val/<class>/*.JPEG."""
+
+    root: str
+    classes: int = Field(ge=2)
+    train_images: int = Field(ge=1)
+    val_images: int = Field(ge=1)
+
+
+class Voc07(Strict):
+    """<root>/VOC2007 of the VOCdevkit: JPEGImages, Annotations, ImageSets/Main."""
+
+    root: str
+    trainval_images: int = Field(ge=1)
+    test_images: int = Field(ge=1)
+
+
+class VocSegmentation(Strict):
+    """<root>/VOC2012: JPEGImages, SegmentationClass and the two lists in ImageSets/Segmentation."""
+
+    root: str
+    train_list: str
+    train_images: int = Field(ge=1)
+    val_list: str
+    val_images: int = Field(ge=1)
+
+
+class MiniImageNet(Strict):
+    """<root>/images/*.jpg and train.csv, val.csv, test.csv (filename,label), Ravi & Larochelle's split."""
+
+    root: str
+    train_classes: int = Field(ge=1)
+    val_classes: int = Field(ge=1)
+    test_classes: int = Field(ge=5)
+    images_per_class: int = Field(ge=20)
+
+
+class Datasets(Strict):
+    """Where the data sets are and what they must hold; `generated` makes them first, at these very sizes."""
+
+    generated: bool
+    seed: int = Field(ge=0)
+    imagenet: ImageFolder
+    voc07: Voc07
+    voc_segmentation: VocSegmentation
+    miniimagenet: MiniImageNet
+
+
+class LinearProbe(Strict):
+    """Linear classifiers on frozen layers (PROTOCOL section 4)."""
+
+    layers: dict[Literal["alexnet", "vgg16", "resnet50", "resnet50_mlp"], list[str]]
+    crop: dict[Literal["alexnet", "vgg16", "resnet50", "resnet50_mlp"], Literal["random_crop", "resized_crop"]]
+    images: int = Field(ge=0, description="training images, 0 = all; the whole val set is always used")
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    lr: float = Field(gt=0)
+    lr_steps: list[int]
+    momentum: float = Field(ge=0, lt=1)
+    weight_decay: float = Field(ge=0)
+    batch_norm: bool = Field(description="non-affine BN before the linear layer, as SelfLabel and RotNet have it")
+    workers: int = Field(ge=0)
+    seed: int = Field(ge=0)
+
+
+class Clusters(Strict):
+    """Pseudo-labels against annotations (Table 1, Figs. 3 and 4)."""
+
+    grid_classes: int = Field(ge=1, description="pseudo-classes shown in Fig. 4")
+    grid_images: int = Field(ge=1, description="images of each")
+    min_images: int = Field(ge=1, description="smaller classes are not considered for Fig. 4")
+
+
+class VocClassification(Strict):
+    """Multi-label VOC07 classification (PROTOCOL section 5)."""
+
+    image_size: int = Field(ge=64)
+    train: Literal["fc6_8", "all"]
+    batch_norm: Literal["affine_trained", "frozen"]
+    iterations: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    lr: float = Field(gt=0)
+    lr_halved_every: int = Field(ge=1)
+    momentum: float = Field(ge=0, lt=1)
+    weight_decay: float = Field(ge=0)
+    clip_gradient: float = Field(gt=0)
+    crops: int = Field(ge=1)
+    workers: int = Field(ge=0)
+    seed: int = Field(ge=0)
+
+
+class Proposals(Strict):
+    """Selective search (PROTOCOL section 6)."""
+
+    mode: Literal["fast", "quality"]
+    shorter_side: int = Field(ge=32, description="images are resized to this before the search; boxes are mapped back")
+    max_boxes: int = Field(ge=1)
+    min_side: int = Field(ge=1, description="boxes with a side below this many pixels are dropped")
+    seed: int = Field(ge=0)
+
+
+class Detection(Strict):
+    """Fast R-CNN through mmdet (PROTOCOL section 6)."""
+
+    train_scales: list[int]
+    train_max: int = Field(ge=32)
+    test_scale: int = Field(ge=32)
+    test_max: int = Field(ge=32)
+    iterations: int = Field(ge=1)
+    lr: float = Field(gt=0)
+    lr_steps: list[int]
+    momentum: float = Field(ge=0, lt=1)
+    weight_decay: float = Field(ge=0)
+    images_per_batch: int = Field(ge=1)
+    rois_per_batch: int = Field(ge=4, description="RoIs over all images of a batch")
+    foreground: float = Field(gt=0, lt=1)
+    nms: float = Field(gt=0, lt=1)
+    rescale: bool = Field(description="data-dependent rescaling of the pretrained layers (magic_init)")
+    workers: int = Field(ge=0)
+    seed: int = Field(ge=0)
+
+
+class Segmentation(Strict):
+    """FCN-32s through mmseg (PROTOCOL section 7)."""
+
+    pad: int = Field(ge=0, description="zero padding of conv1, pixels; 100 in FCN-32s")
+    iterations: int = Field(ge=1, description="forward-backward passes, not optimiser steps")
+    batch_size: int = Field(ge=1)
+    accumulate: int = Field(ge=1)
+    lr: float = Field(gt=0)
+    lr_steps: list[int]
+    momentum: float = Field(ge=0, lt=1)
+    weight_decay: float = Field(ge=0)
+    workers: int = Field(ge=0)
+    seed: int = Field(ge=0)
+
+
+class Resolution(Strict):
+    """How a miniImageNet image becomes the network's input: shorter side to `resize`, centre crop `crop`."""
+
+    resize: int = Field(ge=64)
+    crop: int = Field(ge=64)
+
+
+class Fewshot(Strict):
+    """Prototypical evaluation (PROTOCOL section 8). Resolution 'upsampled' is Table 5's 224, 'native' its 84."""
+
+    resolutions: dict[Literal["upsampled", "native"], Resolution]
+    layers: list[str]
+    ways: int = Field(ge=2)
+    shots: int = Field(ge=1)
+    queries: int = Field(ge=1)
+    episodes: int = Field(ge=2)
+    seed: int = Field(ge=0)
+
+
+class Evaluations(Strict):
+    """Settings of every evaluation, one section a module of uic_core/evaluate or uic_core/openmmlab."""
+
+    linear_probe: LinearProbe
+    clusters: Clusters
+    voc_classification_fc6_8: VocClassification
+    voc_classification_all: VocClassification
+    proposals: Proposals
+    detection: Detection
+    segmentation: Segmentation
+    fewshot: Fewshot
+
+
+class Config(Strict):
+    """One paper, one config."""
+
+    scale: Literal["paper", "demo"]
+    results: str = Field(min_length=1, description="folder of everything that is made, beside the data sets")
+    datasets: Datasets
+    runs: dict[str, Recipe]
+    evaluations: Evaluations
+
+
+def validate(value: dict[str, Any], source: str) -> Config:
+    """Validate a whole config, and what one key demands of another.
+
+    Raises:
+        InputError: every mistake, each with file and key; an unknown run is answered with the known ones.
+    """
+    config = parse(Config, value, source)
+    for name, recipe in config.runs.items():
+        where = f"{source}: runs.{name}"
+        if not name.replace("_", "").isalnum():
+            raise InputError(f"{where}: run names are letters, digits and _; they become folders")
+        images = recipe.images or config.datasets.imagenet.train_images
+        if recipe.classes > images:
+            raise InputError(
+                f"{where}.classes: {recipe.classes} classes for {images} images leave classes empty; lower classes"
+            )
+        if images > config.datasets.imagenet.train_images:
+            raise InputError(f"{where}.images: {images}, but datasets.imagenet.train_images is fewer")
+        annotated = config.datasets.imagenet.classes
+        if recipe.method == "supervised" and recipe.classes != annotated:
+            raise InputError(f"{where}.classes: {recipe.classes}, but the data set has {annotated} annotated classes")
+        if recipe.pretrained:
+            source_run = config.runs.get(recipe.pretrained)
+            if source_run is None:
+                near = difflib.get_close_matches(recipe.pretrained, config.runs, n=1, cutoff=0.0)[0]
+                raise InputError(
+                    f"{where}.pretrained: no run '{recipe.pretrained}'; did you mean '{near}'? "
+                    f"(known: {', '.join(config.runs)})"
+                )
+            shape = ("arch", "sobel", "classes", "image_size")
+            differing = [key for key in shape if getattr(recipe, key) != getattr(source_run, key)]
+            if differing:
+                raise InputError(f"{where}: {', '.join(differing)} must equal those of run '{recipe.pretrained}'")
+    return config

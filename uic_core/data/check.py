@@ -1,0 +1,217 @@
+"""Stage `check`: is the data set all there, before any work is spent on it?
+
+Counts and lists only, so it is quick for ImageNet too (names are listed, nothing is decoded; the stage `index`
+decodes every image). Every error names the config key and the path, what was expected and found, and the remedy;
+all errors of a data set are told at once. Imports no torch but in the stage itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from uic_core import recipe
+from uic_core.config import Datasets
+from uic_core.data import voc
+from uic_core.data.index import build_miniimagenet
+from uic_core.errors import InputError
+from uic_core.files import write_text
+
+_SOURCES = {
+    "imagenet": "get ILSVRC-2012 (classification) from https://image-net.org and unpack it as "
+    "<root>/train/<class>/*.JPEG and <root>/val/<class>/*.JPEG",
+    "voc07": "get VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar from "
+    "http://host.robots.ox.ac.uk/pascal/VOC/voc2007 and unpack both; root is the folder with VOC2007/ in it",
+    "voc_segmentation": "get VOCtrainval_11-May-2012.tar from http://host.robots.ox.ac.uk/pascal/VOC/voc2012 (and, for "
+    "the paper's protocol, SBD's masks and lists, see config/README.md); root is the folder with VOC2012/ in it",
+    "miniimagenet": "put the images of Ravi & Larochelle's split in <root>/images and its train.csv, val.csv and "
+    "test.csv beside them",
+}
+_SHOWN = 5
+
+
+class _Findings:
+    """Collects what is there and what is wrong, so that all of it can be told at once."""
+
+    def __init__(self, dataset: str) -> None:
+        self.dataset = dataset
+        self.lines: list[str] = []
+        self.problems: list[str] = []
+
+    def wrong(self, key: str, path: Path, what: str) -> None:
+        """Note a problem with config key `datasets.<dataset>.<key>`."""
+        self.problems.append(f"datasets.{self.dataset}.{key}: {path}: {what}")
+
+    def count(self, key: str, path: Path, what: str, expected: int, found: int) -> None:
+        """Note how many there are; a problem if that is not the expected number."""
+        self.lines.append(f"{path}: {found} {what}")
+        if expected != found:
+            self.wrong(key, path, f"expected {expected} {what}, found {found}")
+
+    def missing(self, key: str, folder: Path, what: str, names: Iterable[str]) -> None:
+        """Note listed files that are not there, if any."""
+        missing = sorted(names)
+        if missing:
+            shown = ", ".join(missing[:_SHOWN]) + (", …" if len(missing) > _SHOWN else "")
+            self.wrong(key, folder, f"{len(missing)} listed {what} are not there: {shown}")
+
+
+def check(dataset: str, datasets: Datasets) -> str:
+    """Compare a data set on disk with the config.
+
+    Args:
+        dataset: imagenet, voc07, voc_segmentation or miniimagenet.
+
+    Returns:
+        What was found, a line each.
+
+    Raises:
+        InputError: everything that is missing, left over or damaged, a line each with config key, path, expected
+            against found; the last line is the remedy.
+    """
+    root = Path(getattr(datasets, dataset).root)
+    findings = _Findings(dataset)
+    if not root.is_dir():
+        findings.wrong("root", root, "there is no such folder")
+    elif not any(root.iterdir()):
+        findings.wrong("root", root, "the folder is empty")
+    else:
+        _CHECKS[dataset](datasets, root, findings)
+    if findings.problems:
+        remedy = _SOURCES[dataset]
+        if datasets.generated:
+            remedy = (
+                f"python -m uic_core.data.synthetic --protocol <results>/protocols/datasets.yaml --dataset {dataset} "
+                "makes a data set that it made before whole again"
+            )
+        raise InputError("\n".join([*findings.problems, f"remedy: {remedy}; or correct the key"]))
+    return "\n".join(findings.lines) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The stage: check one data set of the config's `datasets` section, write what was found."""
+    from uic_core.runtime import stage
+
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--protocol", type=Path, required=True, help="the config's datasets section")
+    parser.add_argument("--dataset", choices=tuple(_CHECKS), required=True)
+    parser.add_argument("--out", type=Path, required=True, help="text file: what was found")
+    options = parser.parse_args(arguments)
+    with stage():
+        found = check(options.dataset, recipe.load(Datasets, options.protocol))
+        write_text(options.out, found)
+        print(found, end="")
+
+
+def _imagenet(datasets: Datasets, root: Path, findings: _Findings) -> None:
+    section = datasets.imagenet
+    classes: dict[str, set[str]] = {}
+    for split, expected in (("train", section.train_images), ("val", section.val_images)):
+        folder = root / split
+        if not folder.is_dir():
+            findings.wrong("root", folder, "there is no such folder")
+            continue
+        entries = {entry.name: entry.is_dir() for entry in os.scandir(folder)}
+        classes[split] = {name for name, is_folder in entries.items() if is_folder}
+        if strays := len(entries) - len(classes[split]):
+            findings.wrong("root", folder, f"{strays} files lie outside the class folders")
+        findings.count("classes", folder, "class folders", section.classes, len(classes[split]))
+        sizes = {name: sum(1 for _ in os.scandir(folder / name)) for name in sorted(classes[split])}
+        for name in (name for name, size in sizes.items() if not size):
+            findings.wrong(f"{split}_images", folder / name, "the class folder is empty")
+        findings.count(f"{split}_images", folder, "images", expected, sum(sizes.values()))
+    if len(classes) == 2:
+        for split, other in (("train", "val"), ("val", "train")):
+            for name in sorted(classes[other] - classes[split])[:_SHOWN]:
+                findings.wrong("root", root / split / name, f"there is no such class folder, but {other} has the class")
+
+
+def _voc07(datasets: Datasets, root: Path, findings: _Findings) -> None:
+    section = datasets.voc07
+    images, annotations = _stems(root / "VOC2007" / "JPEGImages"), _stems(root / "VOC2007" / "Annotations")
+    for split, expected in (("trainval", section.trainval_images), ("test", section.test_images)):
+        key = f"{split}_images"
+        listed = _listed(root, "Main", split, ("root", key), expected, findings)
+        findings.missing(key, root / "VOC2007" / "JPEGImages", "images", listed - images)
+        findings.missing(key, root / "VOC2007" / "Annotations", "annotations", listed - annotations)
+        objects: Counter[str] = Counter()
+        for image in sorted(listed & annotations):
+            try:
+                annotation = voc.read_annotation(voc.annotation_path(root, image))
+                objects.update(voc.CLASSES[label] for label in annotation.labels)
+            except InputError as error:
+                findings.problems.append(f"datasets.voc07.{key}: {error}")
+        findings.lines.append(f"{split}: {objects.total()} objects of {len(objects)} classes")
+
+
+def _segmentation(datasets: Datasets, root: Path, findings: _Findings) -> None:
+    section = datasets.voc_segmentation
+    images, masks = _stems(root / "VOC2012" / "JPEGImages"), _stems(root / "VOC2012" / "SegmentationClass")
+    splits = (("train", section.train_list, section.train_images), ("val", section.val_list, section.val_images))
+    for name, split, expected in splits:
+        keys = (f"{name}_list", f"{name}_images")
+        listed = _listed(root, "Segmentation", split, keys, expected, findings)
+        findings.missing(keys[0], root / "VOC2012" / "JPEGImages", "images", listed - images)
+        findings.missing(keys[0], root / "VOC2012" / "SegmentationClass", "masks", listed - masks)
+        for image in sorted(listed & masks):
+            try:
+                voc.read_mask(voc.mask_path(root, image))
+            except InputError as error:
+                findings.problems.append(f"datasets.voc_segmentation.{keys[0]}: {error}")
+
+
+def _miniimagenet(datasets: Datasets, root: Path, findings: _Findings) -> None:
+    section = datasets.miniimagenet
+    expected = {"train": section.train_classes, "val": section.val_classes, "test": section.test_classes}
+    split_of: dict[str, str] = {}
+    for split, classes in expected.items():
+        key, table = f"{split}_classes", root / f"{split}.csv"
+        try:
+            index = build_miniimagenet(root, split)
+        except InputError as error:
+            findings.problems.append(f"datasets.miniimagenet.{key}: {error}")
+            continue
+        findings.count(key, table, "classes", classes, len(index.classes))
+        sizes = np.bincount(index.labels, minlength=len(index.classes)).tolist()
+        for label, size in zip(index.classes, sizes, strict=True):
+            if size != section.images_per_class:
+                what = f"class {label}: expected {section.images_per_class} images, found {size}"
+                findings.wrong("images_per_class", table, what)
+            if label in split_of:
+                findings.wrong(key, table, f"class {label} is in {split_of[label]}.csv too; splits share no class")
+            split_of[label] = split
+
+
+def _listed(
+    root: Path, kind: voc.Kind, split: str, keys: tuple[str, str], expected: int, findings: _Findings
+) -> set[str]:
+    """The ids of a list, counted; the keys are those of the list's name and of its size."""
+    try:
+        listed = voc.read_list(root, kind, split)
+    except InputError as error:
+        findings.problems.append(f"datasets.{findings.dataset}.{keys[0]}: {error}")
+        return set()
+    findings.count(keys[1], voc.list_path(root, kind, split), "images", expected, len(listed))
+    return set(listed)
+
+
+def _stems(folder: Path) -> set[str]:
+    """Names without suffix of what is in a folder; none if there is no such folder (then all are missing)."""
+    return {Path(entry.name).stem for entry in os.scandir(folder)} if folder.is_dir() else set()
+
+
+_CHECKS: dict[str, Callable[[Datasets, Path, _Findings], None]] = {
+    "imagenet": _imagenet,
+    "voc07": _voc07,
+    "voc_segmentation": _segmentation,
+    "miniimagenet": _miniimagenet,
+}
+
+
+if __name__ == "__main__":
+    main()

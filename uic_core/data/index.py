@@ -1,0 +1,275 @@
+"""The index: which files a data set has, in which order, with which annotated labels; and the stage that makes it.
+
+Every later stage counts images by their position in the index. Imports no torch: the report reads indexes too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import os
+import zipfile
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uic_core import recipe
+from uic_core.config import Datasets
+from uic_core.data import reader
+from uic_core.errors import InputError
+from uic_core.files import atomic
+
+_ARRAYS = {"name": "U", "root": "U", "paths": "U", "labels": "i", "classes": "U", "fingerprint": "U"}
+
+
+@dataclass(frozen=True)
+class Index:
+    """A list of images, sorted by path.
+
+    Attributes:
+        name: data set and split, e.g. imagenet_train.
+        root: folder that `paths` are relative to.
+        paths: unicode array [N], with forward slashes.
+        labels: int32 array [N], annotated class 0…len(classes)-1, for evaluation only.
+        classes: class names, sorted.
+        fingerprint: 16 hex digits; changes with any path, label or file size.
+    """
+
+    name: str
+    root: Path
+    paths: NDArray[np.str_]
+    labels: NDArray[np.int32]
+    classes: tuple[str, ...]
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def file(self, position: int) -> Path:
+        """The path of the image at a position."""
+        return self.root / str(self.paths[position])
+
+    def subset(self, count: int, seed: int) -> Index:
+        """The first `count` images of a seeded shuffle, in index order; 0 means all of them.
+
+        Raises:
+            InputError: the index has fewer images.
+        """
+        if count in (0, len(self)):
+            return self
+        if count > len(self):
+            raise InputError(f"{self.name}: {count} images wanted, the index has {len(self)}; lower `images`")
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(self))[:count])
+        paths, labels = self.paths[chosen], self.labels[chosen]
+        fingerprint = hashlib.sha256(f"{self.fingerprint} {count} {seed}".encode()).hexdigest()[:16]
+        return replace(self, paths=paths, labels=labels, fingerprint=fingerprint)
+
+    def save(self, path: Path) -> None:
+        """Write as .npz, atomically; equal indexes give equal bytes."""
+        with atomic(path) as temporary:
+            np.savez_compressed(
+                temporary,
+                name=np.array(self.name),
+                root=np.array(str(self.root)),
+                paths=self.paths,
+                labels=self.labels,
+                classes=np.array(self.classes),
+                fingerprint=np.array(self.fingerprint),
+            )
+
+    @classmethod
+    def load(cls, path: Path) -> Index:
+        """Read what `save` wrote; pickled content is refused.
+
+        Raises:
+            InputError: missing, damaged, of another form, or with a path that leaves the root.
+        """
+        remedy = "delete the file and run snakemake again"
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                value: dict[str, Any] = {key: arrays[key] for key in _ARRAYS}
+        except FileNotFoundError as error:
+            raise InputError(f"{path}: there is no such index; run snakemake to make it") from error
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+            raise InputError(f"{path}: is not an index ({error}); {remedy}") from error
+        wrong = [key for key, kind in _ARRAYS.items() if value[key].dtype.kind != kind]
+        paths, labels, classes = value["paths"], value["labels"], value["classes"]
+        if wrong or paths.ndim != 1 or classes.ndim != 1 or paths.shape != labels.shape or not len(paths):
+            raise InputError(f"{path}: is not an index (forms of {wrong or 'paths, labels'}); {remedy}")
+        if labels.min() < 0 or labels.max() >= len(classes):
+            raise InputError(f"{path}: labels outside 0…{len(classes) - 1}; {remedy}")
+        for name in paths:
+            if not _is_inside(str(name)):
+                raise InputError(f"{path}: '{name}' leaves the data set's folder; {remedy}")
+        return cls(
+            name=str(value["name"]),
+            root=Path(str(value["root"])),
+            paths=paths,
+            labels=labels.astype(np.int32),
+            classes=tuple(str(name) for name in classes),
+            fingerprint=str(value["fingerprint"]),
+        )
+
+
+def build_imagenet(root: Path, split: str) -> Index:
+    """List `<root>/<split>/<class>/<image>`; whatever lies in a class folder counts as an image.
+
+    Raises:
+        InputError: no such folder, no class folders, an empty class, or files outside class folders; all at once.
+    """
+    folder = Path(root) / split
+    classes: list[str] = []
+    strays: list[str] = []
+    for entry in _scan(folder):
+        (classes if entry.is_dir() else strays).append(entry.name)
+    if not classes:
+        raise InputError(f"{folder}: holds no class folders; expected {folder}/<class>/<image>.JPEG")
+    rows = [(f"{split}/{name}/{entry.name}", name) for name in classes for entry in _scan(folder / name)]
+    problems = [f"{folder / name}: lies outside the class folders; sort it into one, or remove it" for name in strays]
+    for name in sorted(set(classes) - {name for _, name in rows}):
+        problems.append(f"{folder / name}: class folder without images; add its images, or remove it")
+    if problems:
+        raise InputError("\n".join(problems))
+    return _build(f"imagenet_{split}", Path(root), rows)
+
+
+def build_miniimagenet(root: Path, split: str) -> Index:
+    """List `<root>/images/<filename>` of `<root>/<split>.csv` (columns filename, label).
+
+    Raises:
+        InputError: the list is missing, of another form, empty, has a file twice or one outside `images`.
+    """
+    table = Path(root) / f"{split}.csv"
+    try:
+        with open(table, encoding="utf-8", newline="") as file:
+            lines = list(csv.reader(file))
+    except OSError as error:
+        raise InputError(f"{table}: cannot be read ({error.strerror}); expected Ravi & Larochelle's split") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{table}: is not a CSV file ({error}); expected columns filename,label") from error
+    if len(lines) < 2 or lines[0] != ["filename", "label"]:
+        raise InputError(f"{table}: expected a first line 'filename,label' and at least one image")
+    seen: set[str] = set()
+    for number, line in enumerate(lines[1:], start=2):
+        if len(line) != 2 or not line[1] or not _is_inside(line[0]) or "/" in line[0]:
+            raise InputError(f"{table}:{number}: expected the name of a file in images/ and its label, not {line}")
+        if line[0] in seen:
+            raise InputError(f"{table}:{number}: {line[0]} stands twice; remove one of the lines")
+        seen.add(line[0])
+    return _build(f"miniimagenet_{split}", Path(root), [(f"images/{name}", label) for name, label in lines[1:]])
+
+
+def check_images(index: Index, processes: int = 1) -> None:
+    """Decode every image.
+
+    Raises:
+        InputError: one line for every file that is truncated or no image, after all of them were tried.
+    """
+    files = [str(index.root / path) for path in index.paths.tolist()]
+    problems: Iterable[str | None]
+    if processes == 1:
+        problems = [_problem(file) for file in files]
+    else:
+        with ProcessPoolExecutor(processes) as pool:
+            problems = list(pool.map(_problem, files, chunksize=64))
+    _raise_all(index.name, len(index), [problem for problem in problems if problem])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The stage: list a data set, decode every image once, write the index."""
+    from uic_core.runtime import stage  # here, because it imports torch and the report reads indexes without
+
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--protocol", type=Path, required=True, help="the config's datasets section")
+    choices = ("imagenet_train", "imagenet_val", "miniimagenet_test")
+    parser.add_argument("--dataset", choices=choices, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="the index to write, .npz")
+    options = parser.parse_args(arguments)
+    with stage():
+        index = build(recipe.load(Datasets, options.protocol), options.dataset)
+        check_images(index, len(os.sched_getaffinity(0)))
+        index.save(options.out)
+        print(f"{index.name}: {len(index)} images, {len(index.classes)} classes, fingerprint {index.fingerprint}")
+
+
+def build(datasets: Datasets, dataset: str) -> Index:
+    """List a data set of the config and hold it against the sizes stated there.
+
+    Raises:
+        InputError: see the builders; or another number of classes or images, expected against found.
+    """
+    family, split = dataset.split("_")
+    if family == "imagenet":
+        index = build_imagenet(Path(datasets.imagenet.root), split)
+        images = {"train": datasets.imagenet.train_images, "val": datasets.imagenet.val_images}[split]
+        classes = datasets.imagenet.classes
+    else:
+        index = build_miniimagenet(Path(datasets.miniimagenet.root), split)
+        classes = getattr(datasets.miniimagenet, f"{split}_classes")
+        images = classes * datasets.miniimagenet.images_per_class
+    found = {"classes": (classes, len(index.classes)), "images": (images, len(index))}
+    for what, (expected, actual) in found.items():
+        if expected != actual:
+            raise InputError(
+                f"{index.root}: {dataset} has {actual} {what}, expected {expected}; complete the data set, "
+                f"or correct datasets.{family} in the config"
+            )
+    return index
+
+
+def _scan(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error.strerror}); check the data set's root") from error
+
+
+def _build(name: str, root: Path, rows: list[tuple[str, str]]) -> Index:
+    """Sort, number the classes, take the fingerprint. Raises InputError with all missing files."""
+    rows = sorted(rows)
+    classes = tuple(sorted({label for _, label in rows}))
+    number = {label: position for position, label in enumerate(classes)}
+    digest, missing = hashlib.sha256(), []
+    for path, label in rows:
+        try:
+            digest.update(f"{path}\0{number[label]}\0{os.stat(root / path).st_size}\n".encode())
+        except OSError as error:
+            missing.append(f"{root / path}: cannot be read ({error.strerror}); complete the data set")
+    _raise_all(name, len(rows), missing)
+    return Index(
+        name=name,
+        root=root,
+        paths=np.array([path for path, _ in rows], dtype=np.str_),
+        labels=np.array([number[label] for _, label in rows], dtype=np.int32),
+        classes=classes,
+        fingerprint=digest.hexdigest()[:16],
+    )
+
+
+def _is_inside(path: str) -> bool:
+    pure = PurePosixPath(path)
+    return bool(path) and not pure.is_absolute() and ".." not in pure.parts and "\0" not in path
+
+
+def _problem(file: str) -> str | None:
+    try:
+        reader.check(Path(file))
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def _raise_all(name: str, total: int, problems: list[str]) -> None:
+    if problems:
+        raise InputError("\n".join([f"{name}: {len(problems)} of {total} images are unusable:", *problems]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""Image files to uint8 RGB arrays: one way of reading, everywhere. Imports no torch: the report shows images too.
+
+Upright (EXIF orientation applied), then RGB: grey is repeated, palettes are looked up, transparency is laid over
+white, CMYK goes through Pillow's conversion, 16-bit grey keeps its high byte. Animations give their first frame.
+A crop is always a box of the upright image that is resized to a square in one antialiased bilinear step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from uic_core.errors import InputError
+
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom in pixels of the upright image; right and bottom are exclusive, fractions allowed."""
+
+# A closed list: among Pillow's other formats are some that start programs (EPS) or are rarely fuzzed.
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# A JPEG is decoded at 1/2, 1/4 or 1/8 only while the crop stays at least this many times the output's side: what is
+# left for the bilinear filter then keeps the mean difference near one grey level of 255, at half the time or less.
+_SPARE = 1.5
+
+
+def read_rgb(path: Path) -> Image.Image:
+    """Read an image whole, upright, mode RGB.
+
+    Raises:
+        InputError: missing, truncated, or no image; names the file.
+    """
+    with _open(path) as image:
+        return _decode(image, path)
+
+
+def read_crop(path: Path, choose: Callable[[int, int], Box], size: int) -> NDArray[np.uint8]:
+    """Read one square crop, decoding no more than it needs (JPEG at reduced size where the crop is large).
+
+    Args:
+        choose: called with the upright image's (width, height), returns the box to read.
+        size: side S of the output, pixels.
+
+    Returns:
+        uint8 array [3, S, S].
+
+    Raises:
+        InputError: missing, truncated, or no image; names the file.
+    """
+    with _open(path) as image:
+        width, height = image.size if _orientation(image) < 5 else image.size[::-1]
+        box = choose(width, height)
+        reduction = _draft(image, min(box[2] - box[0], box[3] - box[1]) / size)
+        rgb = _decode(image, path)
+    left, top, right, bottom = (edge / reduction for edge in box)
+    return resized_crop(rgb, (left, top, min(right, rgb.width), min(bottom, rgb.height)), size)
+
+
+def check(path: Path) -> None:
+    """Decode a whole file, JPEGs at 1/8 size: every byte is read, few pixels are made.
+
+    Raises:
+        InputError: missing, truncated, or no image; names the file.
+    """
+    with _open(path) as image:
+        _draft(image, math.inf)
+        _decode(image, path)
+
+
+def resized_crop(image: Image.Image, box: Box, size: int) -> NDArray[np.uint8]:
+    """Resize a box of an RGB image to a square.
+
+    Where torchvision's resized_crop repeats the crop's edge, the filter here sees the true neighbours beyond it:
+    the outermost ring of pixels differs, the inside does not.
+
+    Returns:
+        uint8 array [3, size, size].
+    """
+    square = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+
+
+def scaled_size(width: int, height: int, resize: int) -> tuple[int, int]:
+    """(width, height) after the shorter side became `resize`; the longer one is rounded down, as in torchvision."""
+    shorter = min(width, height)
+    return resize * width // shorter, resize * height // shorter
+
+
+def shorter_side(image: Image.Image, resize: int) -> Image.Image:
+    """The whole image, its shorter side resized to `resize` pixels, up or down (antialiased bilinear)."""
+    return image.resize(scaled_size(*image.size, resize), Image.Resampling.BILINEAR)
+
+
+def window(width: int, height: int, resize: int, crop: int, left: int, top: int) -> Box:
+    """The box that becomes the crop at (left, top) of the image with shorter side `resize`.
+
+    Reading this box gives the same pixels as resizing the whole image and cropping after, at a part of the cost.
+    """
+    scaled_width, scaled_height = scaled_size(width, height, resize)
+    across, down = width / scaled_width, height / scaled_height
+    right, bottom = min((left + crop) * across, width), min((top + crop) * down, height)
+    return left * across, top * down, right, bottom
+
+
+def center_window(width: int, height: int, resize: int, crop: int) -> Box:
+    """The box that becomes the centre crop (side `crop`) of the image with shorter side `resize`."""
+    assert crop <= resize, f"a crop of {crop} does not fit into a shorter side of {resize}"
+    scaled_width, scaled_height = scaled_size(width, height, resize)
+    return window(width, height, resize, crop, round((scaled_width - crop) / 2), round((scaled_height - crop) / 2))
+
+
+def center_crop(image: Image.Image, resize: int, crop: int) -> NDArray[np.uint8]:
+    """Shorter side to `resize`, then the centre square of side `crop`.
+
+    Returns:
+        uint8 array [3, crop, crop].
+    """
+    return resized_crop(image, center_window(*image.size, resize, crop), crop)
+
+
+def ten_crop(image: Image.Image, resize: int, crop: int) -> NDArray[np.uint8]:
+    """Shorter side to `resize`; its four corners and centre, then the same five mirrored (PROTOCOL section 4).
+
+    Returns:
+        uint8 array [10, 3, crop, crop].
+    """
+    assert crop <= resize, f"a crop of {crop} does not fit into a shorter side of {resize}"
+    pixels = np.asarray(shorter_side(image, resize)).transpose(2, 0, 1)
+    bottom, right = pixels.shape[1] - crop, pixels.shape[2] - crop
+    corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), (round(bottom / 2), round(right / 2))]
+    five = np.stack([pixels[:, y : y + crop, x : x + crop] for y, x in corners])
+    return np.concatenate([five, five[..., ::-1]])
+
+
+def _open(path: Path) -> Image.Image:
+    """Read the header, so that size and orientation are known; only JPEGs can wait with their pixels."""
+    try:
+        image = Image.open(path, formats=_FORMATS)
+        if not _is_jpeg(image):
+            image.load()
+        return image
+    except Exception as error:  # a decoder fed with outside bytes raises nearly anything
+        raise _unreadable(path, error) from error
+
+
+def _decode(image: Image.Image, path: Path) -> Image.Image:
+    try:
+        image.load()
+        turn = _UPRIGHT.get(_orientation(image))
+        return _rgb(image.transpose(turn) if turn is not None else image)
+    except Exception as error:  # see _open
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    if isinstance(error, UnidentifiedImageError):
+        reason = "not an image of a known format"
+    elif isinstance(error, OSError) and error.strerror:
+        reason = error.strerror
+    else:
+        reason = str(error) or type(error).__name__
+    return InputError(f"{path}: cannot be read ({reason}); replace it with an intact image, or remove it")
+
+
+def _is_jpeg(image: Image.Image) -> bool:
+    return image.format in ("JPEG", "MPO")
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation 1 to 8; 1 where there is none or it makes no sense, as viewers do."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # broken metadata beside good pixels
+        return 1
+    return value if value in _UPRIGHT else 1
+
+
+def _draft(image: Image.Image, oversize: float) -> int:
+    """Ask for a reduced decode of a JPEG whose crop is `oversize` times the output; the reduction that will be."""
+    reductions = [factor for factor in (8, 4, 2) if oversize >= factor * _SPARE and min(image.size) >= factor]
+    if not reductions or not _is_jpeg(image):
+        return 1
+    width, height = image.size
+    drafted = image.draft("", (width // reductions[0], height // reductions[0]))
+    return round(width / drafted[1][2]) if drafted else 1
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode} have no agreed range")
+    if image.has_transparency_data:
+        colours = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours)
+    return image.convert("RGB")

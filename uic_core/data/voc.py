@@ -1,0 +1,257 @@
+"""The PASCAL VOC layout: image lists, object annotations, segmentation masks. Everything read here is hostile.
+
+`root` is always the devkit folder, the one that holds VOC2007/ and VOC2012/. Detection and classification read
+VOC2007 (lists in ImageSets/Main), segmentation reads VOC2012 (lists in ImageSets/Segmentation).
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from xml.etree.ElementTree import Element, ParseError
+
+import defusedxml.ElementTree
+import numpy as np
+from defusedxml.common import DefusedXmlException
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from uic_core.errors import InputError
+
+Kind = Literal["Main", "Segmentation"]
+Year = Literal[2007, 2012]
+
+YEARS: dict[Kind, Year] = {"Main": 2007, "Segmentation": 2012}
+
+CLASSES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+"""The 20 classes in VOC's order; a label is a position in this tuple."""
+
+CLASSES_SEGMENTATION = ("background", *CLASSES)
+"""The 21 classes of the masks; a mask's value is a position in this tuple, or IGNORED."""
+
+IGNORED = 255
+"""Mask value of object borders, and multi-label target of a class with difficult objects only."""
+
+_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """The objects of one image.
+
+    Attributes:
+        width, height: the image's size in pixels.
+        boxes: float32 [n, 4], left, top, right, bottom; the first pixel is 0 and the last one belongs to the box
+            (VOC's own numbers, which start at 1, minus 1).
+        labels: int64 [n], positions in CLASSES.
+        difficult: bool [n].
+    """
+
+    width: int
+    height: int
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    difficult: NDArray[np.bool_]
+
+
+def check_id(image: str, source: str) -> str:
+    """Return an image id or list name unchanged if it is a plain name.
+
+    Raises:
+        InputError: it is empty, or could leave the data set's folder; `source` says where it stood.
+    """
+    if not _ID.fullmatch(image):
+        raise InputError(f"{source}: {image!r} is no plain name of letters, digits, '_', '-' and '.'; correct it")
+    return image
+
+
+def list_path(root: Path, kind: Kind, split: str) -> Path:
+    """The file that lists the images of a split."""
+    return _year(root, YEARS[kind]) / "ImageSets" / kind / f"{check_id(split, f'{kind} split')}.txt"
+
+
+def image_path(root: Path, year: Year, image: str) -> Path:
+    """The JPEG of an image id."""
+    return _year(root, year) / "JPEGImages" / f"{image}.jpg"
+
+
+def annotation_path(root: Path, image: str) -> Path:
+    """The object annotations (VOC2007) of an image id."""
+    return _year(root, 2007) / "Annotations" / f"{image}.xml"
+
+
+def mask_path(root: Path, image: str) -> Path:
+    """The class mask (VOC2012) of an image id."""
+    return _year(root, 2012) / "SegmentationClass" / f"{image}.png"
+
+
+def read_list(root: Path, kind: Kind, split: str) -> tuple[str, ...]:
+    """Image ids of a split, in the order of its list.
+
+    Args:
+        kind: Main reads VOC2007, Segmentation reads VOC2012.
+
+    Raises:
+        InputError: no such list, no text, no ids in it, an id twice, or an id that is no plain name.
+    """
+    path = list_path(root, kind, split)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise InputError(f"{path}: the image list cannot be read ({error.strerror}); {_remedy(kind)}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is no text; expected one image id a line") from error
+    first_line: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        image = check_id(line.strip(), f"{path}:{number}")
+        if image in first_line:
+            raise InputError(f"{path}:{number}: {image} stands in line {first_line[image]} too; remove one of them")
+        first_line[image] = number
+    if not first_line:
+        raise InputError(f"{path}: lists no images; {_remedy(kind)}")
+    return tuple(first_line)
+
+
+def read_annotation(path: Path) -> Annotation:
+    """Read the objects of one image from VOC's XML.
+
+    Raises:
+        InputError: the file is missing, no XML, has no size, no objects, a class that VOC does not have, or a box
+            that is empty or reaches outside the image.
+    """
+    tree = _read_xml(path)
+    width, height = (_number(path, tree, f"size/{side}") for side in ("width", "height"))
+    if width < 1 or height < 1:
+        raise InputError(f"{path}: size is {width:g}×{height:g}; both must be at least 1")
+    objects = tree.findall("object")
+    if not objects:
+        raise InputError(f"{path}: has no <object>; annotate one, or take the image off the list")
+    boxes = np.empty((len(objects), 4), np.float32)
+    labels = np.empty(len(objects), np.int64)
+    difficult = np.empty(len(objects), np.bool_)
+    for row, node in enumerate(objects):
+        name = (node.findtext("name") or "").strip()
+        if name not in CLASSES:
+            raise InputError(f"{path}: object {row + 1}: unknown class {name!r} (known: {', '.join(CLASSES)})")
+        box = [_number(path, node, f"bndbox/{edge}") for edge in ("xmin", "ymin", "xmax", "ymax")]
+        left, top, right, bottom = box
+        if not (1 <= left <= right <= width and 1 <= top <= bottom <= height):
+            shown = ", ".join(f"{edge:g}" for edge in box)
+            raise InputError(
+                f"{path}: object {row + 1} ({name}): box ({shown}) is not inside the image, "
+                f"1…{width:g} × 1…{height:g}; correct the annotation"
+            )
+        boxes[row] = np.array(box) - 1
+        labels[row] = CLASSES.index(name)
+        difficult[row] = (node.findtext("difficult") or "0").strip() == "1"
+    return Annotation(int(width), int(height), boxes, labels, difficult)
+
+
+def multilabels(root: Path, split: str) -> tuple[tuple[str, ...], NDArray[np.uint8]]:
+    """Which classes each VOC2007 image of a split shows (PROTOCOL section 5).
+
+    Returns:
+        (ids, targets): targets is uint8 [n, 20]; 1 the class has an object that is not difficult, 255 it has
+        difficult objects only (neither trained nor counted), 0 it has none.
+
+    Raises:
+        InputError: as `read_list` and `read_annotation` do.
+    """
+    ids = read_list(root, "Main", split)
+    targets = np.zeros((len(ids), len(CLASSES)), np.uint8)
+    for row, image in enumerate(ids):
+        annotation = read_annotation(annotation_path(root, image))
+        targets[row, annotation.labels[annotation.difficult]] = IGNORED
+        targets[row, annotation.labels[~annotation.difficult]] = 1
+    return ids, targets
+
+
+def read_mask(path: Path) -> NDArray[np.uint8]:
+    """Read a class mask.
+
+    Returns:
+        uint8 [height, width]: positions in CLASSES_SEGMENTATION, or 255 where nothing is counted.
+
+    Raises:
+        InputError: missing, truncated, no palette or grey PNG, or with a value that is no class.
+    """
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            if image.mode not in ("P", "L"):
+                raise InputError(f"{path}: mode {image.mode}; expected a PNG of class numbers with a palette")
+            mask = np.asarray(image)
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: the mask cannot be read ({error}); copy it again") from error
+    unknown = sorted(set(np.unique(mask).tolist()) - {*range(len(CLASSES_SEGMENTATION)), IGNORED})
+    if unknown:
+        raise InputError(f"{path}: mask values {unknown} are no classes; expected 0…{len(CLASSES)} and {IGNORED}")
+    return mask
+
+
+def fingerprint(root: Path, year: Year, lists: Sequence[str]) -> str:
+    """Identify what the named lists of a year hold: 16 hex digits of a SHA-256.
+
+    It changes with an id, its order or split, an annotation's bytes (2007) or a mask's (2012), an image's size in
+    bytes.
+
+    Args:
+        lists: splits of ImageSets/Main (2007) or ImageSets/Segmentation (2012), e.g. ("trainval", "test").
+
+    Raises:
+        InputError: a list, image, annotation or mask is missing.
+    """
+    kind: Kind = next(kind for kind, known in YEARS.items() if known == year)
+    digest = hashlib.sha256()
+    for split in lists:
+        digest.update(f"{split}\n".encode())
+        for image in read_list(root, kind, split):
+            truth = annotation_path(root, image) if year == 2007 else mask_path(root, image)
+            file = image_path(root, year, image)
+            try:
+                digest.update(f"{image} {file.stat().st_size} ".encode())
+                digest.update(hashlib.sha256(truth.read_bytes()).digest())
+            except OSError as error:
+                raise InputError(f"{error.filename}: {error.strerror}, but {split}.txt lists {image}") from error
+    return digest.hexdigest()[:16]
+
+
+def _year(root: Path, year: Year) -> Path:
+    return Path(root) / f"VOC{year}"
+
+
+def _remedy(kind: Kind) -> str:
+    return f"expected one image id a line; VOC{YEARS[kind]} of the development kit has such lists"
+
+
+def _read_xml(path: Path) -> Element:
+    try:
+        tree = defusedxml.ElementTree.parse(path, forbid_dtd=True).getroot()
+    except OSError as error:
+        raise InputError(f"{path}: the annotation cannot be read ({error.strerror}); copy it again") from error
+    except (ParseError, DefusedXmlException, UnicodeError, ValueError, LookupError) as error:
+        raise InputError(f"{path}: is not a VOC annotation ({error!r}); copy it again") from error
+    assert isinstance(tree, Element)
+    return tree
+
+
+def _number(path: Path, node: Element, field: str) -> float:
+    text = node.findtext(field)
+    try:
+        value = float(text or "")
+    except ValueError:
+        value = float("nan")
+    if not np.isfinite(value):
+        raise InputError(f"{path}: <{node.tag}> has no number in <{field}> but {text!r}; correct the annotation")
+    return value

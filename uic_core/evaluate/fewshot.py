@@ -1,0 +1,336 @@
+"""Stage `fewshot`: prototypical few-shot classification on frozen features of miniImageNet (PROTOCOL section 8).
+
+Table 5. Expect accuracies between chance (20 % for 5 ways) and about 60 %. Note that ImageNet, unlabelled, holds the
+test classes. At paper scale (12,000 images, two resolutions, 2000 episodes): minutes on two cores, 9 GB of temporary
+files beside the output, 3 GB of memory.
+
+No episode ever touches a feature. With m the mean of a class's support images s ∈ S and q a query,
+
+    ‖q − m‖² = ⟨q, q⟩ − 2/|S| Σ ⟨q, s⟩ + 1/|S|² Σ Σ ⟨s, s′⟩,
+
+so one Gram matrix a layer holds all that any episode needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import math
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from uic_core import metrics, recipe, runtime
+from uic_core.config import Fewshot, Resolution
+from uic_core.data.augment import normalize
+from uic_core.data.index import Index
+from uic_core.data.loader import Loader
+from uic_core.errors import InputError
+from uic_core.models import Network
+from uic_core.pretrain import checkpoint
+
+MAX_POOLED = "+MP"
+"""Suffix of a layer's name: after the network's last max-pooling."""
+
+_BATCH = 64  # images a forward
+_CHUNK_BYTES = 1 << 28  # features held in memory at a time
+_ROWS = 2048  # of the Gram matrix computed at a time
+_EPISODES = 500  # evaluated at a time
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Positions in the index: support int64 [E, ways, shots], query int64 [E, ways, queries]; no image twice."""
+
+    support: NDArray[np.int64]
+    query: NDArray[np.int64]
+
+
+class Features:
+    """float32 [N, D] on disk, in a file without a name that is gone with the process, cut along D to be streamed.
+
+    Args:
+        folder: where the file lies; needs 4·N·D bytes of space.
+        chunk_bytes: size of what `chunks` yields.
+    """
+
+    def __init__(self, folder: Path, images: int, dimension: int, chunk_bytes: int = _CHUNK_BYTES) -> None:
+        self.images, self.dimension = images, dimension
+        self._width = max(1, min(dimension, chunk_bytes // (4 * images)))
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (closed by `close`)
+        self._folder = folder
+
+    def write(self, first: int, rows: NDArray[np.float32]) -> None:
+        """Store the features [b, D] of the images first … first + b − 1.
+
+        Raises:
+            InputError: the disk is full.
+        """
+        assert rows.shape[1] == self.dimension, f"{rows.shape[1]} features, expected {self.dimension}"
+        try:
+            for left in range(0, self.dimension, self._width):
+                part = np.ascontiguousarray(rows[:, left : left + self._width], np.float32)
+                self._file.seek(4 * (left * self.images + first * part.shape[1]))
+                self._file.write(part.data)
+            self._file.flush()
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                need = 4e-9 * self.images * self.dimension
+                raise InputError(
+                    f"{self._folder}: the disk is full; a layer's features take {need:.1f} GB there while the "
+                    "evaluation runs: free some space and run the same command again"
+                ) from error
+            raise
+
+    def chunks(self) -> Iterator[Tensor]:
+        """All images' features, some dimensions at a time: float32 [N, d]; the d add up to D."""
+        self._file.seek(0)
+        for left in range(0, self.dimension, self._width):
+            width = min(self._width, self.dimension - left)
+            chunk = np.fromfile(self._file, np.float32, self.images * width)
+            yield torch.from_numpy(chunk.reshape(self.images, width))
+
+    def close(self) -> None:
+        """Give the disk space back."""
+        self._file.close()
+
+
+def check_layers(network: Network, layers: Iterable[str]) -> None:
+    """Raise InputError for a layer the network does not have; max-pooling follows an AlexNet's or VGG's last one."""
+    known = list(network.layers)
+    if isinstance(list(network.features.children())[-1], torch.nn.MaxPool2d):
+        known.append(network.layers[-1] + MAX_POOLED)
+    for layer in layers:
+        if layer not in known:
+            raise InputError(f"fewshot.layers: {network.arch} has no layer '{layer}' (known: {', '.join(known)})")
+
+
+@torch.no_grad()
+def extract(
+    network: Network, index: Index, resolution: Resolution, layers: Iterable[str], folder: Path
+) -> dict[str, Features]:
+    """Flattened features of every image, in one pass, on the device the network lies on.
+
+    Eval mode; shorter side to `resolution.resize`, centre crop `resolution.crop`, ImageNet's mean and deviation.
+    Convolutions take any size, so the crop need not be the size the network was trained for.
+
+    Args:
+        layers: checked names (`check_layers`).
+        folder: for the temporary files.
+
+    Raises:
+        InputError: an image cannot be read, the disk is full.
+    """
+    network.eval()
+    device = next(network.parameters()).device
+    wanted = {layer: layer.removesuffix(MAX_POOLED) for layer in layers}
+    before = {name: value.clone() for name, value in network.features.state_dict().items()}
+    stored: dict[str, Features] = {}
+    loader = Loader(index, size=resolution.crop, resize=resolution.resize, workers=0)
+    try:
+        for images, positions in loader.batches(np.arange(len(index)), _BATCH, "center_crop", seed=0, epoch=0):
+            taps = network.taps(normalize(images.to(device)), dict.fromkeys(wanted.values()))
+            for layer, tapped in wanted.items():
+                maps = taps[tapped] if layer == tapped else network.pool_last(taps[tapped])
+                rows = maps.flatten(1).float().cpu().numpy()
+                if layer not in stored:
+                    stored[layer] = Features(folder, len(index), rows.shape[1])
+                stored[layer].write(int(positions[0]), rows)
+    finally:
+        loader.close()
+    after = network.features.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items()), "the backbone changed"
+    return stored
+
+
+def gram(chunks: Iterable[Tensor], images: int, device: torch.device) -> Tensor:
+    """Inner products of all pairs of images, their mean taken out.
+
+    Distances do not change when a constant is subtracted, and without it less is lost to rounding. Products are
+    float32 within a chunk of dimensions, and are added up in float64. Only the lower half is computed.
+
+    Args:
+        chunks: float32 [N, d] each, e.g. `Features.chunks`.
+
+    Returns:
+        float64 [N, N], symmetric, on `device`.
+    """
+    total = torch.zeros(images, images, dtype=torch.float64, device=device)
+    blocks = [slice(first, min(first + _ROWS, images)) for first in range(0, images, _ROWS)]
+    for chunk in chunks:
+        centred = chunk.to(device)
+        centred = centred - centred.mean(0)
+        for block in blocks:
+            total[block, : block.stop] += centred[block] @ centred[: block.stop].T
+    for block in blocks:
+        total[: block.start, block] = total[block, : block.start].T
+    return total
+
+
+def draw_episodes(index: Index, protocol: Fewshot) -> Episodes:
+    """Draw all episodes from the seed; episode e is the same whatever the number of episodes.
+
+    Each takes `ways` distinct classes, and of each `shots` + `queries` distinct images.
+
+    Raises:
+        InputError: fewer classes than ways, or a class with too few images; names the class and the index.
+    """
+    classes = len(index.classes)
+    if classes < protocol.ways:
+        raise InputError(
+            f"{index.name} ({index.root}): {classes} classes, an episode takes {protocol.ways}; lower fewshot.ways"
+        )
+    sizes = np.bincount(index.labels, minlength=classes)
+    needed = protocol.shots + protocol.queries
+    for name, size in zip(index.classes, sizes, strict=True):
+        if size < needed:
+            raise InputError(
+                f"{index.name} ({index.root}): class '{name}' has {size} images, an episode takes {protocol.shots} "
+                f"support + {protocol.queries} query images; complete the class, or lower fewshot.queries"
+            )
+    members = np.zeros((classes, sizes.max()), np.int64)
+    exists = np.arange(sizes.max()) < sizes[:, None]
+    members[exists] = np.argsort(index.labels, kind="stable")
+    drawn = np.concatenate(
+        [
+            _draw(np.arange(first, min(first + _EPISODES, protocol.episodes)), members, exists, protocol)
+            for first in range(0, protocol.episodes, _EPISODES)
+        ]
+    )
+    return Episodes(support=drawn[..., : protocol.shots], query=drawn[..., protocol.shots :])
+
+
+def squared_distances(gram: Tensor, support: Tensor, query: Tensor) -> Tensor:
+    """Squared Euclidean distances of queries to class means, from inner products alone (see the module).
+
+    Args:
+        gram: [N, N].
+        support: int64 [E, ways, shots].
+        query: int64 [E, Q].
+
+    Returns:
+        [E, Q, ways].
+    """
+    episodes, ways, shots = support.shape
+    with_support = gram[query[:, :, None], support.flatten(1)[:, None, :]]
+    with_mean = with_support.view(episodes, -1, ways, shots).mean(3)
+    mean_norms = gram[support[:, :, :, None], support[:, :, None, :]].mean((2, 3))
+    return gram.diagonal()[query][:, :, None] - 2 * with_mean + mean_norms[:, None, :]
+
+
+def accuracies(gram: Tensor, episodes: Episodes) -> NDArray[np.float64]:
+    """Share of each episode's queries whose nearest class mean is their own class's: float64 [E], 0..1."""
+    count, ways, queries = episodes.query.shape
+    truth = torch.arange(ways, device=gram.device).repeat_interleave(queries)
+    result = np.empty(count)
+    for first in range(0, count, _EPISODES):
+        block = slice(first, first + _EPISODES)
+        support = torch.from_numpy(episodes.support[block]).to(gram.device)
+        query = torch.from_numpy(episodes.query[block]).to(gram.device).flatten(1)
+        nearest = squared_distances(gram, support, query).argmin(2)
+        result[block] = (nearest == truth).double().mean(1).cpu().numpy()
+    return result
+
+
+def summary(accuracies: NDArray[np.float64]) -> metrics.Value:
+    """Mean over episodes in percent, with the 95 % interval 1.96·std/√E (std with E − 1)."""
+    percent = accuracies * 100
+    interval = 1.96 * percent.std(ddof=1) / math.sqrt(len(percent))
+    return metrics.Value(value=float(percent.mean()), unit="%", ci95=float(interval), n=len(percent))
+
+
+def evaluate(
+    network: Network, index: Index, protocol: Fewshot, folder: Path
+) -> tuple[dict[str, metrics.Value], dict[str, int]]:
+    """Every layer at every resolution, on the same episodes.
+
+    Args:
+        folder: for temporary files, up to 4 bytes a feature of one resolution.
+
+    Returns:
+        Accuracies and feature dimensions, both by "<resolution>/<layer>".
+
+    Raises:
+        InputError: as `check_layers`, `draw_episodes` and `extract` do, or a feature is not finite.
+    """
+    check_layers(network, protocol.layers)
+    episodes = draw_episodes(index, protocol)
+    device = next(network.parameters()).device
+    values: dict[str, metrics.Value] = {}
+    dimensions: dict[str, int] = {}
+    for name, resolution in protocol.resolutions.items():
+        for layer, features in extract(network, index, resolution, protocol.layers, folder).items():
+            column = f"{name}/{layer}"
+            products = gram(features.chunks(), len(index), device)
+            features.close()
+            if not torch.isfinite(products.diagonal()).all():
+                raise InputError(f"fewshot: {column}: a feature is not finite; check the checkpoint's weights")
+            values[column] = summary(accuracies(products, episodes))
+            dimensions[column] = features.dimension
+            print(f"{column}: {values[column].value:.2f} ± {values[column].ci95:.2f} %", flush=True)
+            del products
+    return values, dimensions
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Few-shot accuracy of a checkpoint's frozen features; writes the metrics JSON."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--protocol", type=Path, required=True, help="the config's fewshot section")
+    parser.add_argument("--index", type=Path, required=True, help="index of the test classes")
+    parser.add_argument("--out", type=Path, required=True, help="metrics JSON to write; temporary files lie beside it")
+    parser.add_argument("--run", required=True, help="the run's name")
+    options = parser.parse_args(arguments)
+    with runtime.stage():
+        protocol = recipe.load(Fewshot, options.protocol)
+        index = Index.load(options.index)
+        runtime.seed_everything(protocol.seed)
+        network, trained_by = checkpoint.load(options.checkpoint)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        values, dimensions = evaluate(network.to(runtime.device()), index, protocol, options.out.parent)
+        settings: dict[str, Any] = {"distance": "squared Euclidean to class means", "dimensions": dimensions}
+        metrics.write(
+            options.out,
+            metrics.Metrics(
+                evaluation="fewshot",
+                run=options.run,
+                dataset=metrics.Dataset(name=index.name, fingerprint=index.fingerprint, sizes={"test": len(index)}),
+                values=values,
+                protocol={**protocol.model_dump(), **settings},
+                provenance=metrics.provenance(
+                    recipe_hash=trained_by.hash(),
+                    checkpoint=options.checkpoint,
+                    seed=protocol.seed,
+                    hardware=runtime.hardware(),
+                ),
+            ),
+        )
+
+
+def _draw(
+    numbers: NDArray[np.int64], members: NDArray[np.int64], exists: NDArray[np.bool_], protocol: Fewshot
+) -> NDArray[np.int64]:
+    """Images of the episodes `numbers`, [E, ways, shots + queries]: in a seeded random order, the smallest come first.
+
+    members, exists: [C, n], positions in the index class by class, filled up where a class has fewer than n.
+    """
+    classes, largest = members.shape
+    u = runtime.uniforms(protocol.seed, 0, numbers, classes + protocol.ways * largest)
+    chosen = np.argsort(u[:, :classes], axis=1)[:, : protocol.ways]
+    order = u[:, classes:].reshape(len(numbers), protocol.ways, largest)
+    order[~exists[chosen]] = np.inf
+    needed = protocol.shots + protocol.queries
+    smallest = np.argpartition(order, needed - 1, axis=2)[:, :, :needed]
+    within = np.argsort(np.take_along_axis(order, smallest, axis=2), axis=2)
+    return members[chosen[:, :, None], np.take_along_axis(smallest, within, axis=2)]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""The metrics JSON: what one evaluation says of one run. The only thing tables are made from. No torch here."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import platform
+import resource
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from uic_core.errors import InputError
+from uic_core.files import sha256, write_json
+
+_STARTED = time.monotonic()  # of the process: a stage is a process
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Value(_Model):
+    """One number: percentages are 0..100. `ci95` is the half width of the 95 % interval over `n` samples."""
+
+    value: float
+    unit: str
+    ci95: float | None = None
+    n: int | None = None
+
+    @field_validator("value", "ci95")
+    @classmethod
+    def _finite(cls, number: float | None) -> float | None:
+        if number is not None and not math.isfinite(number):
+            raise ValueError(f"is {number}, not a finite number")
+        return number
+
+
+class Dataset(_Model):
+    """What was evaluated on: the fingerprint is the index's, sizes are images a split."""
+
+    name: str
+    fingerprint: str
+    sizes: dict[str, int]
+
+
+class Provenance(_Model):
+    """Where a number comes from, enough to make it again."""
+
+    commit: str
+    dirty: bool
+    date: str
+    recipe_hash: str
+    checkpoint_hash: str
+    seed: int
+    versions: dict[str, str]
+    hardware: str
+    wall_seconds: float
+    peak_memory_mb: float
+
+
+class Metrics(_Model):
+    """See DESIGN: `values` maps a table's column to its number, `protocol` holds every setting that changes it."""
+
+    evaluation: str
+    run: str
+    dataset: Dataset
+    values: dict[str, Value]
+    protocol: dict[str, Any]
+    provenance: Provenance
+
+
+def provenance(*, recipe_hash: str, checkpoint: Path, seed: int, hardware: str = "") -> Provenance:
+    """Collect the provenance of the current process. `hardware` names the accelerator; default: the CPU."""
+    commit, dirty = _git()
+    kilobytes = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return Provenance(
+        commit=commit,
+        dirty=dirty,
+        date=time.strftime("%Y-%m-%d", time.gmtime()),
+        recipe_hash=recipe_hash,
+        checkpoint_hash=sha256(checkpoint)[:16],
+        seed=seed,
+        versions=_versions(),
+        hardware=hardware or f"{_cpu()} ({os.cpu_count()} cores)",
+        wall_seconds=round(time.monotonic() - _STARTED, 2),
+        peak_memory_mb=round(kilobytes / 1024, 1),
+    )
+
+
+def write(path: Path, metrics: Metrics) -> None:
+    """Write metrics atomically. Values were refused at construction unless finite."""
+    write_json(path, metrics.model_dump())
+
+
+def read(path: Path) -> Metrics:
+    """Read and validate a metrics JSON.
+
+    Raises:
+        InputError: missing, not JSON, of another form, or with a value that is not finite; says how to remake it.
+    """
+    remedy = "delete the file and run snakemake again"
+    try:
+        return Metrics.model_validate(json.loads(Path(path).read_text(encoding="utf-8")))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); run snakemake to make it") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}; {remedy}") from None
+    except ValueError as error:
+        raise InputError(f"{path}: is not JSON ({error}); {remedy}") from None
+
+
+@functools.cache
+def _git() -> tuple[str, bool]:
+    """(commit, dirty) of the code that runs; ('unknown', True) outside a checkout."""
+    folder = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown", True
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in ("torch", "torchvision", "numpy", "onedl-mmcv", "onedl-mmdetection", "onedl-mmsegmentation"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _cpu() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.machine()

@@ -1,0 +1,145 @@
+"""The frame every architecture fills: named layers that can be tapped, a classifier, a top layer of K classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from uic_core.errors import InputError
+from uic_core.models.sobel import Sobel
+
+
+class Network(nn.Module):
+    """Images -> sobel -> features -> classifier -> top -> logits [B, K].
+
+    Attributes:
+        arch: name of the architecture.
+        image_size: side of the square input the classifier is built for; `features` take any size.
+        classes: K, outputs of `top`.
+        uses_sobel: greyscale and Sobel filters stand before the first layer.
+        layers: names that `taps` knows, from shallow to deep.
+        embedding_size: D, length of what `embed` returns.
+    """
+
+    layers: tuple[str, ...]
+    embedding_size: int
+
+    def __init__(
+        self,
+        arch: str,
+        *,
+        features: nn.Sequential,
+        classifier: nn.Sequential,
+        embedding_size: int,
+        ends: dict[str, str],
+        classes: int,
+        image_size: int,
+        sobel: bool,
+    ) -> None:
+        """`ends` maps a layer's name to the child of `features` whose output is that layer's activation."""
+        super().__init__()
+        self.arch, self.classes, self.image_size, self.uses_sobel = arch, classes, image_size, sobel
+        self.layers = tuple(ends)
+        self.embedding_size = embedding_size
+        self._ends = ends
+        self.sobel = Sobel() if sobel else nn.Identity()
+        self.features = features
+        self.classifier = classifier
+        self.top = nn.Linear(embedding_size, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised images float [B, 3, S, S] -> logits [B, K]."""
+        logits: Tensor = self.top(self._classify(self.maps(x)))
+        return logits
+
+    def maps(self, x: Tensor) -> Tensor:
+        """Images [B, 3, h, w] of any size -> last convolutional map after its pooling [B, C, h', w']."""
+        maps: Tensor = self.features(self.sobel(x))
+        return maps
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Images -> [B, D], the input of the top layer before its last ReLU: what DeepCluster clusters."""
+        return self._embed(self.maps(x))
+
+    def taps(self, x: Tensor, layers: Iterable[str]) -> dict[str, Tensor]:
+        """Activations of `layers`, after their ReLU and before the network's own pooling.
+
+        Nothing deeper than the deepest of them is computed.
+
+        Raises:
+            InputError: a layer the network does not have.
+        """
+        wanted = list(layers)
+        self._check(wanted)
+        children = {self._ends[layer]: layer for layer in wanted}
+        found: dict[str, Tensor] = {}
+        x = self.sobel(x)
+        for name, child in self.features.named_children():
+            x = child(x)
+            if name in children:
+                found[children[name]] = x
+                if len(found) == len(children):
+                    break
+        return {layer: found[layer] for layer in wanted}
+
+    def pool_last(self, x: Tensor) -> Tensor:
+        """The network's last max-pooling, on the last layer's activation (few-shot's conv5+MP)."""
+        last = list(self.features.children())[-1]
+        assert isinstance(last, nn.MaxPool2d)
+        pooled: Tensor = last(x)
+        return pooled
+
+    def _check(self, layers: list[str]) -> None:
+        unknown = [layer for layer in layers if layer not in self.layers]
+        if unknown:
+            raise InputError(f"layers: {self.arch} has no layer '{unknown[0]}' (known: {', '.join(self.layers)})")
+
+    def _classify(self, maps: Tensor) -> Tensor:
+        hidden: Tensor = self.classifier(torch.flatten(maps, 1))
+        return hidden
+
+    def _embed(self, maps: Tensor) -> Tensor:
+        # DeepCluster drops the last ReLU while it computes features.
+        hidden = torch.flatten(maps, 1)
+        children = list(self.classifier.children())
+        while children and not isinstance(children[-1], nn.Linear):
+            children.pop()
+        for child in children:
+            hidden = child(hidden)
+        return hidden
+
+
+def map_side(features: nn.Sequential, sobel: bool, image_size: int) -> tuple[int, int]:
+    """(channels, side) of the last map for an input of `image_size`, without computing one number."""
+    with torch.device("meta"):
+        x = torch.empty(1, 2 if sobel else 3, image_size, image_size)
+    for child in features.children():
+        x = _shape_after(child, x)
+    return x.shape[1], x.shape[2]
+
+
+def _shape_after(child: nn.Module, x: Tensor) -> Tensor:
+    if isinstance(child, nn.Conv2d):
+        side = (x.shape[2] + 2 * int(child.padding[0]) - child.kernel_size[0]) // child.stride[0] + 1
+        return x.new_empty(1, child.out_channels, side, side)
+    if isinstance(child, nn.MaxPool2d):
+        assert isinstance(child.kernel_size, int)
+        assert isinstance(child.stride, int)
+        side = (x.shape[2] - child.kernel_size) // child.stride + 1
+        return x.new_empty(1, x.shape[1], side, side)
+    return x
+
+
+def initialise(module: nn.Module) -> None:
+    """DeepCluster's initial weights: conv N(0, sqrt(2/(k^2 out))), linear N(0, .01), biases 0, BN 1 and 0."""
+    for child in module.modules():
+        if isinstance(child, nn.Conv2d):
+            nn.init.normal_(child.weight, 0.0, (2.0 / (child.kernel_size[0] ** 2 * child.out_channels)) ** 0.5)
+        elif isinstance(child, nn.Linear):
+            nn.init.normal_(child.weight, 0.0, 0.01)
+        elif isinstance(child, nn.BatchNorm2d):
+            nn.init.ones_(child.weight)
+        if isinstance(child, nn.Conv2d | nn.Linear | nn.BatchNorm2d) and child.bias is not None:
+            nn.init.zeros_(child.bias)

@@ -1,0 +1,205 @@
+"""Stage `detection`: Fast R-CNN on VOC07 from a pretrained checkpoint, through mmdet (PROTOCOL section 6, Table 4).
+
+What no source says and we chose: BN frozen; box targets divided by (.1, .1, .2, .2) rather than by the statistics
+of the training boxes; at test every box with a score over .001 counts, at most 800 an image. (Fast R-CNN's released
+code has no threshold either, and about 40 boxes a class and image; a threshold could only lower the AP.)
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from uic_core import config, metrics, models, recipe
+from uic_core.data import voc
+from uic_core.errors import InputError
+from uic_core.openmmlab import backbones, runner
+from uic_core.pretrain import checkpoint
+from uic_core.runtime import hardware, stage
+
+_STRIDE = 16
+
+
+def build_config(
+    network: models.Network,
+    weights: Path,
+    protocol: config.Detection,
+    root: Path,
+    proposals: dict[str, Path],
+    work_dir: Path,
+) -> dict[str, Any]:
+    """The whole mmengine config: plain values only, so that `work_dir` gets a config mmdet's tools can read.
+
+    Args:
+        network: gives the architecture; its weights are read from `weights` when the model is initialised.
+        root: the folder that holds VOC2007/.
+        proposals: files by split, trainval and test.
+
+    Raises:
+        InputError: a scale beyond its maximum, RoIs that do not divide over images, an architecture without fc6.
+    """
+    longest = {"train_max": (protocol.train_max, max(protocol.train_scales))}
+    longest["test_max"] = (protocol.test_max, protocol.test_scale)
+    for key, (maximum, side) in longest.items():
+        if maximum < side:
+            raise InputError(f"detection.{key}: {maximum} is below the shorter side {side}; raise it")
+    if protocol.rois_per_batch % protocol.images_per_batch:
+        raise InputError("detection.rois_per_batch: must be a multiple of images_per_batch")
+    train_scales = [(protocol.train_max, side) for side in protocol.train_scales]
+    train_resize = {"type": "RandomChoiceResize", "scales": train_scales, "keep_ratio": True}
+    test_resize = {"type": "Resize", "scale": (protocol.test_max, protocol.test_scale), "keep_ratio": True}
+    workers = protocol.workers
+    content = runner.training(protocol, work_dir, accumulate=1) | {
+        "default_scope": "mmdet",
+        "custom_imports": {"imports": ["uic_core.openmmlab.backbones", "uic_core.openmmlab.fast_rcnn"]},
+        "model": _model(network, weights, protocol),
+        "train_dataloader": runner.dataloader(
+            _dataset(root, "trainval", proposals["trainval"], train_resize, flip=True),
+            protocol.images_per_batch,
+            workers,
+            train=True,
+        ),
+        "test_dataloader": runner.dataloader(
+            _dataset(root, "test", proposals["test"], test_resize, flip=False), 1, workers, train=False
+        ),
+        "test_evaluator": {"type": "VocAp"},
+    }
+    if protocol.rescale:
+        content["custom_hooks"].append({"type": "RescaleClassifier", "batches": 10})
+    return content
+
+
+def _model(network: models.Network, weights: Path, protocol: config.Detection) -> dict[str, Any]:
+    channels, side, hidden = backbones.classifier_kernel(network)
+    pretrained = {"type": "UicCheckpoint", "checkpoint": str(weights)}
+    rcnn_train = {
+        # gaps below .1 are used by neither side, as in Fast R-CNN
+        "assigner": {
+            "type": "MaxIoUAssigner",
+            "pos_iou_thr": 0.5,
+            "neg_iou_thr": (0.1, 0.5),
+            "min_pos_iou": 0.5,
+            "match_low_quality": False,
+            "ignore_iof_thr": -1,
+        },
+        "sampler": {
+            "type": "RandomSampler",
+            "num": protocol.rois_per_batch // protocol.images_per_batch,
+            "pos_fraction": protocol.foreground,
+            "neg_pos_ub": -1,
+            "add_gt_as_proposals": True,
+        },
+        "pos_weight": -1,
+        "debug": False,
+    }
+    return {
+        "type": "FastRCNN",
+        "data_preprocessor": backbones.preprocessor("DetDataPreprocessor", pad_size_divisor=1),
+        "backbone": {
+            "type": "UicBackbone",
+            "arch": network.arch,
+            "sobel": network.uses_sobel,
+            "frozen": ("conv1",),
+            "init_cfg": pretrained,
+        },
+        "roi_head": {
+            "type": "StandardRoIHead",
+            "bbox_roi_extractor": {
+                "type": "MaxRoIExtractor",
+                "roi_layer": {"output_size": side},
+                "out_channels": channels,
+                "featmap_strides": [_STRIDE],
+            },
+            "bbox_head": {
+                "type": "PretrainedBBoxHead",
+                "dropout": 0.5,
+                "in_channels": channels,
+                "fc_out_channels": hidden,
+                "roi_feat_size": side,
+                "num_classes": len(voc.CLASSES),
+                "reg_class_agnostic": False,
+                "bbox_coder": {
+                    "type": "DeltaXYWHBBoxCoder",
+                    "target_means": (0.0, 0.0, 0.0, 0.0),
+                    "target_stds": (0.1, 0.1, 0.2, 0.2),
+                },
+                "loss_cls": {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": 1.0},
+                "loss_bbox": {"type": "SmoothL1Loss", "beta": 1.0, "loss_weight": 1.0},
+                "init_cfg": [
+                    {"type": "Normal", "std": 0.01, "override": {"name": "fc_cls"}},
+                    {"type": "Normal", "std": 0.001, "override": {"name": "fc_reg"}},
+                    pretrained,
+                ],
+            },
+        },
+        "train_cfg": {"rcnn": rcnn_train},
+        "test_cfg": {
+            "rcnn": {"score_thr": 0.001, "nms": {"type": "nms", "iou_threshold": protocol.nms}, "max_per_img": 800}
+        },
+    }
+
+
+def _dataset(root: Path, split: str, proposals: Path, resize: dict[str, Any], *, flip: bool) -> dict[str, Any]:
+    meta = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor", "flip", "flip_direction")
+    return {
+        "type": "VocProposals",
+        "data_root": str(root),
+        "ann_file": f"VOC2007/ImageSets/Main/{split}.txt",
+        "data_prefix": {"sub_data_root": "VOC2007/"},
+        # absolute, or mmdet looks for it below data_root
+        "proposal_file": str(proposals.resolve()),
+        "test_mode": not flip,
+        "pipeline": [
+            {"type": "LoadRgb"},
+            {"type": "LoadProposals"},
+            {"type": "LoadAnnotations", "with_bbox": True},
+            resize,
+            *([{"type": "RandomFlip", "prob": 0.5}] if flip else []),
+            {"type": "PlaceProposals"},
+            {"type": "PackDetInputs", "meta_keys": meta},
+        ],
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train on trainval, test on test, write the metrics `map` and `ap/<class>` in per cent."""
+    parser = argparse.ArgumentParser(prog="python -m uic_core.openmmlab.detection", description=__doc__)
+    for name in ("checkpoint", "protocol", "voc", "train-proposals", "test-proposals", "out", "work-dir"):
+        parser.add_argument(f"--{name}", required=True, type=Path)
+    parser.add_argument("--run", required=True)
+    options = parser.parse_args(arguments)
+    with stage():
+        protocol = recipe.load(config.Detection, options.protocol)
+        network, run_recipe = checkpoint.load(options.checkpoint)
+        proposals = {"trainval": options.train_proposals, "test": options.test_proposals}
+        content = build_config(network, options.checkpoint, protocol, options.voc, proposals, options.work_dir)
+        sizes = {split: len(voc.read_list(options.voc, "Main", split)) for split in proposals}
+        values = runner.train_and_test(content)
+        metrics.write(
+            options.out,
+            metrics.Metrics(
+                evaluation="detection",
+                run=options.run,
+                dataset=metrics.Dataset(
+                    name="voc07", fingerprint=voc.fingerprint(options.voc, 2007, list(proposals)), sizes=sizes
+                ),
+                values={name: metrics.Value(value=value, unit="%", n=sizes["test"]) for name, value in values.items()},
+                protocol=protocol.model_dump()
+                | {
+                    "roi_size": backbones.classifier_kernel(network)[1],
+                    "batch_norm": "frozen",
+                    "average_precision": "11 points, IoU .5, difficult ignored",
+                },
+                provenance=metrics.provenance(
+                    recipe_hash=run_recipe.hash(),
+                    checkpoint=options.checkpoint,
+                    seed=protocol.seed,
+                    hardware=hardware(),
+                ),
+            ),
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""Stage `segmentation`: FCN-32s from a pretrained checkpoint, through mmseg (PROTOCOL section 7, Table 4).
+
+Images keep their size and are not flipped, as in FCN's code; the loss is the mean over counted pixels. BN is frozen
+and pools round up: our choice, the one for batches of one image, the other to keep Caffe's output sizes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from mmengine.registry import MODELS
+
+from uic_core import config, metrics, models, recipe
+from uic_core.data import voc
+from uic_core.openmmlab import backbones, fcn, runner
+from uic_core.pretrain import checkpoint
+from uic_core.runtime import hardware, stage
+
+
+def build_config(
+    network: models.Network,
+    weights: Path,
+    protocol: config.Segmentation,
+    data: config.VocSegmentation,
+    root: Path,
+    work_dir: Path,
+) -> dict[str, Any]:
+    """The whole mmengine config: plain values only, so that `work_dir` gets a config mmseg's tools can read.
+
+    Args:
+        network: gives the architecture; its weights are read from `weights` when the model is initialised.
+        data: names the two lists in ImageSets/Segmentation.
+        root: the folder that holds VOC2012/.
+
+    Raises:
+        InputError: a padding that leaves pixels without a score, an architecture without fc6.
+    """
+    workers = protocol.workers
+    return runner.training(protocol, work_dir, protocol.accumulate) | {
+        "default_scope": "mmseg",
+        "custom_imports": {"imports": ["uic_core.openmmlab.backbones", "uic_core.openmmlab.fcn"]},
+        "model": _model(network, weights, protocol.pad),
+        "train_dataloader": runner.dataloader(
+            _dataset(root, data.train_list, test=False), protocol.batch_size, workers, train=True
+        ),
+        "test_dataloader": runner.dataloader(_dataset(root, data.val_list, test=True), 1, workers, train=False),
+        "test_evaluator": {"type": "VocIu"},
+    }
+
+
+def _model(network: models.Network, weights: Path, pad: int) -> dict[str, Any]:
+    channels, kernel, hidden = backbones.classifier_kernel(network)
+    pretrained = {"type": "UicCheckpoint", "checkpoint": str(weights)}
+    backbone = {"type": "UicBackbone", "arch": network.arch, "sobel": network.uses_sobel, "pad": pad}
+    crop = fcn.crop_offset(MODELS.build(backbone).features, kernel)
+    return {
+        "type": "EncoderDecoder",
+        "data_preprocessor": backbones.preprocessor("SegDataPreProcessor", size_divisor=1, seg_pad_val=voc.IGNORED),
+        "backbone": backbone | {"init_cfg": pretrained},
+        "decode_head": {
+            "type": "Fcn32sHead",
+            "in_channels": channels,
+            "channels": hidden,
+            "kernel": kernel,
+            "crop": crop,
+            "num_classes": len(voc.CLASSES_SEGMENTATION),
+            "ignore_index": voc.IGNORED,
+            "loss_decode": {"type": "CrossEntropyLoss", "use_sigmoid": False, "avg_non_ignore": True},
+            # scores start at zero, as Caffe's default filler leaves them in FCN
+            "init_cfg": [{"type": "Constant", "val": 0.0, "override": {"name": "conv_seg"}}, pretrained],
+        },
+        "train_cfg": {},
+        "test_cfg": {"mode": "whole"},
+    }
+
+
+def _dataset(root: Path, split: str, *, test: bool) -> dict[str, Any]:
+    return {
+        "type": "VocSegmentation",
+        "data_root": str(root),
+        "ann_file": f"VOC2012/ImageSets/Segmentation/{split}.txt",
+        "data_prefix": {"img_path": "VOC2012/JPEGImages", "seg_map_path": "VOC2012/SegmentationClass"},
+        "test_mode": test,
+        "pipeline": [{"type": "LoadRgb"}, {"type": "LoadMask"}, {"type": "PackSegInputs"}],
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train on the first list, test on the second, write the metrics `miou` and `iou/<class>` in per cent."""
+    parser = argparse.ArgumentParser(prog="python -m uic_core.openmmlab.segmentation", description=__doc__)
+    for name in ("checkpoint", "protocol", "voc", "datasets", "out", "work-dir"):
+        parser.add_argument(f"--{name}", required=True, type=Path)
+    parser.add_argument("--run", required=True)
+    options = parser.parse_args(arguments)
+    with stage():
+        protocol = recipe.load(config.Segmentation, options.protocol)
+        data = recipe.load(config.Datasets, options.datasets).voc_segmentation
+        network, run_recipe = checkpoint.load(options.checkpoint)
+        lists = [data.train_list, data.val_list]
+        images = {split: voc.read_list(options.voc, "Segmentation", split) for split in lists}
+        # all masks first: a bad one must not end a training of days
+        for image in sorted({image for split in lists for image in images[split]}):
+            voc.read_mask(voc.mask_path(options.voc, image))
+        content = build_config(network, options.checkpoint, protocol, data, options.voc, options.work_dir)
+        values = runner.train_and_test(content)
+        head = content["model"]["decode_head"]
+        metrics.write(
+            options.out,
+            metrics.Metrics(
+                evaluation="segmentation",
+                run=options.run,
+                dataset=metrics.Dataset(
+                    name="voc_segmentation",
+                    fingerprint=voc.fingerprint(options.voc, 2012, lists),
+                    sizes={split: len(images[split]) for split in lists},
+                ),
+                values={
+                    name: metrics.Value(value=value, unit="%", n=len(images[data.val_list]))
+                    for name, value in values.items()
+                },
+                protocol=protocol.model_dump()
+                | {
+                    "train_list": data.train_list,
+                    "val_list": data.val_list,
+                    "fc6_kernel": head["kernel"],
+                    "crop": head["crop"],
+                    "batch_norm": "frozen",
+                },
+                provenance=metrics.provenance(
+                    recipe_hash=run_recipe.hash(),
+                    checkpoint=options.checkpoint,
+                    seed=protocol.seed,
+                    hardware=hardware(),
+                ),
+            ),
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Stage `pretrain`: a recipe and an index of images -> checkpoint, labels, history."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from uic_core import recipe as recipes
+from uic_core import runtime
+from uic_core.data.index import Index
+from uic_core.errors import InputError
+from uic_core.models import build
+from uic_core.pretrain import checkpoint
+from uic_core.pretrain.loop import Trainer
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the stage; see --help. Exits with 2 and one line on a user's mistake."""
+    parser = argparse.ArgumentParser(prog="python -m uic_core.pretrain", description=__doc__)
+    parser.add_argument("--recipe", type=Path, required=True, help="YAML of a uic_core.recipe.Recipe")
+    parser.add_argument("--train-index", type=Path, required=True, help="index of the training images")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--pretrained", type=Path, help="method finetune: the checkpoint to start from")
+    parser.add_argument("--save-every", type=float, default=60, help="seconds between saved states")
+    options = parser.parse_args(arguments)
+    with runtime.stage():
+        recipe = recipes.load(recipes.Recipe, options.recipe)
+        if (recipe.method == "finetune") != bool(options.pretrained):
+            raise InputError("--pretrained: give it for method finetune, and for no other method")
+        index = Index.load(options.train_index)
+        runtime.seed_everything(recipe.seed)
+        if options.pretrained:
+            network, source = checkpoint.load(options.pretrained)
+            for key in ("arch", "sobel", "classes", "image_size"):
+                if getattr(source, key) != getattr(recipe, key):
+                    raise InputError(
+                        f"{options.pretrained}: {key} is {getattr(source, key)}, "
+                        f"but {options.recipe} says {getattr(recipe, key)}; make them equal"
+                    )
+        else:
+            network = build(recipe.arch, classes=recipe.classes, image_size=recipe.image_size, sobel=recipe.sobel)
+        Trainer(recipe, index, network, options.save_every).run(options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""What a run leaves: the weights as safetensors, with the recipe in the file's header."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+
+from uic_core.errors import InputError
+from uic_core.files import atomic
+from uic_core.models import Network, build
+from uic_core.recipe import Recipe, parse
+
+FORMAT = "uic_core/1"
+
+
+def save(path: Path, network: Network, recipe: Recipe, extra: dict[str, str]) -> None:
+    """Write the network's state dict and the recipe, atomically; the same weights give the same bytes.
+
+    Args:
+        extra: further header entries (text).
+
+    Raises:
+        InputError: a weight is not finite, or the disk is full.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"{path}: weight {name} is not finite, the training diverged; lower lr in the recipe")
+    header = {"format": FORMAT, "recipe": json.dumps(recipe.model_dump()), **extra}
+    with atomic(path) as temporary:
+        safetensors.torch.save_file(tensors, temporary, metadata=header)
+
+
+def load(path: Path) -> tuple[Network, Recipe]:
+    """Read a checkpoint back: the network in eval mode, float32, on the CPU, and its recipe.
+
+    Every weight is found in the file and the file holds nothing else.
+
+    Raises:
+        InputError: the file is missing, corrupt, no safetensors (pickles are never opened), not from this suite,
+            or its weights are not those of the recipe's network; or a weight is not finite.
+    """
+    remedy = "remake it by running snakemake for its run"
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: is not there; {remedy}") from error
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"{path}: is no whole safetensors file ({error}); {remedy}") from error
+    if header.get("format") != FORMAT:
+        raise InputError(f"{path}: is not a checkpoint of this suite (format {header.get('format')}); {remedy}")
+    recipe = parse(Recipe, json.loads(header["recipe"]), f"{path}: recipe")
+    network = build(recipe.arch, classes=recipe.classes, image_size=recipe.image_size, sobel=recipe.sobel)
+    expected = network.state_dict()
+    missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    if missing or unexpected:
+        raise InputError(f"{path}: weights missing: {missing}, unexpected: {unexpected}; {remedy}")
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            raise InputError(
+                f"{path}: weight {name} is {list(tensor.shape)}, expected {list(expected[name].shape)}; {remedy}"
+            )
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"{path}: weight {name} is not finite; {remedy}")
+    network.load_state_dict(tensors)
+    return network.eval(), recipe

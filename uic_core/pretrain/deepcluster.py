@@ -1,0 +1,43 @@
+"""DeepCluster's pseudo-labels: PCA, whitening and k-means on centre-crop features (Caron et al. 2018)."""
+
+from __future__ import annotations
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from uic_core.pretrain.labels import Labels
+
+
+def whiten(features: NDArray[np.float32], dimension: int) -> NDArray[np.float32]:
+    """PCA to `dimension` (or fewer where features or images are fewer), whitening, rows of length 1.
+
+    Args:
+        features: float32 [N, D].
+
+    Returns:
+        float32 [N, min(dimension, D, N)].
+    """
+    images, width = features.shape
+    reduce = faiss.PCAMatrix(width, min(dimension, width, images), eigen_power=-0.5)
+    reduce.train(features)
+    reduced: NDArray[np.float32] = reduce.apply(features)
+    faiss.normalize_L2(reduced)
+    return reduced
+
+
+def kmeans(features: NDArray[np.float32], classes: int, iterations: int, seed: int) -> Labels:
+    """k-means by faiss; it splits large clusters where one runs empty.
+
+    Args:
+        features: float32 [N, D], N >= classes.
+
+    Returns:
+        Nearest centroid of every row, int32 [N].
+    """
+    clustering = faiss.Kmeans(
+        features.shape[1], classes, niter=iterations, seed=seed % 2**31, min_points_per_centroid=1,
+        max_points_per_centroid=10**7,
+    )  # fmt: skip
+    clustering.train(features)
+    return clustering.index.search(features, 1)[1].ravel().astype(np.int32)

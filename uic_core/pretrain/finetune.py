@@ -1,0 +1,6 @@
+"""Stage `finetune`: further fine-tuning with fixed centre-crop labels (paper section 4.3); pretraining's own loop."""
+
+from uic_core.pretrain.__main__ import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,285 @@
+"""Which cell of which table comes from where: config/tables.yaml and config/published.csv, typed and cross-checked.
+
+Imports pydantic and yaml only, so that the workflow can ask `needed` while it builds its plan.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from string import Formatter
+
+from pydantic import Field
+
+from uic_core.config import Evaluations
+from uic_core.errors import InputError
+from uic_core.recipe import Strict, load
+
+PUBLISHED_HEADER = ("table", "row", "column", "value", "source")
+
+
+class Column(Strict):
+    """One column: words (`text`), or numbers found by default in `evaluation` under `value`."""
+
+    name: str = Field(min_length=1)
+    shown: str = ""
+    text: bool = False
+    evaluation: str = ""
+    value: str = ""
+
+
+class Override(Strict):
+    """Where one cell comes from, in so far as its column and row do not already say it ('' = as they say)."""
+
+    run: str = ""
+    evaluation: str = ""
+    value: str = ""
+
+
+class Row(Strict):
+    """One row; computed here if it has a `run`, else cited from config/published.csv."""
+
+    name: str = Field(min_length=1)
+    shown: str = ""
+    heading: str = Field("", description="separator line above the row")
+    texts: dict[str, str] = Field(default_factory=dict)
+    run: str = ""
+    fill: dict[str, str] = Field(default_factory=dict)
+    cells: dict[str, Override] = Field(default_factory=dict)
+    absent: list[str] = Field(default_factory=list)
+    extra: bool = False
+
+
+class Footnote(Strict):
+    """A remark on a cell, a row, a column, or (with neither) the whole table."""
+
+    row: str = ""
+    column: str = ""
+    text: str = Field(min_length=1)
+
+
+class Switch(Strict):
+    """A remark that depends on a setting: `says[str(protocol[key]).lower()]`, read from the metrics; '' is silent."""
+
+    evaluation: str
+    key: str
+    column: str = ""
+    says: dict[str, str]
+
+
+class Table(Strict):
+    """One table of the paper, in its order of columns and rows."""
+
+    title: str
+    stub: str = Field(description="heading of the first column")
+    decimals: int = Field(1, ge=0, le=6)
+    intervals: bool = Field(False, description="show ± ci95 beside our numbers")
+    columns: list[Column]
+    rows: list[Row]
+    footnotes: list[Footnote] = Field(default_factory=list)
+    switches: list[Switch] = Field(default_factory=list)
+
+    def sources(self) -> dict[tuple[str, str], Source]:
+        """(row name, column name) → where the number comes from, for every computed cell, in reading order."""
+        return {
+            (row.name, column.name): _source(row, column)
+            for row in self.rows
+            if row.run
+            for column in self.columns
+            if not column.text and column.name not in row.absent
+        }
+
+
+class Tables(Strict):
+    """config/tables.yaml."""
+
+    tables: dict[int, Table]
+
+
+@dataclass(frozen=True)
+class Source:
+    """`value` of the metrics JSON that `evaluation` wrote for `run`."""
+
+    run: str
+    evaluation: str
+    value: str
+
+    def __str__(self) -> str:
+        return f"{self.run}/{self.evaluation}:{self.value}"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A number of the paper: `text` as printed, `source` 'paper' or the work it is cited from."""
+
+    text: str
+    source: str
+
+
+def read_tables(path: Path) -> dict[int, Table]:
+    """Read and check config/tables.yaml: number → table.
+
+    Raises:
+        InputError: "<file>: tables.<n>…: <what is wrong>": unknown or missing keys; a name that stands twice; a cell,
+            footnote or text that names an unknown row or column; an unknown evaluation; a `{…}` without its fill.
+    """
+    tables = load(Tables, path).tables
+    for number, table in tables.items():
+        _check(table, f"{path}: tables.{number}")
+    return tables
+
+
+def table(tables_yaml: Path, number: int) -> Table:
+    """One table of config/tables.yaml. Raises InputError naming the known ones if there is no such table."""
+    tables = read_tables(tables_yaml)
+    if number not in tables:
+        raise InputError(f"{tables_yaml}: no table {number}; known: {', '.join(map(str, tables))}")
+    return tables[number]
+
+
+def needed(tables_yaml: Path, number: int) -> list[tuple[str, str]]:
+    """The (run, evaluation) pairs whose metrics table `number` shows, each once, in reading order.
+
+    Raises:
+        InputError: as `read_tables`; an unknown table number.
+    """
+    sources = table(tables_yaml, number).sources().values()
+    return list(dict.fromkeys((source.run, source.evaluation) for source in sources))
+
+
+def read_published(path: Path, number: int, table: Table) -> dict[tuple[str, str], Published]:
+    """The paper's numbers of one table: (row name, column name) → as printed.
+
+    Raises:
+        InputError: naming file and line: another header, no number, a cell twice, an unknown row or column; or a
+            number of a computed row that nothing computes, a computed cell or a cited row that the paper lacks.
+    """
+    published: dict[tuple[str, str], Published] = {}
+    for line, record in _records(path):
+        if record["table"] != str(number):
+            continue
+        where = f"{path}:{line}"
+        key = (record["row"], record["column"])
+        _known(where, "row", key[0], [row.name for row in table.rows])
+        _known(where, "column", key[1], [column.name for column in table.columns if not column.text])
+        if key in published:
+            raise InputError(f"{where}: table {number}, '{key[0]}', '{key[1]}' stands twice; remove one of the lines")
+        published[key] = Published(record["value"], record["source"])
+    _agree(path, number, table, published)
+    return published
+
+
+def _source(row: Row, column: Column) -> Source:
+    override = row.cells.get(column.name, Override())
+    return Source(
+        run=override.run or row.run,
+        evaluation=override.evaluation or column.evaluation,
+        value=(override.value or column.value).format(**row.fill),
+    )
+
+
+def _check(table: Table, where: str) -> None:
+    columns = [column.name for column in table.columns]
+    numbers = [column.name for column in table.columns if not column.text]
+    rows = [row.name for row in table.rows]
+    for kind, names in (("column", columns), ("row", rows)):
+        twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+        if twice:
+            raise InputError(f"{where}.{kind}s: '{twice[0]}' stands twice; give every {kind} a name of its own")
+    for column in table.columns:
+        if column.text == bool(column.evaluation and column.value):
+            raise InputError(f"{where}.columns: '{column.name}' takes either text: true, or evaluation and value")
+    for row in table.rows:
+        _check_row(row, table, f"{where}.rows: '{row.name}'", numbers)
+    for note in table.footnotes:
+        if note.row:
+            _known(f"{where}.footnotes", "row", note.row, rows)
+        if note.column:
+            _known(f"{where}.footnotes", "column", note.column, columns)
+    for switch in table.switches:
+        _known(f"{where}.switches", "evaluation", switch.evaluation, Evaluations.model_fields)
+        if switch.column:
+            _known(f"{where}.switches", "column", switch.column, columns)
+
+
+def _check_row(row: Row, table: Table, where: str, numbers: list[str]) -> None:
+    for name in (*row.cells, *row.absent):
+        _known(where, "column", name, numbers)
+    texts = [column.name for column in table.columns if column.text]
+    for name in row.texts:
+        _known(where, "text column", name, texts)
+    lacking = [name for name in texts if name not in row.texts]
+    if lacking:
+        raise InputError(f"{where}: texts.{lacking[0]} is missing; say what the paper prints there")
+    if not row.run:
+        if row.cells or row.absent or row.fill or row.extra:
+            raise InputError(f"{where}: cells, absent, fill and extra belong to computed rows; name its run")
+        return
+    for column in table.columns:
+        if column.text or column.name in row.absent:
+            continue
+        value = row.cells.get(column.name, Override()).value or column.value
+        blanks = [name for _, name, _, _ in Formatter().parse(value) if name is not None]
+        unfilled = [name for name in blanks if name not in row.fill]
+        if unfilled:
+            raise InputError(f"{where}: '{column.name}' takes '{value}'; fill.{unfilled[0]} is missing")
+        _known(where, "evaluation", _source(row, column).evaluation, Evaluations.model_fields)
+
+
+def _records(path: Path) -> list[tuple[int, dict[str, str]]]:
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            reader = csv.reader(file)
+            lines = [(reader.line_num, fields) for fields in reader if fields]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: is not a CSV file in UTF-8 ({error}); restore it from git") from error
+    if not lines or tuple(lines[0][1]) != PUBLISHED_HEADER:
+        raise InputError(f"{path}:1: the first line must be '{','.join(PUBLISHED_HEADER)}'")
+    records = []
+    for line, fields in lines[1:]:
+        if len(fields) != len(PUBLISHED_HEADER):
+            raise InputError(f"{path}:{line}: has {len(fields)} fields, not {len(PUBLISHED_HEADER)}; quote commas")
+        record = dict(zip(PUBLISHED_HEADER, fields, strict=True))
+        if not _is_number(record["value"]):
+            raise InputError(f"{path}:{line}: value '{record['value']}' is no number; leave out what is not printed")
+        if not record["source"]:
+            raise InputError(f"{path}:{line}: source is empty; write 'paper' or the cited work")
+        records.append((line, record))
+    return records
+
+
+def _is_number(text: str) -> bool:
+    whole, _, fraction = text.partition(".")
+    return whole.isascii() and whole.isdigit() and (fraction.isdigit() if "." in text else True)
+
+
+def _agree(path: Path, number: int, table: Table, published: dict[tuple[str, str], Published]) -> None:
+    """Every number of a method that is run here is computed, and nothing is computed that the paper leaves empty."""
+    sources = table.sources()
+    for row in table.rows:
+        printed = {name for row_name, name in published if row_name == row.name}
+        computed = {name for row_name, name in sources if row_name == row.name}
+        where = f"{path}: table {number}, row '{row.name}'"
+        if row.extra:
+            if printed:
+                raise InputError(f"{where}: has numbers, but config/tables.yaml says extra: true (not in the paper)")
+        elif not printed:
+            raise InputError(f"{where}: has no number; add its lines or remove the row from config/tables.yaml")
+        elif row.run and printed != computed:
+            name = sorted(printed ^ computed)[0]
+            said = "has a number that nothing computes" if name in printed else "is computed but has no number"
+            raise InputError(f"{where}: column '{name}' {said}; mend 'absent' in config/tables.yaml or the lines here")
+
+
+def _known(where: str, kind: str, name: str, known: Iterable[str]) -> None:
+    names = list(known)
+    if name in names:
+        return
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    raise InputError(f"{where}: unknown {kind} '{name}'; {hint}(known: {', '.join(names)})")

@@ -1,0 +1,294 @@
+"""Stage `figures`: Fig. 3 (class sizes) and Fig. 4 (lowest-entropy pseudo-classes), as PNG and SVG.
+
+Made from what evaluation `clusters` left. The same inputs give the same bytes. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from uic_core import metrics as metrics_file
+from uic_core.data import reader
+from uic_core.data.index import Index
+from uic_core.errors import InputError
+from uic_core.files import atomic
+
+INK, GREY, BLUE, RED = "#222222", "#6b6b6b", "#3b6e9e", "#c4512d"
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine draws the same
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "axes.titlesize": 8,
+    "axes.linewidth": 0.6,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "text.color": INK,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "uic_core",
+}
+DPI = 300
+WIDTH = 6.9  # inches, the text width of a two-column page
+THUMBNAIL, GAP = 128, 8  # pixels
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """The arrays of evaluation `clusters`, for K pseudo-classes, G of them shown with M images each.
+
+    Attributes:
+        class_sizes: int array [K], images a class.
+        grid_classes: int array [G], the classes of lowest entropy, in 0…K-1.
+        grid_images: int array [G, M], positions in the index of the training images.
+        grid_entropy: float array [G], entropy of the annotated labels in a class, ≥ 0.
+    """
+
+    class_sizes: NDArray[np.integer]
+    grid_classes: NDArray[np.integer]
+    grid_images: NDArray[np.integer]
+    grid_entropy: NDArray[np.floating]
+
+    @classmethod
+    def load(cls, path: Path) -> Clusters:
+        """Read metrics/<run>/clusters.npz; pickled content is refused.
+
+        Raises:
+            InputError: missing, damaged, without one of the arrays, or with arrays that do not fit together.
+        """
+        remedy = "delete the file and run snakemake again"
+        forms = {
+            "class_sizes": ("iu", 1),
+            "grid_classes": ("iu", 1),
+            "grid_images": ("iu", 2),
+            "grid_entropy": ("f", 1),
+        }
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in forms}
+        except FileNotFoundError as error:
+            raise InputError(f"{path}: there is no such file; run snakemake to make it") from error
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+            raise InputError(f"{path}: does not hold the arrays of clusters ({error}); {remedy}") from error
+        for name, (kinds, dimensions) in forms.items():
+            array = arrays[name]
+            if array.dtype.kind not in kinds or array.ndim != dimensions or not array.size:
+                raise InputError(f"{path}: {name} has the form {array.dtype}{list(array.shape)}; {remedy}")
+        clusters = cls(**arrays)
+        if not len(clusters.grid_classes) == len(clusters.grid_images) == len(clusters.grid_entropy):
+            raise InputError(f"{path}: grid_classes, grid_images and grid_entropy differ in length; {remedy}")
+        if clusters.class_sizes.min() < 0 or not clusters.class_sizes.any():
+            raise InputError(f"{path}: class_sizes must be counts, not all 0; {remedy}")
+        if clusters.grid_classes.min() < 0 or clusters.grid_classes.max() >= len(clusters.class_sizes):
+            raise InputError(f"{path}: grid_classes outside 0…{len(clusters.class_sizes) - 1}; {remedy}")
+        if not (np.isfinite(clusters.grid_entropy).all() and (clusters.grid_entropy >= 0).all()):
+            raise InputError(f"{path}: grid_entropy must be finite and not negative; {remedy}")
+        return clusters
+
+
+def bin_edges(sizes: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Edges of equally wide histogram bins whose borders lie between integers, so that no size falls on one.
+
+    The width follows Freedman and Diaconis (1981), in whole images, with at most 60 bins.
+
+    Args:
+        sizes: int array [K], images a class.
+
+    Returns:
+        float array [bins + 1]; every size lies strictly between the first and the last edge.
+    """
+    low, high = int(sizes.min()), int(sizes.max())
+    spread = float(np.subtract(*np.percentile(sizes, [75, 25])))
+    width = max(1, round(2 * spread / len(sizes) ** (1 / 3)), -(-(high - low + 1) // 60))
+    bins = -(-(high - low + 1) // width)
+    edges: NDArray[np.float64] = low - 0.5 + width * np.arange(bins + 1, dtype=np.float64)
+    return edges
+
+
+def class_sizes_figure(sizes: NDArray[np.integer], note: str = "") -> Figure:
+    """Fig. 3: how many images each pseudo-class has at the end of training; the mean N/K is marked.
+
+    Args:
+        sizes: int array [K], images a class.
+        note: printed small at the foot.
+    """
+    mean = float(sizes.sum() / len(sizes))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 2.55), dpi=DPI)
+        left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": [1.15, 1]})
+        figure.subplots_adjust(left=0.075, right=0.97, top=0.9, bottom=0.225, wspace=0.24)
+
+        edges = bin_edges(sizes)
+        counts, _, _ = left.hist(sizes, bins=list(edges), color=BLUE, edgecolor="white", linewidth=0.4)
+        top = float(np.max(counts)) * 1.22
+        left.axvline(mean, color=RED, linewidth=1, linestyle=(0, (4, 2)))
+        left.annotate(
+            f"mean N/K = {_short(mean)}", (mean, top), (4, -2), textcoords="offset points", color=RED, va="top", size=7
+        )
+        left.set(xlim=(0, float(edges[-1]) * 1.06), ylim=(0, top), xlabel="images in a class", ylabel="classes")
+        _panel(left, "a")
+
+        ordered = np.sort(sizes)[::-1]
+        ranks = np.arange(len(ordered) + 1)
+        right.stairs(ordered, ranks, fill=True, color=BLUE, linewidth=0)
+        right.axhline(mean, color=RED, linewidth=1, linestyle=(0, (4, 2)))
+        right.set(xlim=(0, len(ordered)), ylim=(0, float(ordered[0]) * 1.22))
+        right.set(xlabel="classes, the largest first", ylabel="images in a class")
+        low, median, high = int(ordered[-1]), float(np.median(ordered)), int(ordered[0])
+        summary = f"K = {len(sizes):,}   min {low:,}   median {_short(median)}   max {high:,}"
+        right.text(1, 0.98, summary, transform=right.transAxes, ha="right", va="top", size=7)
+        _panel(right, "b")
+        for axes in (left, right):
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+            axes.yaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
+        _note(figure, note, 2.55)
+    return figure
+
+
+def grid_figure(clusters: Clusters, index: Index, note: str = "") -> Figure:
+    """Fig. 4: images of the pseudo-classes whose annotated labels have the lowest entropy, a row a class.
+
+    Beside each row: the annotated class that most of the shown images belong to, the entropy of the annotated labels
+    of the whole pseudo-class, its number and size; shown images of another annotated class have a frame.
+
+    Raises:
+        InputError: an image position outside the index, or an image that cannot be read.
+    """
+    rows, columns = clusters.grid_images.shape
+    if clusters.grid_images.min() < 0 or clusters.grid_images.max() >= len(index):
+        raise InputError(
+            f"{index.name}: the grid shows image {clusters.grid_images.max()}, the index has {len(index)}; "
+            "the clusters were made from another index: delete them and run snakemake again"
+        )
+    label_width, foot = 1.3, 0.3
+    cell = (WIDTH - label_width) / columns
+    height = rows * cell + foot
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, height), dpi=DPI)
+        axes = figure.add_axes((label_width / WIDTH, foot / height, 1 - label_width / WIDTH, 1 - foot / height))
+        axes.set_axis_off()
+        side = THUMBNAIL + GAP
+        axes.set(xlim=(0, columns * side), ylim=(rows * side, 0))
+        canvas = np.full((rows * side, columns * side, 3), 255, np.uint8)
+        framed = False
+        for row, positions in enumerate(clusters.grid_images):
+            labels = index.labels[positions]
+            dominant = int(np.bincount(labels).argmax())
+            for column, position in enumerate(positions):
+                y, x = row * side + GAP // 2, column * side + GAP // 2
+                canvas[y : y + THUMBNAIL, x : x + THUMBNAIL] = _thumbnail(index.file(int(position)))
+                if labels[column] != dominant:
+                    framed = True
+                    axes.add_patch(
+                        Rectangle((x, y), THUMBNAIL, THUMBNAIL, fill=False, edgecolor=RED, linewidth=1.4, zorder=2)
+                    )
+            _describe(axes, clusters, row, (row + 0.5) * side, index.classes[dominant])
+        axes.imshow(canvas, extent=(0, columns * side, rows * side, 0), interpolation="none", aspect="auto", zorder=1)
+        legend = "framed: annotated as another class than most of the row's" if framed else ""
+        _note(figure, "   ·   ".join(part for part in (legend, note) if part), height)
+    return figure
+
+
+def save(figure: Figure, png: Path, svg: Path) -> None:
+    """Write a figure as PNG and SVG, atomically, without dates or versions, so that equal figures are equal bytes."""
+    with matplotlib.rc_context(STYLE):
+        with atomic(svg) as temporary:
+            figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": None})
+        with atomic(png) as temporary:
+            figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def _thumbnail(path: Path) -> NDArray[np.uint8]:
+    """Central square of an image, uint8 [T, T, 3]."""
+    image: NDArray[np.uint8] = reader.center_crop(reader.read_rgb(path), THUMBNAIL, THUMBNAIL)
+    return image.transpose(1, 2, 0)
+
+
+def _describe(axes: Axes, clusters: Clusters, row: int, y: float, dominant: str) -> None:
+    size = int(clusters.class_sizes[int(clusters.grid_classes[row])])
+    lines = [
+        (10, _shorten(dominant), INK, "bold"),
+        (0, f"entropy {clusters.grid_entropy[row]:.2f}", INK, "normal"),
+        (-10, f"class {int(clusters.grid_classes[row])}, {size:,} images", GREY, "normal"),
+    ]
+    for offset, text, color, weight in lines:
+        axes.annotate(
+            text,
+            (0, y),
+            (-5, offset),
+            textcoords="offset points",
+            ha="right",
+            va="center",
+            size=6.5,
+            color=color,
+            weight=weight,
+            annotation_clip=False,
+        )
+
+
+def _panel(axes: Axes, letter: str) -> None:
+    axes.annotate(letter, (0, 1), (-26, 5), xycoords="axes fraction", textcoords="offset points", weight="bold", size=9)
+
+
+def _note(figure: Figure, note: str, height: float) -> None:
+    figure.text(1 - 0.05 / WIDTH, 0.06 / height, note, size=6, color=GREY, ha="right", va="bottom")
+
+
+def _shorten(name: str) -> str:
+    return name if len(name) <= 20 else name[:19] + "…"
+
+
+def _short(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 or number == round(number) else f"{number:.1f}"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Draw one figure. Exits with 2 and names what is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m uic_core.report.figures", description=__doc__)
+    parser.add_argument("--figure", type=int, choices=(3, 4), required=True, help="number of the figure in the paper")
+    parser.add_argument("--arrays", type=Path, required=True, help="clusters.npz")
+    parser.add_argument("--metrics", type=Path, required=True, help="clusters.json")
+    parser.add_argument("--index", type=Path, required=True, help="index of the training images")
+    parser.add_argument("--scale", choices=("demo", "paper"), required=True)
+    parser.add_argument("--out", type=Path, required=True, help="PNG")
+    parser.add_argument("--svg", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    try:
+        metrics = metrics_file.read(options.metrics)
+        index = Index.load(options.index)
+        if metrics.dataset.fingerprint != index.fingerprint:
+            raise InputError(
+                f"{options.metrics}: speaks of {metrics.dataset.name} {metrics.dataset.fingerprint}, but "
+                f"{options.index} is {index.fingerprint}; run snakemake to make them agree"
+            )
+        clusters = Clusters.load(options.arrays)
+        note = "demo data: generated images, not ImageNet" if options.scale == "demo" else ""
+        if options.figure == 3:
+            figure = class_sizes_figure(clusters.class_sizes, note)
+        else:
+            figure = grid_figure(clusters, index, note)
+        save(figure, options.out, options.svg)
+    except InputError as error:
+        parser.exit(2, f"error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""A small page of quotes, paragraphs, one-level lists and grids, written as Markdown or as HTML.
+
+Texts may hold **bold**, *italic* and `code`; nothing else of Markdown. The same page gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tabulate import tabulate
+
+_HTML = """<!DOCTYPE html>
+<html lang="en">
+<meta charset="utf-8">
+<title>{title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; }}
+blockquote {{ margin: 0 0 1rem; padding: .5rem 1rem; background: #fdf3ee; border-left: 4px solid #c4512d; }}
+blockquote p {{ margin: 0; }}
+table {{ border-collapse: collapse; border-top: 2px solid #222; border-bottom: 2px solid #222; margin: 1rem 0; }}
+th, td {{ padding: .25rem .8rem; font-variant-numeric: tabular-nums; }}
+th {{ border-bottom: 1px solid #222; }}
+.left {{ text-align: left; }}
+.right {{ text-align: right; }}
+tr.heading td {{ border-top: 1px solid #bbb; color: #555; padding-top: .5rem; }}
+li, p.foot {{ font-size: 13px; color: #555; }}
+</style>
+{body}
+</html>
+"""
+
+
+@dataclass(frozen=True)
+class Quote:
+    """A remark that must not be overlooked: a line, and points beneath it."""
+
+    text: str
+    points: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph; `foot` prints it small where that can be done."""
+
+    text: str
+    foot: bool = False
+
+
+@dataclass(frozen=True)
+class Points:
+    """A list."""
+
+    points: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table. Lines have as many cells as the header, or one: a heading over all columns.
+
+    `alignment`: 'left' or 'right' for each column.
+    """
+
+    header: Sequence[str]
+    lines: Sequence[Sequence[str]]
+    alignment: Sequence[str]
+
+
+Block = Quote | Text | Points | Grid
+
+
+def to_markdown(blocks: Sequence[Block]) -> str:
+    """The page as Markdown (GitHub's, for the grid)."""
+    return "\n\n".join(_markdown(block) for block in blocks) + "\n"
+
+
+def to_html(title: str, blocks: Sequence[Block]) -> str:
+    """The page as one HTML file that needs no other."""
+    return _HTML.format(title=html.escape(title), body="\n".join(_html(block) for block in blocks))
+
+
+def _markdown(block: Block) -> str:
+    match block:
+        case Quote(text, points):
+            return "\n".join([f"> {text}", *([">"] if points else []), *(f"> - {point}" for point in points)])
+        case Text(text):
+            return text
+        case Points(points):
+            return "\n".join(f"- {point}" for point in points)
+        case Grid(header, lines, alignment):
+            full = [[*line, *[""] * (len(header) - len(line))] for line in lines]
+            escaped = [[cell.replace("|", "\\|") for cell in line] for line in [list(header), *full]]
+            return str(
+                tabulate(escaped[1:], escaped[0], tablefmt="pipe", colalign=list(alignment), disable_numparse=True)
+            )
+
+
+def _html(block: Block) -> str:
+    match block:
+        case Quote(text, points):
+            return f"<blockquote><p>{_inline(text)}</p>{_list(points) if points else ''}</blockquote>"
+        case Text(text, foot):
+            return f"<p{' class=foot' if foot else ''}>{_inline(text)}</p>"
+        case Points(points):
+            return _list(points)
+        case Grid(header, lines, alignment):
+            head = _cells("th", header, alignment)
+            rows = [
+                _cells("td", line, alignment)
+                if len(line) == len(header)
+                else f'<tr class="heading"><td colspan="{len(header)}">{_inline(line[0])}</td></tr>'
+                for line in lines
+            ]
+            return "\n".join(["<table>", f"<thead>{head}</thead>", "<tbody>", *rows, "</tbody>", "</table>"])
+
+
+def _cells(tag: str, cells: Sequence[str], alignment: Sequence[str]) -> str:
+    pairs = zip(cells, alignment, strict=True)
+    return "<tr>" + "".join(f'<{tag} class="{side}">{_inline(cell)}</{tag}>' for cell, side in pairs) + "</tr>"
+
+
+def _list(points: Sequence[str]) -> str:
+    return "<ul>" + "".join(f"<li>{_inline(point)}</li>" for point in points) + "</ul>"
+
+
+def _inline(text: str) -> str:
+    text = html.escape(text)
+    text = re.sub(r"`(.+?)`", r"<code>\1</code>", text)
+    text = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text)
+    return re.sub(r"\*(.+?)\*", r"<em>\1</em>", text)

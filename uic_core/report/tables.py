@@ -1,0 +1,342 @@
+"""Stage `tables`: one table of the paper, as Markdown (and HTML) for the reader and CSV for the next program.
+
+Our numbers come from metrics JSONs and nowhere else; what goes where is declared in config/tables.yaml. The same
+inputs give the same bytes: dates and commits are those of the metrics. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from uic_core import metrics as metrics_file
+from uic_core.errors import InputError
+from uic_core.files import write_text
+from uic_core.metrics import Metrics, Value
+from uic_core.report.cells import Published, Row, Source, Table, read_published, table
+from uic_core.report.page import Block, Grid, Points, Quote, Text, to_html, to_markdown
+
+CSV_HEADER = ("table", "row", "column", "ours", "paper", "difference", "ci95", "n", "run", "evaluation", "commit")
+DEMO = (
+    "**Demo data.** Our numbers come from generated images, not ImageNet: they show that every part runs, and are "
+    "not to be held against the paper's. Names (3k, 224×224, ImageNet) are the paper's; the demo's sizes are smaller."
+)
+_PERCENT = {"%": 1.0, "fraction": 100.0, "1": 100.0}
+_LETTERS = "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻ"
+
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number cell: ours (percent) with its origin, the paper's, both, or neither; `missing` says why not ours."""
+
+    row: str
+    column: str
+    paper: Published | None
+    source: Source | None = None
+    ours: Value | None = None
+    metrics: Metrics | None = None
+    missing: str = ""
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A table with its numbers. `notes`: (row, column, text), '' where a note is not about a row or a column."""
+
+    number: int
+    table: Table
+    scale: str
+    cells: dict[Key, Cell]
+    notes: list[tuple[str, str, str]]
+    problems: list[str]
+
+
+def collect(paths: Sequence[Path]) -> tuple[dict[Key, tuple[Path, Metrics]], list[str]]:
+    """Read metrics files; what each is about is read from its content, not from its name.
+
+    Returns:
+        (run, evaluation) → (path, metrics), and one message for each file that cannot be read.
+
+    Raises:
+        InputError: two files speak of the same run and evaluation.
+    """
+    found: dict[Key, tuple[Path, Metrics]] = {}
+    problems: list[str] = []
+    for path in paths:
+        try:
+            metrics = metrics_file.read(path)
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        key = (metrics.run, metrics.evaluation)
+        if key in found:
+            raise InputError(
+                f"{path}: {'/'.join(key)} is also in {found[key][0]}; give --metrics only one of the two files"
+            )
+        found[key] = (path, metrics)
+    return found, problems
+
+
+def fill(
+    number: int,
+    table: Table,
+    published: dict[Key, Published],
+    paths: Sequence[Path],
+    scale: str,
+    *,
+    partial: bool = False,
+) -> Filled:
+    """Put the numbers into a table.
+
+    Args:
+        published: the paper's numbers, from `cells.read_published`.
+        paths: metrics JSONs; those that the table does not need are ignored.
+        scale: 'demo' or 'paper'.
+        partial: leave cells without metrics empty, with the reason, instead of failing.
+
+    Raises:
+        InputError: one line for each file, run or value that is missing or unfit (not if `partial`).
+    """
+    found, problems = collect(paths)
+    sources = table.sources()
+    cells: dict[Key, Cell] = {}
+    for row in table.rows:
+        for column in table.columns:
+            key = (row.name, column.name)
+            if not column.text:
+                cells[key] = _cell(key, published.get(key), sources.get(key), found)
+    reasons = dict.fromkeys(cell.missing for cell in cells.values() if cell.missing)
+    problems = list(dict.fromkeys([*problems, *reasons]))
+    notes = [(note.row, note.column, note.text) for note in table.footnotes]
+    for column_name, text, problem in _switches(table, cells):
+        problems.extend(problem)
+        if text:
+            notes.append(("", column_name, text))
+    if problems and not partial:
+        raise InputError(f"table {number}: " + f"\ntable {number}: ".join(problems))
+    return Filled(number, table, scale, cells, notes, problems)
+
+
+def _cell(key: Key, paper: Published | None, source: Source | None, found: dict[Key, tuple[Path, Metrics]]) -> Cell:
+    if source is None:
+        return Cell(*key, paper)
+    if (source.run, source.evaluation) not in found:
+        missing = (
+            f"no metrics of run '{source.run}', evaluation '{source.evaluation}', among the files given; "
+            "run snakemake to make them"
+        )
+        return Cell(*key, paper, source, missing=missing)
+    path, metrics = found[source.run, source.evaluation]
+    value = metrics.values.get(source.value)
+    if value is None:
+        missing = (
+            f"{path}: no value '{source.value}' (there are: {', '.join(metrics.values)}); "
+            "delete the file and run snakemake again"
+        )
+        return Cell(*key, paper, source, missing=missing)
+    if value.unit not in _PERCENT:
+        missing = f"{path}: values.{source.value}: unit '{value.unit}' is none of {', '.join(_PERCENT)}"
+        return Cell(*key, paper, source, missing=missing)
+    factor = _PERCENT[value.unit]
+    ci95 = None if value.ci95 is None else value.ci95 * factor
+    return Cell(*key, paper, source, Value(value=value.value * factor, unit="%", ci95=ci95, n=value.n), metrics)
+
+
+def _switches(table: Table, cells: dict[Key, Cell]) -> list[tuple[str, str, list[str]]]:
+    """(column, note, problems) for every switch of the table, read from the metrics that fill it."""
+    result = []
+    for switch in table.switches:
+        says: dict[str, list[str]] = {}
+        problems: list[str] = []
+        for metrics in _metrics(cells):
+            if metrics.evaluation != switch.evaluation:
+                continue
+            setting = str(metrics.protocol.get(switch.key)).lower()
+            if setting in switch.says:
+                says.setdefault(switch.says[setting], []).append(metrics.run)
+            else:
+                problems.append(
+                    f"{metrics.run}/{metrics.evaluation}: protocol.{switch.key} is {setting}, "
+                    f"which config/tables.yaml does not explain (known: {', '.join(switch.says)})"
+                )
+        texts = [text if len(says) == 1 else f"{', '.join(runs)}: {text}" for text, runs in says.items() if text]
+        result.append((switch.column, " ".join(texts), problems))
+    return result
+
+
+def _metrics(cells: dict[Key, Cell]) -> list[Metrics]:
+    """The metrics that fill a table, each once, in reading order."""
+    unique = {(c.metrics.run, c.metrics.evaluation): c.metrics for c in cells.values() if c.metrics is not None}
+    return list(unique.values())
+
+
+def page(filled: Filled) -> list[Block]:
+    """The table as a page: the paper's rows and columns in the paper's order, notes, legend, and where it is from."""
+    marks, notes = _marks(filled)
+    blocks: list[Block] = [Quote(DEMO)] if filled.scale == "demo" else []
+    blocks.append(Text(f"**Table {filled.number}.** {filled.table.title}."))
+    if filled.problems:
+        count = sum(bool(cell.missing) for cell in filled.cells.values())
+        told = f"**Partial.** {count} of our numbers {'is' if count == 1 else 'are'} missing (–):"
+        blocks.append(Quote(told, [" ".join(problem.split()) for problem in filled.problems]))
+    blocks += [_grid(filled, marks), Text(_legend(filled), foot=True)]
+    if notes:
+        blocks.append(Points(notes))
+    return [*blocks, *(Text(line, foot=True) for line in _origin(filled))]
+
+
+def _marks(filled: Filled) -> tuple[dict[Key, str], list[str]]:
+    """Superscript letters in reading order: where they stand, and the lines that explain them."""
+    rows = ["", *(row.name for row in filled.table.rows)]
+    columns = ["", *(column.name for column in filled.table.columns)]
+    ordered = sorted(filled.notes, key=lambda note: (rows.index(note[0]), columns.index(note[1])))
+    letters: dict[str, str] = {}
+    marks: dict[Key, str] = {}
+    for row, column, text in ordered:
+        if row or column:
+            letter = letters.setdefault(text, _LETTERS[len(letters)])
+            marks[row, column] = marks.get((row, column), "") + letter
+    general = [text for row, column, text in ordered if not row and not column]
+    return marks, general + [f"{letter} {text}" for text, letter in letters.items()]
+
+
+def _grid(filled: Filled, marks: dict[Key, str]) -> Grid:
+    columns = filled.table.columns
+    heads = [(column.shown or column.name) + marks.get(("", column.name), "") for column in columns]
+    lines: list[list[str]] = []
+    for row in filled.table.rows:
+        if row.heading:
+            lines.append([f"*{row.heading}*"])
+        line = [_label(row) + marks.get((row.name, ""), "")]
+        for column in columns:
+            text = row.texts[column.name] if column.text else _number(filled.cells[row.name, column.name], filled.table)
+            line.append(text + marks.get((row.name, column.name), ""))
+        lines.append(line)
+    sides = ["left", *("left" if column.text else "right" for column in columns)]
+    return Grid([filled.table.stub, *heads], lines, sides)
+
+
+def _label(row: Row) -> str:
+    label = row.shown or row.name
+    return f"**{label}**" if row.run else label
+
+
+def _number(cell: Cell, table: Table) -> str:
+    if cell.source is None:
+        return cell.paper.text if cell.paper else "-"
+    ours = "–"
+    if cell.ours is not None:
+        ours = f"**{cell.ours.value:.{table.decimals}f}**"
+        if table.intervals and cell.ours.ci95 is not None:
+            ours += f" ± {cell.ours.ci95:.{table.decimals}f}"
+    return f"{ours} ({cell.paper.text})" if cell.paper else ours
+
+
+def _legend(filled: Filled) -> str:
+    legend = "**Bold**: computed here, with the paper's number in parentheses."
+    cited = [row for row in filled.table.rows if not row.run]
+    if cited:
+        legend += " Other rows are cited as the paper prints them."
+    if any(cell.source is None and cell.paper is None for cell in filled.cells.values()):
+        legend += " -: the paper has no number."
+    sources = {cell.paper.source for cell in filled.cells.values() if cell.paper} - {"paper"}
+    if sources:
+        ordered = sorted(sources, key=lambda source: (len(source.partition("]")[0]), source))
+        legend += f" Sources: {'; '.join(ordered)}."
+    return legend
+
+
+def _origin(filled: Filled) -> list[str]:
+    """Foot lines: data sets, scale, commit, date, seed."""
+    metrics = _metrics(filled.cells)
+    if not metrics:
+        return [f"Scale: {filled.scale}."]
+    data: dict[tuple[str, str], str] = {}
+    prints: dict[tuple[str, str], set[str]] = {}
+    for item in metrics:
+        sizes = ", ".join(f"{split} {size:,}" for split, size in item.dataset.sizes.items())
+        name, fingerprint = item.dataset.name, item.dataset.fingerprint
+        data[name, fingerprint] = f"{name} `{fingerprint}` ({sizes})"
+        prints.setdefault((item.evaluation, name), set()).add(fingerprint)
+    lines = [f"Data: {'; '.join(data.values())}."]
+    differing = sorted(f"{evaluation} on {name}" for (evaluation, name), found in prints.items() if len(found) > 1)
+    if differing:
+        lines.append(f"**Different data in one column**: {', '.join(differing)}; see the fingerprints.")
+    dates = sorted({item.provenance.date for item in metrics})
+    seeds = sorted({item.provenance.seed for item in metrics})
+    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    lines.append(
+        f"Scale: {filled.scale}. {_commits(metrics)} Date: {when}. "
+        f"Seed{'s' if len(seeds) > 1 else ''}: {', '.join(map(str, seeds))}."
+    )
+    return lines
+
+
+def _commits(metrics: Sequence[Metrics]) -> str:
+    commits: dict[str, list[str]] = {}
+    for item in metrics:
+        commits.setdefault(_commit(item, " (dirty)"), []).append(f"{item.run}/{item.evaluation}")
+    if len(commits) == 1:
+        return f"Commit: {next(iter(commits))}."
+    told = "; ".join(f"{commit}: {', '.join(names)}" for commit, names in commits.items())
+    return f"**Mixed commits**, {told}."
+
+
+def _commit(metrics: Metrics, dirty: str) -> str:
+    return metrics.provenance.commit + (dirty if metrics.provenance.dirty else "")
+
+
+def to_csv(filled: Filled) -> str:
+    """The numbers as CSV, a line a cell, cited rows too (`ours` empty); percent, difference = ours − paper."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(CSV_HEADER)
+    for cell in filled.cells.values():
+        if cell.source is None and cell.paper is None:
+            continue
+        ours = None if cell.ours is None else round(cell.ours.value, 4)
+        paper = cell.paper.text if cell.paper else ""
+        difference = "" if ours is None or not paper else round(ours - float(paper), 4)
+        ci95 = "" if cell.ours is None or cell.ours.ci95 is None else round(cell.ours.ci95, 4)
+        samples = "" if cell.ours is None or cell.ours.n is None else cell.ours.n
+        origin = (cell.source.run, cell.source.evaluation) if cell.source else ("", "")
+        commit = _commit(cell.metrics, "-dirty") if cell.metrics else ""
+        shown = "" if ours is None else ours
+        writer.writerow(
+            [filled.number, cell.row, cell.column, shown, paper, difference, ci95, samples, *origin, commit]
+        )
+    return buffer.getvalue()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Write one table. Exits with 2 and names what is wrong; nothing is written then."""
+    parser = argparse.ArgumentParser(prog="python -m uic_core.report.tables", description=__doc__)
+    parser.add_argument("--table", type=int, required=True, help="number of the table in the paper")
+    parser.add_argument("--tables", type=Path, required=True, help="config/tables.yaml")
+    parser.add_argument("--published", type=Path, required=True, help="config/published.csv")
+    parser.add_argument("--scale", choices=("demo", "paper"), required=True)
+    parser.add_argument("--metrics", type=Path, nargs="*", default=[], help="metrics JSONs, in any order")
+    parser.add_argument("--out", type=Path, required=True, help="Markdown")
+    parser.add_argument("--csv", type=Path, required=True)
+    parser.add_argument("--html", type=Path, help="a page of its own, for the HTML report")
+    parser.add_argument("--partial", action="store_true", help="show – and the reason where metrics are missing")
+    options = parser.parse_args(arguments)
+    try:
+        declared = table(options.tables, options.table)
+        published = read_published(options.published, options.table, declared)
+        filled = fill(options.table, declared, published, options.metrics, options.scale, partial=options.partial)
+        write_text(options.csv, to_csv(filled))
+        if options.html:
+            write_text(options.html, to_html(f"Table {options.table}", page(filled)))
+        write_text(options.out, to_markdown(page(filled)))
+    except InputError as error:
+        parser.exit(2, f"error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""What every stage shares while it runs: error exit, device, precision, seeds, counter-based randomness."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from uic_core.errors import InputError
+
+
+@contextlib.contextmanager
+def stage() -> Iterator[None]:
+    """Wrap a stage's `main`: a user's mistake becomes `error: …` on stderr and exit status 2, no traceback."""
+    try:
+        yield
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def device() -> torch.device:
+    """The accelerator of this process (by LOCAL_RANK under torchrun), else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def hardware() -> str:
+    """Name of the GPU, or '' (metrics then name the CPU)."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch, and ask torch for deterministic kernels: same seed, same bytes, one machine."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def uniforms(seed: int, epoch: int, images: NDArray[np.integer], count: int) -> NDArray[np.float64]:
+    """Uniform numbers in [0, 1) that depend on (seed, epoch, image) and nothing else.
+
+    A counter-based generator (the splitmix64 finaliser, Steele et al. 2014): no state, so crops are the same
+    whatever the number of workers, ranks or restarts.
+
+    Args:
+        images: image positions in the index, shape [B].
+        count: numbers an image.
+
+    Returns:
+        float64 array [B, count].
+    """
+
+    def mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
+
+    golden = np.uint64(0x9E3779B97F4A7C15)
+    with np.errstate(over="ignore"):
+        key = mix(np.array([seed], np.uint64) * golden + np.uint64(1))
+        key = mix(key + np.array([epoch], np.uint64) * golden + np.uint64(2))
+        keys = mix(key + np.asarray(images).astype(np.uint64) * golden + np.uint64(3))
+        bits = mix(keys[:, None] + (np.arange(count, dtype=np.uint64) + np.uint64(1)) * golden)
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -1,0 +1,78 @@
+# The only Python functions of the workflow: reading the config, and finding the files that rules ask for.
+import json
+import os
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+# The checkout is the package's home: no installation is needed to run from a clone.
+sys.path.insert(0, str(workflow.basedir))
+
+from uic_core.config import validate  # noqa: E402
+from uic_core.errors import InputError  # noqa: E402
+from uic_core.files import read_yaml  # noqa: E402
+from uic_core.report.cells import needed  # noqa: E402
+
+TABLES = range(1, 8)
+FIGURES = (3, 4)
+
+
+def validated_config():
+    """The merged config as uic_core.config.Config; refuses what Snakemake's own YAML reading lets pass."""
+    # With --replace-workflow-config only the command line's files count; else they are merged over the default.
+    replaced = workflow.config_settings.replace_workflow_config
+    files = list(workflow.overwrite_configfiles or [])
+    if not (files and replaced):
+        files.insert(0, Path(workflow.basedir) / "config" / "paper.yaml")
+    try:
+        for file in files:
+            read_yaml(Path(file))
+        return validate(config, str(os.path.relpath(files[-1])))
+    except InputError as error:
+        raise WorkflowError(f"the config is wrong\n{error}") from None
+
+
+def prepare_shell():
+    """Every job finds uic_core, and, without conda, the Python that runs Snakemake."""
+    prefix = f"export PYTHONPATH={str(workflow.basedir)!r}; "
+    methods = {str(method) for method in workflow.deployment_settings.deployment_method}
+    if not methods & {"conda", "apptainer"}:
+        prefix += f'export PATH={os.path.dirname(sys.executable)!r}:"$PATH"; '
+    shell.prefix(prefix)
+
+
+def section(name):
+    """One section of the config as JSON: the params that decide what reruns."""
+    return json.dumps(getattr(CONFIG.evaluations, name).model_dump())
+
+
+def runs(*methods):
+    """Wildcard pattern of the runs trained by one of `methods`."""
+    names = [name for name, recipe in CONFIG.runs.items() if recipe.method in methods]
+    return "|".join(names) or "no_run"
+
+
+def source_checkpoint(wildcards):
+    """Checkpoint that further fine-tuning starts from."""
+    return f"{RESULTS}/runs/{CONFIG.runs[wildcards.run].pretrained}/checkpoint.safetensors"
+
+
+def generated(wildcards):
+    """The generated data set's receipt in the demo; nothing to wait for with real data."""
+    return f"{RESULTS}/data/{wildcards.dataset}.generated" if CONFIG.datasets.generated else []
+
+
+def metrics_of(*tables):
+    """The metrics files the given tables take a cell from."""
+    try:
+        pairs = {pair for table in tables for pair in needed(Path(workflow.basedir) / "config" / "tables.yaml", table)}
+    except InputError as error:
+        raise WorkflowError(str(error)) from None
+    unknown = sorted({run for run, _ in pairs} - set(CONFIG.runs))
+    if unknown:
+        raise WorkflowError(
+            f"config/tables.yaml: takes cells from runs that the config lacks: {', '.join(unknown)}; "
+            f"add them under runs: (known: {', '.join(CONFIG.runs)})"
+        )
+    return sorted(f"{RESULTS}/metrics/{run}/{evaluation}.json" for run, evaluation in pairs)

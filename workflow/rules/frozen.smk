@@ -1,0 +1,101 @@
+# Checkpoint -> metrics of the network as it is: linear probes, clusters, VOC07 classification, few-shot.
+#   in   results/runs/<run>/checkpoint.safetensors, results/protocols/<evaluation>.yaml, the data sets
+#   out  results/metrics/<run>/<evaluation>.json
+
+
+rule linear_probe:
+    input:
+        checkpoint=f"{RESULTS}/runs/{{run}}/checkpoint.safetensors",
+        protocol=f"{RESULTS}/protocols/linear_probe.yaml",
+        train=f"{RESULTS}/index/imagenet_train.npz",
+        val=f"{RESULTS}/index/imagenet_val.npz",
+    output:
+        f"{RESULTS}/metrics/{{run}}/linear_probe.json",
+    log:
+        f"{RESULTS}/logs/{{run}}/linear_probe.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{run}}/linear_probe.tsv"
+    conda:
+        "../../envs/core.yaml"
+    threads: 16
+    resources:
+        mem_mb=64000,
+        runtime=2880,
+        gpu=1,
+    shell:
+        "python -m uic_core.evaluate.linear_probe --run {wildcards.run} --checkpoint {input.checkpoint}"
+        " --protocol {input.protocol} --train-index {input.train} --val-index {input.val} --out {output} > {log} 2>&1"
+
+
+rule clusters:
+    input:
+        checkpoint=f"{RESULTS}/runs/{{run}}/checkpoint.safetensors",
+        labels=f"{RESULTS}/runs/{{run}}/labels.npy",
+        protocol=f"{RESULTS}/protocols/clusters.yaml",
+        train=f"{RESULTS}/index/imagenet_train.npz",
+    output:
+        metrics=f"{RESULTS}/metrics/{{run}}/clusters.json",
+        arrays=f"{RESULTS}/metrics/{{run}}/clusters.npz",
+    log:
+        f"{RESULTS}/logs/{{run}}/clusters.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{run}}/clusters.tsv"
+    conda:
+        "../../envs/core.yaml"
+    resources:
+        mem_mb=8000,
+        runtime=30,
+    shell:
+        "python -m uic_core.evaluate.clusters --run {wildcards.run} --checkpoint {input.checkpoint}"
+        " --labels {input.labels} --protocol {input.protocol} --train-index {input.train}"
+        " --out {output.metrics} --arrays {output.arrays} > {log} 2>&1"
+
+
+rule voc_classification:
+    input:
+        checkpoint=f"{RESULTS}/runs/{{run}}/checkpoint.safetensors",
+        protocol=f"{RESULTS}/protocols/voc_classification_{{train}}.yaml",
+        checked=f"{RESULTS}/data/voc07.checked",
+    output:
+        f"{RESULTS}/metrics/{{run}}/voc_classification_{{train}}.json",
+    log:
+        f"{RESULTS}/logs/{{run}}/voc_classification_{{train}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{run}}/voc_classification_{{train}}.tsv"
+    wildcard_constraints:
+        train="fc6_8|all",
+    conda:
+        "../../envs/core.yaml"
+    threads: 8
+    resources:
+        mem_mb=32000,
+        runtime=1440,
+        gpu=1,
+    params:
+        root=CONFIG.datasets.voc07.root,
+    shell:
+        "python -m uic_core.evaluate.voc_classification --run {wildcards.run} --checkpoint {input.checkpoint}"
+        " --protocol {input.protocol} --voc {params.root:q} --out {output} > {log} 2>&1"
+
+
+rule fewshot:
+    input:
+        checkpoint=f"{RESULTS}/runs/{{run}}/checkpoint.safetensors",
+        protocol=f"{RESULTS}/protocols/fewshot.yaml",
+        index=f"{RESULTS}/index/miniimagenet_test.npz",
+    output:
+        f"{RESULTS}/metrics/{{run}}/fewshot.json",
+    log:
+        f"{RESULTS}/logs/{{run}}/fewshot.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{run}}/fewshot.tsv"
+    conda:
+        "../../envs/core.yaml"
+    threads: 8
+    resources:
+        mem_mb=16000,
+        runtime=240,
+        gpu=1,
+    shell:
+        "python -m uic_core.evaluate.fewshot --run {wildcards.run} --checkpoint {input.checkpoint}"
+        " --protocol {input.protocol} --index {input.index} --out {output} > {log} 2>&1"

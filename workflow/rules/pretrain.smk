@@ -1,0 +1,75 @@
+# Index + recipe -> checkpoint, pseudo-labels, history: one folder a run.
+#   in   results/index/imagenet_train.npz, config `runs`
+#   out  results/runs/<run>/{recipe.yaml, checkpoint.safetensors, labels.npy, history.jsonl}
+
+
+rule recipe:
+    output:
+        f"{RESULTS}/runs/{{run}}/recipe.yaml",
+    log:
+        f"{RESULTS}/logs/{{run}}/recipe.log",
+    wildcard_constraints:
+        run="|".join(CONFIG.runs),
+    conda:
+        "../../envs/report.yaml"
+    params:
+        value=lambda wildcards: json.dumps(CONFIG.runs[wildcards.run].model_dump()),
+    shell:
+        "python -m uic_core.protocol --section recipe --value {params.value:q} --out {output} > {log} 2>&1"
+
+
+rule pretrain:
+    input:
+        recipe=f"{RESULTS}/runs/{{run}}/recipe.yaml",
+        index=f"{RESULTS}/index/imagenet_train.npz",
+    output:
+        checkpoint=f"{RESULTS}/runs/{{run}}/checkpoint.safetensors",
+        labels=f"{RESULTS}/runs/{{run}}/labels.npy",
+        history=f"{RESULTS}/runs/{{run}}/history.jsonl",
+    log:
+        f"{RESULTS}/logs/{{run}}/pretrain.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{run}}/pretrain.tsv"
+    wildcard_constraints:
+        run=runs("uic", "deepcluster", "supervised", "random"),
+    conda:
+        "../../envs/core.yaml"
+    threads: 16
+    resources:
+        mem_mb=64000,
+        runtime=7200,
+        gpu=1,
+    params:
+        folder=subpath(output.checkpoint, parent=True),
+    shell:
+        "python -m uic_core.pretrain --recipe {input.recipe} --train-index {input.index} --out {params.folder}"
+        " > {log} 2>&1"
+
+
+rule finetune:
+    input:
+        recipe=f"{RESULTS}/runs/{{run}}/recipe.yaml",
+        index=f"{RESULTS}/index/imagenet_train.npz",
+        pretrained=source_checkpoint,
+    output:
+        checkpoint=f"{RESULTS}/runs/{{run}}/checkpoint.safetensors",
+        labels=f"{RESULTS}/runs/{{run}}/labels.npy",
+        history=f"{RESULTS}/runs/{{run}}/history.jsonl",
+    log:
+        f"{RESULTS}/logs/{{run}}/finetune.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{run}}/finetune.tsv"
+    wildcard_constraints:
+        run=runs("finetune"),
+    conda:
+        "../../envs/core.yaml"
+    threads: 16
+    resources:
+        mem_mb=64000,
+        runtime=1440,
+        gpu=1,
+    params:
+        folder=subpath(output.checkpoint, parent=True),
+    shell:
+        "python -m uic_core.pretrain.finetune --recipe {input.recipe} --train-index {input.index}"
+        " --pretrained {input.pretrained} --out {params.folder} > {log} 2>&1"

@@ -1,0 +1,94 @@
+# Metrics -> Tables 1-7, Figs. 3 and 4. Each is a target of its own: `snakemake table4`, `snakemake fig3`.
+#   in   results/metrics/<run>/<evaluation>.json, config/tables.yaml, config/published.csv
+#   out  results/tables/table<n>.{md,csv,html}, results/figures/fig<n>.{png,svg}
+
+for number in TABLES:
+
+    rule:
+        name:
+            f"table{number}"
+        input:
+            metrics=metrics_of(number),
+            tables=workflow.source_path("../../config/tables.yaml"),
+            published=workflow.source_path("../../config/published.csv"),
+        output:
+            md=f"{RESULTS}/tables/table{number}.md",
+            csv=f"{RESULTS}/tables/table{number}.csv",
+            html=report(
+                f"{RESULTS}/tables/table{number}.html",
+                caption=f"../report/table{number}.rst",
+                category="Tables",
+                labels={"table": str(number)},
+            ),
+        log:
+            f"{RESULTS}/logs/report/table{number}.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/report/table{number}.tsv"
+        conda:
+            "../../envs/report.yaml"
+        resources:
+            mem_mb=1000,
+            runtime=10,
+        params:
+            number=number,
+            scale=CONFIG.scale,
+        shell:
+            "python -m uic_core.report.tables --table {params.number} --scale {params.scale} --tables {input.tables:q}"
+            " --published {input.published:q} --metrics {input.metrics} --out {output.md} --csv {output.csv}"
+            " --html {output.html} > {log} 2>&1"
+
+
+for number in FIGURES:
+
+    rule:
+        name:
+            f"fig{number}"
+        input:
+            metrics=f"{RESULTS}/metrics/uic_3k/clusters.json",
+            arrays=f"{RESULTS}/metrics/uic_3k/clusters.npz",
+            index=f"{RESULTS}/index/imagenet_train.npz",
+        output:
+            png=report(
+                f"{RESULTS}/figures/fig{number}.png",
+                caption=f"../report/fig{number}.rst",
+                category="Figures",
+                labels={"figure": str(number)},
+            ),
+            svg=f"{RESULTS}/figures/fig{number}.svg",
+        log:
+            f"{RESULTS}/logs/report/fig{number}.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/report/fig{number}.tsv"
+        conda:
+            "../../envs/report.yaml"
+        resources:
+            mem_mb=2000,
+            runtime=10,
+        params:
+            number=number,
+            scale=CONFIG.scale,
+        shell:
+            "python -m uic_core.report.figures --figure {params.number} --scale {params.scale}"
+            " --metrics {input.metrics} --arrays {input.arrays} --index {input.index}"
+            " --out {output.png} --svg {output.svg} > {log} 2>&1"
+
+
+# What can be shown today, `–` and the reason where a number is missing: `snakemake partial`. No outputs are declared,
+# so it always runs and never stands in for the full tables.
+rule partial:
+    input:
+        tables=workflow.source_path("../../config/tables.yaml"),
+        published=workflow.source_path("../../config/published.csv"),
+    log:
+        f"{RESULTS}/logs/report/partial.log",
+    conda:
+        "../../envs/report.yaml"
+    params:
+        metrics=lambda wildcards: [file for file in metrics_of(*TABLES) if os.path.exists(file)],
+        folder=f"{RESULTS}/tables/partial",
+        scale=CONFIG.scale,
+    shell:
+        "(for number in 1 2 3 4 5 6 7; do"
+        " python -m uic_core.report.tables --partial --table $number --scale {params.scale} --tables {input.tables:q}"
+        " --published {input.published:q} --metrics {params.metrics} --out {params.folder}/table$number.md"
+        " --csv {params.folder}/table$number.csv || exit 1; done) > {log} 2>&1"

@@ -1,0 +1,84 @@
+# Checkpoint -> metrics after fine-tuning through OpenMMLab: Fast R-CNN detection and FCN segmentation on VOC.
+#   in   results/runs/<run>/checkpoint.safetensors, results/protocols/<evaluation>.yaml, VOCdevkit
+#   out  results/proposals/voc07_<split>.npz, results/metrics/<run>/{detection,segmentation}.json
+
+
+rule proposals:
+    input:
+        protocol=f"{RESULTS}/protocols/proposals.yaml",
+        checked=f"{RESULTS}/data/voc07.checked",
+    output:
+        f"{RESULTS}/proposals/voc07_{{split}}.npz",
+    log:
+        f"{RESULTS}/logs/data/proposals_{{split}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/data/proposals_{{split}}.tsv"
+    wildcard_constraints:
+        split="trainval|test",
+    conda:
+        "../../envs/openmmlab.yaml"
+    threads: 16
+    resources:
+        mem_mb=16000,
+        runtime=720,
+    params:
+        root=CONFIG.datasets.voc07.root,
+    shell:
+        "python -m uic_core.openmmlab.proposals --protocol {input.protocol} --voc {params.root:q}"
+        " --split {wildcards.split} --threads {threads} --out {output} > {log} 2>&1"
+
+
+rule detection:
+    input:
+        checkpoint=f"{RESULTS}/runs/{{run}}/checkpoint.safetensors",
+        protocol=f"{RESULTS}/protocols/detection.yaml",
+        train=f"{RESULTS}/proposals/voc07_trainval.npz",
+        test=f"{RESULTS}/proposals/voc07_test.npz",
+    output:
+        f"{RESULTS}/metrics/{{run}}/detection.json",
+    log:
+        f"{RESULTS}/logs/{{run}}/detection.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{run}}/detection.tsv"
+    conda:
+        "../../envs/openmmlab.yaml"
+    threads: 8
+    resources:
+        mem_mb=32000,
+        runtime=2880,
+        gpu=1,
+    params:
+        root=CONFIG.datasets.voc07.root,
+        folder=f"{RESULTS}/runs/{{run}}/detection",
+    shell:
+        "python -m uic_core.openmmlab.detection --run {wildcards.run} --checkpoint {input.checkpoint}"
+        " --protocol {input.protocol} --voc {params.root:q} --train-proposals {input.train}"
+        " --test-proposals {input.test} --out {output} --work-dir {params.folder} > {log} 2>&1"
+
+
+rule segmentation:
+    input:
+        checkpoint=f"{RESULTS}/runs/{{run}}/checkpoint.safetensors",
+        protocol=f"{RESULTS}/protocols/segmentation.yaml",
+        datasets=f"{RESULTS}/protocols/datasets.yaml",
+        checked=f"{RESULTS}/data/voc_segmentation.checked",
+    output:
+        f"{RESULTS}/metrics/{{run}}/segmentation.json",
+    log:
+        f"{RESULTS}/logs/{{run}}/segmentation.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{run}}/segmentation.tsv"
+    conda:
+        "../../envs/openmmlab.yaml"
+    threads: 8
+    resources:
+        mem_mb=32000,
+        runtime=2880,
+        gpu=1,
+    params:
+        root=CONFIG.datasets.voc_segmentation.root,
+        folder=f"{RESULTS}/runs/{{run}}/segmentation",
+    shell:
+        "python -m uic_core.openmmlab.segmentation --run {wildcards.run} --checkpoint {input.checkpoint}"
+        " --protocol {input.protocol} --voc {params.root:q} --datasets {input.datasets} --out {output}"
+        " --work-dir {params.folder} > {log} 2>&1"
