@@ -18,8 +18,6 @@ from uic_core.config import Datasets
 from uic_core.data import reader, shapes, synthetic, voc
 from uic_core.errors import InputError
 
-NAMES = ("imagenet", "voc07", "voc_segmentation", "miniimagenet")
-
 
 def at(root: Path, seed: int = 0, classes: int = 4, train_list: str = "train") -> Datasets:
     """A datasets section with everything under one root, tiny."""
@@ -169,6 +167,14 @@ def test_imagenet_layout_and_its_odd_images(demo_data: SimpleNamespace) -> None:
     assert len(sizes) > 20
 
 
+def test_grey_images_come_from_every_class(tmp_path: Path) -> None:
+    section = at(tmp_path).imagenet.model_copy(update={"classes": 20, "train_images": 2000})
+    drawing = synthetic.plan("imagenet", at(tmp_path).model_copy(update={"imagenet": section}))
+    grey = [picture.numbers for picture in drawing.pictures if picture.variant == "grey"]
+    assert len(set(grey)) == 20
+    assert 40 < len(grey) < 80
+
+
 def test_a_turned_image_is_upright_once_read(tmp_path: Path) -> None:
     """The turned picture is the plain one, but for JPEG's rounding."""
     plain = synthetic.Picture("x.JPEG", (3, 5), (0,))
@@ -280,7 +286,7 @@ def test_colour_alone_tells_nothing_and_texture_does() -> None:
     colours, edges = [], []
     for label in labels.tolist():
         thing = shapes.Thing(label, *random.uniform(40, 56, 2), random.uniform(28, 40))
-        image, _ = shapes.draw(random, 96, 96, [thing], hint=0.1)
+        image, _ = shapes.draw(random, 96, 96, [thing], hint=0.35)
         colours.append(image.mean(axis=(0, 1)))
         grey = image.mean(axis=2)
         edges.append(np.log([abs(np.diff(grey, axis=1)).mean() / abs(np.diff(grey, axis=0)).mean()]))

@@ -1,8 +1,8 @@
 """Stage `fewshot`: prototypical few-shot classification on frozen features of miniImageNet (PROTOCOL section 8).
 
-Table 5. Expect accuracies between chance (20 % for 5 ways) and about 60 %. Note that ImageNet, unlabelled, holds the
-test classes. At paper scale (12,000 images, two resolutions, 2000 episodes): minutes on two cores, 9 GB of temporary
-files beside the output, 3 GB of memory.
+Table 5. Expect 65.05 for UIC 3k at 224, conv5+MP, and 52.43 at 84, conv3; chance is 20 for 5 ways. Note that ImageNet,
+unlabelled, holds the test classes. At paper scale (12,000 images, two resolutions, 2000 episodes): minutes on two
+cores, 9 GB of temporary files beside the output, 3 GB of memory.
 
 No episode ever touches a feature. With m the mean of a class's support images s ∈ S and q a query,
 
@@ -171,6 +171,8 @@ def gram(chunks: Iterable[Tensor], images: int, device: torch.device) -> Tensor:
             total[block, : block.stop] += centred[block] @ centred[: block.stop].T
     for block in blocks:
         total[: block.start, block] = total[block, : block.start].T
+        corner = total[block, block]  # computed whole, so its halves may differ in the last bit
+        total[block, block] = corner.tril() + corner.tril(-1).T
     return total
 
 

@@ -50,8 +50,14 @@ class Network(nn.Module):
         self.top = nn.Linear(embedding_size, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised images float [B, 3, S, S] -> logits [B, K]."""
-        logits: Tensor = self.top(self._classify(self.maps(x)))
+        """Normalised images float [B, 3, S, S] -> logits [B, K], of the top layer's own precision under autocast too.
+
+        Eight bits of bf16 would leave many of thousands of young classes equal, and their argmax, which becomes the
+        pseudo-label, would always be the first of them.
+        """
+        hidden = self._classify(self.maps(x))
+        with torch.autocast(x.device.type, enabled=False):
+            logits: Tensor = self.top(hidden.to(self.top.weight.dtype))
         return logits
 
     def maps(self, x: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import resnet50 as torchvision_resnet50
 
 from uic_core.models.network import Network
 
@@ -39,6 +38,9 @@ class ResNet(Network):
 
 def resnet50(*, classes: int, image_size: int, sobel: bool, mlp: bool = False) -> Network:
     """ResNet50 for inputs of any size; `mlp` adds [1x1 conv 2048, BN, ReLU] twice after the pooling."""
+    # Here and not above: torchvision takes seconds to import, and every stage imports the networks.
+    from torchvision.models import resnet50 as torchvision_resnet50
+
     trunk = torchvision_resnet50(weights=None)
     children = OrderedDict(trunk.named_children())
     del children["avgpool"], children["fc"]

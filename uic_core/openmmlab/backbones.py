@@ -91,6 +91,7 @@ class UicBackbone(BaseModule):
                 layer.requires_grad_(False)
         unknown = set(frozen) - set(layers)
         assert not unknown, f"no layers {unknown} to freeze"
+        self.train()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Normalised RGB [B, 3, H, W] to (map [B, C, h, w],), with `pad` to (map, images)."""

@@ -6,7 +6,6 @@ Imported through `custom_imports` of the config that uic_core.openmmlab.detectio
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -144,22 +143,25 @@ class PretrainedBBoxHead(Shared2FCBBoxHead):  # type: ignore[misc]
 class RescaleClassifier(Hook):  # type: ignore[misc]
     """Data-dependent rescaling (Krähenbühl et al. 2016, "magic_init") of the pretrained fc6 and fc7.
 
-    Each layer in turn is divided by the standard deviation of its outputs on proposals of a few training batches,
-    so that both start with unit variance at this task's scales. Convolutions have frozen BN, which does that already.
+    Each layer in turn is divided by the standard deviation of its outputs on the proposals of `images` training
+    images, so that both start with unit variance at this task's scales. Convolutions have BN, which does that already.
     """
 
-    def __init__(self, batches: int) -> None:
-        self.batches = batches
+    def __init__(self, images: int) -> None:
+        self.images = images
 
     @torch.no_grad()
     def before_train(self, runner: Any) -> None:
         """Changes weights and biases of `roi_head.bbox_head.shared_fcs` in place."""
         model = runner.model
         model.eval()
-        batches = list(islice(iter(runner.train_dataloader), self.batches))
+        loader = runner.train_dataloader  # not iterated: a loop left early would end its endless sampler
+        spread = np.linspace(0, len(loader.dataset) - 1, min(self.images, len(loader.dataset))).round()
+        batches = [loader.collate_fn([loader.dataset[int(position)]]) for position in spread]
         for number, layer in enumerate(model.roi_head.bbox_head.shared_fcs, start=6):
             outputs: list[Tensor] = []
-            handle = layer.register_forward_hook(lambda _m, _i, output, kept=outputs: kept.append(output))
+            # a copy: the ReLU after it works in place
+            handle = layer.register_forward_hook(lambda _m, _i, output, kept=outputs: kept.append(output.clone()))
             for batch in batches:
                 model(**model.data_preprocessor(batch, False), mode="tensor")
             handle.remove()

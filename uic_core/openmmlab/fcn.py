@@ -40,30 +40,41 @@ def centre(layers: Iterable[nn.Module]) -> tuple[int, float]:
     return stride, position
 
 
-def crop_offset(layers: Iterable[nn.Module], kernel: int) -> int:
-    """Rows and columns to cut off the upsampled scores so that they lie on the input's pixels.
+def placement(layers: Iterable[nn.Module], kernel: int) -> tuple[int, int]:
+    """How scores come to lie on the input's pixels: (side of the bilinear kernel, rows and columns to cut off).
 
-    The bilinear kernel of 2·32 pixels puts score 0 at 31.5; fc6's k×k window looks at `centre` + 32·(k-1)/2. The
-    difference, rounded down, is FCN's crop: 18 for AlexNet padded by 100, 19 for VGG16.
+    fc6's k×k window looks at `centre` + 32·(k-1)/2. A bilinear kernel of side 63 puts score 0 at pixel 31, one of 64
+    at 31.5; the one is taken that leaves a whole number to cut off. That gives FCN's own figures: (63, 18) for
+    AlexNet and (64, 19) for VGG16, both padded by 100.
 
     Raises:
-        InputError: the padding is so small that the first pixels have no score.
+        InputError: the padding is so small that the first or the last pixels of some image have no score. The two
+            borders are alike, but conv1 may leave up to 3 pixels unseen on the far one: 3 to spare are enough.
     """
     stride, position = centre(layers)
     assert stride == STRIDE, f"FCN-32s takes a stride of {STRIDE}, not {stride}"
-    crop = int(np.floor((2 * STRIDE - 1) / 2 - position - STRIDE * (kernel - 1) / 2))
-    if crop < 0:
-        raise InputError(f"segmentation.pad: too small by {-crop} pixels for an fc6 of {kernel}×{kernel}; raise it")
-    return crop
+    position += STRIDE * (kernel - 1) / 2
+    bilinear = 2 * STRIDE - 1 if position.is_integer() else 2 * STRIDE
+    crop = int((bilinear - 1) / 2 - position)
+    if crop < 3:
+        raise InputError(
+            f"segmentation.pad: too small by {3 - crop} for an fc6 of {kernel}×{kernel}: pixels go without a score; "
+            f"raise it"
+        )
+    return bilinear, crop
 
 
-def upsample(scores: Tensor) -> Tensor:
-    """Bilinear upsampling by 32, as the fixed transposed convolution (kernel 64, stride 32) of FCN does it.
+def upsample(scores: Tensor, bilinear: int) -> Tensor:
+    """Bilinear upsampling by 32, as FCN's fixed transposed convolution (kernel 63 or 64, stride 32) does it.
 
-    [B, C, h, w] to [B, C, 32·h + 32, 32·w + 32]. One ring of zeros and an interpolation give the same numbers
-    without a convolution of 64×64.
+    [B, C, h, w] to [B, C, 32·(h-1) + bilinear, 32·(w-1) + bilinear]. One ring of zeros and an interpolation give
+    the same numbers without a convolution of that size.
     """
-    whole = F.interpolate(F.pad(scores, (1, 1, 1, 1)), scale_factor=STRIDE, mode="bilinear", align_corners=False)
+    ringed = F.pad(scores, (1, 1, 1, 1))
+    if bilinear % 2:  # scores stand on pixels
+        size = [STRIDE * (side - 1) + 1 for side in ringed.shape[-2:]]
+        return F.interpolate(ringed, size=size, mode="bilinear", align_corners=True)[..., 1:-1, 1:-1]
+    whole = F.interpolate(ringed, scale_factor=STRIDE, mode="bilinear", align_corners=False)  # scores stand between
     half = STRIDE // 2
     return whole[..., half:-half, half:-half]
 
@@ -72,17 +83,17 @@ def upsample(scores: Tensor) -> Tensor:
 class Fcn32sHead(BaseDecodeHead):  # type: ignore[misc]
     """The classifier as convolutions: fc6 k×k, fc7 1×1, dropout .5 after both, scores, ×32, crop.
 
-    Takes (map, images) of a dense UicBackbone. Scores start at zero and biases with them, as in FCN's code.
+    Takes (map, images) of a dense UicBackbone.
 
     Args:
         kernel: k of fc6.
-        crop: from `crop_offset`.
+        bilinear, crop: from `placement`.
         others: as mmseg's BaseDecodeHead; `channels` is the hidden width.
     """
 
-    def __init__(self, kernel: int, crop: int, **others: Any) -> None:
+    def __init__(self, kernel: int, bilinear: int, crop: int, **others: Any) -> None:
         super().__init__(in_index=0, dropout_ratio=0, align_corners=False, **others)
-        self.crop = crop
+        self.bilinear, self.crop = bilinear, crop
         self.fc6 = nn.Conv2d(self.in_channels, self.channels, kernel)
         self.fc7 = nn.Conv2d(self.channels, self.channels, 1)
         self.drop = nn.Dropout(0.5)
@@ -95,18 +106,14 @@ class Fcn32sHead(BaseDecodeHead):  # type: ignore[misc]
             layer.load_state_dict({"weight": linear.weight.view_as(layer.weight), "bias": linear.bias}, strict=True)
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
-        """(map [B, C, h, w], images [B, 3, H, W]) to scores [B, 21, H, W].
-
-        Raises InputError: the padding is too small for this image size.
-        """
+        """(map [B, C, h, w], images [B, 3, H, W]) to scores [B, 21, H, W]."""
         features, images = inputs
         x = self.drop(F.relu(self.fc6(features)))
         x = self.drop(F.relu(self.fc7(x)))
-        scores = upsample(self.cls_seg(x))
         height, width = images.shape[-2:]
+        scores = upsample(self.cls_seg(x), self.bilinear)
         scores = scores[..., self.crop : self.crop + height, self.crop : self.crop + width]
-        if scores.shape[-2:] != images.shape[-2:]:
-            raise InputError(f"segmentation.pad: too small to score every pixel of {width}×{height}; raise it")
+        assert scores.shape[-2:] == images.shape[-2:], "placement must see to it that every pixel has a score"
         return scores
 
 

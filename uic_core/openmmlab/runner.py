@@ -13,10 +13,14 @@ from uic_core import config
 from uic_core.runtime import seed_everything
 
 
-def training(protocol: config.Detection | config.Segmentation, work_dir: Path, accumulate: int) -> dict[str, Any]:
+def training(
+    protocol: config.Detection | config.Segmentation, work_dir: Path, accumulate: int, biases: dict[str, Any]
+) -> dict[str, Any]:
     """The part of an mmengine config that both tasks share: SGD, steps, logs, one checkpoint at the end.
 
-    Biases learn twice as fast and do not decay (PROTOCOL section 6; the FCN code does the same).
+    Args:
+        accumulate: forward-backward passes a step.
+        biases: mmengine's `paramwise_cfg`, which biases learn faster and do not decay.
     """
     rare = max(1, protocol.iterations // 20)
     return {
@@ -35,7 +39,7 @@ def training(protocol: config.Detection | config.Segmentation, work_dir: Path, a
                 "momentum": protocol.momentum,
                 "weight_decay": protocol.weight_decay,
             },
-            "paramwise_cfg": {"bias_lr_mult": 2.0, "bias_decay_mult": 0.0},
+            "paramwise_cfg": biases,
             "accumulative_counts": accumulate,
         },
         "param_scheduler": [

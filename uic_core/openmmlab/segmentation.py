@@ -1,7 +1,8 @@
 """Stage `segmentation`: FCN-32s from a pretrained checkpoint, through mmseg (PROTOCOL section 7, Table 4).
 
-Images keep their size and are not flipped, as in FCN's code; the loss is the mean over counted pixels. BN is frozen
-and pools round up: our choice, the one for batches of one image, the other to keep Caffe's output sizes.
+As in FCN's code, images keep their size and are not flipped, scores start at zero, and of all biases only the score
+layer's learns twice as fast and does not decay. Our choices: BN is frozen; pools round up, as Caffe's do; the loss is
+the mean over counted pixels (FCN's AlexNet solver names its lr "for normalized softmax", its net does not normalise).
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def build_config(
         InputError: a padding that leaves pixels without a score, an architecture without fc6.
     """
     workers = protocol.workers
-    return runner.training(protocol, work_dir, protocol.accumulate) | {
+    biases = {"custom_keys": {"decode_head.conv_seg.bias": {"lr_mult": 2.0, "decay_mult": 0.0}}}
+    return runner.training(protocol, work_dir, protocol.accumulate, biases) | {
         "default_scope": "mmseg",
         "custom_imports": {"imports": ["uic_core.openmmlab.backbones", "uic_core.openmmlab.fcn"]},
         "model": _model(network, weights, protocol.pad),
@@ -54,7 +56,7 @@ def _model(network: models.Network, weights: Path, pad: int) -> dict[str, Any]:
     channels, kernel, hidden = backbones.classifier_kernel(network)
     pretrained = {"type": "UicCheckpoint", "checkpoint": str(weights)}
     backbone = {"type": "UicBackbone", "arch": network.arch, "sobel": network.uses_sobel, "pad": pad}
-    crop = fcn.crop_offset(MODELS.build(backbone).features, kernel)
+    bilinear, crop = fcn.placement(MODELS.build(backbone).features, kernel)
     return {
         "type": "EncoderDecoder",
         "data_preprocessor": backbones.preprocessor("SegDataPreProcessor", size_divisor=1, seg_pad_val=voc.IGNORED),
@@ -64,11 +66,11 @@ def _model(network: models.Network, weights: Path, pad: int) -> dict[str, Any]:
             "in_channels": channels,
             "channels": hidden,
             "kernel": kernel,
+            "bilinear": bilinear,
             "crop": crop,
             "num_classes": len(voc.CLASSES_SEGMENTATION),
             "ignore_index": voc.IGNORED,
             "loss_decode": {"type": "CrossEntropyLoss", "use_sigmoid": False, "avg_non_ignore": True},
-            # scores start at zero, as Caffe's default filler leaves them in FCN
             "init_cfg": [{"type": "Constant", "val": 0.0, "override": {"name": "conv_seg"}}, pretrained],
         },
         "train_cfg": {},
@@ -127,6 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
                     "fc6_kernel": head["kernel"],
                     "crop": head["crop"],
                     "batch_norm": "frozen",
+                    "loss": "mean over counted pixels",
                 },
                 provenance=metrics.provenance(
                     recipe_hash=run_recipe.hash(),

@@ -9,6 +9,7 @@ from uic_core import recipe as recipes
 from uic_core import runtime
 from uic_core.data.index import Index
 from uic_core.errors import InputError
+from uic_core.files import sha256
 from uic_core.models import build
 from uic_core.pretrain import checkpoint
 from uic_core.pretrain.loop import Trainer
@@ -39,7 +40,8 @@ def main(arguments: list[str] | None = None) -> None:
                     )
         else:
             network = build(recipe.arch, classes=recipe.classes, image_size=recipe.image_size, sobel=recipe.sobel)
-        Trainer(recipe, index, network, options.save_every).run(options.out)
+        start = sha256(options.pretrained)[:16] if options.pretrained else "fresh"
+        Trainer(recipe, index, network, start, options.save_every).run(options.out)
 
 
 if __name__ == "__main__":

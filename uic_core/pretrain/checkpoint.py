@@ -15,6 +15,7 @@ from uic_core.models import Network, build
 from uic_core.recipe import Recipe, parse
 
 FORMAT = "uic_core/1"
+"""The one key of the header: with several, safetensors would write them in an order of its own each time."""
 
 
 def save(path: Path, network: Network, recipe: Recipe, extra: dict[str, str]) -> None:
@@ -30,9 +31,9 @@ def save(path: Path, network: Network, recipe: Recipe, extra: dict[str, str]) ->
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise InputError(f"{path}: weight {name} is not finite, the training diverged; lower lr in the recipe")
-    header = {"format": FORMAT, "recipe": json.dumps(recipe.model_dump()), **extra}
+    header = json.dumps({"recipe": recipe.model_dump(), **extra}, sort_keys=True)
     with atomic(path) as temporary:
-        safetensors.torch.save_file(tensors, temporary, metadata=header)
+        safetensors.torch.save_file(tensors, temporary, metadata={FORMAT: header})
 
 
 def load(path: Path) -> tuple[Network, Recipe]:
@@ -53,9 +54,9 @@ def load(path: Path) -> tuple[Network, Recipe]:
         raise InputError(f"{path}: is not there; {remedy}") from error
     except (OSError, safetensors.SafetensorError) as error:
         raise InputError(f"{path}: is no whole safetensors file ({error}); {remedy}") from error
-    if header.get("format") != FORMAT:
-        raise InputError(f"{path}: is not a checkpoint of this suite (format {header.get('format')}); {remedy}")
-    recipe = parse(Recipe, json.loads(header["recipe"]), f"{path}: recipe")
+    if FORMAT not in header:
+        raise InputError(f"{path}: is not a checkpoint of this suite (its header lacks {FORMAT}); {remedy}")
+    recipe = parse(Recipe, json.loads(header[FORMAT])["recipe"], f"{path}: recipe")
     network = build(recipe.arch, classes=recipe.classes, image_size=recipe.image_size, sobel=recipe.sobel)
     expected = network.state_dict()
     missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())

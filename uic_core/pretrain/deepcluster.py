@@ -19,7 +19,7 @@ def whiten(features: NDArray[np.float32], dimension: int) -> NDArray[np.float32]
         float32 [N, min(dimension, D, N)].
     """
     images, width = features.shape
-    reduce = faiss.PCAMatrix(width, min(dimension, width, images), eigen_power=-0.5)
+    reduce = faiss.PCAMatrix(width, min(dimension, width, images), -0.5)  # the power whitens
     reduce.train(features)
     reduced: NDArray[np.float32] = reduce.apply(features)
     faiss.normalize_L2(reduced)
@@ -31,12 +31,13 @@ def kmeans(features: NDArray[np.float32], classes: int, iterations: int, seed: i
 
     Args:
         features: float32 [N, D], N >= classes.
+        seed: below 2^31.
 
     Returns:
         Nearest centroid of every row, int32 [N].
     """
     clustering = faiss.Kmeans(
-        features.shape[1], classes, niter=iterations, seed=seed % 2**31, min_points_per_centroid=1,
+        features.shape[1], classes, niter=iterations, seed=seed, min_points_per_centroid=1,
         max_points_per_centroid=10**7,
     )  # fmt: skip
     clustering.train(features)

@@ -7,12 +7,14 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
 from uic_core import runtime
@@ -28,6 +30,11 @@ from uic_core.pretrain.precision import autocast, resolve
 from uic_core.pretrain.state import State
 from uic_core.recipe import Recipe
 
+LINE_SECONDS = 60
+
+Batch = tuple[Tensor, Tensor]  # uint8 [B, 3, S, S], int64 positions [B]
+Observe = Callable[["Trainer", Tensor, Tensor], None]
+
 
 class Trainer:
     """A run in progress: the network, its labels and how far it has come.
@@ -38,10 +45,20 @@ class Trainer:
         optimizer: one SGD over all weights.
     """
 
-    def __init__(self, recipe: Recipe, index: Index, network: Network, save_every: float) -> None:
-        """`save_every`: seconds between saved states; 0 saves after each epoch."""
+    def __init__(self, recipe: Recipe, index: Index, network: Network, start: str, save_every: float) -> None:
+        """Set up a run.
+
+        Args:
+            start: what tells the weights in `network` from others a run of this recipe might start from.
+            save_every: seconds between saved states; 0 saves after each epoch.
+
+        Raises:
+            InputError: the recipe does not fit the index.
+        """
         self.recipe = recipe
-        self.index = index.subset(recipe.images, recipe.seed) if recipe.images else index
+        self.index = index.subset(recipe.images, recipe.seed)
+        _check(recipe, self.index)
+        self.key = f"{recipe.hash()}-{self.index.fingerprint}-{start}"
         self.device = runtime.device()
         self.precision = resolve(recipe.precision, self.device)
         # Tensor cores and oneDNN both prefer channels last.
@@ -69,9 +86,17 @@ class Trainer:
         Raises:
             InputError: an unreadable image; a loss that is not finite, naming the step; a full disk.
         """
-        recipe = self.recipe
-        state = State(folder / "state.safetensors", key=f"{recipe.hash()}-{self.index.fingerprint}")
-        chosen = method(self)
+        state = State(folder / "state.safetensors", self.key)
+        with contextlib.closing(self.loader):
+            self._train(state)
+        with atomic(folder / "labels.npy") as temporary:
+            np.save(temporary, self.labels)
+        write_text(folder / "history.jsonl", "".join(json.dumps(line) + "\n" for line in self.history))
+        checkpoint.save(folder / "checkpoint.safetensors", self.network, self.recipe, {"data": self.index.fingerprint})
+        state.remove()
+
+    def _train(self, state: State) -> None:
+        recipe, chosen = self.recipe, method(self)
         first = state.restore(self)
         if not first:
             self.labels = chosen.initial(self)
@@ -88,12 +113,6 @@ class Trainer:
             if epoch + 1 < recipe.epochs and time.monotonic() - saved >= self.save_every:
                 state.save(self, epoch + 1)
                 saved = time.monotonic()
-        self.loader.close()
-        with atomic(folder / "labels.npy") as temporary:
-            np.save(temporary, self.labels)
-        write_text(folder / "history.jsonl", "".join(json.dumps(line) + "\n" for line in self.history))
-        checkpoint.save(folder / "checkpoint.safetensors", self.network, recipe, {"data": self.index.fingerprint})
-        state.remove()
 
     def predict(self) -> NDArray[np.int32]:
         """Argmax of a centre-crop pass in eval mode over all images, int32 [N]."""
@@ -104,17 +123,21 @@ class Trainer:
         return self._centre_pass(lambda x: self.network.embed(x).float())
 
     @torch.no_grad()
-    def _centre_pass(self, function: Any) -> NDArray[Any]:
+    def _centre_pass(self, function: Callable[[Tensor], Tensor]) -> NDArray[Any]:
         self.network.eval()
-        found = []
+        found: NDArray[Any] | None = None
         order = np.arange(len(self.index))
-        for images, _ in self.loader.batches(order, self.recipe.batch_size, "center_crop", self.recipe.seed, 0):
+        for images, positions in self.loader.batches(order, self.recipe.batch_size, "center_crop", self.recipe.seed, 0):
             x = normalize(images.to(self.device, non_blocking=True)).contiguous(memory_format=torch.channels_last)
             with autocast(self.precision, self.device):
-                found.append(function(x).cpu().numpy())
-        return np.concatenate(found)
+                values = function(x).cpu().numpy()
+            if found is None:  # one array from the start: DeepCluster's features are 21 GB on ImageNet
+                found = np.empty((len(order), *values.shape[1:]), values.dtype)
+            found[positions.numpy()] = values
+        assert found is not None, "an index holds at least one image"
+        return found
 
-    def _epoch(self, epoch: int, order: NDArray[np.int64], targets: labels.Labels, observe: Any) -> float:
+    def _epoch(self, epoch: int, order: NDArray[np.int64], targets: labels.Labels, observe: Observe) -> float:
         """One pass over `order`; mean loss."""
         recipe = self.recipe
         for group in self.optimizer.param_groups:
@@ -162,6 +185,15 @@ class Trainer:
         print(f"epoch {epoch + 1}/{self.recipe.epochs}  {shown}  {self.rate:.0f} images/s", flush=True)
 
 
+def _check(recipe: Recipe, index: Index) -> None:
+    """Refuse a recipe whose classes the images cannot fill."""
+    images = len(index)
+    if recipe.method == "supervised" and len(index.classes) != recipe.classes:
+        raise InputError(f"classes: {recipe.classes}, but {index.name} has {len(index.classes)} annotated classes")
+    if recipe.classes > images:
+        raise InputError(f"classes: {recipe.classes} for the {images} images of {index.name}; lower classes")
+
+
 def learning_rate(recipe: Recipe, epoch: int) -> float:
     """Learning rate of an epoch, 0 <= epoch < recipe.epochs (PROTOCOL section 2: stepped per epoch, to 0)."""
     done = epoch / recipe.epochs
@@ -169,9 +201,15 @@ def learning_rate(recipe: Recipe, epoch: int) -> float:
     return recipe.lr * factor
 
 
-def _progress(batches: Any, images: int, size: int, epoch: int, epochs: int) -> Any:
-    """A bar on a terminal; in a log the line an epoch is enough."""
-    with contextlib.suppress(AttributeError):
-        if sys.stderr.isatty():
-            return tqdm(batches, f"epoch {epoch + 1}/{epochs}", total=math.ceil(images / size), leave=False)
-    return batches
+def _progress(batches: Iterable[Batch], images: int, size: int, epoch: int, epochs: int) -> Iterator[Batch]:
+    """Pass batches on, with a bar on a terminal; in a log, with a line a minute in epochs that take longer."""
+    title, steps = f"epoch {epoch + 1}/{epochs}", math.ceil(images / size)
+    if sys.stderr is not None and sys.stderr.isatty():
+        yield from tqdm(batches, title, total=steps, leave=False)
+        return
+    said = time.monotonic()
+    for step, batch in enumerate(batches):
+        if time.monotonic() - said >= LINE_SECONDS:
+            print(f"{title}  step {step}/{steps}", flush=True)
+            said = time.monotonic()
+        yield batch

@@ -104,7 +104,10 @@ class DeepCluster(Random):
         nn.init.normal_(trainer.network.top.weight, 0.0, 0.01)
         nn.init.zeros_(trainer.network.top.bias)
         for parameter in trainer.network.top.parameters():
-            trainer.optimizer.state.pop(parameter, None)  # a fresh optimiser: no momentum of the old top layer
+            # A fresh optimiser for the top layer: a momentum of zeros is what SGD starts from.
+            momentum = trainer.optimizer.state.get(parameter, {}).get("momentum_buffer")
+            if momentum is not None:
+                momentum.zero_()
         return Plan(trainer.labels.copy(), labels.balanced_order(trainer.labels, recipe.classes, rng))
 
 
@@ -120,5 +123,5 @@ def method(trainer: Trainer) -> Supervised:
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy (eq. 2) in float32, whatever the network computes in."""
-    return nn.functional.cross_entropy(logits.float(), targets.to(torch.int64))
+    """Mean cross-entropy (eq. 2) of float32 logits [B, K] with targets int [B]."""
+    return nn.functional.cross_entropy(logits, targets.to(torch.int64))

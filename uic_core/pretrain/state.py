@@ -20,7 +20,7 @@ class State:
     """A file that Snakemake does not know, so that it survives a failed job.
 
     Args:
-        key: recipe hash and data fingerprint; a state with another key is not gone on from.
+        key: of the recipe, the data and the weights it starts from; a state with another key is not gone on from.
     """
 
     def __init__(self, path: Path, key: str) -> None:
@@ -53,7 +53,7 @@ class State:
         except (OSError, safetensors.SafetensorError) as error:
             return self._discard(f"is corrupt ({error})")
         if header.get("key") != self.key:
-            return self._discard(f"belongs to recipe and data {header.get('key')}, not {self.key}")
+            return self._discard(f"belongs to recipe, data and start {header.get('key')}, not {self.key}")
         network = {name[8:]: tensor for name, tensor in tensors.items() if name.startswith("network.")}
         trainer.network.load_state_dict(network)
         for number, parameter in enumerate(trainer.network.parameters()):

@@ -1,0 +1,46 @@
+"""Ten crops: each image once, in order, the same as torchvision cuts them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.functional import five_crop, hflip
+
+from uic_core.data import reader
+from uic_core.data.index import Index, build_imagenet
+from uic_core.errors import InputError
+from uic_core.evaluate.ten_crop import ten_crops
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Index:
+    random = np.random.default_rng(0)
+    for number in range(7):
+        path = tmp_path / "train" / f"class_{number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (40 + number, 60 - number, 3), np.uint8)).save(path)
+    return build_imagenet(tmp_path, "train")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_crops_are_torchvisions(index: Index, workers: int) -> None:
+    batches = list(ten_crops(index, size=24, resize=32, batch_size=3, workers=workers))
+    assert [len(crops) for crops, _ in batches] == [3, 3, 1]
+    assert torch.equal(torch.cat([positions for _, positions in batches]), torch.arange(7))
+    for position, crops in enumerate(torch.cat([crops for crops, _ in batches])):
+        image = reader.shorter_side(reader.read_rgb(index.file(position)), 32)
+        five = five_crop(image, 24)
+        for crop, expected in zip(crops, [*five, *map(hflip, five)], strict=True):
+            np.testing.assert_array_equal(crop.numpy(), np.asarray(expected).transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_is_named(index: Index, workers: int) -> None:
+    broken = index.file(4)
+    broken.write_bytes(broken.read_bytes()[:200])
+    with pytest.raises(InputError, match=str(broken)):
+        list(ten_crops(index, size=24, resize=32, batch_size=3, workers=workers))

@@ -1,0 +1,138 @@
+"""The OpenMMLab backbone computes what uic_core computes, trains what it should, loads nothing but our checkpoints."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from uic_core import models
+from uic_core.errors import InputError
+from uic_core.openmmlab import backbones
+from uic_core.pretrain import checkpoint
+from uic_core.recipe import Recipe
+
+
+def build(arch: str, sobel: bool, image_size: int = 64) -> models.Network:
+    torch.manual_seed(1)
+    network = models.build(arch, classes=5, image_size=image_size, sobel=sobel)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):  # statistics and scales that a mistake would not leave unnoticed
+            nn.init.uniform_(module.running_mean, -0.1, 0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    return network.eval()
+
+
+@pytest.mark.parametrize(("arch", "sobel", "layer"), [
+    ("alexnet", True, "conv5"),
+    ("alexnet", False, "conv5"),
+    ("vgg16", False, "conv13"),
+])  # fmt: skip
+def test_features_equal_those_of_uic_core(arch: str, sobel: bool, layer: str) -> None:
+    network = build(arch, sobel)
+    backbone = backbones.UicBackbone(arch, sobel)
+    backbone.load_network(network)
+    images = torch.randn(2, 3, 80, 112)
+    with torch.no_grad():
+        (features,) = backbone.train()(images)
+        expected = network.taps(images, [layer])[layer]
+    assert torch.equal(features, expected)
+    assert [round(80 / 16), round(112 / 16)] == pytest.approx(list(features.shape[2:]), abs=1)
+
+
+def test_dense_backbone_equals_the_network_where_nothing_is_rounded() -> None:
+    network = build("alexnet", True)
+    dense = backbones.UicBackbone("alexnet", True, pad=2)
+    dense.load_network(network)
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        features, same = dense(images)
+        assert torch.equal(features, network.maps(images))
+    assert same is images
+
+
+def test_only_unfrozen_convolutions_train_and_batch_norm_stands_still() -> None:
+    backbone = backbones.UicBackbone("alexnet", True, frozen=("conv1",)).train()
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in backbone.parameters() if p.requires_grad], lr=0.1)
+    backbone(torch.randn(2, 3, 64, 64))[0].square().mean().backward()
+    optimizer.step()
+    changed = {name for name, value in backbone.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {f"features.conv{n}.{kind}" for n in (2, 3, 4, 5) for kind in ("weight", "bias")}
+
+
+def test_the_classifier_says_its_kernel() -> None:
+    assert backbones.classifier_kernel(build("alexnet", True, 64)) == (256, 1, 4096)
+    with torch.device("meta"):
+        whole = models.build("alexnet", classes=5, image_size=224, sobel=False)
+    assert backbones.classifier_kernel(whole) == (256, 6, 4096)
+
+
+def test_architectures_without_fc6_are_refused() -> None:
+    with pytest.raises(InputError, match="take alexnet or vgg16"):
+        backbones.UicBackbone("resnet50", False)
+    with pytest.raises(InputError, match="resnet50 has no fc6"):
+        backbones.classifier_kernel(models.build("resnet50", classes=5, image_size=64, sobel=False))
+
+
+def test_the_initialiser_hands_over_our_checkpoint(tmp_path: Path) -> None:
+    network, path = build("alexnet", True), tmp_path / "checkpoint.safetensors"
+    recipe = Recipe(
+        method="random", arch="alexnet", sobel=True, classes=5, image_size=64, resize=64, images=0, epochs=0,
+        batch_size=2, lr=0.1, schedule="linear", momentum=0.9, weight_decay=0.0, augmentation="standard",
+        label_view="training", pretrained="", pca=1, kmeans_iterations=1, precision="fp32", workers=0, seed=0,
+    )  # fmt: skip
+    checkpoint.save(path, network, recipe, {})
+    backbone = backbones.UicBackbone("alexnet", True, init_cfg={"type": "UicCheckpoint", "checkpoint": str(path)})
+    backbone.init_weights()
+    expected = network.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in backbone.state_dict().items())
+
+
+class _Trap:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_a_pickled_checkpoint_is_not_run(tmp_path: Path) -> None:
+    path, ran = tmp_path / "checkpoint.safetensors", tmp_path / "ran"
+    path.write_bytes(pickle.dumps(_Trap(ran)))
+    backbone = backbones.UicBackbone("alexnet", True, init_cfg={"type": "UicCheckpoint", "checkpoint": str(path)})
+    with pytest.raises(InputError, match=str(path)):
+        backbone.init_weights()
+    assert not ran.exists()
+
+
+def test_weights_of_another_shape_are_refused() -> None:
+    with pytest.raises(RuntimeError, match="conv1"):
+        backbones.UicBackbone("alexnet", True).load_network(build("alexnet", False))
+
+
+def test_images_are_rgb_and_as_large_as_annotated(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    Image.new("RGB", (5, 4), (255, 10, 20)).save(path)
+    loaded = backbones.LoadRgb().transform({"img_path": str(path), "width": 5, "height": 4})
+    assert loaded["img"].shape == (4, 5, 3)
+    assert loaded["img"][0, 0].tolist() == [255, 10, 20]
+    with pytest.raises(InputError, match=r"image\.png: is 5×4, but its annotation says 4×5"):
+        backbones.LoadRgb().transform({"img_path": str(path), "width": 4, "height": 5})
+
+
+def test_a_loss_that_is_no_number_stops_the_training() -> None:
+    hook = backbones.StopIfNotFinite(interval=10)
+    bad = {"loss": torch.tensor(float("nan"))}
+    hook.after_train_iter(SimpleNamespace(iter=3, max_iters=100), 3, outputs=bad)
+    for iteration in (9, 99):
+        with pytest.raises(InputError, match=f"loss is nan at iteration {iteration + 1}; lower"):
+            hook.after_train_iter(SimpleNamespace(iter=iteration, max_iters=100), iteration, outputs=bad)
+    hook.after_train_iter(SimpleNamespace(iter=9, max_iters=100), 9, outputs={"loss": torch.tensor(1.0)})

@@ -1,0 +1,169 @@
+"""FCN-32s: geometry, upsampling, the classifier as convolutions, and mean IU."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from mmseg.evaluation import IoUMetric
+from PIL import Image
+from torch import nn
+
+from uic_core import models
+from uic_core.data import voc
+from uic_core.errors import InputError
+from uic_core.openmmlab import backbones, fcn
+
+
+def skeleton(arch: str, pad: int, kernel: int, *, average: bool = False) -> nn.Sequential:
+    """The dense backbone and fc6 with one channel and all weights 1: where it looks, without what it sees."""
+    layers: list[nn.Module] = []
+    for layer in backbones.UicBackbone(arch, False, pad=pad).features:
+        if isinstance(layer, nn.Conv2d):
+            layers.append(nn.Conv2d(1, 1, layer.kernel_size, layer.stride, layer.padding, bias=False))
+        elif isinstance(layer, nn.MaxPool2d):
+            pool = nn.AvgPool2d if average else nn.MaxPool2d
+            layers.append(pool(layer.kernel_size, layer.stride, ceil_mode=layer.ceil_mode))
+    layers.append(nn.Conv2d(1, 1, kernel, bias=False))
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.ones_(layer.weight)
+    return nn.Sequential(*layers)
+
+
+def test_kernel_and_crop_are_the_published_ones() -> None:
+    """FCN's code upsamples AlexNet with a kernel of 63 and crops 18, VGG16 with 64 and 19; both padded by 100."""
+    for arch, kernel, expected in (("alexnet", 6, (63, 18)), ("vgg16", 7, (64, 19)), ("alexnet", 1, (63, 98))):
+        assert fcn.placement(backbones.UicBackbone(arch, False, pad=100).features, kernel) == expected
+
+
+@pytest.mark.parametrize(("pad", "kernel"), [(100, 6), (100, 1), (16, 1)])
+def test_a_score_lies_where_its_receptive_field_is(pad: int, kernel: int) -> None:
+    network = skeleton("alexnet", pad, kernel, average=True)
+    geometry = list(skeleton("alexnet", pad, kernel))
+    stride, position = fcn.centre(geometry)
+    image = torch.zeros(1, 1, 440, 440, requires_grad=True)
+    scores = network(image)[0, 0]
+    row = scores.shape[0] // 2  # its field is wholly inside
+    scores[row, row].backward()
+    assert image.grad is not None
+    seen = image.grad[0, 0].abs().sum(dim=1).nonzero()
+    assert (seen.min() + seen.max()).item() / 2 == position + stride * row
+    # Upsampled, its peak stands at 32·row + the kernel's centre; after the crop that is the pixel it saw.
+    bilinear, crop = fcn.placement(geometry[:-1], kernel)
+    peak = torch.zeros(1, 1, *scores.shape)
+    peak[0, 0, row, row] = 1
+    (place,) = (fcn.upsample(peak, bilinear)[0, 0].amax(dim=1) == 1).nonzero()
+    assert place.item() - crop == position + stride * row
+
+
+@pytest.mark.parametrize(("pad", "kernel"), [(100, 6), (85, 6), (100, 1), (16, 1), (5, 1)])
+def test_every_pixel_of_every_image_size_has_a_score(pad: int, kernel: int) -> None:
+    network = skeleton("alexnet", pad, kernel)
+    bilinear, crop = fcn.placement(list(network)[:-1], kernel)
+    for side in range(64, 600, 3):
+        with torch.no_grad():
+            scores = network(torch.zeros(1, 1, side, 64))
+        assert crop + side <= 32 * (scores.shape[2] - 1) + bilinear, f"{side} pixels"
+
+
+def test_too_little_padding_is_refused() -> None:
+    with pytest.raises(InputError, match=r"segmentation\.pad: too small by 1 for an fc6 of 6×6"):
+        fcn.placement(backbones.UicBackbone("alexnet", False, pad=84).features, 6)
+
+
+@pytest.mark.parametrize("bilinear", [63, 64])
+def test_upsampling_equals_the_transposed_convolution(bilinear: int) -> None:
+    ramp = 1 - (torch.arange(bilinear, dtype=torch.float64) - (bilinear - 1) / 2).abs() / 32
+    kernel = (ramp[:, None] * ramp[None]).repeat(3, 1, 1, 1)
+    scores = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    expected = F.conv_transpose2d(scores, kernel, stride=32, groups=3)
+    torch.testing.assert_close(fcn.upsample(scores, bilinear), expected)
+    assert expected.shape[2:] == (32 * 3 + bilinear, 32 * 4 + bilinear)
+
+
+@pytest.mark.parametrize(("image_size", "kernel"), [(64, 1), (96, 2)])
+def test_the_head_is_the_pretrained_classifier_and_keeps_the_image_size(image_size: int, kernel: int) -> None:
+    torch.manual_seed(0)
+    network = models.build("alexnet", classes=5, image_size=image_size, sobel=True).eval()
+    backbone = backbones.UicBackbone("alexnet", True, pad=100)
+    backbone.load_network(network)
+    bilinear, crop = fcn.placement(backbone.features, kernel)
+    head = fcn.Fcn32sHead(
+        kernel=kernel, bilinear=bilinear, crop=crop, in_channels=256, channels=4096, num_classes=21
+    ).eval()
+    head.load_network(network)
+    maps = torch.randn(2, 256, kernel, kernel)
+    with torch.no_grad():
+        hidden = F.relu(head.fc7(F.relu(head.fc6(maps)))).flatten(1)
+        torch.testing.assert_close(hidden, network.classifier(maps.flatten(1)))
+        for height, width in ((64, 64), (75, 101), (120, 97)):
+            assert head(backbone(torch.randn(1, 3, height, width))).shape == (1, 21, height, width)
+
+
+def test_mean_iu_by_hand() -> None:
+    # truth 0 0 1 1 2 (and one border pixel), prediction 0 1 1 1 1: class 0 has 1 of 2, class 1 has 2 of 4,
+    # class 2 none of 1, class 3 is nowhere.
+    truth, prediction = np.array([[0, 0, 1], [1, 2, 255]]), np.array([[0, 1, 1], [1, 1, 3]])
+    shares = fcn.intersection_over_union(fcn.confusion(prediction, truth, 4))
+    np.testing.assert_allclose(shares, [1 / 2, 2 / 4, 0, math.nan])
+
+
+def test_iu_is_of_one_histogram_and_equals_mmseg() -> None:
+    rng = np.random.default_rng(0)
+    names = voc.CLASSES_SEGMENTATION
+    samples = []
+    for side in (7, 30):  # sizes differ: a mean over images would differ from one histogram
+        truth = rng.choice([*range(19), 255], (1, side, side))
+        prediction = np.where(rng.random(truth.shape) < 0.6, truth % 255, rng.integers(0, 20, truth.shape))
+        samples.append(
+            {"gt_sem_seg": {"data": torch.tensor(truth)}, "pred_sem_seg": {"data": torch.tensor(prediction)}}
+        )
+    ours, theirs = fcn.VocIu(), IoUMetric(iou_metrics=["mIoU"])
+    for metric in (ours, theirs):
+        metric.dataset_meta = {"classes": names}
+        metric.process({}, samples)
+    values = ours.compute_metrics(ours.results)
+    assert values["miou"] == pytest.approx(theirs.compute_metrics(theirs.results)["mIoU"], abs=0.0051)  # 2 digits
+    assert values["miou"] == pytest.approx(np.mean([v for name, v in values.items() if name != "miou"]))
+    assert "iou/tvmonitor" not in values  # neither annotated nor predicted
+    assert values["iou/train"] == 0.0  # predicted, not annotated
+    assert len(values) == 21
+
+
+def test_a_mask_with_an_unknown_index_or_another_size_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "mask.png"
+    Image.fromarray(np.array([[0, 20, 255, 21]], np.uint8)).save(path)
+    results = {"seg_map_path": str(path), "img_shape": (1, 4), "seg_fields": []}
+    with pytest.raises(InputError, match=r"mask\.png: .*21"):
+        fcn.LoadMask().transform(results)
+    Image.fromarray(np.array([[0, 20, 255, 1]], np.uint8)).save(path)
+    assert fcn.LoadMask().transform(results)["gt_seg_map"].tolist() == [[0, 20, 255, 1]]
+    with pytest.raises(InputError, match=r"mask\.png: is \(4, 1\), but its image is \(5, 1\)"):
+        fcn.LoadMask().transform(results | {"img_shape": (1, 5)})
+
+
+def test_the_data_set_names_a_missing_file(demo_data: SimpleNamespace, tmp_path: Path) -> None:
+    def dataset(root: Path) -> fcn.VocSegmentation:
+        return fcn.VocSegmentation(
+            data_root=str(root),
+            ann_file="VOC2012/ImageSets/Segmentation/val.txt",
+            data_prefix={"img_path": "VOC2012/JPEGImages", "seg_map_path": "VOC2012/SegmentationClass"},
+            pipeline=[],
+        )
+
+    ids = voc.read_list(demo_data.voc_segmentation, "Segmentation", "val")
+    read = dataset(demo_data.voc_segmentation)
+    assert [Path(read.get_data_info(n)["img_path"]).stem for n in range(len(read))] == list(ids)
+    assert tuple(read.metainfo["classes"]) == voc.CLASSES_SEGMENTATION
+    broken = tmp_path / "VOC2012"
+    (broken / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (broken / "JPEGImages").mkdir()
+    (broken / "ImageSets" / "Segmentation" / "val.txt").write_text("2007_000001\n")
+    with pytest.raises(InputError, match=r"2007_000001\.jpg: missing, but .*val\.txt lists it"):
+        dataset(tmp_path)

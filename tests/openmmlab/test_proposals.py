@@ -1,0 +1,153 @@
+"""Selective search: the same bytes however the work is split; a file that does not fit the images is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from uic_core import recipe
+from uic_core.config import Proposals as Settings
+from uic_core.data import voc
+from uic_core.errors import InputError
+from uic_core.openmmlab import proposals
+
+SETTINGS = Settings(mode="fast", shorter_side=60, max_boxes=50, min_side=8, seed=0)
+
+
+@pytest.fixture(scope="module")
+def made(demo_data: SimpleNamespace) -> proposals.Proposals:
+    return proposals.make(demo_data.voc07, "test", SETTINGS, processes=1)
+
+
+@pytest.fixture(scope="module")
+def sizes(demo_data: SimpleNamespace) -> dict[str, tuple[int, int]]:
+    ids = voc.read_list(demo_data.voc07, "Main", "test")
+    found = {image: voc.read_annotation(voc.annotation_path(demo_data.voc07, image)) for image in ids}
+    return {image: (annotation.width, annotation.height) for image, annotation in found.items()}
+
+
+@pytest.fixture
+def fingerprint(demo_data: SimpleNamespace) -> str:
+    return voc.fingerprint(demo_data.voc07, 2007, ["test"])
+
+
+def test_the_stage_gives_the_same_bytes_for_any_number_of_processes(
+    demo_data: SimpleNamespace, tmp_path: Path, made: proposals.Proposals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe.save(SETTINGS, tmp_path / "proposals.yaml")
+    common = ["--protocol", str(tmp_path / "proposals.yaml"), "--voc", str(demo_data.voc07), "--split", "test"]
+    for processes in ("1", "2"):
+        proposals.main([*common, "--threads", processes, "--out", str(tmp_path / f"{processes}.npz")])
+    made.save(tmp_path / "made.npz")
+    first = (tmp_path / "1.npz").read_bytes()
+    assert first == (tmp_path / "2.npz").read_bytes() == (tmp_path / "made.npz").read_bytes()
+    assert "recall at IoU .5" in capsys.readouterr().out
+
+
+def test_boxes_do_not_depend_on_what_was_searched_before(demo_data: SimpleNamespace, made: proposals.Proposals) -> None:
+    last = proposals.search(voc.image_path(demo_data.voc07, 2007, made.ids[-1]), SETTINGS)
+    np.testing.assert_array_equal(last, made.of(len(made.ids) - 1))
+
+
+def test_boxes_are_inside_distinct_large_enough_and_not_too_many(
+    made: proposals.Proposals, sizes: dict[str, tuple[int, int]]
+) -> None:
+    for position, (width, height) in enumerate(sizes.values()):
+        boxes = made.of(position)
+        assert 0 < len(boxes) <= SETTINGS.max_boxes
+        assert len(np.unique(boxes, axis=0)) == len(boxes)
+        assert (boxes[:, :2] >= 0).all()
+        assert (boxes[:, 2] < width).all()
+        assert (boxes[:, 3] < height).all()
+        assert (boxes[:, 2:] - boxes[:, :2] + 1 >= SETTINGS.min_side).all()
+
+
+def test_a_file_reads_back_whole(
+    tmp_path: Path, made: proposals.Proposals, sizes: dict[str, tuple[int, int]], fingerprint: str
+) -> None:
+    made.save(tmp_path / "p.npz")
+    read = proposals.load(tmp_path / "p.npz", fingerprint, sizes)
+    assert (read.ids, read.settings, read.fingerprint) == (made.ids, made.settings, made.fingerprint)
+    np.testing.assert_array_equal(read.boxes, made.boxes)
+    np.testing.assert_array_equal(read.offsets, made.offsets)
+
+
+def test_proposals_of_other_images_are_refused(
+    tmp_path: Path, made: proposals.Proposals, sizes: dict[str, tuple[int, int]], fingerprint: str
+) -> None:
+    path = tmp_path / "p.npz"
+    made.save(path)
+    renamed = {f"other_{image}": size for image, size in sizes.items()}
+    with pytest.raises(InputError, match=rf"{path}: proposals were made for another image list .*{made.ids[0]}"):
+        proposals.load(path, fingerprint, renamed)
+    shorter = dict(list(sizes.items())[:-1])
+    with pytest.raises(InputError, match=f"{len(sizes)} images, the list has {len(shorter)}"):
+        proposals.load(path, fingerprint, shorter)
+    with pytest.raises(InputError, match="made from other data"):
+        proposals.load(path, "0" * 16, sizes)
+
+
+@pytest.mark.parametrize("box", [(-1, 0, 5, 5), (0, 0, 5, 10_000), (9, 9, 3, 12), (0, 0, float("nan"), 3)])
+def test_a_box_outside_its_image_is_named(
+    tmp_path: Path,
+    made: proposals.Proposals,
+    sizes: dict[str, tuple[int, int]],
+    fingerprint: str,
+    box: tuple[float, ...],
+) -> None:
+    boxes = made.boxes.copy()
+    boxes[made.offsets[2]] = box
+    dataclasses.replace(made, boxes=boxes).save(tmp_path / "p.npz")
+    with pytest.raises(InputError, match=rf"p\.npz: {made.ids[2]}: box \(.*\) is not inside the image"):
+        proposals.load(tmp_path / "p.npz", fingerprint, sizes)
+
+
+def test_offsets_that_do_not_fit_are_refused(
+    tmp_path: Path, made: proposals.Proposals, sizes: dict[str, tuple[int, int]], fingerprint: str
+) -> None:
+    dataclasses.replace(made, offsets=made.offsets + 1).save(tmp_path / "p.npz")
+    with pytest.raises(InputError, match="do not fit together"):
+        proposals.load(tmp_path / "p.npz", fingerprint, sizes)
+
+
+class _Trap:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("damage", ["pickle", "object array", "cut short", "missing"])
+def test_a_damaged_or_hostile_file_is_named_and_not_run(
+    tmp_path: Path, made: proposals.Proposals, sizes: dict[str, tuple[int, int]], damage: str
+) -> None:
+    path, ran = tmp_path / "p.npz", tmp_path / "ran"
+    made.save(path)
+    if damage == "pickle":
+        path.write_bytes(pickle.dumps(_Trap(ran)))
+    elif damage == "object array":
+        np.savez(path, ids=np.array([_Trap(ran)], dtype=object), settings=np.array([_Trap(ran)], dtype=object))
+    elif damage == "cut short":
+        path.write_bytes(path.read_bytes()[:-100])
+    else:
+        path.unlink()
+    with pytest.raises(InputError, match=r"p\.npz: .*run snakemake again"):
+        proposals.load(path, made.fingerprint, sizes)
+    assert not ran.exists()
+
+
+def test_overlap_and_recall_by_hand() -> None:
+    # 10×10 pixels; shifted by 5: 50 common pixels of 150. The last pixel belongs to the box.
+    truth = np.array([[0, 0, 9, 9], [20, 20, 29, 29]], np.float32)
+    boxes = np.array([[5, 0, 14, 9], [20, 20, 29, 24]], np.float32)
+    np.testing.assert_allclose(proposals.overlaps(truth, boxes), [[1 / 3, 0], [0, 1 / 2]])
+    assert proposals.recall([boxes], [truth], 0.5) == 0.5
+    assert proposals.recall([boxes], [truth], 0.3) == 1.0
+    assert proposals.recall([boxes[:0]], [truth], 0.3) == 0.0
+    assert proposals.recall([boxes], [truth[:0]], 0.5) == 1.0

@@ -1,0 +1,174 @@
+"""Detection and segmentation trained for a few steps on generated scenes, from the command line's entry points."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from uic_core import config, metrics, models, recipe
+from uic_core.data import voc
+from uic_core.openmmlab import detection, proposals, segmentation
+from uic_core.pretrain import checkpoint
+
+pytestmark = pytest.mark.slow
+
+PROPOSALS = config.Proposals(mode="fast", shorter_side=48, max_boxes=40, min_side=8, seed=0)
+DETECTION: dict[str, Any] = {
+    "train_scales": [64, 80], "train_max": 120, "test_scale": 64, "test_max": 100, "iterations": 4, "lr": 0.005,
+    "lr_steps": [3], "momentum": 0.9, "weight_decay": 5e-4, "images_per_batch": 2, "rois_per_batch": 16,
+    "foreground": 0.25, "nms": 0.3, "rescale": False, "workers": 0, "seed": 0,
+}  # fmt: skip
+SEGMENTATION: dict[str, Any] = {
+    "pad": 16, "iterations": 4, "batch_size": 1, "accumulate": 2, "lr": 0.001, "lr_steps": [3], "momentum": 0.9,
+    "weight_decay": 5e-4, "workers": 0, "seed": 0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = recipe.Recipe(
+        method="random", arch="alexnet", sobel=True, classes=5, image_size=64, resize=64, images=0, epochs=0,
+        batch_size=2, lr=0.1, schedule="linear", momentum=0.9, weight_decay=0.0, augmentation="standard",
+        label_view="training", pretrained="", pca=1, kmeans_iterations=1, precision="fp32", workers=0, seed=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "checkpoint.safetensors"
+    checkpoint.save(path, models.build("alexnet", classes=5, image_size=64, sobel=True), made, {})
+    return path
+
+
+@pytest.fixture(scope="module")
+def boxes(demo_data: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("proposals")
+    paths = {split: folder / f"{split}.npz" for split in ("trainval", "test")}
+    for split, path in paths.items():
+        proposals.make(demo_data.voc07, split, PROPOSALS, processes=1).save(path)
+    return paths
+
+
+def detect(
+    root: Path, folder: Path, weights: Path, boxes: dict[str, Path], name: str = "run", **changed: Any
+) -> metrics.Metrics:
+    recipe.save(config.Detection(**(DETECTION | changed)), folder / f"{name}.yaml")
+    detection.main([
+        *("--checkpoint", str(weights), "--protocol", str(folder / f"{name}.yaml"), "--voc", str(root)),
+        *("--train-proposals", str(boxes["trainval"]), "--test-proposals", str(boxes["test"])),
+        *("--out", str(folder / f"{name}.json"), "--run", "run", "--work-dir", str(folder / name)),
+    ])  # fmt: skip
+    return metrics.read(folder / f"{name}.json")
+
+
+def segment(data: SimpleNamespace, root: Path, folder: Path, weights: Path, name: str = "run") -> metrics.Metrics:
+    recipe.save(config.Segmentation(**SEGMENTATION), folder / f"{name}.yaml")
+    recipe.save(data.datasets, folder / "datasets.yaml")
+    segmentation.main([
+        *("--checkpoint", str(weights), "--protocol", str(folder / f"{name}.yaml"), "--voc", str(root)),
+        *("--datasets", str(folder / "datasets.yaml"), "--out", str(folder / f"{name}.json"), "--run", "run"),
+        *("--work-dir", str(folder / name)),
+    ])  # fmt: skip
+    return metrics.read(folder / f"{name}.json")
+
+
+def losses(work_dir: Path) -> list[float]:
+    (file,) = work_dir.glob("*/vis_data/scalars.json")
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def test_detection_trains_tests_and_repeats_itself(
+    demo_data: SimpleNamespace, tmp_path: Path, weights: Path, boxes: dict[str, Path]
+) -> None:
+    first = detect(demo_data.voc07, tmp_path, weights, boxes, "first")
+    again = detect(demo_data.voc07, tmp_path, weights, boxes, "again")
+    other = detect(demo_data.voc07, tmp_path, weights, boxes, "other", rescale=True, seed=1)
+    assert first.values == again.values
+    assert losses(tmp_path / "first") == losses(tmp_path / "again") != losses(tmp_path / "other")
+    assert len(losses(tmp_path / "first")) == DETECTION["iterations"]
+    present = {
+        voc.CLASSES[label]
+        for image in voc.read_list(demo_data.voc07, "Main", "test")
+        for annotation in [voc.read_annotation(voc.annotation_path(demo_data.voc07, image))]
+        for label in annotation.labels[~annotation.difficult]
+    }
+    assert set(first.values) == {"map"} | {f"ap/{name}" for name in present}
+    assert first.values["map"].value == pytest.approx(
+        np.mean([value.value for name, value in first.values.items() if name != "map"]), abs=1e-4
+    )
+    assert first.dataset.sizes == {"trainval": 10, "test": 8}
+    assert first.protocol["roi_size"] == 1
+    assert other.protocol["rescale"] is True
+    assert list((tmp_path / "first").glob("*/*.log"))
+    assert list((tmp_path / "first").glob("*.py")), "the config, for mmdet's tools"
+
+
+def test_segmentation_trains_tests_and_repeats_itself(
+    demo_data: SimpleNamespace, tmp_path: Path, weights: Path
+) -> None:
+    first = segment(demo_data, demo_data.voc_segmentation, tmp_path, weights, "first")
+    again = segment(demo_data, demo_data.voc_segmentation, tmp_path, weights, "again")
+    assert first.values == again.values
+    assert losses(tmp_path / "first") == losses(tmp_path / "again")
+    assert losses(tmp_path / "first")[0] == pytest.approx(np.log(21), abs=1e-3), "scores start at zero"
+    assert first.values["miou"].value == pytest.approx(
+        np.mean([value.value for name, value in first.values.items() if name != "miou"])
+    )
+    assert first.dataset.sizes == {"train": 6, "val": 4}
+    assert (first.protocol["crop"], first.protocol["fc6_kernel"]) == (14, 1)
+
+
+def test_swapped_proposals_end_detection_before_it_trains(
+    demo_data: SimpleNamespace,
+    tmp_path: Path,
+    weights: Path,
+    boxes: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    wrong = boxes | {"test": boxes["trainval"]}
+    with pytest.raises(SystemExit) as exit_info:
+        detect(demo_data.voc07, tmp_path, weights, wrong)
+    assert exit_info.value.code == 2
+    assert f"error: {boxes['trainval']}: proposals were made for another image list" in capsys.readouterr().err
+    assert not (tmp_path / "run.json").exists()
+    assert not list((tmp_path / "run").glob("*/vis_data/scalars.json"))
+
+
+def test_an_unknown_mask_value_ends_segmentation_and_names_the_file(
+    demo_data: SimpleNamespace, tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "voc"
+    shutil.copytree(demo_data.voc_segmentation, root)
+    mask = voc.mask_path(root, voc.read_list(root, "Segmentation", "val")[-1])
+    with Image.open(mask) as image:
+        values = np.asarray(image).copy()
+    values[0, 0] = 77
+    Image.fromarray(values).save(mask)
+    with pytest.raises(SystemExit) as exit_info:
+        segment(demo_data, root, tmp_path, weights)
+    assert exit_info.value.code == 2
+    message = capsys.readouterr().err
+    assert str(mask) in message
+    assert "77" in message
+
+
+def test_settings_that_contradict_are_refused(
+    demo_data: SimpleNamespace,
+    tmp_path: Path,
+    weights: Path,
+    boxes: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for changed, message in (
+        ({"train_max": 70}, "detection.train_max: 70 is below the shorter side 80"),
+        ({"rois_per_batch": 17}, "detection.rois_per_batch: must be a multiple of images_per_batch"),
+    ):
+        with pytest.raises(SystemExit):
+            detect(demo_data.voc07, tmp_path, weights, boxes, **changed)
+        assert message in capsys.readouterr().err

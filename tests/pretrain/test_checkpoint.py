@@ -1,0 +1,102 @@
+"""A checkpoint is read back exactly or refused with a reason; it never runs code."""
+
+import json
+import pickle
+
+import pytest
+import safetensors.torch
+import torch
+
+from uic_core.errors import InputError
+from uic_core.models import build
+from uic_core.pretrain import checkpoint
+from uic_core.recipe import Recipe
+
+
+@pytest.fixture
+def saved(tmp_path):
+    recipe = Recipe(
+        method="random", arch="resnet50", sobel=False, classes=5, image_size=64, resize=73, images=0, epochs=0,
+        batch_size=16, lr=0.01, schedule="linear", momentum=0.9, weight_decay=1e-4, augmentation="standard",
+        label_view="training", pretrained="", pca=8, kmeans_iterations=3, precision="fp32", workers=0, seed=3,
+    )  # fmt: skip
+    network = build("resnet50", classes=5, image_size=64, sobel=False)
+    path = tmp_path / "checkpoint.safetensors"
+    checkpoint.save(path, network, recipe, {"data": "abc"})
+    return path, network, recipe
+
+
+def test_round_trip(saved):
+    path, network, recipe = saved
+    loaded, read = checkpoint.load(path)
+    assert read == recipe
+    assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), loaded.state_dict().values(), strict=1))
+
+
+def rewrite(path, change):
+    with safetensors.safe_open(path, framework="pt") as file:
+        header = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    change(tensors, header)
+    safetensors.torch.save_file(tensors, path, metadata=header)
+
+
+def recipe_of(header, change):
+    content = json.loads(header[checkpoint.FORMAT])
+    change(content["recipe"])
+    header[checkpoint.FORMAT] = json.dumps(content)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, h: t.pop("top.bias"), r"weights missing: \['top.bias'\]"),
+        (lambda t, h: t.update(other=torch.zeros(1)), r"unexpected: \['other'\]"),
+        (lambda t, h: t.update({"top.bias": torch.zeros(6)}), r"weight top.bias is \[6\], expected \[5\]"),
+        (lambda t, h: t["top.bias"].fill_(float("nan")), "weight top.bias is not finite"),
+        (lambda t, h: h.clear(), "not a checkpoint of this suite"),
+        (lambda t, h: recipe_of(h, lambda r: r.pop("method")), "recipe: method: missing"),
+        (lambda t, h: recipe_of(h, lambda r: r.update(arch="vgg16")), "weights missing"),
+    ],
+)
+def test_a_foreign_checkpoint_is_refused_with_the_reason(saved, change, message):
+    path = saved[0]
+    rewrite(path, change)
+    with pytest.raises(InputError, match=message) as error:
+        checkpoint.load(path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 1000, -100])
+def test_a_truncated_file_is_named(saved, keep):
+    path = saved[0]
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(InputError, match=r"checkpoint\.safetensors: is no whole safetensors file"):
+        checkpoint.load(path)
+
+
+def test_a_pickle_is_not_run(saved, tmp_path):
+    path, trace = saved[0], tmp_path / "trace"
+
+    class Payload:
+        def __reduce__(self):
+            return (trace.write_text, ("ran",))
+
+    path.write_bytes(pickle.dumps(Payload()))
+    with pytest.raises(InputError, match="is no whole safetensors file"):
+        checkpoint.load(path)
+    assert not trace.exists()
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match="is not there; remake it"):
+        checkpoint.load(tmp_path / "checkpoint.safetensors")
+
+
+def test_not_finite_weights_are_not_saved(saved):
+    path, network, recipe = saved
+    before = path.read_bytes()
+    network.top.bias.data[0] = float("inf")
+    with pytest.raises(InputError, match=r"weight top\.bias is not finite"):
+        checkpoint.save(path, network, recipe, {})
+    assert path.read_bytes() == before

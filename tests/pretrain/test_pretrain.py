@@ -1,0 +1,267 @@
+"""Every method trains on real files; equal seeds give equal bytes; an interrupted run goes on as if nothing was."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from uic_core.data.index import build_imagenet
+from uic_core.files import read_yaml
+from uic_core.pretrain import checkpoint, deepcluster, finetune, labels, loop
+from uic_core.pretrain.__main__ import main
+from uic_core.recipe import Recipe, save
+
+OUTPUTS = ("checkpoint.safetensors", "labels.npy", "history.jsonl")
+
+
+@pytest.fixture
+def small(demo_data, tmp_path):
+    """Run the stage on a small recipe: small(folder, **changes) -> the folder."""
+    index = tmp_path / "index.npz"
+    build_imagenet(demo_data.imagenet, "train").save(index)
+    base = Recipe(
+        method="uic", arch="alexnet", sobel=True, classes=5, image_size=64, resize=73, images=0, epochs=2,
+        batch_size=16, lr=0.01, schedule="linear", momentum=0.9, weight_decay=1e-4, augmentation="standard",
+        label_view="training", pretrained="", pca=8, kmeans_iterations=3, precision="fp32", workers=0, seed=3,
+    )  # fmt: skip
+
+    def run(name, *arguments, **changes):
+        folder = tmp_path / name
+        recipe = Recipe.model_validate(base.model_dump() | changes)
+        save(recipe, folder / "recipe.yaml")
+        main(["--recipe", str(folder / "recipe.yaml"), "--train-index", str(index), "--out", str(folder), *arguments])
+        return folder
+
+    return run
+
+
+def outputs(folder):
+    return [(folder / name).read_bytes() for name in OUTPUTS]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"label_view": "center_crop"},
+        {"augmentation": "strong"},
+        {"method": "supervised", "classes": 4},
+        {"method": "deepcluster", "schedule": "constant"},
+        {"method": "random", "epochs": 0},
+        {"images": 20},
+    ],
+    ids=lambda changes: "-".join(map(str, changes.values())) or "uic",
+)
+def test_a_method_trains_and_the_same_seed_gives_the_same_bytes(small, changes):
+    folder = small("one", **changes)
+    network, recipe = checkpoint.load(folder / "checkpoint.safetensors")
+    assert not network.training
+    images = recipe.images or 48
+    values = np.load(folder / "labels.npy")
+    assert values.shape == (images,)
+    assert values.dtype == np.int32
+    assert values.max() < recipe.classes
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in history] == list(range(recipe.epochs))
+    assert not (folder / "state.safetensors").exists()
+    assert outputs(small("two", **changes)) == outputs(folder)
+
+
+def test_another_seed_gives_other_weights(small):
+    assert outputs(small("one"))[0] != outputs(small("two", seed=4))[0]
+
+
+class Killed(BaseException):
+    """Stands for the end of the process, between two epochs."""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"label_view": "center_crop"}, {"method": "deepcluster"}, {"precision": "bf16"}],
+    ids=lambda changes: "-".join(changes.values()) or "uic",
+)
+def test_an_interrupted_run_ends_with_the_bytes_of_an_undisturbed_one(small, monkeypatch, capsys, changes):
+    whole = outputs(small("whole", **changes, epochs=3))
+    with monkeypatch.context() as patch:
+        original = loop.Trainer._epoch
+
+        def dies(self, epoch, *arguments):
+            if epoch == 2:
+                raise Killed
+            return original(self, epoch, *arguments)
+
+        patch.setattr(loop.Trainer, "_epoch", dies)
+        with pytest.raises(Killed):
+            small("broken", "--save-every", "0", **changes, epochs=3)
+    assert (capsys.readouterr().out).count("epoch ") == 5
+    assert outputs(small("broken", **changes, epochs=3)) == whole
+    said = capsys.readouterr().out
+    assert "going on after 2 epochs" in said
+    assert said.count("epoch 3/3") == 1
+
+
+@pytest.mark.parametrize("damage", ["truncated", "other recipe"])
+def test_a_state_that_cannot_be_used_is_said_and_training_starts_afresh(small, capsys, damage):
+    whole = outputs(small("whole"))
+    folder = small("other")
+    state = folder / "state.safetensors"
+    tensors = {"labels": torch.zeros(48, dtype=torch.int32)}
+    safetensors.torch.save_file(tensors, state, metadata={"key": "x", "epoch": "1", "history": "[]"})
+    if damage == "truncated":
+        state.write_bytes(state.read_bytes()[:-7])
+    assert outputs(small("other")) == whole
+    said = capsys.readouterr().out
+    assert ("is corrupt" if damage == "truncated" else "belongs to recipe, data and start x") in said
+    assert "training starts afresh" in said
+
+
+def test_uic_labels_are_the_argmax_of_the_training_forward(small, monkeypatch):
+    """One epoch: every drawn image has the argmax of its last forward, every other the split initial draw."""
+    seen, started = {}, []
+    observe, split = loop.method, labels.split_empty_classes
+
+    def spy(trainer):
+        chosen = observe(trainer)
+        inner = chosen.observe
+
+        def watch(trainer, positions, logits):
+            assert trainer.network.training, "train-mode BN, dropout active"
+            seen.update(zip(positions.tolist(), logits.argmax(1).tolist(), strict=True))
+            inner(trainer, positions, logits)
+
+        chosen.observe = watch
+        return chosen
+
+    monkeypatch.setattr(loop, "method", spy)
+    monkeypatch.setattr(labels, "split_empty_classes", lambda *a: started.append(split(*a)) or started[-1].copy())
+    values = np.load(small("run", epochs=1) / "labels.npy")
+    assert 0 < len(seen) < 48, "with balanced sampling some images are not drawn"
+    expected = started[0].copy()
+    for position, label in seen.items():
+        expected[position] = label
+    assert values.tolist() == expected.tolist()
+
+
+def test_finetune_keeps_the_labels_of_a_centre_crop_pass_and_the_top_layer(small):
+    source = small("source")
+    folder = small(
+        "tuned", "--pretrained", str(source / "checkpoint.safetensors"),
+        method="finetune", pretrained="source", epochs=1, lr=1e-9, weight_decay=0.0,
+    )  # fmt: skip
+    before, _ = checkpoint.load(source / "checkpoint.safetensors")
+    after, _ = checkpoint.load(folder / "checkpoint.safetensors")
+    torch.testing.assert_close(after.top.weight, before.top.weight)
+    history = json.loads((folder / "history.jsonl").read_text())
+    assert history["nmi_previous"] == 1.0, "labels are fixed"
+    assert finetune.main is main
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"), [("linear", [1, 0.75, 0.5, 0.25]), ("constant", [1] * 4), ("cosine", None)]
+)
+def test_schedules_by_hand(small, tmp_path, schedule, expected):
+    recipe = Recipe.model_validate(read_yaml(small("one", epochs=1) / "recipe.yaml") | {"epochs": 4, "lr": 1.0})
+    recipe = recipe.model_copy(update={"schedule": schedule})
+    rates = [loop.learning_rate(recipe, epoch) for epoch in range(4)]
+    assert rates == pytest.approx(expected or [1, 0.5 + 0.5 * 2**-0.5, 0.5, 0.5 - 0.5 * 2**-0.5])
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_step(small, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        small("run", lr=1e30)
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert "epoch 0, step " in said
+    assert "lower lr in the recipe" in said
+    assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
+
+
+def test_pretrained_is_demanded_by_finetune_alone(small, capsys):
+    with pytest.raises(SystemExit):
+        small("run", method="finetune", pretrained="x", epochs=1)
+    assert "--pretrained: give it for method finetune" in capsys.readouterr().err
+
+
+def test_a_state_is_not_gone_on_from_when_the_pretrained_checkpoint_changed(small, monkeypatch, capsys):
+    """The recipe names the run, not its weights: a retrained source makes another fine-tuning."""
+    source = small("source", epochs=1) / "checkpoint.safetensors"
+    changes = {"method": "finetune", "pretrained": "source", "epochs": 2}
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Trainer, "_record", lambda *arguments: None)
+        patch.setattr(loop.State, "remove", lambda state: None)
+        small("tuned", "--save-every", "0", "--pretrained", str(source), **changes)
+    small("source", epochs=1, seed=9)
+    capsys.readouterr()
+    small("tuned", "--pretrained", str(source), **changes)
+    assert "belongs to recipe, data and start" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"classes": 49}, "classes: 49 for the 48 images of imagenet_train; lower classes"),
+        ({"images": 4}, "classes: 5 for the 4 images"),
+        ({"images": 49}, "49 images wanted, the index has 48"),
+        ({"method": "supervised"}, "classes: 5, but imagenet_train has 4 annotated classes"),
+    ],
+)
+def test_a_recipe_that_does_not_fit_the_images_is_refused(small, capsys, changes, message):
+    with pytest.raises(SystemExit) as stop:
+        small("run", **changes)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_pretrained_checkpoint_of_another_shape_is_refused(small, capsys):
+    source = small("source", method="random", epochs=0) / "checkpoint.safetensors"
+    with pytest.raises(SystemExit):
+        small("tuned", "--pretrained", str(source), method="finetune", pretrained="source", epochs=1, classes=6)
+    assert f"{source}: classes is 5, but " in capsys.readouterr().err
+
+
+def test_an_unreadable_image_is_named(small, demo_data, tmp_path, capsys):
+    folder = tmp_path / "imagenet"
+    shutil.copytree(demo_data.imagenet, folder)
+    small("run", method="random", epochs=0)  # writes the index
+    index = build_imagenet(folder, "train")
+    index.file(7).write_bytes(b"no image")
+    index.save(tmp_path / "broken.npz")
+    recipe = tmp_path / "recipe.yaml"
+    text = (tmp_path / "run" / "recipe.yaml").read_text()
+    recipe.write_text(
+        text.replace("method: random", "method: supervised")
+        .replace("classes: 5", "classes: 4")
+        .replace("epochs: 0", "epochs: 1")
+    )
+    with pytest.raises(SystemExit) as stop:
+        main(["--recipe", str(recipe), "--train-index", str(tmp_path / "broken.npz"), "--out", str(tmp_path / "out")])
+    assert stop.value.code == 2
+    assert str(index.file(7)) in capsys.readouterr().err
+    assert not (tmp_path / "out" / "checkpoint.safetensors").exists()
+
+
+def test_epochs_longer_than_a_minute_say_lines_where_there_is_no_terminal(small, monkeypatch, capsys):
+    monkeypatch.setattr(loop, "LINE_SECONDS", 0)
+    small("run", epochs=1)
+    assert "epoch 1/1  step 2/3\n" in capsys.readouterr().out
+
+
+def test_kmeans_finds_planted_clusters():
+    rng = np.random.default_rng(0)
+    truth = np.repeat(np.arange(6), 50)
+    features = (np.eye(6)[truth] * 9 + rng.normal(size=(300, 6))).astype(np.float32)
+    found = deepcluster.kmeans(deepcluster.whiten(features, 5), 6, 20, seed=0)
+    assert labels.nmi(found, truth) > 0.95
+
+
+def test_whitened_features_are_uncorrelated_before_they_are_normalised():
+    rng = np.random.default_rng(0)
+    features = (rng.normal(size=(2000, 8)) @ rng.normal(size=(8, 8))).astype(np.float32)
+    white = deepcluster.whiten(features, 4)
+    assert white.shape == (2000, 4)
+    np.testing.assert_allclose(np.linalg.norm(white, axis=1), 1, rtol=1e-5)
+    covariance = np.cov(white.T)
+    np.testing.assert_allclose(covariance, np.eye(4) * covariance[0, 0], atol=0.03)
