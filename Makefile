@@ -19,6 +19,7 @@ setup:  ## .venv from envs/lock.txt; nothing happens when it is there already
 
 demo: setup  ## generate small data sets, then every table, figure and the report
 	$(BIN)/snakemake --profile $(PROFILE)
+	$(BIN)/snakemake --profile $(PROFILE) --report results/report.html
 	@printf '%s\n' '' 'Done:' '  tables   results/tables/table1.md … table7.md (and .csv)' \
 		'  figures  results/figures/fig3.png fig4.png (and .svg)' '  report   results/report.html'
 
@@ -36,5 +37,5 @@ lock: setup  ## compile envs/*.in into the lock and the conda environments; UPGR
 	$(BIN)/python envs/lock.py $(if $(UPGRADE),--upgrade)
 
 clean:  ## remove the demo's data, logs and caches; RESULTS=1 removes results/ too
-	rm -rf data/demo logs benchmarks .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf data/demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	$(if $(RESULTS),find results -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +)

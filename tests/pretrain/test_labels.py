@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import normalized_mutual_info_score
 
 from uic_core.pretrain import labels
 
@@ -162,3 +163,12 @@ def test_nmi_is_geometric_by_hand():
     """H(one) = ln 2, H(other) = 1.5 ln 2, MI = ln 2: 1 / sqrt(1.5)."""
     assert labels.nmi(np.array([0, 0, 1, 1]), np.array([0, 0, 1, 2])) == pytest.approx(1.5**-0.5)
     assert labels.nmi(np.array([0, 0, 1, 1]), np.array([5, 5, 3, 3])) == pytest.approx(1)
+
+
+@given(st.integers(1, 300), st.integers(1, 30), st.integers(1, 30), st.integers(0, 10**6))
+def test_nmi_equals_scikit_learn(images, one, other, seed):
+    rng = np.random.default_rng(seed)
+    first = rng.integers(0, one, images, dtype=np.int32)
+    second = np.where(rng.random(images) < 0.5, first % other, rng.integers(0, other, images)).astype(np.int32)
+    expected = normalized_mutual_info_score(first, second, average_method="geometric")
+    assert labels.nmi(first, second) == pytest.approx(expected, abs=1e-9)

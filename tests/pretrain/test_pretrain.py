@@ -265,3 +265,12 @@ def test_whitened_features_are_uncorrelated_before_they_are_normalised():
     np.testing.assert_allclose(np.linalg.norm(white, axis=1), 1, rtol=1e-5)
     covariance = np.cov(white.T)
     np.testing.assert_allclose(covariance, np.eye(4) * covariance[0, 0], atol=0.03)
+
+
+@pytest.mark.parametrize(("images", "dead"), [(48, 0), (48, 60), (500, 60)])
+def test_directions_without_variance_are_left_out_of_the_whitening(images, dead):
+    features = np.random.default_rng(0).normal(size=(images, 64)).astype(np.float32)
+    features[:, :dead] = 0
+    white = deepcluster.whiten(features, 64)
+    assert white.shape == (images, min(images - 1, 64 - dead))
+    assert np.isfinite(white).all()

@@ -1,7 +1,8 @@
-"""How the demo's objects look: a class is an outline filled with a texture; everything else about it is chance.
+"""How the demo's objects look: a class is an outline filled with a texture; everything else is chance.
 
-Colours, position, scale, tilt, texture period and phase, stretch, waviness, light and background are drawn per
-image, so colour tells nothing and a network has to see texture (early layers) and outline (later ones).
+Colours, position, scale, tilt, phase, stretch, waviness, light and background are drawn per image, so colour tells
+nothing and a network has to see texture (early layers) and outline (later ones). Brightness and contrast vary little:
+a network that labels its own images would else sort them by contrast first, and now and then stay there.
 All drawing is numpy at SUPERSAMPLING times the size, averaged down: antialiased, and the same bytes each time.
 """
 
@@ -89,18 +90,19 @@ def _bricks(u: Plane, v: Plane) -> Plane:
     return np.asarray(0.12 - np.minimum(np.minimum(x, 1 - x) / 0.55, np.minimum(y, 1 - y)))
 
 
-# Each texture maps coordinates in texture periods to a field whose sign picks one of the object's two colours.
-TEXTURES: dict[str, Callable[[Plane, Plane], Plane]] = {
-    "rows": lambda u, v: np.sin(_TAU * v),
-    "columns": lambda u, v: np.sin(_TAU * u),
-    "checks": lambda u, v: np.sin(np.pi * u) * np.sin(np.pi * v),
-    "dots": _dots,
-    "rings": lambda u, v: np.sin(_TAU * np.hypot(u, v)),
-    "slants": lambda u, v: np.sin(_TAU * 0.75 * (u + v)),
-    "blotches": _blotches,
-    "grid": _grid,
-    "zigzag": _zigzag,
-    "bricks": _bricks,
+# Each texture maps coordinates in its periods to a field whose sign picks one of the object's two colours. Its usual
+# period, in object radii, goes with it: fine or coarse is what a network that knows nothing yet sees first.
+TEXTURES: dict[str, tuple[Callable[[Plane, Plane], Plane], float]] = {
+    "rows": (lambda u, v: np.sin(_TAU * v), 0.26),
+    "columns": (lambda u, v: np.sin(_TAU * u), 0.44),
+    "checks": (lambda u, v: np.sin(np.pi * u) * np.sin(np.pi * v), 0.6),
+    "dots": (_dots, 0.34),
+    "rings": (lambda u, v: np.sin(_TAU * np.hypot(u, v)), 0.28),
+    "slants": (lambda u, v: np.sin(_TAU * 0.75 * (u + v)), 0.38),
+    "blotches": (_blotches, 0.6),
+    "grid": (_grid, 0.24),
+    "zigzag": (_zigzag, 0.5),
+    "bricks": (_bricks, 0.44),
 }
 
 KINDS = len(OUTLINES) * len(TEXTURES)
@@ -171,29 +173,32 @@ def _thing(
     b = (cos * dy - sin * dx) / np.float32(stretch)
     a, b = a + bend * np.sin(3 * b + phases[0]), b + bend * np.sin(3 * a + phases[1])
     field = OUTLINES[outline](np.asarray(a, np.float32), np.asarray(b, np.float32))
-    period = random.uniform(0.34, 0.46)
+    rule, period = TEXTURES[texture]
+    period *= random.uniform(0.88, 1.12)
     u, v = a / period, b / period
     if texture != "rings":  # rings stay around the object's centre
         u, v = u + random.random(), v + random.random()
-    pattern = np.asarray(TEXTURES[texture](np.asarray(u, np.float32), np.asarray(v, np.float32)) > 0, np.float32)
+    pattern = np.asarray(rule(np.asarray(u, np.float32), np.asarray(v, np.float32)) > 0, np.float32)
     return field > 0, pattern, (field > 0) & (field < 0.05)
 
 
 def _colours(random: np.random.Generator, contrast: float) -> tuple[Plane, Plane]:
     """A dark and a light colour of random hues, far apart in mean brightness (what Sobel sees) and swapped at will."""
-    middle, gap = random.uniform(0.42, 0.58), 0.5 * contrast * random.uniform(0.8, 1.2)
-    pair = []
-    for brightness in (middle - gap / 2, middle + gap / 2):
-        hue = random.uniform(-1, 1, 3)
-        colour = brightness + random.uniform(0.05, 0.25) * (hue - hue.mean())
-        pair.append(np.clip(colour, 0, 1).astype(np.float32))
+    middle, gap = random.uniform(0.46, 0.54), 0.5 * contrast * random.uniform(0.95, 1.05)
+    pair = [_colour(random, middle - gap / 2), _colour(random, middle + gap / 2)]
     return (pair[0], pair[1]) if random.random() < 0.5 else (pair[1], pair[0])
+
+
+def _colour(random: np.random.Generator, brightness: float) -> Plane:
+    """A random hue of a given mean brightness: float32 [3]."""
+    hue = random.uniform(-1, 1, 3)
+    colour = brightness + random.uniform(0.05, 0.25) * (hue - hue.mean())
+    return np.asarray(np.clip(colour, 0, 1), np.float32)
 
 
 def _background(random: np.random.Generator, x: Plane, y: Plane) -> Plane:
     """Two near colours flowing into each other: [height, width, 3]."""
-    first = random.uniform(0.2, 0.8, 3).astype(np.float32)
-    second = np.clip(first + random.uniform(-0.18, 0.18, 3), 0, 1).astype(np.float32)
+    first, second = _colour(random, random.uniform(0.44, 0.56)), _colour(random, random.uniform(0.44, 0.56))
     return np.asarray(first + (second - first) * (0.5 + 0.5 * _slope(random, x, y)[..., None]), np.float32)
 
 

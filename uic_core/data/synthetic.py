@@ -38,7 +38,7 @@ _SCENE = (160, 120)
 # With objects from half the shorter side up and a habitat of 0.1, most random crops show too little of the class
 # for UIC to start from random labels in the demo's few epochs (NMI t/labels 0.07 after 17, against 0.14 after 12).
 _FILL = (0.7, 1.0)
-_HABITAT = 0.35
+_HABITAT = 0.45
 _DIFFICULT = 0.22  # of the objects that may be; about a tenth of all
 _EXIF_ORIENTATION = 0x0112
 

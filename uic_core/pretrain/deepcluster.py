@@ -10,17 +10,22 @@ from uic_core.pretrain.labels import Labels
 
 
 def whiten(features: NDArray[np.float32], dimension: int) -> NDArray[np.float32]:
-    """PCA to `dimension` (or fewer where features or images are fewer), whitening, rows of length 1.
+    """PCA to `dimension` (or fewer where the features span fewer), whitening, rows of length 1.
 
     Args:
-        features: float32 [N, D].
+        features: float32 [N, D], not all rows equal.
 
     Returns:
-        float32 [N, min(dimension, D, N)].
+        float32 [N, min(dimension, rank)].
     """
     images, width = features.shape
-    reduce = faiss.PCAMatrix(width, min(dimension, width, images), -0.5)  # the power whitens
+    reduce = faiss.PCAMatrix(width, min(dimension, width, images))
     reduce.train(features)
+    # Dead units and few images leave directions without variance, which whitening would divide by zero.
+    variances = faiss.vector_to_array(reduce.eigenvalues)
+    reduce.d_out = min(reduce.d_out, int((variances > 1e-6 * variances.max()).sum()))
+    reduce.eigen_power = -0.5  # whitens
+    reduce.prepare_Ab()
     reduced: NDArray[np.float32] = reduce.apply(features)
     faiss.normalize_L2(reduced)
     return reduced
