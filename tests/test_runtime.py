@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from uic_core import runtime
-from uic_core.errors import InputError
+from uic_core.errors import InputError, stage
 
 
 def splitmix64(seed: int, epoch: int, image: int, count: int) -> list[float]:
@@ -52,7 +52,7 @@ def test_uniforms_are_uniform_and_uncorrelated_along_every_axis(axis):
 
 
 def test_a_stage_turns_a_users_mistake_into_one_line_and_status_2(capsys):
-    with pytest.raises(SystemExit) as stop, runtime.stage():
+    with pytest.raises(SystemExit) as stop, stage():
         raise InputError("data/x: is not there; look again")
     assert stop.value.code == 2
     assert capsys.readouterr().err == "error: data/x: is not there; look again\n"

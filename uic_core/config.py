@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from uic_core.errors import InputError
-from uic_core.recipe import Recipe, Strict, parse
+from uic_core.recipe import Arch, Recipe, Strict, parse
 
 
 class ImageFolder(Strict):
@@ -62,9 +62,10 @@ class Datasets(Strict):
 class LinearProbe(Strict):
     """Linear classifiers on frozen layers (PROTOCOL section 4)."""
 
-    layers: dict[Literal["alexnet", "vgg16", "resnet50", "resnet50_mlp"], list[str]]
-    crop: dict[Literal["alexnet", "vgg16", "resnet50", "resnet50_mlp"], Literal["random_crop", "resized_crop"]]
-    images: int = Field(ge=0, description="training images, 0 = all; the whole val set is always used")
+    layers: dict[Arch, list[str]]
+    crop: dict[Arch, Literal["random_crop", "resized_crop"]]
+    images: dict[Arch, Annotated[int, Field(ge=0)]] = Field(description="training images, 0 = all")
+    val_images: dict[Arch, Annotated[int, Field(ge=0)]] = Field(description="tested images, 0 = all")
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     lr: float = Field(gt=0)

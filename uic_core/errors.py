@@ -1,9 +1,25 @@
-"""The one exception for mistakes in what the user gave us."""
+"""The one exception for mistakes in what the user gave us, and how a stage tells the user. Imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
 
 
 class InputError(ValueError):
     """A config, file or data set is wrong.
 
-    The message names the file (or config key), what is wrong with it, and the remedy. Stages print it as one
-    line and exit with status 2 (`uic_core.runtime.stage`); a traceback is left for our own mistakes.
+    The message names the file (or config key), what is wrong with it, and the remedy. A traceback is left for our own
+    mistakes.
     """
+
+
+@contextlib.contextmanager
+def stage() -> Iterator[None]:
+    """Wrap a stage's `main`: a user's mistake becomes `error: …` on stderr and exit status 2, no traceback."""
+    try:
+        yield
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

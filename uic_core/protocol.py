@@ -12,7 +12,7 @@ from pathlib import Path
 
 from uic_core import recipe
 from uic_core.config import Datasets, Evaluations
-from uic_core.errors import InputError
+from uic_core.errors import InputError, stage
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -26,12 +26,10 @@ def main(arguments: list[str] | None = None) -> None:
     for name, field in Evaluations.model_fields.items():
         assert isinstance(field.annotation, type)
         models[name] = field.annotation
-    try:
+    with stage():
         if options.section not in models:
             raise InputError(f"--section: no section '{options.section}' (known: {', '.join(models)})")
         recipe.save(recipe.parse(models[options.section], json.loads(options.value), options.section), options.out)
-    except InputError as error:
-        parser.exit(2, f"error: {error}\n")
 
 
 if __name__ == "__main__":

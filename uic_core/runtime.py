@@ -1,28 +1,13 @@
-"""What every stage shares while it runs: error exit, device, precision, seeds, counter-based randomness."""
+"""What every stage shares while it runs: device, seeds, counter-based randomness."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
-import sys
-from collections.abc import Iterator
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-
-from uic_core.errors import InputError
-
-
-@contextlib.contextmanager
-def stage() -> Iterator[None]:
-    """Wrap a stage's `main`: a user's mistake becomes `error: …` on stderr and exit status 2, no traceback."""
-    try:
-        yield
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 def device() -> torch.device:

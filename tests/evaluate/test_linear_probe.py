@@ -42,7 +42,8 @@ def protocol(**changes: Any) -> LinearProbe:
     settings = {
         "layers": archs,
         "crop": dict.fromkeys(archs, "random_crop"),
-        "images": 0,
+        "images": dict.fromkeys(archs, 0),
+        "val_images": dict.fromkeys(archs, 0),
         "epochs": 2,
         "batch_size": 16,
         "lr": 0.1,
@@ -387,7 +388,7 @@ def run(saved: SimpleNamespace, indexes: tuple[Index, Index], settings: LinearPr
 def test_stage(
     saved: SimpleNamespace, indexes: tuple[Index, Index], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = protocol(images=20, layers={"alexnet": ["conv2", "conv5"]})
+    settings = protocol(images={"alexnet": 20}, layers={"alexnet": ["conv2", "conv5"]})
     found = json.loads(run(saved, indexes, settings, tmp_path).read_text())
     assert (found["evaluation"], found["run"]) == ("linear_probe", "random_sobel")
     columns = [f"{layer}{of}" for layer in ("conv2", "conv5") for of in ("", "/top5", "/best_epoch", "/last")]
@@ -410,7 +411,7 @@ def unknown_layer(indexes: tuple[Index, Index], folder: Path) -> tuple[tuple[Ind
 
 
 def too_few_images(indexes: tuple[Index, Index], folder: Path) -> tuple[tuple[Index, Index], dict[str, Any], str]:
-    return indexes, {"images": 49}, "imagenet_train: 49 images wanted, the index has 48"
+    return indexes, {"images": {"alexnet": 49}}, "imagenet_train: 49 images wanted, the index has 48"
 
 
 def lost_image(indexes: tuple[Index, Index], folder: Path) -> tuple[tuple[Index, Index], dict[str, Any], str]:

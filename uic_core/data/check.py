@@ -2,7 +2,7 @@
 
 Counts and lists only, so it is quick for ImageNet too (names are listed, nothing is decoded; the stage `index`
 decodes every image). Every error names the config key and the path, what was expected and found, and the remedy;
-all errors of a data set are told at once. Imports no torch but in the stage itself.
+all errors of a data set are told at once. Imports no torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from uic_core import recipe
 from uic_core.config import Datasets
 from uic_core.data import voc
 from uic_core.data.index import build_miniimagenet
-from uic_core.errors import InputError
+from uic_core.errors import InputError, stage
 from uic_core.files import write_text
 
 _SOURCES = {
@@ -95,8 +95,6 @@ def check(dataset: str, datasets: Datasets) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """The stage: check one data set of the config's `datasets` section, write what was found."""
-    from uic_core.runtime import stage
-
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--protocol", type=Path, required=True, help="the config's datasets section")
     parser.add_argument("--dataset", choices=tuple(_CHECKS), required=True)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from uic_core import recipe
 from uic_core.config import Datasets
 from uic_core.data import reader
-from uic_core.errors import InputError
+from uic_core.errors import InputError, stage
 from uic_core.files import atomic
 
 _ARRAYS = {"name": "U", "root": "U", "paths": "U", "labels": "i", "classes": "U", "fingerprint": "U"}
@@ -183,8 +183,6 @@ def check_images(index: Index, processes: int = 1) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The stage: list a data set, decode every image once, write the index."""
-    from uic_core.runtime import stage  # here, because it imports torch and the report reads indexes without
-
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--protocol", type=Path, required=True, help="the config's datasets section")
     choices = ("imagenet_train", "imagenet_val", "miniimagenet_test")

@@ -26,7 +26,7 @@ from PIL import Image, ImageFilter
 from uic_core import recipe
 from uic_core.config import Datasets
 from uic_core.data import shapes, voc
-from uic_core.errors import InputError
+from uic_core.errors import InputError, stage
 from uic_core.files import write_json
 
 MANIFEST = "generated.json"
@@ -113,8 +113,6 @@ def generate(dataset: str, datasets: Datasets, processes: int = 1) -> bool:
 
 def main(arguments: list[str] | None = None) -> None:
     """The stage: make one data set of the config's `datasets` section, or see that it is there."""
-    from uic_core.runtime import stage  # here: it imports torch, which drawing processes do without
-
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--protocol", type=Path, required=True, help="the config's datasets section")
     parser.add_argument("--dataset", choices=_NAMES, required=True)

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from uic_core import metrics, recipe, runtime
+from uic_core import metrics, recipe
 from uic_core.config import Clusters
 from uic_core.data.index import Index
-from uic_core.errors import InputError
+from uic_core.errors import InputError, stage
 from uic_core.files import atomic
 from uic_core.pretrain import checkpoint
 from uic_core.pretrain.labels import class_sizes, nmi
@@ -165,7 +165,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--arrays", type=Path, required=True, help="arrays of Figs. 3 and 4 to write, .npz")
     parser.add_argument("--run", required=True, help="the run's name")
     options = parser.parse_args(arguments)
-    with runtime.stage():
+    with stage():
         protocol = recipe.load(Clusters, options.protocol)
         index = Index.load(options.train_index)
         _, trained_by = checkpoint.load(options.checkpoint)

@@ -32,7 +32,7 @@ from uic_core.config import Fewshot, Resolution
 from uic_core.data.augment import normalize
 from uic_core.data.index import Index
 from uic_core.data.loader import Loader
-from uic_core.errors import InputError
+from uic_core.errors import InputError, stage
 from uic_core.models import Network
 from uic_core.pretrain import checkpoint
 
@@ -290,7 +290,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="metrics JSON to write; temporary files lie beside it")
     parser.add_argument("--run", required=True, help="the run's name")
     options = parser.parse_args(arguments)
-    with runtime.stage():
+    with stage():
         protocol = recipe.load(Fewshot, options.protocol)
         index = Index.load(options.index)
         runtime.seed_everything(protocol.seed)

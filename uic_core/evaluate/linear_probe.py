@@ -34,7 +34,7 @@ from uic_core.config import LinearProbe
 from uic_core.data.augment import UNIFORMS, augment, normalize
 from uic_core.data.index import Index
 from uic_core.data.loader import Loader
-from uic_core.errors import InputError
+from uic_core.errors import InputError, stage
 from uic_core.evaluate.frozen import frozen
 from uic_core.evaluate.ten_crop import CROPS, ten_crops
 from uic_core.models import Network
@@ -100,7 +100,8 @@ def settings(network: Network, protocol: LinearProbe) -> tuple[list[str], str]:
             twice, or that nobody pooled for a probe; names the key and what is known.
     """
     arch = network.arch
-    for key, archs in {"layers": list(protocol.layers), "crop": list(protocol.crop)}.items():
+    for key in ("layers", "crop", "images", "val_images"):
+        archs = getattr(protocol, key)
         if arch not in archs:
             raise InputError(f"linear_probe.{key}: nothing for {arch} (known: {', '.join(archs)}); add a line")
     layers = protocol.layers[arch]  # type: ignore[index]  # checked above
@@ -317,18 +318,21 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="metrics JSON to write")
     parser.add_argument("--run", required=True, help="the run's name")
     options = parser.parse_args(arguments)
-    with runtime.stage():
+    with stage():
         protocol = recipe.load(LinearProbe, options.protocol)
-        train_index = Index.load(options.train_index).subset(protocol.images, protocol.seed)
-        val_index = Index.load(options.val_index)
         runtime.seed_everything(protocol.seed)
         network, trained_by = checkpoint.load(options.checkpoint)
         network = network.to(runtime.device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
         layers, crop = settings(network, protocol)
+        arch = trained_by.arch
+        train_index = Index.load(options.train_index).subset(protocol.images[arch], protocol.seed)
+        val_index = Index.load(options.val_index).subset(protocol.val_images[arch], protocol.seed)
         found = values(evaluate(network, train_index, val_index, protocol, trained_by.resize), len(val_index))
         beyond: dict[str, Any] = {
             "layers": layers,
             "crop": crop,
+            "images": len(train_index),
+            "val_images": len(val_index),
             "image_size": network.image_size,
             "resize": trained_by.resize,
             "test": f"mean softmax of {CROPS} crops",

@@ -29,7 +29,7 @@ from uic_core import metrics, recipe, runtime
 from uic_core.config import VocClassification
 from uic_core.data import reader, voc
 from uic_core.data.augment import CROP_UNIFORMS, UNIFORMS, augment, crop_box
-from uic_core.errors import InputError
+from uic_core.errors import InputError, stage
 from uic_core.evaluate.average_precision import class_average_precisions
 from uic_core.models import Network, build
 from uic_core.pretrain import checkpoint
@@ -197,7 +197,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="metrics JSON to write")
     parser.add_argument("--run", required=True, help="the run's name")
     options = parser.parse_args(arguments)
-    with runtime.stage():
+    with stage():
         protocol = recipe.load(VocClassification, options.protocol)
         splits = {split: voc.multilabels(options.voc, split) for split in ("trainval", "test")}
         fingerprint = voc.fingerprint(options.voc, 2007, list(splits))

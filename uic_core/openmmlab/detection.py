@@ -13,10 +13,10 @@ from typing import Any
 
 from uic_core import config, metrics, models, recipe
 from uic_core.data import voc
-from uic_core.errors import InputError
+from uic_core.errors import InputError, stage
 from uic_core.openmmlab import backbones, runner
 from uic_core.pretrain import checkpoint
-from uic_core.runtime import hardware, stage
+from uic_core.runtime import hardware
 
 _STRIDE = 16
 _SCORE_THRESHOLD = 0.001

@@ -26,9 +26,8 @@ from numpy.typing import NDArray
 
 from uic_core import config, recipe
 from uic_core.data import reader, voc
-from uic_core.errors import InputError
+from uic_core.errors import InputError, stage
 from uic_core.files import atomic
-from uic_core.runtime import stage
 
 
 @dataclass(frozen=True)

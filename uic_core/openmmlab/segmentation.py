@@ -15,9 +15,10 @@ from mmengine.registry import MODELS
 
 from uic_core import config, metrics, models, recipe
 from uic_core.data import voc
+from uic_core.errors import stage
 from uic_core.openmmlab import backbones, fcn, runner
 from uic_core.pretrain import checkpoint
-from uic_core.runtime import hardware, stage
+from uic_core.runtime import hardware
 
 
 def build_config(

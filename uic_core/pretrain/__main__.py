@@ -8,7 +8,7 @@ from pathlib import Path
 from uic_core import recipe as recipes
 from uic_core import runtime
 from uic_core.data.index import Index
-from uic_core.errors import InputError
+from uic_core.errors import InputError, stage
 from uic_core.files import sha256
 from uic_core.models import build
 from uic_core.pretrain import checkpoint
@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pretrained", type=Path, help="method finetune: the checkpoint to start from")
     parser.add_argument("--save-every", type=float, default=60, help="seconds between saved states")
     options = parser.parse_args(arguments)
-    with runtime.stage():
+    with stage():
         recipe = recipes.load(recipes.Recipe, options.recipe)
         if (recipe.method == "finetune") != bool(options.pretrained):
             raise InputError("--pretrained: give it for method finetune, and for no other method")

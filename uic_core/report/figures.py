@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from uic_core import metrics as metrics_file
 from uic_core.data import reader
 from uic_core.data.index import Index
-from uic_core.errors import InputError
+from uic_core.errors import InputError, stage
 from uic_core.files import atomic
 
 INK, GREY, BLUE, RED = "#222222", "#6b6b6b", "#3b6e9e", "#c4512d"
@@ -271,7 +271,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="PNG")
     parser.add_argument("--svg", type=Path, required=True)
     options = parser.parse_args(arguments)
-    try:
+    with stage():
         metrics = metrics_file.read(options.metrics)
         index = Index.load(options.index)
         if metrics.dataset.fingerprint != index.fingerprint:
@@ -286,8 +286,6 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             figure = grid_figure(clusters, index, note)
         save(figure, options.out, options.svg)
-    except InputError as error:
-        parser.exit(2, f"error: {error}\n")
 
 
 if __name__ == "__main__":

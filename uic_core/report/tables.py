@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uic_core import metrics as metrics_file
-from uic_core.errors import InputError
+from uic_core.errors import InputError, stage
 from uic_core.files import write_text
 from uic_core.metrics import Metrics, Value
 from uic_core.report.cells import Published, Row, Source, Table, read_published, table
@@ -326,7 +326,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--html", type=Path, help="a page of its own, for the HTML report")
     parser.add_argument("--partial", action="store_true", help="show – and the reason where metrics are missing")
     options = parser.parse_args(arguments)
-    try:
+    with stage():
         declared = table(options.tables, options.table)
         published = read_published(options.published, options.table, declared)
         filled = fill(options.table, declared, published, options.metrics, options.scale, partial=options.partial)
@@ -334,8 +334,6 @@ def main(arguments: list[str] | None = None) -> None:
         if options.html:
             write_text(options.html, to_html(f"Table {options.table}", page(filled)))
         write_text(options.out, to_markdown(page(filled)))
-    except InputError as error:
-        parser.exit(2, f"error: {error}\n")
 
 
 if __name__ == "__main__":
