@@ -98,6 +98,7 @@ def _broken(paper, path, value):
         ("runs.uic_3k.resize", 100, "resize: must not be smaller than image_size"),
         ("runs.random_rgb.epochs", 3, "epochs: method 'random' saves the initial weights"),
         ("runs.supervised.classes", 10, "10, but the data set has 1000 annotated classes"),
+        ("evaluations.fewshot.resolutions.native.crop", 100, "crop: must not be larger than resize"),
         ("scale", "big", "scale: Input should be 'paper' or 'demo', not 'big'"),
     ],
 )

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import textwrap
 from importlib import metadata
 from pathlib import Path
@@ -343,7 +344,9 @@ def test_lock_holds_for_python(lock: dict[str, str], python: str) -> None:
 
 
 def test_venv_holds_the_lock(lock: dict[str, str]) -> None:
-    installed = {canonicalize_name(item.name): item.version for item in metadata.distributions()}
+    # Not all of sys.path: pkg_resources, once imported, adds setuptools' vendored packages to it.
+    found = metadata.distributions(path=[sysconfig.get_path("purelib")])
+    installed = {canonicalize_name(item.name): item.version for item in found}
     assert {name: installed.get(name) for name in lock} == lock
     assert not OTHER_OPENCV & set(installed)
 

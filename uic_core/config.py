@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from uic_core.errors import InputError
 from uic_core.recipe import Arch, Recipe, Strict, parse
@@ -154,6 +154,12 @@ class Resolution(Strict):
 
     resize: int = Field(ge=64)
     crop: int = Field(ge=64)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Resolution:
+        if self.crop > self.resize:
+            raise ValueError("crop: must not be larger than resize, it is taken from it")
+        return self
 
 
 class Fewshot(Strict):

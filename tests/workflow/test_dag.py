@@ -1,0 +1,248 @@
+"""From nothing to every table and figure, and what reruns when something changes.
+
+The whole DAG runs once, at a scale still smaller than the demo's: real files, real training, real processes.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from uic_core import metrics
+from uic_core.files import read_yaml
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+
+
+def small_config() -> dict:
+    """config/demo.yaml, shrunk to what proves that the parts fit."""
+    config = read_yaml(ROOT / "config" / "demo.yaml")
+    config["datasets"]["imagenet"] |= {"classes": 4, "train_images": 48, "val_images": 16}
+    config["datasets"]["voc07"] |= {"trainval_images": 20, "test_images": 20}
+    config["datasets"]["voc_segmentation"] |= {"train_images": 6, "val_images": 4}
+    config["datasets"]["miniimagenet"] |= {
+        "train_classes": 2, "val_classes": 1, "test_classes": 5, "images_per_class": 20
+    }  # fmt: skip
+    for recipe in config["runs"].values():
+        heavy = recipe["arch"] != "alexnet"
+        recipe |= {"images": 16 if heavy else 0, "batch_size": 8 if heavy else 16, "epochs": min(recipe["epochs"], 1)}
+        recipe["classes"] = 4 if recipe["method"] == "supervised" else 6
+    evaluations = config["evaluations"]
+    probe = evaluations["linear_probe"]
+    few = {key: dict.fromkeys(probe[key], 16) for key in ("images", "val_images")}
+    probe |= few | {"epochs": 2, "lr_steps": [1]}
+    evaluations["clusters"] |= {"grid_classes": 2, "grid_images": 3, "min_images": 2}
+    for name in ("fc6_8", "all"):
+        evaluations[f"voc_classification_{name}"] |= {"iterations": 3, "crops": 2}
+    evaluations["proposals"] |= {"max_boxes": 50}
+    evaluations["detection"] |= {"iterations": 3, "lr_steps": [2], "train_scales": [120], "test_scale": 120}
+    evaluations["segmentation"] |= {"iterations": 4, "lr_steps": [2, 3]}
+    evaluations["fewshot"] |= {"episodes": 20}
+    return config
+
+
+def snakemake(*arguments: str, folder: Path, config: Path) -> subprocess.CompletedProcess[str]:
+    """Run Snakemake on `config` with everything that is made in `folder`."""
+    return subprocess.run(
+        [
+            sys.executable, "-m", "snakemake", *arguments, "--snakefile", str(ROOT / "Snakefile"),
+            "--profile", str(ROOT / "profiles" / "demo"), "--directory", str(folder), "--configfile", str(config),
+        ],
+        cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | {"CI": "true"},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> SimpleNamespace:
+    """A folder in which the whole small DAG has run: folder, config (path), output (of Snakemake)."""
+    folder = tmp_path_factory.mktemp("dag")
+    config = folder / "small.yaml"
+    config.write_text(yaml.safe_dump(small_config()))
+    process = snakemake(folder=folder, config=config)
+    assert process.returncode == 0, process.stderr[-6000:]
+    return SimpleNamespace(folder=folder, config=config, output=process.stderr)
+
+
+@pytest.fixture
+def copy(finished, tmp_path) -> SimpleNamespace:
+    """The finished folder again, by hard links: a test replaces files, it never writes into them."""
+    folder = tmp_path / "dag"
+    shutil.copytree(finished.folder, folder, copy_function=os.link, symlinks=True)
+    config = folder / "small.yaml"
+    return SimpleNamespace(folder=folder, config=config)
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Other bytes under the same name, in a new file."""
+    path.unlink()
+    path.write_bytes(content)
+
+
+def planned(copy: SimpleNamespace, *targets: str) -> set[str]:
+    """What a dry run would do: 'rule' or 'rule:run'."""
+    process = snakemake("-n", *targets, folder=copy.folder, config=copy.config)
+    assert process.returncode == 0, process.stderr + process.stdout
+    jobs, rule = set(), ""
+    for line in (process.stdout + process.stderr).splitlines():
+        if match := re.match(r"(?:local)?rule (\w+):", line):
+            rule = match[1]
+            jobs.add(rule)
+        elif (match := re.search(r"wildcards: .*\brun=(\w+)", line)) and rule:
+            jobs.discard(rule)
+            jobs.add(f"{rule}:{match[1]}")
+    return jobs - {"all"}
+
+
+def test_every_table_figure_and_metric_is_there(finished):
+    results = finished.folder / "results"
+    for number in range(1, 8):
+        assert (results / "tables" / f"table{number}.md").read_text().startswith("> ")
+        assert (results / "tables" / f"table{number}.csv").stat().st_size > 0
+    for number in (3, 4):
+        assert (results / "figures" / f"fig{number}.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (results / "figures" / f"fig{number}.svg").read_text()
+    files = sorted(results.glob("metrics/*/*.json"))
+    assert len(files) >= 30
+    for file in files:
+        read = metrics.read(file)
+        assert (read.run, read.evaluation) == (file.parent.name, file.stem)
+
+
+def test_every_job_has_a_log_and_a_benchmark(finished):
+    results = finished.folder / "results"
+    for file in results.glob("metrics/*/*.json"):
+        assert (results / "logs" / file.parent.name / f"{file.stem}.log").exists()
+        assert (results / "benchmarks" / file.parent.name / f"{file.stem}.tsv").exists()
+
+
+def test_memory_of_every_job_stays_below_6_gb(finished):
+    for file in (finished.folder / "results").glob("metrics/*/*.json"):
+        assert metrics.read(file).provenance.peak_memory_mb < 6000, file
+
+
+def test_a_second_run_does_nothing(copy):
+    assert planned(copy) == set()
+
+
+def test_a_mere_touch_of_a_checkpoint_reruns_nothing(copy):
+    checkpoint = copy.folder / "results/runs/uic_5k/checkpoint.safetensors"
+    replace(checkpoint, checkpoint.read_bytes())
+    assert planned(copy) == set()
+
+
+def test_another_checkpoint_reruns_its_evaluations_and_their_tables(copy):
+    checkpoint = copy.folder / "results/runs/uic_5k/checkpoint.safetensors"
+    replace(checkpoint, checkpoint.read_bytes() + b"\0")
+    assert planned(copy) == {"linear_probe:uic_5k", "clusters:uic_5k", "table1"}
+
+
+def test_another_checkpoint_reaches_the_runs_fine_tuned_from_it(copy):
+    checkpoint = copy.folder / "results/runs/uic_3k_center_crop/checkpoint.safetensors"
+    replace(checkpoint, checkpoint.read_bytes() + b"\0")
+    assert planned(copy) == {
+        "finetune:uic_3k_center_crop_fft",
+        "linear_probe:uic_3k_center_crop_fft",
+        "table2",
+    }
+
+
+def test_changed_settings_of_a_run_rerun_that_run_alone(copy):
+    config = small_config()
+    config["runs"]["uic_10k"]["lr"] = 0.03
+    replace(copy.config, yaml.safe_dump(config).encode())
+    assert planned(copy) == {
+        "recipe:uic_10k",
+        "pretrain:uic_10k",
+        "linear_probe:uic_10k",
+        "clusters:uic_10k",
+        "table1",
+    }
+
+
+def test_changed_settings_of_an_evaluation_rerun_that_evaluation_alone(copy):
+    config = small_config()
+    config["evaluations"]["fewshot"]["episodes"] = 30
+    replace(copy.config, yaml.safe_dump(config).encode())
+    assert planned(copy) == {"protocol", "fewshot:uic_3k", "fewshot:deepcluster", "table5"}
+
+
+@pytest.mark.parametrize("target", [f"table{n}" for n in range(1, 8)] + ["fig3", "fig4"])
+def test_each_table_and_figure_is_a_target(copy, target):
+    folder = "tables" if target.startswith("table") else "figures"
+    for file in (copy.folder / "results" / folder).glob(f"{target}.*"):
+        file.unlink()
+    assert planned(copy, target) == {target}
+
+
+def test_a_single_evaluation_can_be_made_again(copy):
+    jobs = planned(copy, "--forcerun", "linear_probe", "--until", "linear_probe")
+    assert jobs
+    assert {job.split(":")[0] for job in jobs} == {"linear_probe"}
+
+
+def test_a_metrics_file_that_is_not_finite_fails_its_table_and_shows_in_the_partial_one(copy):
+    path = copy.folder / "results/metrics/uic_5k/linear_probe.json"
+    text = path.read_text()
+    value = json.loads(text)["values"]["conv3"]["value"]
+    replace(path, text.replace(f'"value": {value}', '"value": NaN').encode())
+    process = snakemake("table1", folder=copy.folder, config=copy.config)
+    assert process.returncode != 0
+    assert "linear_probe.json: values.conv" in process.stderr
+    assert "delete the file and run snakemake again" in process.stderr
+    process = snakemake("partial", folder=copy.folder, config=copy.config)
+    assert process.returncode == 0, process.stderr
+    table = (copy.folder / "results/tables/partial/table1.md").read_text()
+    assert "–" in table
+    assert "not a finite number" in table
+
+
+def test_the_report_is_one_file_with_every_table_and_figure(finished):
+    process = snakemake("--report", "results/report.html", folder=finished.folder, config=finished.config)
+    assert process.returncode == 0, process.stderr
+    html = (finished.folder / "results/report.html").read_text()
+    for name in [f"table{n}" for n in range(1, 8)] + ["fig3", "fig4"]:
+        assert name in html
+
+
+def test_the_plan_of_a_fresh_clone_covers_the_paper(tmp_path):
+    process = subprocess.run(
+        [
+            sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(tmp_path),
+            "--configfile", str(ROOT / "config" / "paper.yaml"), "-n", "--cores", "1",
+        ],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    counts = dict(re.findall(r"^(\w+) +(\d+)$", process.stdout, flags=re.MULTILINE))
+    assert counts["pretrain"] == "12"
+    assert counts["finetune"] == "2"
+    assert "synthetic" not in counts
+    assert {f"table{n}" for n in range(1, 8)} <= set(counts)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace("epochs: 1", "epoch: 1", 1), "unknown key; did you mean 'epochs'?"),
+        (lambda text: text + "scale: demo\n", "key 'scale' stands twice; remove one of them"),
+        (lambda text: text.replace("lr: 0.02", "lr: 1e-4", 1), "YAML reads 1e-4 as text"),
+    ],
+)
+def test_a_wrong_config_stops_before_any_job(copy, change, message):
+    changed = change(copy.config.read_text())
+    assert changed != copy.config.read_text()
+    replace(copy.config, changed.encode())
+    process = snakemake(folder=copy.folder, config=copy.config)
+    assert process.returncode != 0
+    assert message in process.stderr
+    assert "small.yaml" in process.stderr
+    assert "Traceback" not in process.stderr
