@@ -8,10 +8,15 @@ rule protocol:
         f"{RESULTS}/protocols/{{evaluation}}.yaml",
     log:
         f"{RESULTS}/logs/protocols/{{evaluation}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/protocols/{{evaluation}}.tsv"
     wildcard_constraints:
         evaluation="|".join(type(CONFIG.evaluations).model_fields),
     conda:
         "../../envs/report.yaml"
+    resources:
+        mem_mb=500,
+        runtime=5,
     params:
         value=lambda wildcards: section(wildcards.evaluation),
     shell:
@@ -23,8 +28,13 @@ rule datasets:
         f"{RESULTS}/protocols/datasets.yaml",
     log:
         f"{RESULTS}/logs/protocols/datasets.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/protocols/datasets.tsv"
     conda:
         "../../envs/report.yaml"
+    resources:
+        mem_mb=500,
+        runtime=5,
     params:
         value=json.dumps(CONFIG.datasets.model_dump()),
     shell:

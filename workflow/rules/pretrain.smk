@@ -8,10 +8,15 @@ rule recipe:
         f"{RESULTS}/runs/{{run}}/recipe.yaml",
     log:
         f"{RESULTS}/logs/{{run}}/recipe.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{run}}/recipe.tsv"
     wildcard_constraints:
         run="|".join(CONFIG.runs),
     conda:
         "../../envs/report.yaml"
+    resources:
+        mem_mb=500,
+        runtime=5,
     params:
         value=lambda wildcards: json.dumps(CONFIG.runs[wildcards.run].model_dump()),
     shell:
