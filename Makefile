@@ -36,6 +36,6 @@ check: setup  ## format, lint, types, workflow lint: what pre-commit runs too
 lock: setup  ## compile envs/*.in into the lock and the conda environments; UPGRADE=1 takes newer versions
 	$(BIN)/python envs/lock.py $(if $(UPGRADE),--upgrade)
 
-clean:  ## remove the demo's data, logs and caches; RESULTS=1 removes results/ too
-	rm -rf data/demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	$(if $(RESULTS),find results -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +)
+clean:  ## remove caches; RESULTS=1 removes results/ and the demo's data too
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	$(if $(RESULTS),rm -rf data/demo && find results -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +)

@@ -21,6 +21,7 @@ include: "workflow/rules/common.smk"
 
 CONFIG = validated_config()
 RESULTS = CONFIG.results
+refuse_other_scale()
 prepare_shell()
 
 
@@ -40,6 +41,7 @@ localrules:
     all,
     recipe,
     protocol,
+    datasets,
     partial,
 
 

@@ -27,13 +27,13 @@ PINS
 
 export MMCV_WITH_OPS=1 MAX_JOBS="${MAX_JOBS:-$(nproc)}"
 export CFLAGS="${CFLAGS:-} -O1 -g0" CXXFLAGS="${CXXFLAGS:-} -O1 -g0"
-if [[ "${FORCE_CUDA:-1}" == 1 ]] && command -v nvcc >/dev/null; then
+if [[ "${FORCE_CUDA:-0}" == 1 ]] && command -v nvcc >/dev/null; then
     export FORCE_CUDA=1
     echo "openmmlab: mmcv with CUDA kernels ($(nvcc --version | tail -n 1))"
 else
     # Where it sees a GPU, mmcv builds for CUDA whatever FORCE_CUDA says.
     export FORCE_CUDA=0 CUDA_VISIBLE_DEVICES=""
-    echo "openmmlab: mmcv for the CPU only; with nvcc in PATH, detection would get CUDA kernels"
+    echo "openmmlab: mmcv with CPU kernels, all that this suite calls; FORCE_CUDA=1 adds the CUDA ones"
 fi
 # pip's cache may hold a wheel built for the CPU or against another torch.
 python -m pip install --no-cache-dir --no-deps --no-build-isolation --require-hashes -r "$pins"

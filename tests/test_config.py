@@ -99,6 +99,18 @@ def _broken(paper, path, value):
         ("runs.random_rgb.epochs", 3, "epochs: method 'random' saves the initial weights"),
         ("runs.supervised.classes", 10, "10, but the data set has 1000 annotated classes"),
         ("evaluations.fewshot.resolutions.native.crop", 100, "crop: must not be larger than resize"),
+        ("runs.uic_3k.lr", float("inf"), "runs.uic_3k.lr: Input should be a finite number"),
+        ("datasets.imagenet.root", "", "datasets.imagenet.root: String should have at least 1 character"),
+        ("evaluations.linear_probe.images.vgg16", KeyError, "evaluations.linear_probe.images: nothing for vgg16"),
+        ("evaluations.voc_classification_all.train", "fc6_8", "voc_classification_all.train: must be all, not fc6_8"),
+        ("evaluations.fewshot.ways", 21, "evaluations.fewshot.ways: 21, but there are 20 test classes"),
+        (
+            "evaluations.fewshot.queries",
+            600,
+            "evaluations.fewshot.queries: 5 shots and 600 queries, but a class has 600",
+        ),
+        ("evaluations.fewshot.resolutions.native", KeyError, "evaluations.fewshot.resolutions: native is missing"),
+        ("evaluations.detection.train_scales", [], "evaluations.detection.train_scales: List should have at least 1"),
         ("scale", "big", "scale: Input should be 'paper' or 'demo', not 'big'"),
     ],
 )

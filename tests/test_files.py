@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,31 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
 def test_a_really_full_device_is_named(tmp_path):
     with pytest.raises(InputError, match="the disk is full"), files.atomic(tmp_path / "value.txt"):
         Path("/dev/full").write_bytes(b"0")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        "numpy.save(temporary, numpy.zeros(100_000))",
+        "safetensors.numpy.save_file({'a': numpy.zeros(100_000)}, temporary)",
+        "temporary.write_bytes(bytes(800_000))",
+    ],
+)
+def test_no_room_is_named_whoever_writes(tmp_path, write):
+    """A limit on the size of files is what a test can have of a full disk without being root."""
+    program = f"""
+import pathlib, resource, signal
+import numpy, safetensors.numpy
+from uic_core import files
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+with files.atomic(pathlib.Path("value.npy")) as temporary:
+    {write}
+"""
+    ended = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "InputError: value.npy: the disk is full; free some space" in ended.stderr
     assert not list(tmp_path.iterdir())
 
 

@@ -14,7 +14,7 @@ from uic_core.recipe import Arch, Recipe, Strict, parse
 class ImageFolder(Strict):
     """ImageNet's layout: <root>/train/<class>/*.JPEG and <root>/val/<class>/*.JPEG."""
 
-    root: str
+    root: str = Field(min_length=1)
     classes: int = Field(ge=2)
     train_images: int = Field(ge=1)
     val_images: int = Field(ge=1)
@@ -23,7 +23,7 @@ class ImageFolder(Strict):
 class Voc07(Strict):
     """<root>/VOC2007 of the VOCdevkit: JPEGImages, Annotations, ImageSets/Main."""
 
-    root: str
+    root: str = Field(min_length=1)
     trainval_images: int = Field(ge=1)
     test_images: int = Field(ge=1)
 
@@ -31,7 +31,7 @@ class Voc07(Strict):
 class VocSegmentation(Strict):
     """<root>/VOC2012: JPEGImages, SegmentationClass and the two lists in ImageSets/Segmentation."""
 
-    root: str
+    root: str = Field(min_length=1)
     train_list: str
     train_images: int = Field(ge=1)
     val_list: str
@@ -41,7 +41,7 @@ class VocSegmentation(Strict):
 class MiniImageNet(Strict):
     """<root>/images/*.jpg and train.csv, val.csv, test.csv (filename,label), Ravi & Larochelle's split."""
 
-    root: str
+    root: str = Field(min_length=1)
     train_classes: int = Field(ge=1)
     val_classes: int = Field(ge=1)
     test_classes: int = Field(ge=5)
@@ -116,7 +116,7 @@ class Proposals(Strict):
 class Detection(Strict):
     """Fast R-CNN through mmdet (PROTOCOL section 6)."""
 
-    train_scales: list[int]
+    train_scales: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
     train_max: int = Field(ge=32)
     test_scale: int = Field(ge=32)
     test_max: int = Field(ge=32)
@@ -166,7 +166,7 @@ class Fewshot(Strict):
     """Prototypical evaluation (PROTOCOL section 8). Resolution 'upsampled' is Table 5's 224, 'native' its 84."""
 
     resolutions: dict[Literal["upsampled", "native"], Resolution]
-    layers: list[str]
+    layers: list[str] = Field(min_length=1)
     ways: int = Field(ge=2)
     shots: int = Field(ge=1)
     queries: int = Field(ge=1)
@@ -230,4 +230,29 @@ def validate(value: dict[str, Any], source: str) -> Config:
             differing = [key for key in shape if getattr(recipe, key) != getattr(source_run, key)]
             if differing:
                 raise InputError(f"{where}: {', '.join(differing)} must equal those of run '{recipe.pretrained}'")
+    _check_evaluations(config, f"{source}: evaluations")
     return config
+
+
+def _check_evaluations(config: Config, where: str) -> None:
+    """What would otherwise come out after days of pretraining."""
+    evaluations = config.evaluations
+    for arch in sorted({recipe.arch for recipe in config.runs.values()}):
+        for key in ("layers", "crop", "images", "val_images"):
+            if arch not in getattr(evaluations.linear_probe, key):
+                raise InputError(f"{where}.linear_probe.{key}: nothing for {arch}, which runs use; add a line")
+    for name in ("fc6_8", "all"):
+        trained = getattr(evaluations, f"voc_classification_{name}").train
+        if trained != name:
+            raise InputError(f"{where}.voc_classification_{name}.train: must be {name}, not {trained}")
+    fewshot, data = evaluations.fewshot, config.datasets.miniimagenet
+    if fewshot.ways > data.test_classes:
+        raise InputError(f"{where}.fewshot.ways: {fewshot.ways}, but there are {data.test_classes} test classes")
+    if fewshot.shots + fewshot.queries > data.images_per_class:
+        raise InputError(
+            f"{where}.fewshot.queries: {fewshot.shots} shots and {fewshot.queries} queries, but a class has "
+            f"{data.images_per_class} images"
+        )
+    missing = {"upsampled", "native"} - set(fewshot.resolutions)
+    if missing:
+        raise InputError(f"{where}.fewshot.resolutions: {', '.join(sorted(missing))} is missing; Table 5 shows both")

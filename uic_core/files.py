@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,19 @@ def atomic(path: Path) -> Iterator[Path]:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if _is_full(error):
             raise InputError(f"{path}: the disk is full; free some space and run the same command again") from error
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether there was no room to write. numpy and safetensors say so in words of their own, without an errno."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return True
+    return bool(re.search(r"os error (28|122|27)\b|\d+ requested and \d+ written", str(error)))
 
 
 def write_text(path: Path, text: str) -> None:

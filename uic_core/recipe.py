@@ -25,7 +25,7 @@ Arch = Literal["alexnet", "vgg16", "resnet50", "resnet50_mlp"]
 class Strict(BaseModel):
     """Base of everything that is read from a config: frozen, no unknown keys, no silent conversions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Recipe(Strict):

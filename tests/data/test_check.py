@@ -31,6 +31,11 @@ def replace(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
+def cut(*files: Path) -> None:
+    for file in files:
+        file.write_bytes(file.read_bytes()[:-200])
+
+
 def mask_with(value: int) -> Spoil:
     def spoil(root: Path) -> None:
         Image.fromarray(np.full((120, 160), value, np.uint8)).save(root / "VOC2012/SegmentationClass/2012_000002.png")
@@ -84,6 +89,19 @@ FAULTS: list[tuple[str, Spoil, list[str]]] = [
         "voc07",
         lambda root: replace(root / "VOC2007/ImageSets/Main/test.txt", "000011\n", ""),
         [r"voc07\.test_images: \S+/Main/test\.txt: expected 8 images, found 7"],
+    ),
+    (
+        "voc07",
+        lambda root: cut(root / "VOC2007/JPEGImages/000001.jpg", root / "VOC2007/JPEGImages/000012.jpg"),
+        [
+            r"voc07\.trainval_images: \S+/JPEGImages/000001\.jpg: ",
+            r"voc07\.test_images: \S+/JPEGImages/000012\.jpg: ",
+        ],
+    ),
+    (
+        "voc_segmentation",
+        lambda root: cut(root / "VOC2012/JPEGImages/2012_000002.jpg"),
+        [r"voc_segmentation\.train_list: \S+/JPEGImages/2012_000002\.jpg: "],
     ),
     (
         "voc07",

@@ -3,6 +3,8 @@
 The whole DAG runs once, at a scale still smaller than the demo's: real files, real training, real processes.
 """
 
+import base64
+import csv
 import json
 import os
 import re
@@ -125,8 +127,12 @@ def test_every_job_has_a_log_and_a_benchmark(finished):
 
 
 def test_memory_of_every_job_stays_below_6_gb(finished):
-    for file in (finished.folder / "results").glob("metrics/*/*.json"):
-        assert metrics.read(file).provenance.peak_memory_mb < 6000, file
+    peaks = {}
+    for file in (finished.folder / "results" / "benchmarks").rglob("*.tsv"):
+        (job,) = csv.DictReader(file.read_text().splitlines(), delimiter="\t")
+        peaks[file] = float(job["max_rss"])
+    assert max(peaks.values()) < 6000, max(peaks, key=peaks.__getitem__)
+    assert max(peaks.values()) > 500  # a training was among them
 
 
 def test_a_second_run_does_nothing(copy):
@@ -194,9 +200,12 @@ def test_a_metrics_file_that_is_not_finite_fails_its_table_and_shows_in_the_part
     text = path.read_text()
     value = json.loads(text)["values"]["conv3"]["value"]
     replace(path, text.replace(f'"value": {value}', '"value": NaN').encode())
+    made = [file for part in ("runs", "metrics") for file in (copy.folder / "results" / part).glob("*/*.*")]
+    kept = {file: file.stat().st_mtime_ns for file in made}
     process = snakemake("table1", folder=copy.folder, config=copy.config)
     assert process.returncode != 0
     assert "linear_probe.json: values.conv" in process.stderr
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
     assert "delete the file and run snakemake again" in process.stderr
     process = snakemake("partial", folder=copy.folder, config=copy.config)
     assert process.returncode == 0, process.stderr
@@ -209,8 +218,12 @@ def test_the_report_is_one_file_with_every_table_and_figure(finished):
     process = snakemake("--report", "results/report.html", folder=finished.folder, config=finished.config)
     assert process.returncode == 0, process.stderr
     html = (finished.folder / "results/report.html").read_text()
-    for name in [f"table{n}" for n in range(1, 8)] + ["fig3", "fig4"]:
-        assert name in html
+    for name in [f"tables/table{n}.html" for n in range(1, 8)] + ["figures/fig3.png", "figures/fig4.png"]:
+        content = (finished.folder / "results" / name).read_bytes()
+        assert base64.b64encode(content).decode() in html, name
+        assert json.dumps(f"results/{name}") in html
+    for caption in ("Table 4: transfer to PASCAL VOC", "Fig. 4: images of the pseudo-classes"):
+        assert caption in html
 
 
 def test_the_plan_of_a_fresh_clone_covers_the_paper(tmp_path):
@@ -227,6 +240,28 @@ def test_the_plan_of_a_fresh_clone_covers_the_paper(tmp_path):
     assert counts["finetune"] == "2"
     assert "synthetic" not in counts
     assert {f"table{n}" for n in range(1, 8)} <= set(counts)
+
+
+def test_the_paper_does_not_train_over_the_demo(copy):
+    config = small_config()
+    config["datasets"]["generated"] = False
+    replace(copy.config, yaml.safe_dump(config).encode())
+    process = snakemake("-n", folder=copy.folder, config=copy.config)
+    assert process.returncode != 0
+    assert "results holds results of generated data sets; name another folder under `results`" in process.stderr
+
+
+def test_an_unreadable_image_stops_before_any_training_and_nothing_made_is_lost(copy):
+    """As a data set that was changed under a finished folder: the check runs again and fails."""
+    image = next((copy.folder / "data/demo/VOCdevkit07/VOC2007/JPEGImages").iterdir())
+    replace(image, image.read_bytes()[:-200])
+    kept = {file: file.read_bytes() for file in (copy.folder / "results").glob("runs/*/*.*")}
+    process = snakemake("--forcerun", "check", "--until", "check", folder=copy.folder, config=copy.config)
+    assert process.returncode != 0
+    assert f"datasets.voc07.{'trainval' if image.stem <= '000020' else 'test'}_images" in process.stderr
+    assert image.name in process.stderr
+    assert "remedy: " in process.stderr
+    assert kept == {file: file.read_bytes() for file in (copy.folder / "results").glob("runs/*/*.*")}
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import numpy as np
 from uic_core import recipe
 from uic_core.config import Datasets
 from uic_core.data import voc
-from uic_core.data.index import build_miniimagenet
+from uic_core.data.index import build_miniimagenet, unreadable
 from uic_core.errors import InputError, stage
 from uic_core.files import write_text
 
@@ -52,6 +52,11 @@ class _Findings:
         self.lines.append(f"{path}: {found} {what}")
         if expected != found:
             self.wrong(key, path, f"expected {expected} {what}, found {found}")
+
+    def decode(self, key: str, files: Iterable[Path]) -> None:
+        """Note every image that cannot be read. ImageNet's and miniImageNet's are decoded when they are indexed."""
+        for problem in unreadable([str(file) for file in files], len(os.sched_getaffinity(0))):
+            self.problems.append(f"datasets.{self.dataset}.{key}: {problem}")
 
     def missing(self, key: str, folder: Path, what: str, names: Iterable[str]) -> None:
         """Note listed files that are not there, if any."""
@@ -137,6 +142,7 @@ def _voc07(datasets: Datasets, root: Path, findings: _Findings) -> None:
         listed = _listed(root, "Main", split, ("root", key), expected, findings)
         findings.missing(key, root / "VOC2007" / "JPEGImages", "images", listed - images)
         findings.missing(key, root / "VOC2007" / "Annotations", "annotations", listed - annotations)
+        findings.decode(key, [voc.image_path(root, 2007, image) for image in sorted(listed & images)])
         objects: Counter[str] = Counter()
         for image in sorted(listed & annotations):
             try:
@@ -156,6 +162,7 @@ def _segmentation(datasets: Datasets, root: Path, findings: _Findings) -> None:
         listed = _listed(root, "Segmentation", split, keys, expected, findings)
         findings.missing(keys[0], root / "VOC2012" / "JPEGImages", "images", listed - images)
         findings.missing(keys[0], root / "VOC2012" / "SegmentationClass", "masks", listed - masks)
+        findings.decode(keys[0], [voc.image_path(root, 2012, image) for image in sorted(listed & images)])
         for image in sorted(listed & masks):
             try:
                 voc.read_mask(voc.mask_path(root, image))

@@ -10,7 +10,7 @@ import csv
 import hashlib
 import os
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -165,6 +165,16 @@ def build_miniimagenet(root: Path, split: str) -> Index:
     return _build(f"miniimagenet_{split}", Path(root), [(f"images/{name}", label) for name, label in lines[1:]])
 
 
+def unreadable(files: Sequence[str], processes: int = 1) -> list[str]:
+    """Decode every file; a message for each that is truncated or no image."""
+    if processes == 1:
+        problems: Iterable[str | None] = [_problem(file) for file in files]
+    else:
+        with ProcessPoolExecutor(processes) as pool:
+            problems = list(pool.map(_problem, files, chunksize=64))
+    return [problem for problem in problems if problem]
+
+
 def check_images(index: Index, processes: int = 1) -> None:
     """Decode every image.
 
@@ -172,13 +182,7 @@ def check_images(index: Index, processes: int = 1) -> None:
         InputError: one line for every file that is truncated or no image, after all of them were tried.
     """
     files = [str(index.root / path) for path in index.paths.tolist()]
-    problems: Iterable[str | None]
-    if processes == 1:
-        problems = [_problem(file) for file in files]
-    else:
-        with ProcessPoolExecutor(processes) as pool:
-            problems = list(pool.map(_problem, files, chunksize=64))
-    _raise_all(index.name, len(index), [problem for problem in problems if problem])
+    _raise_all(index.name, len(index), unreadable(files, processes))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -188,10 +192,11 @@ def main(arguments: list[str] | None = None) -> None:
     choices = ("imagenet_train", "imagenet_val", "miniimagenet_test")
     parser.add_argument("--dataset", choices=choices, required=True)
     parser.add_argument("--out", type=Path, required=True, help="the index to write, .npz")
+    parser.add_argument("--threads", type=int, default=1, help="processes that decode")
     options = parser.parse_args(arguments)
     with stage():
         index = build(recipe.load(Datasets, options.protocol), options.dataset)
-        check_images(index, len(os.sched_getaffinity(0)))
+        check_images(index, options.threads)
         index.save(options.out)
         print(f"{index.name}: {len(index)} images, {len(index.classes)} classes, fingerprint {index.fingerprint}")
 

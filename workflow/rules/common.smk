@@ -33,9 +33,20 @@ def validated_config():
         raise WorkflowError(f"the config is wrong\n{error}") from None
 
 
+def refuse_other_scale():
+    """The demo must not train over the paper's checkpoints, nor the other way round."""
+    protocol = Path(CONFIG.results) / "protocols" / "datasets.yaml"
+    if protocol.exists() and read_yaml(protocol).get("generated") != CONFIG.datasets.generated:
+        raise WorkflowError(
+            f"{CONFIG.results} holds results of {'real' if CONFIG.datasets.generated else 'generated'} data sets; "
+            "name another folder under `results` in the config, or move that one away"
+        )
+
+
 def prepare_shell():
     """Every job finds uic_core, and, without conda, the Python that runs Snakemake."""
-    prefix = f"export PYTHONPATH={str(workflow.basedir)!r}; "
+    # Packages in ~/.local would come before the pinned ones.
+    prefix = f"export PYTHONPATH={str(workflow.basedir)!r} PYTHONNOUSERSITE=1; "
     # Training allocates the same large tensors every step: in huge pages a CPU does 15 to 25 % more images a second.
     prefix += 'export GLIBC_TUNABLES="${{GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}}"; '
     methods = {str(method) for method in workflow.deployment_settings.deployment_method}

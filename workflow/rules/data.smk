@@ -100,4 +100,4 @@ rule index:
         runtime=240,
     shell:
         "python -m uic_core.data.index --protocol {input.protocol} --dataset {wildcards.dataset}_{wildcards.split}"
-        " --out {output} > {log} 2>&1"
+        " --out {output} --threads {threads} > {log} 2>&1"
