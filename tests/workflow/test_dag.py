@@ -248,7 +248,8 @@ def test_the_paper_does_not_train_over_the_demo(copy):
     replace(copy.config, yaml.safe_dump(config).encode())
     process = snakemake("-n", folder=copy.folder, config=copy.config)
     assert process.returncode != 0
-    assert "results holds results of generated data sets; name another folder under `results`" in process.stderr
+    told = process.stdout + process.stderr  # a dry run reports on stdout
+    assert "results holds results of generated data sets; name another folder under `results`" in told
 
 
 def test_an_unreadable_image_stops_before_any_training_and_nothing_made_is_lost(copy):
