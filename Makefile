@@ -23,7 +23,7 @@ demo: setup  ## generate small data sets, then every table, figure and the repor
 	@printf '%s\n' '' 'Done:' '  tables   results/tables/table1.md … table7.md (and .csv)' \
 		'  figures  results/figures/fig3.png fig4.png (and .svg)' '  report   results/report.html'
 
-test: setup  ## every test; TESTS=tests/data runs a part
+test: check  ## lint and every test; TESTS=tests/data runs a part
 	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 check: setup  ## format, lint, types, workflow lint: what pre-commit runs too

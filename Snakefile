@@ -26,6 +26,7 @@ prepare_shell()
 
 
 wildcard_constraints:
+    dataset="|".join(DATASETS),
     run="[A-Za-z0-9_]+",
     split="[a-z]+",
 
@@ -41,7 +42,7 @@ localrules:
     all,
     recipe,
     protocol,
-    datasets,
+    dataset,
     partial,
 
 

@@ -27,7 +27,13 @@ PINS
 
 export MMCV_WITH_OPS=1 MAX_JOBS="${MAX_JOBS:-$(nproc)}"
 export CFLAGS="${CFLAGS:-} -O1 -g0" CXXFLAGS="${CXXFLAGS:-} -O1 -g0"
-if [[ "${FORCE_CUDA:-0}" == 1 ]] && command -v nvcc >/dev/null; then
+if [[ "${FORCE_CUDA:-0}" == 1 ]]; then
+    # torch refuses to build extensions with another major version of CUDA than its own.
+    cuda=$(python -c 'import torch; print(torch.version.cuda)')
+    nvcc --version | grep -q "release ${cuda%%.*}\." || {
+        echo "error: FORCE_CUDA=1 and no nvcc of CUDA ${cuda%%.*}, torch's version, is first in PATH; add it" >&2
+        exit 1
+    }
     export FORCE_CUDA=1
     echo "openmmlab: mmcv with CUDA kernels ($(nvcc --version | tail -n 1))"
 else

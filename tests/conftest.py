@@ -47,5 +47,5 @@ def demo_data(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     )
     names = ("imagenet", "voc07", "voc_segmentation", "miniimagenet")
     for name in names:
-        synthetic.generate(name, datasets)
+        synthetic.generate(datasets.one(name))
     return SimpleNamespace(datasets=datasets, **{name: folder / name for name in names})

@@ -111,6 +111,26 @@ def _broken(paper, path, value):
         ),
         ("evaluations.fewshot.resolutions.native", KeyError, "evaluations.fewshot.resolutions: native is missing"),
         ("evaluations.detection.train_scales", [], "evaluations.detection.train_scales: List should have at least 1"),
+        (
+            "evaluations.linear_probe.layers.alexnet",
+            ["conv6"],
+            "linear_probe: layers.alexnet: cannot probe layer 'conv6'",
+        ),
+        (
+            "evaluations.linear_probe.layers.vgg16",
+            [],
+            "linear_probe: layers.vgg16: names no layer, or one twice (known",
+        ),
+        ("evaluations.linear_probe.lr_steps", [10, 5], "lr_steps: [10, 5] must rise and lie between 0 and epochs ("),
+        ("evaluations.linear_probe.images.alexnet", 9**9, "linear_probe.images.alexnet: 387420489, but ImageNet has"),
+        (
+            "evaluations.detection.lr_steps",
+            [10**7],
+            "detection: lr_steps: [10000000] must rise and lie between 0 and it",
+        ),
+        ("evaluations.detection.train_max", 32, "evaluations.detection: train_max: 32 is below the shorter side"),
+        ("evaluations.detection.rois_per_batch", 127, "rois_per_batch: must be a multiple of images_per_batch"),
+        ("evaluations.segmentation.lr_steps", [0], "segmentation: lr_steps: [0] must rise and lie between 0 and"),
         ("scale", "big", "scale: Input should be 'paper' or 'demo', not 'big'"),
     ],
 )
@@ -135,12 +155,11 @@ def test_a_run_name_that_leaves_the_folder_is_refused(paper):
         validate(broken, "config/mine.yaml")
 
 
-def test_a_recipe_survives_its_file_and_its_hash_ignores_only_workers(paper, tmp_path):
+def test_a_recipe_survives_its_file_and_its_hash_knows_every_key(paper, tmp_path):
     recipe = Recipe.model_validate(paper["runs"]["uic_3k"])
     save(recipe, tmp_path / "recipe.yaml")
     assert load(Recipe, tmp_path / "recipe.yaml") == recipe
-    assert recipe.model_copy(update={"workers": 3}).hash() == recipe.hash()
-    for key in set(Recipe.model_fields) - {"workers"}:
+    for key in Recipe.model_fields:
         assert recipe.model_copy(update={key: _other(getattr(recipe, key))}).hash() != recipe.hash(), key
 
 

@@ -407,6 +407,19 @@ def test_post_deploy_script_is_hash_pinned_and_runs_in_bash(lock: dict[str, str]
         assert block[0] in locked
 
 
+def test_post_deploy_script_refuses_another_cuda_than_torchs(tmp_path: Path) -> None:
+    for name, says in (("python", "13.0"), ("nvcc", "Cuda compilation tools, release 12.4, V12.4.99")):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho '{says}'\n")
+        (tmp_path / name).chmod(0o755)
+    process = subprocess.run(
+        ["bash", ROOT / "envs" / "openmmlab.post-deploy.sh"],
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "FORCE_CUDA": "1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert process.returncode == 1
+    assert "error: FORCE_CUDA=1 and no nvcc of CUDA 13, torch's version, is first in PATH" in process.stderr
+
+
 def imported(path: Path) -> set[str]:
     """Top-level names that a module imports, anywhere in it."""
     names = set()

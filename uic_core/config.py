@@ -48,6 +48,18 @@ class MiniImageNet(Strict):
     images_per_class: int = Field(ge=20)
 
 
+DatasetName = Literal["imagenet", "voc07", "voc_segmentation", "miniimagenet"]
+
+
+class Dataset(Strict):
+    """One of the data sets, as a file of its own: a change to another one reruns nothing here."""
+
+    name: DatasetName
+    generated: bool
+    seed: int = Field(ge=0)
+    section: ImageFolder | Voc07 | VocSegmentation | MiniImageNet
+
+
 class Datasets(Strict):
     """Where the data sets are and what they must hold; `generated` makes them first, at these very sizes."""
 
@@ -57,6 +69,19 @@ class Datasets(Strict):
     voc07: Voc07
     voc_segmentation: VocSegmentation
     miniimagenet: MiniImageNet
+
+    def one(self, name: DatasetName) -> Dataset:
+        """A data set by its name."""
+        return Dataset(name=name, generated=self.generated, seed=self.seed, section=getattr(self, name))
+
+
+# Layers that a linear probe can be trained on; uic_core.models has them all, and pools them for it.
+PROBE_LAYERS: dict[Arch, tuple[str, ...]] = {
+    "alexnet": ("conv1", "conv2", "conv3", "conv4", "conv5"),
+    "vgg16": ("conv13",),
+    "resnet50": ("avgpool",),
+    "resnet50_mlp": ("avgpool", "mlp"),
+}
 
 
 class LinearProbe(Strict):
@@ -73,8 +98,18 @@ class LinearProbe(Strict):
     momentum: float = Field(ge=0, lt=1)
     weight_decay: float = Field(ge=0)
     batch_norm: bool = Field(description="non-affine BN before the linear layer, as SelfLabel and RotNet have it")
-    workers: int = Field(ge=0)
     seed: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LinearProbe:
+        for arch, layers in self.layers.items():
+            known = PROBE_LAYERS[arch]
+            unknown = [layer for layer in layers if layer not in known]
+            if unknown or not layers or len(set(layers)) < len(layers):
+                what = f"cannot probe layer '{unknown[0]}'" if unknown else "names no layer, or one twice"
+                raise ValueError(f"layers.{arch}: {what} (known: {', '.join(known)})")
+        _check_steps(self.lr_steps, "epochs", self.epochs)
+        return self
 
 
 class Clusters(Strict):
@@ -99,7 +134,6 @@ class VocClassification(Strict):
     weight_decay: float = Field(ge=0)
     clip_gradient: float = Field(gt=0)
     crops: int = Field(ge=1)
-    workers: int = Field(ge=0)
     seed: int = Field(ge=0)
 
 
@@ -130,8 +164,21 @@ class Detection(Strict):
     foreground: float = Field(gt=0, lt=1)
     nms: float = Field(gt=0, lt=1)
     rescale: bool = Field(description="data-dependent rescaling of the pretrained layers (magic_init)")
-    workers: int = Field(ge=0)
     seed: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Detection:
+        _check_steps(self.lr_steps, "iterations", self.iterations)
+        sides = {
+            "train_max": (self.train_max, max(self.train_scales)),
+            "test_max": (self.test_max, self.test_scale),
+        }
+        for key, (longest, shorter) in sides.items():
+            if longest < shorter:
+                raise ValueError(f"{key}: {longest} is below the shorter side {shorter}; raise it")
+        if self.rois_per_batch % self.images_per_batch:
+            raise ValueError("rois_per_batch: must be a multiple of images_per_batch")
+        return self
 
 
 class Segmentation(Strict):
@@ -145,8 +192,12 @@ class Segmentation(Strict):
     lr_steps: list[int]
     momentum: float = Field(ge=0, lt=1)
     weight_decay: float = Field(ge=0)
-    workers: int = Field(ge=0)
     seed: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Segmentation:
+        _check_steps(self.lr_steps, "iterations", self.iterations)
+        return self
 
 
 class Resolution(Strict):
@@ -197,6 +248,12 @@ class Config(Strict):
     evaluations: Evaluations
 
 
+def _check_steps(steps: list[int], key: str, end: int) -> None:
+    """Refuse learning-rate steps that never come, or not in this order."""
+    if steps != sorted(set(steps)) or any(not 0 < step < end for step in steps):
+        raise ValueError(f"lr_steps: {steps} must rise and lie between 0 and {key} ({end})")
+
+
 def validate(value: dict[str, Any], source: str) -> Config:
     """Validate a whole config, and what one key demands of another.
 
@@ -236,11 +293,15 @@ def validate(value: dict[str, Any], source: str) -> Config:
 
 def _check_evaluations(config: Config, where: str) -> None:
     """What would otherwise come out after days of pretraining."""
-    evaluations = config.evaluations
+    evaluations, imagenet = config.evaluations, config.datasets.imagenet
     for arch in sorted({recipe.arch for recipe in config.runs.values()}):
         for key in ("layers", "crop", "images", "val_images"):
             if arch not in getattr(evaluations.linear_probe, key):
                 raise InputError(f"{where}.linear_probe.{key}: nothing for {arch}, which runs use; add a line")
+        for key, there in (("images", imagenet.train_images), ("val_images", imagenet.val_images)):
+            wanted = getattr(evaluations.linear_probe, key)[arch]
+            if wanted > there:
+                raise InputError(f"{where}.linear_probe.{key}.{arch}: {wanted}, but ImageNet has {there}; 0 takes all")
     for name in ("fc6_8", "all"):
         trained = getattr(evaluations, f"voc_classification_{name}").train
         if trained != name:

@@ -1,7 +1,8 @@
 """Stage `protocol`: writes one checked section of the config as a file of its own.
 
 Evaluations read that file and not the config, so that a changed setting reruns the evaluation it belongs to and
-nothing else. `--section recipe` does the same for a run: its recipe is the run's own part of the config.
+nothing else. `--section recipe` does the same for a run, whose recipe is its own part of the config, and
+`--section dataset` for a data set.
 """
 
 from __future__ import annotations
@@ -11,18 +12,18 @@ import json
 from pathlib import Path
 
 from uic_core import recipe
-from uic_core.config import Datasets, Evaluations
+from uic_core.config import Dataset, Evaluations
 from uic_core.errors import InputError, stage
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Write section `--section` with the JSON `--value` to `--out` as YAML. Exits with 2 on a wrong value."""
     parser = argparse.ArgumentParser(prog="python -m uic_core.protocol", description=__doc__)
-    parser.add_argument("--section", required=True, help="recipe, datasets, or an evaluation's name")
+    parser.add_argument("--section", required=True, help="recipe, dataset, or an evaluation's name")
     parser.add_argument("--value", required=True, help="the section as JSON")
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args(arguments)
-    models: dict[str, type[recipe.Strict]] = {"recipe": recipe.Recipe, "datasets": Datasets}
+    models: dict[str, type[recipe.Strict]] = {"recipe": recipe.Recipe, "dataset": Dataset}
     for name, field in Evaluations.model_fields.items():
         assert isinstance(field.annotation, type)
         models[name] = field.annotation

@@ -53,7 +53,6 @@ class Recipe(Strict):
     pca: int = Field(ge=1, description="deepcluster: dimension after PCA and whitening")
     kmeans_iterations: int = Field(ge=1, description="deepcluster: k-means iterations an epoch")
     precision: Literal["auto", "fp32", "bf16"]
-    workers: int = Field(ge=0, description="decoding processes a rank; 0 decodes in the training process")
     seed: int = Field(ge=0)
 
     @model_validator(mode="after")
@@ -69,8 +68,8 @@ class Recipe(Strict):
         return self
 
     def hash(self) -> str:
-        """First 16 hex digits of the SHA-256 of the canonical JSON; `workers` does not change results."""
-        canonical = json.dumps(self.model_dump(exclude={"workers"}), sort_keys=True)
+        """First 16 hex digits of the SHA-256 of the canonical JSON."""
+        canonical = json.dumps(self.model_dump(), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import random
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """Add `--threads`, the CPUs of this job, to a stage's arguments.
+
+    One is the stage's own, each further one decodes images. No setting of the config: numbers do not depend on it
+    (but for detection's, which says so in its metrics), so another machine reruns nothing.
+    """
+    parser.add_argument(
+        "--threads", type=int, default=1, help="CPUs of this job; all but one decode images in processes of their own"
+    )
 
 
 def device() -> torch.device:

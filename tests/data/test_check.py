@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from uic_core import recipe
-from uic_core.config import Datasets
+from uic_core.config import Dataset, DatasetName, Datasets
 from uic_core.data.check import check, main
 from uic_core.errors import InputError
 
@@ -20,9 +20,9 @@ NAMES = ("imagenet", "voc07", "voc_segmentation", "miniimagenet")
 Spoil = Callable[[Path], Any]
 
 
-def changed(datasets: Datasets, dataset: str, generated: bool = True, **values: Any) -> Datasets:
-    section = getattr(datasets, dataset).model_copy(update=values)
-    return datasets.model_copy(update={dataset: section, "generated": generated})
+def changed(datasets: Datasets, dataset: DatasetName, generated: bool = True, **values: Any) -> Dataset:
+    one = datasets.one(dataset)
+    return one.model_copy(update={"section": one.section.model_copy(update=values), "generated": generated})
 
 
 def replace(path: Path, old: str, new: str) -> None:
@@ -45,7 +45,7 @@ def mask_with(value: int) -> Spoil:
 
 @pytest.mark.parametrize("dataset", NAMES)
 def test_whole_data_sets_pass(demo_data: SimpleNamespace, dataset: str) -> None:
-    found = check(dataset, demo_data.datasets)
+    found = check(demo_data.datasets.one(dataset))
     expected = {
         "imagenet": ["train: 4 class folders", "train: 48 images", "val: 12 images"],
         "voc07": ["trainval.txt: 10 images", "test.txt: 8 images", "trainval: "],
@@ -175,13 +175,13 @@ def test_what_is_wrong_is_named_with_its_config_key(
     shutil.copytree(getattr(demo_data, dataset), root)
     spoil(root)
     with pytest.raises(InputError) as caught:
-        check(dataset, changed(demo_data.datasets, dataset, root=str(root)))
+        check(changed(demo_data.datasets, dataset, root=str(root)))
     lines = str(caught.value).splitlines()
     for message in messages:
         assert any(re.search(message, line) for line in lines), f"{message}\nnot in\n{caught.value}"
     # Nothing but what the case expects is complained about, and then comes the remedy.
     assert all(any(re.search(message, line) for message in messages) for line in lines[:-1] if "datasets." in line)
-    assert lines[-1].startswith("remedy: python -m uic_core.data.synthetic --protocol")
+    assert lines[-1].startswith("remedy: python -m uic_core.data.synthetic --dataset")
 
 
 @pytest.mark.parametrize("dataset", NAMES)
@@ -190,18 +190,18 @@ def test_absent_and_empty_roots_are_named_before_any_work(
 ) -> None:
     absent = changed(demo_data.datasets, dataset, generated=False, root=str(tmp_path / "absent"))
     with pytest.raises(InputError, match=rf"datasets\.{dataset}\.root: \S+/absent: there is no such folder"):
-        check(dataset, absent)
+        check(absent)
     (tmp_path / "empty").mkdir()
     empty = changed(demo_data.datasets, dataset, generated=False, root=str(tmp_path / "empty"))
     with pytest.raises(InputError, match=rf"datasets\.{dataset}\.root: \S+/empty: the folder is empty") as caught:
-        check(dataset, empty)
+        check(empty)
     source = {"imagenet": "image-net.org", "voc07": "voc2007", "voc_segmentation": "voc2012", "miniimagenet": "Ravi"}
     assert source[dataset] in str(caught.value).splitlines()[-1]
 
 
 def test_more_is_as_wrong_as_less(demo_data: SimpleNamespace) -> None:
     with pytest.raises(InputError, match=r"imagenet\.train_images: \S+/train: expected 47 images, found 48"):
-        check("imagenet", changed(demo_data.datasets, "imagenet", train_images=47))
+        check(changed(demo_data.datasets, "imagenet", train_images=47))
 
 
 def test_images_that_lie_flat_are_told_from_class_folders(demo_data: SimpleNamespace, tmp_path: Path) -> None:
@@ -213,18 +213,18 @@ def test_images_that_lie_flat_are_told_from_class_folders(demo_data: SimpleNames
     for folder in list((root / "val").glob("n*")):
         folder.rmdir()
     with pytest.raises(InputError, match=r"imagenet\.classes: \S+/val: expected 4 class folders, found 0") as caught:
-        check("imagenet", changed(demo_data.datasets, "imagenet", root=str(root)))
+        check(changed(demo_data.datasets, "imagenet", root=str(root)))
     assert re.search(r"imagenet\.root: \S+/val: 12 files lie outside the class folders", str(caught.value))
 
 
 def test_the_stage(demo_data: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    protocol, out = tmp_path / "datasets.yaml", tmp_path / "results" / "imagenet.checked"
-    recipe.save(demo_data.datasets, protocol)
-    command = ["--protocol", str(protocol), "--dataset", "imagenet", "--out", str(out)]
+    dataset, out = tmp_path / "imagenet.yaml", tmp_path / "results" / "imagenet.checked"
+    recipe.save(demo_data.datasets.one("imagenet"), dataset)
+    command = ["--dataset", str(dataset), "--out", str(out)]
     main(command)
-    assert out.read_text() == capsys.readouterr().out == check("imagenet", demo_data.datasets)
+    assert out.read_text() == capsys.readouterr().out == check(demo_data.datasets.one("imagenet"))
     out.unlink()
-    recipe.save(changed(demo_data.datasets, "imagenet", root=str(tmp_path / "absent")), protocol)
+    recipe.save(changed(demo_data.datasets, "imagenet", root=str(tmp_path / "absent")), dataset)
     with pytest.raises(SystemExit) as caught:
         main(command)
     assert caught.value.code == 2

@@ -49,7 +49,7 @@ def miniimagenet(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def protocol(tmp_path: Path, imagenet: Path, miniimagenet: Path) -> Path:
-    """A datasets.yaml that matches the two fixtures."""
+    """The folder of imagenet.yaml and miniimagenet.yaml, which match the two fixtures."""
     unused = {"root": "unused", "train_images": 1, "val_images": 1}
     datasets = Datasets.model_validate(
         {
@@ -67,12 +67,14 @@ def protocol(tmp_path: Path, imagenet: Path, miniimagenet: Path) -> Path:
             },
         }
     )
-    recipe.save(datasets, tmp_path / "datasets.yaml")
-    return tmp_path / "datasets.yaml"
+    for name in ("imagenet", "miniimagenet"):
+        recipe.save(datasets.one(name), tmp_path / f"{name}.yaml")
+    return tmp_path
 
 
 def run(protocol: Path, dataset: str, out: Path) -> None:
-    module.main(["--protocol", str(protocol), "--dataset", dataset, "--out", str(out)])
+    name, split = dataset.split("_")
+    module.main(["--dataset", str(protocol / f"{name}.yaml"), "--split", split, "--out", str(out)])
 
 
 # ---- what an index says ---------------------------------------------------------------------------------------------

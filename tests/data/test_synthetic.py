@@ -58,9 +58,9 @@ def times(root: Path) -> dict[Path, int]:
 
 @pytest.mark.parametrize("name", ["imagenet", "voc07", "voc_segmentation"])
 def test_same_seed_same_bytes_whatever_the_processes(tmp_path: Path, name: str) -> None:
-    assert synthetic.generate(name, at(tmp_path / "a"))
-    assert synthetic.generate(name, at(tmp_path / "b"), processes=2)
-    assert synthetic.generate(name, at(tmp_path / "c", seed=1))
+    assert synthetic.generate(at(tmp_path / "a").one(name))
+    assert synthetic.generate(at(tmp_path / "b").one(name), processes=2)
+    assert synthetic.generate(at(tmp_path / "c", seed=1).one(name))
     first, second, other = (digests(tmp_path / folder) for folder in "abc")
     assert first == second
     pictures = [path for path in first if path.endswith((".jpg", ".JPEG"))]
@@ -69,7 +69,7 @@ def test_same_seed_same_bytes_whatever_the_processes(tmp_path: Path, name: str) 
 
 
 def test_pictures_do_not_depend_on_how_many_there_are(demo_data: SimpleNamespace, tmp_path: Path) -> None:
-    synthetic.generate("voc07", at(tmp_path))
+    synthetic.generate(at(tmp_path).one("voc07"))
     ids = voc.read_list(tmp_path / "voc", "Main", "trainval")
     for image in ids:
         ours, theirs = (voc.image_path(root, 2007, image) for root in (tmp_path / "voc", demo_data.voc07))
@@ -79,24 +79,24 @@ def test_pictures_do_not_depend_on_how_many_there_are(demo_data: SimpleNamespace
 def test_a_second_call_makes_nothing(tmp_path: Path) -> None:
     datasets = at(tmp_path)
     for name in ("voc07", "voc_segmentation"):  # two data sets under one root, as in the real devkit
-        assert synthetic.generate(name, datasets)
+        assert synthetic.generate(datasets.one(name))
     before = times(tmp_path)
     for name in ("voc07", "voc_segmentation"):
-        assert not synthetic.generate(name, datasets)
+        assert not synthetic.generate(datasets.one(name))
     assert times(tmp_path) == before
 
 
 def test_a_damaged_or_outdated_data_set_is_made_again(tmp_path: Path) -> None:
-    synthetic.generate("imagenet", at(tmp_path))
+    synthetic.generate(at(tmp_path).one("imagenet"))
     before = digests(tmp_path)
     victim = next((tmp_path / "imagenet").rglob("*.JPEG"))
     victim.write_bytes(victim.read_bytes()[:-10])
-    assert synthetic.generate("imagenet", at(tmp_path))
+    assert synthetic.generate(at(tmp_path).one("imagenet"))
     assert digests(tmp_path) == before
     victim.unlink()
-    assert synthetic.generate("imagenet", at(tmp_path))
+    assert synthetic.generate(at(tmp_path).one("imagenet"))
     assert digests(tmp_path) == before
-    assert synthetic.generate("imagenet", at(tmp_path, classes=2))
+    assert synthetic.generate(at(tmp_path, classes=2).one("imagenet"))
     assert len(list((tmp_path / "imagenet" / "train").iterdir())) == 2
 
 
@@ -105,27 +105,27 @@ def test_foreign_files_are_refused_and_left_alone(tmp_path: Path) -> None:
     photo.parent.mkdir(parents=True)
     photo.write_text("precious")
     with pytest.raises(InputError, match=r"holds files that were not generated here .* datasets\.imagenet\.root"):
-        synthetic.generate("imagenet", at(tmp_path))
+        synthetic.generate(at(tmp_path).one("imagenet"))
     assert digests(tmp_path) == {"imagenet/train/cats/mine.jpg": hashlib.sha256(b"precious").hexdigest()}
 
 
 @pytest.mark.parametrize("classes", [4, 2], ids=["same settings", "other settings"])
 def test_a_foreign_file_in_a_generated_set_is_refused_and_left_alone(tmp_path: Path, classes: int) -> None:
-    synthetic.generate("imagenet", at(tmp_path))
+    synthetic.generate(at(tmp_path).one("imagenet"))
     photo = tmp_path / "imagenet" / "train" / "mine.jpg"
     photo.write_text("precious")
     before = digests(tmp_path)
     with pytest.raises(InputError, match=r"1 files in it were not generated here, the first is train/mine\.jpg"):
-        synthetic.generate("imagenet", at(tmp_path, classes=classes))
+        synthetic.generate(at(tmp_path, classes=classes).one("imagenet"))
     assert digests(tmp_path) == before
 
 
 def test_a_damaged_manifest_is_named(tmp_path: Path) -> None:
-    synthetic.generate("voc07", at(tmp_path))
+    synthetic.generate(at(tmp_path).one("voc07"))
     manifest = tmp_path / "voc" / "VOC2007" / synthetic.MANIFEST
     manifest.write_text("{")
     with pytest.raises(InputError, match=r"generated\.json: is damaged .* move .*VOC2007 away"):
-        synthetic.generate("voc07", at(tmp_path))
+        synthetic.generate(at(tmp_path).one("voc07"))
 
 
 def test_a_killed_run_leaves_nothing_under_the_final_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,12 +140,12 @@ def test_a_killed_run_leaves_nothing_under_the_final_name(tmp_path: Path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(synthetic, "_draw_voc07", killed)
         with pytest.raises(KeyboardInterrupt):
-            synthetic.generate("voc07", datasets)
+            synthetic.generate(datasets.one("voc07"))
     assert not (tmp_path / "voc" / "VOC2007").exists()
     stale = tmp_path / "voc" / ".VOC2007.partial"  # what SIGKILL would leave
     stale.mkdir(parents=True, exist_ok=True)
     (stale / "half.jpg").write_text("half")
-    assert synthetic.generate("voc07", datasets)
+    assert synthetic.generate(datasets.one("voc07"))
     assert os.listdir(tmp_path / "voc") == ["VOC2007"]
     assert not list((tmp_path / "voc").rglob("half.jpg"))
 
@@ -169,7 +169,7 @@ def test_imagenet_layout_and_its_odd_images(demo_data: SimpleNamespace) -> None:
 
 def test_grey_images_come_from_every_class(tmp_path: Path) -> None:
     section = at(tmp_path).imagenet.model_copy(update={"classes": 20, "train_images": 2000})
-    drawing = synthetic.plan("imagenet", at(tmp_path).model_copy(update={"imagenet": section}))
+    drawing = synthetic.plan(at(tmp_path).model_copy(update={"imagenet": section}).one("imagenet"))
     grey = [picture.numbers for picture in drawing.pictures if picture.variant == "grey"]
     assert len(set(grey)) == 20
     assert 40 < len(grey) < 80
@@ -209,7 +209,7 @@ def test_voc_shows_every_class_in_both_splits_and_some_difficult_objects(demo_da
     datasets = demo_data.datasets.model_copy(
         update={"voc07": demo_data.datasets.voc07.model_copy(update={"trainval_images": 60, "test_images": 20})}
     )
-    drawing = synthetic.plan("voc07", datasets)
+    drawing = synthetic.plan(datasets.one("voc07"))
     scenes = {picture.path: synthetic._scene(picture) for picture in drawing.pictures}
     for split in ("trainval", "test"):
         listed = drawing.texts[f"ImageSets/Main/{split}.txt"].split()
@@ -222,7 +222,7 @@ def test_voc_shows_every_class_in_both_splits_and_some_difficult_objects(demo_da
 
 
 def test_boxes_hold_exactly_what_is_seen(demo_data: SimpleNamespace) -> None:
-    drawing = synthetic.plan("voc07", demo_data.datasets)
+    drawing = synthetic.plan(demo_data.datasets.one("voc07"))
     for picture in drawing.pictures:
         _, seen = synthetic._draw_scene(picture)
         annotation = voc.read_annotation(voc.annotation_path(demo_data.voc07, picture.path))
@@ -238,7 +238,7 @@ def test_boxes_hold_exactly_what_is_seen(demo_data: SimpleNamespace) -> None:
 
 def test_mask_borders_part_objects_from_all_else(demo_data: SimpleNamespace) -> None:
     """Pixels of two classes never touch: the void band lies between them. Each object keeps pixels of its own."""
-    drawing = synthetic.plan("voc_segmentation", demo_data.datasets)
+    drawing = synthetic.plan(demo_data.datasets.one("voc_segmentation"))
     for picture in drawing.pictures:
         mask = voc.read_mask(voc.mask_path(demo_data.voc_segmentation, picture.path)).astype(int)
         for axis in (0, 1):
@@ -301,17 +301,16 @@ def test_colour_alone_tells_nothing_and_texture_does() -> None:
 
 def test_settings_that_cannot_be_drawn_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"datasets\.imagenet\.classes: 81, but .* at most 80 classes"):
-        synthetic.plan("imagenet", at(tmp_path, classes=81))
+        synthetic.plan(at(tmp_path, classes=81).one("imagenet"))
     with pytest.raises(InputError, match=r"datasets\.voc_segmentation\.train_list: '\.\./train' is no plain name"):
-        synthetic.plan("voc_segmentation", at(tmp_path, train_list="../train"))
+        synthetic.plan(at(tmp_path, train_list="../train").one("voc_segmentation"))
     with pytest.raises(InputError, match=r"datasets\.voc_segmentation\.val_list: must differ"):
-        synthetic.plan("voc_segmentation", at(tmp_path, train_list="val"))
+        synthetic.plan(at(tmp_path, train_list="val").one("voc_segmentation"))
 
 
 def test_the_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    protocol = tmp_path / "datasets.yaml"
-    recipe.save(at(tmp_path), protocol)
-    command = ["--protocol", str(protocol), "--dataset", "voc_segmentation"]
+    recipe.save(at(tmp_path).one("voc_segmentation"), tmp_path / "voc_segmentation.yaml")
+    command = ["--dataset", str(tmp_path / "voc_segmentation.yaml")]
     synthetic.main(command)
     assert capsys.readouterr().out.endswith("VOC2012: made\n")
     synthetic.main(command)

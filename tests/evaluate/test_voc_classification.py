@@ -42,7 +42,6 @@ def protocol(**changes: Any) -> VocClassification:
         "weight_decay": 1e-6,
         "clip_gradient": 10.0,
         "crops": 3,
-        "workers": 0,
         "seed": 0,
     }
     return recipe.parse(VocClassification, settings | changes, "test")
@@ -248,10 +247,10 @@ def test_learns_colours_but_not_shuffled_labels(tmp_path: Path) -> None:
 def test_neither_cache_nor_workers_change_a_crop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = colour_files(tmp_path, np.arange(4) % 3)
     requests = [voc_classification._Request(np.array([0, 3, 1, 0, 2]), (step,)) for step in range(2)]
-    cached = list(voc_classification._crops(files, requests, protocol()))
-    parallel = list(voc_classification._crops(files, requests, protocol(workers=2)))
+    cached = list(voc_classification._crops(files, requests, protocol(), 0))
+    parallel = list(voc_classification._crops(files, requests, protocol(), 2))
     monkeypatch.setattr(voc_classification, "CACHE_BYTES", 3 * 72 * 80 * 4)  # one image too few
-    decoded = list(voc_classification._crops(files, requests, protocol()))
+    decoded = list(voc_classification._crops(files, requests, protocol(), 0))
     assert cached[0].shape == (5, 1, 3, 64, 64)
     assert not torch.equal(cached[0], cached[1])
     for other in (parallel, decoded):
@@ -283,9 +282,9 @@ def test_values_leave_out_what_cannot_be_measured() -> None:
 def test_a_missing_image_is_named(tmp_path: Path, workers: int) -> None:
     files = [*colour_files(tmp_path, np.arange(3)), tmp_path / "gone.jpg"]
     with pytest.raises(InputError, match=r"gone\.jpg: cannot be read"):
-        voc_classification.predict(tiny(), files, protocol(workers=workers))
+        voc_classification.predict(tiny(), files, protocol(), workers)
     with pytest.raises(InputError, match=r"gone\.jpg: cannot be read"):
-        voc_classification.train(freeze(tiny()), files, np.zeros((4, 20), np.uint8), protocol(workers=workers))
+        voc_classification.train(freeze(tiny()), files, np.zeros((4, 20), np.uint8), protocol(), workers)
 
 
 def test_divergence_names_the_iteration(tmp_path: Path) -> None:

@@ -24,11 +24,11 @@ PROPOSALS = config.Proposals(mode="fast", shorter_side=48, max_boxes=40, min_sid
 DETECTION: dict[str, Any] = {
     "train_scales": [64, 80], "train_max": 120, "test_scale": 64, "test_max": 100, "iterations": 4, "lr": 0.005,
     "lr_steps": [3], "momentum": 0.9, "weight_decay": 5e-4, "images_per_batch": 2, "rois_per_batch": 16,
-    "foreground": 0.25, "nms": 0.3, "rescale": False, "workers": 0, "seed": 0,
+    "foreground": 0.25, "nms": 0.3, "rescale": False, "seed": 0,
 }  # fmt: skip
 SEGMENTATION: dict[str, Any] = {
     "pad": 16, "iterations": 4, "batch_size": 1, "accumulate": 2, "lr": 0.001, "lr_steps": [3], "momentum": 0.9,
-    "weight_decay": 5e-4, "workers": 0, "seed": 0,
+    "weight_decay": 5e-4, "seed": 0,
 }  # fmt: skip
 
 
@@ -37,7 +37,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = recipe.Recipe(
         method="random", arch="alexnet", sobel=True, classes=5, image_size=64, resize=64, images=0, epochs=0,
         batch_size=2, lr=0.1, schedule="linear", momentum=0.9, weight_decay=0.0, augmentation="standard",
-        label_view="training", pretrained="", pca=1, kmeans_iterations=1, precision="fp32", workers=0, seed=0,
+        label_view="training", pretrained="", pca=1, kmeans_iterations=1, precision="fp32", seed=0,
     )  # fmt: skip
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "checkpoint.safetensors"
@@ -68,10 +68,12 @@ def detect(
 
 def segment(data: SimpleNamespace, root: Path, folder: Path, weights: Path, name: str = "run") -> metrics.Metrics:
     recipe.save(config.Segmentation(**SEGMENTATION), folder / f"{name}.yaml")
-    recipe.save(data.datasets, folder / "datasets.yaml")
+    dataset = data.datasets.one("voc_segmentation")
+    dataset = dataset.model_copy(update={"section": dataset.section.model_copy(update={"root": str(root)})})
+    recipe.save(dataset, folder / "voc_segmentation.yaml")
     segmentation.main([
-        *("--checkpoint", str(weights), "--protocol", str(folder / f"{name}.yaml"), "--voc", str(root)),
-        *("--datasets", str(folder / "datasets.yaml"), "--out", str(folder / f"{name}.json"), "--run", "run"),
+        *("--checkpoint", str(weights), "--protocol", str(folder / f"{name}.yaml"), "--run", "run"),
+        *("--dataset", str(folder / "voc_segmentation.yaml"), "--out", str(folder / f"{name}.json")),
         *("--work-dir", str(folder / name)),
     ])  # fmt: skip
     return metrics.read(folder / f"{name}.json")
@@ -156,19 +158,3 @@ def test_an_unknown_mask_value_ends_segmentation_and_names_the_file(
     message = capsys.readouterr().err
     assert str(mask) in message
     assert "77" in message
-
-
-def test_settings_that_contradict_are_refused(
-    demo_data: SimpleNamespace,
-    tmp_path: Path,
-    weights: Path,
-    boxes: dict[str, Path],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    for changed, message in (
-        ({"train_max": 70}, "detection.train_max: 70 is below the shorter side 80"),
-        ({"rois_per_batch": 17}, "detection.rois_per_batch: must be a multiple of images_per_batch"),
-    ):
-        with pytest.raises(SystemExit):
-            detect(demo_data.voc07, tmp_path, weights, boxes, **changed)
-        assert message in capsys.readouterr().err

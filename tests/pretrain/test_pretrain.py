@@ -25,7 +25,7 @@ def small(demo_data, tmp_path):
     base = Recipe(
         method="uic", arch="alexnet", sobel=True, classes=5, image_size=64, resize=73, images=0, epochs=2,
         batch_size=16, lr=0.01, schedule="linear", momentum=0.9, weight_decay=1e-4, augmentation="standard",
-        label_view="training", pretrained="", pca=8, kmeans_iterations=3, precision="fp32", workers=0, seed=3,
+        label_view="training", pretrained="", pca=8, kmeans_iterations=3, precision="fp32", seed=3,
     )  # fmt: skip
 
     def run(name, *arguments, **changes):

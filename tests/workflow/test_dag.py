@@ -181,6 +181,21 @@ def test_changed_settings_of_an_evaluation_rerun_that_evaluation_alone(copy):
     assert planned(copy) == {"protocol", "fewshot:uic_3k", "fewshot:deepcluster", "table5"}
 
 
+def test_a_changed_data_set_reruns_what_reads_it_and_nothing_else(copy):
+    config = small_config()
+    config["datasets"]["miniimagenet"]["images_per_class"] = 21
+    replace(copy.config, yaml.safe_dump(config).encode())
+    assert planned(copy) == {
+        "dataset",
+        "synthetic",
+        "check",
+        "index",
+        "fewshot:uic_3k",
+        "fewshot:deepcluster",
+        "table5",
+    }
+
+
 @pytest.mark.parametrize("target", [f"table{n}" for n in range(1, 8)] + ["fig3", "fig4"])
 def test_each_table_and_figure_is_a_target(copy, target):
     folder = "tables" if target.startswith("table") else "figures"
@@ -226,13 +241,21 @@ def test_the_report_is_one_file_with_every_table_and_figure(finished):
         assert caption in html
 
 
-def test_the_plan_of_a_fresh_clone_covers_the_paper(tmp_path):
+def test_the_plan_of_a_fresh_clone_on_a_cluster_covers_the_paper(tmp_path):
+    """The slurm profile in a dry run. Conda cannot be had everywhere: a stand-in says that it is there."""
+    conda = tmp_path / "bin" / "conda"
+    conda.parent.mkdir()
+    said = {"conda_version": "24.11.0", "platform": "linux-64", "get": {"channel_priority": "strict"}}
+    said |= {"conda_prefix": "/nowhere", "root_prefix": "/nowhere"}
+    conda.write_text(f"#!/bin/sh\necho '{json.dumps(said)}'\n")
+    conda.chmod(0o755)
     process = subprocess.run(
         [
-            sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(tmp_path),
-            "--configfile", str(ROOT / "config" / "paper.yaml"), "-n", "--cores", "1",
+            sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--profile", "slurm",
+            "--directory", str(tmp_path), "--configfile", str(ROOT / "config" / "paper.yaml"), "-n",
         ],
         cwd=ROOT, capture_output=True, text=True, check=False,
+        env=os.environ | {"PATH": f"{conda.parent}:{os.environ['PATH']}"},
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
     counts = dict(re.findall(r"^(\w+) +(\d+)$", process.stdout, flags=re.MULTILINE))
@@ -263,6 +286,29 @@ def test_an_unreadable_image_stops_before_any_training_and_nothing_made_is_lost(
     assert image.name in process.stderr
     assert "remedy: " in process.stderr
     assert kept == {file: file.read_bytes() for file in (copy.folder / "results").glob("runs/*/*.*")}
+
+
+def test_a_corrupt_checkpoint_stops_its_evaluations_alone_and_is_named(copy):
+    checkpoint = copy.folder / "results/runs/uic_5k/checkpoint.safetensors"
+    replace(checkpoint, checkpoint.read_bytes()[:-1000])
+    others = [file for file in (copy.folder / "results/metrics").glob("*/*.json") if file.parent.name != "uic_5k"]
+    kept = {file: file.read_bytes() for file in others}
+    process = snakemake("table1", folder=copy.folder, config=copy.config)
+    assert process.returncode != 0
+    assert "results/runs/uic_5k/checkpoint.safetensors: " in process.stderr
+    assert "Traceback" not in process.stderr
+    assert kept == {file: file.read_bytes() for file in others}
+
+
+def test_an_absent_data_root_stops_before_any_training(tmp_path):
+    config = small_config()
+    config["datasets"] |= {"generated": False}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(config))
+    process = snakemake("table1", folder=tmp_path, config=tmp_path / "small.yaml")
+    assert process.returncode != 0
+    assert "datasets.imagenet.root: data/demo/imagenet: there is no such folder" in process.stderr
+    assert "remedy: get ILSVRC-2012" in process.stderr
+    assert not list((tmp_path / "results").glob("runs/*/checkpoint.safetensors"))
 
 
 @pytest.mark.parametrize(

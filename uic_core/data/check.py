@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from uic_core import recipe
-from uic_core.config import Datasets
+from uic_core.config import Dataset, ImageFolder, MiniImageNet, Voc07, VocSegmentation
 from uic_core.data import voc
 from uic_core.data.index import build_miniimagenet, unreadable
 from uic_core.errors import InputError, stage
@@ -38,8 +38,8 @@ _SHOWN = 5
 class _Findings:
     """Collects what is there and what is wrong, so that all of it can be told at once."""
 
-    def __init__(self, dataset: str) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: str, processes: int) -> None:
+        self.dataset, self.processes = dataset, processes
         self.lines: list[str] = []
         self.problems: list[str] = []
 
@@ -55,7 +55,7 @@ class _Findings:
 
     def decode(self, key: str, files: Iterable[Path]) -> None:
         """Note every image that cannot be read. ImageNet's and miniImageNet's are decoded when they are indexed."""
-        for problem in unreadable([str(file) for file in files], len(os.sched_getaffinity(0))):
+        for problem in unreadable([str(file) for file in files], self.processes):
             self.problems.append(f"datasets.{self.dataset}.{key}: {problem}")
 
     def missing(self, key: str, folder: Path, what: str, names: Iterable[str]) -> None:
@@ -66,11 +66,8 @@ class _Findings:
             self.wrong(key, folder, f"{len(missing)} listed {what} are not there: {shown}")
 
 
-def check(dataset: str, datasets: Datasets) -> str:
+def check(dataset: Dataset, processes: int = 1) -> str:
     """Compare a data set on disk with the config.
-
-    Args:
-        dataset: imagenet, voc07, voc_segmentation or miniimagenet.
 
     Returns:
         What was found, a line each.
@@ -79,40 +76,39 @@ def check(dataset: str, datasets: Datasets) -> str:
         InputError: everything that is missing, left over or damaged, a line each with config key, path, expected
             against found; the last line is the remedy.
     """
-    root = Path(getattr(datasets, dataset).root)
-    findings = _Findings(dataset)
+    root = Path(dataset.section.root)
+    findings = _Findings(dataset.name, processes)
     if not root.is_dir():
         findings.wrong("root", root, "there is no such folder")
     elif not any(root.iterdir()):
         findings.wrong("root", root, "the folder is empty")
     else:
-        _CHECKS[dataset](datasets, root, findings)
+        _CHECKS[dataset.name](dataset.section, root, findings)
     if findings.problems:
-        remedy = _SOURCES[dataset]
-        if datasets.generated:
+        remedy = _SOURCES[dataset.name]
+        if dataset.generated:
             remedy = (
-                f"python -m uic_core.data.synthetic --protocol <results>/protocols/datasets.yaml --dataset {dataset} "
-                "makes a data set that it made before whole again"
+                f"python -m uic_core.data.synthetic --dataset <results>/data/{dataset.name}.yaml makes a data set that "
+                "it made before whole again"
             )
         raise InputError("\n".join([*findings.problems, f"remedy: {remedy}; or correct the key"]))
     return "\n".join(findings.lines) + "\n"
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The stage: check one data set of the config's `datasets` section, write what was found."""
+    """The stage: check a data set, write what was found."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--protocol", type=Path, required=True, help="the config's datasets section")
-    parser.add_argument("--dataset", choices=tuple(_CHECKS), required=True)
+    parser.add_argument("--dataset", type=Path, required=True, help="YAML of a uic_core.config.Dataset")
     parser.add_argument("--out", type=Path, required=True, help="text file: what was found")
+    parser.add_argument("--threads", type=int, default=1, help="processes that decode")
     options = parser.parse_args(arguments)
     with stage():
-        found = check(options.dataset, recipe.load(Datasets, options.protocol))
+        found = check(recipe.load(Dataset, options.dataset), options.threads)
         write_text(options.out, found)
         print(found, end="")
 
 
-def _imagenet(datasets: Datasets, root: Path, findings: _Findings) -> None:
-    section = datasets.imagenet
+def _imagenet(section: ImageFolder, root: Path, findings: _Findings) -> None:
     classes: dict[str, set[str]] = {}
     for split, expected in (("train", section.train_images), ("val", section.val_images)):
         folder = root / split
@@ -134,8 +130,7 @@ def _imagenet(datasets: Datasets, root: Path, findings: _Findings) -> None:
                 findings.wrong("root", root / split / name, f"there is no such class folder, but {other} has the class")
 
 
-def _voc07(datasets: Datasets, root: Path, findings: _Findings) -> None:
-    section = datasets.voc07
+def _voc07(section: Voc07, root: Path, findings: _Findings) -> None:
     images, annotations = _stems(root / "VOC2007" / "JPEGImages"), _stems(root / "VOC2007" / "Annotations")
     for split, expected in (("trainval", section.trainval_images), ("test", section.test_images)):
         key = f"{split}_images"
@@ -153,8 +148,7 @@ def _voc07(datasets: Datasets, root: Path, findings: _Findings) -> None:
         findings.lines.append(f"{split}: {objects.total()} objects of {len(objects)} classes")
 
 
-def _segmentation(datasets: Datasets, root: Path, findings: _Findings) -> None:
-    section = datasets.voc_segmentation
+def _segmentation(section: VocSegmentation, root: Path, findings: _Findings) -> None:
     images, masks = _stems(root / "VOC2012" / "JPEGImages"), _stems(root / "VOC2012" / "SegmentationClass")
     splits = (("train", section.train_list, section.train_images), ("val", section.val_list, section.val_images))
     for name, split, expected in splits:
@@ -170,8 +164,7 @@ def _segmentation(datasets: Datasets, root: Path, findings: _Findings) -> None:
                 findings.problems.append(f"datasets.voc_segmentation.{keys[0]}: {error}")
 
 
-def _miniimagenet(datasets: Datasets, root: Path, findings: _Findings) -> None:
-    section = datasets.miniimagenet
+def _miniimagenet(section: MiniImageNet, root: Path, findings: _Findings) -> None:
     expected = {"train": section.train_classes, "val": section.val_classes, "test": section.test_classes}
     split_of: dict[str, str] = {}
     for split, classes in expected.items():
@@ -210,7 +203,7 @@ def _stems(folder: Path) -> set[str]:
     return {Path(entry.name).stem for entry in os.scandir(folder)} if folder.is_dir() else set()
 
 
-_CHECKS: dict[str, Callable[[Datasets, Path, _Findings], None]] = {
+_CHECKS: dict[str, Callable[..., None]] = {
     "imagenet": _imagenet,
     "voc07": _voc07,
     "voc_segmentation": _segmentation,

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uic_core import recipe
-from uic_core.config import Datasets
+from uic_core.config import Dataset, ImageFolder, MiniImageNet
 from uic_core.data import reader
 from uic_core.errors import InputError, stage
 from uic_core.files import atomic
@@ -188,40 +188,42 @@ def check_images(index: Index, processes: int = 1) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """The stage: list a data set, decode every image once, write the index."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--protocol", type=Path, required=True, help="the config's datasets section")
-    choices = ("imagenet_train", "imagenet_val", "miniimagenet_test")
-    parser.add_argument("--dataset", choices=choices, required=True)
+    parser.add_argument("--dataset", type=Path, required=True, help="YAML of a uic_core.config.Dataset")
+    parser.add_argument("--split", required=True, help="train, val or, of miniImageNet, test")
     parser.add_argument("--out", type=Path, required=True, help="the index to write, .npz")
     parser.add_argument("--threads", type=int, default=1, help="processes that decode")
     options = parser.parse_args(arguments)
     with stage():
-        index = build(recipe.load(Datasets, options.protocol), options.dataset)
+        index = build(recipe.load(Dataset, options.dataset), options.split)
         check_images(index, options.threads)
         index.save(options.out)
         print(f"{index.name}: {len(index)} images, {len(index.classes)} classes, fingerprint {index.fingerprint}")
 
 
-def build(datasets: Datasets, dataset: str) -> Index:
-    """List a data set of the config and hold it against the sizes stated there.
+def build(dataset: Dataset, split: str) -> Index:
+    """List a split of ImageNet or miniImageNet and hold it against the sizes that the config states.
 
     Raises:
-        InputError: see the builders; or another number of classes or images, expected against found.
+        InputError: see the builders; another data set or split; another number of classes or images, expected
+            against found.
     """
-    family, split = dataset.split("_")
-    if family == "imagenet":
-        index = build_imagenet(Path(datasets.imagenet.root), split)
-        images = {"train": datasets.imagenet.train_images, "val": datasets.imagenet.val_images}[split]
-        classes = datasets.imagenet.classes
+    section = dataset.section
+    if isinstance(section, ImageFolder) and split in ("train", "val"):
+        index = build_imagenet(Path(section.root), split)
+        images = {"train": section.train_images, "val": section.val_images}[split]
+        classes = section.classes
+    elif isinstance(section, MiniImageNet) and split in ("train", "val", "test"):
+        index = build_miniimagenet(Path(section.root), split)
+        classes = getattr(section, f"{split}_classes")
+        images = classes * section.images_per_class
     else:
-        index = build_miniimagenet(Path(datasets.miniimagenet.root), split)
-        classes = getattr(datasets.miniimagenet, f"{split}_classes")
-        images = classes * datasets.miniimagenet.images_per_class
+        raise InputError(f"{dataset.name}: no index is made of its split '{split}'")
     found = {"classes": (classes, len(index.classes)), "images": (images, len(index))}
     for what, (expected, actual) in found.items():
         if expected != actual:
             raise InputError(
-                f"{index.root}: {dataset} has {actual} {what}, expected {expected}; complete the data set, "
-                f"or correct datasets.{family} in the config"
+                f"{index.root}: {index.name} has {actual} {what}, expected {expected}; complete the data set, "
+                f"or correct datasets.{dataset.name} in the config"
             )
     return index
 

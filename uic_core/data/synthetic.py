@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from uic_core import recipe
-from uic_core.config import Datasets
+from uic_core.config import Dataset, ImageFolder, MiniImageNet, Voc07, VocSegmentation
 from uic_core.data import shapes, voc
 from uic_core.errors import InputError, stage
 from uic_core.files import write_json
@@ -33,7 +33,6 @@ MANIFEST = "generated.json"
 """Written last: settings and every file with its size. A folder that has it is complete, and ours."""
 
 _VERSION = 1  # raise it when a picture would look different: old data sets are then made again
-_NAMES = ("imagenet", "voc07", "voc_segmentation", "miniimagenet")
 _SCENE = (160, 120)
 # With objects from half the shorter side up and a habitat of 0.1, most random crops show too little of the class
 # for UIC to start from random labels in the demo's few epochs (NMI t/labels 0.07 after 17, against 0.14 after 12).
@@ -64,25 +63,21 @@ class Plan:
     texts: dict[str, str] = field(default_factory=dict)
 
 
-def plan(dataset: str, datasets: Datasets) -> Plan:
+def plan(dataset: Dataset) -> Plan:
     """Lay out a data set: every picture, and the lists that need no picture.
-
-    Args:
-        dataset: imagenet, voc07, voc_segmentation or miniimagenet.
 
     Raises:
         InputError: more classes asked for than the shapes can tell apart, or a list name with a path in it.
     """
-    section = getattr(datasets, dataset)
-    settings = {"version": _VERSION, "dataset": dataset, "seed": datasets.seed, **section.model_dump(exclude={"root"})}
-    home = Path(section.root) / {"voc07": "VOC2007", "voc_segmentation": "VOC2012"}.get(dataset, "")
-    layout = {"imagenet": _imagenet, "voc07": _voc07, "voc_segmentation": _segmentation, "miniimagenet": _mini}[dataset]
-    drawing = Plan(home, settings, {"voc07": _draw_voc07, "voc_segmentation": _draw_segmentation}.get(dataset, _draw))
-    layout(drawing, datasets)
+    name, seed, section = dataset.name, dataset.seed, dataset.section
+    settings = {"version": _VERSION, "dataset": name, "seed": seed, **section.model_dump(exclude={"root"})}
+    home = Path(section.root) / {"voc07": "VOC2007", "voc_segmentation": "VOC2012"}.get(name, "")
+    drawing = Plan(home, settings, {"voc07": _draw_voc07, "voc_segmentation": _draw_segmentation}.get(name, _draw))
+    _LAYOUTS[name](drawing, section, seed)
     return drawing
 
 
-def generate(dataset: str, datasets: Datasets, processes: int = 1) -> bool:
+def generate(dataset: Dataset, processes: int = 1) -> bool:
     """Make a data set unless it stands complete already.
 
     Returns:
@@ -91,7 +86,7 @@ def generate(dataset: str, datasets: Datasets, processes: int = 1) -> bool:
     Raises:
         InputError: the folder holds files that were not made here; they are left alone.
     """
-    drawing = plan(dataset, datasets)
+    drawing = plan(dataset)
     home = drawing.home
     if _stands(drawing):
         return False
@@ -112,15 +107,15 @@ def generate(dataset: str, datasets: Datasets, processes: int = 1) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The stage: make one data set of the config's `datasets` section, or see that it is there."""
+    """The stage: make a data set, or see that it is there."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--protocol", type=Path, required=True, help="the config's datasets section")
-    parser.add_argument("--dataset", choices=_NAMES, required=True)
+    parser.add_argument("--dataset", type=Path, required=True, help="YAML of a uic_core.config.Dataset")
+    parser.add_argument("--threads", type=int, default=1, help="processes that draw")
     options = parser.parse_args(arguments)
     with stage():
-        datasets = recipe.load(Datasets, options.protocol)
-        made = generate(options.dataset, datasets, processes=len(os.sched_getaffinity(0)))
-        print(f"{plan(options.dataset, datasets).home}: {'made' if made else 'already complete'}")
+        dataset = recipe.load(Dataset, options.dataset)
+        made = generate(dataset, options.threads)
+        print(f"{plan(dataset).home}: {'made' if made else 'already complete'}")
 
 
 def _stands(drawing: Plan) -> bool:
@@ -177,8 +172,7 @@ def _files(drawing: Plan, processes: int) -> Iterator[tuple[str, bytes]]:
 # ---- layouts ---------------------------------------------------------------------------------------------------
 
 
-def _imagenet(drawing: Plan, datasets: Datasets) -> None:
-    section = datasets.imagenet
+def _imagenet(drawing: Plan, section: ImageFolder, seed: int) -> None:
     _check_classes("datasets.imagenet.classes", section.classes)
     for split, count in (("train", section.train_images), ("val", section.val_images)):
         for number in range(count):
@@ -186,12 +180,11 @@ def _imagenet(drawing: Plan, datasets: Datasets) -> None:
             name = f"{_wnid(label)}_{number}" if split == "train" else f"ILSVRC2012_val_{number + 1:08d}"
             # As in the real set: some images are grey (of every class), one is CMYK, one is stored lying on its side.
             variant = {3: "cmyk", 5: "turned"}.get(number) or ("grey" if number % 37 == 7 else "plain")
-            seed = (datasets.seed, 0, split == "val", number)
-            drawing.pictures.append(Picture(f"{split}/{_wnid(label)}/{name}.JPEG", seed, (label,), variant))
+            path, own = f"{split}/{_wnid(label)}/{name}.JPEG", (seed, 0, split == "val", number)
+            drawing.pictures.append(Picture(path, own, (label,), variant))
 
 
-def _mini(drawing: Plan, datasets: Datasets) -> None:
-    section = datasets.miniimagenet
+def _mini(drawing: Plan, section: MiniImageNet, seed: int) -> None:
     first = len(voc.CLASSES)  # after the classes that ImageNet-like and VOC-like sets share
     counts = {"train": section.train_classes, "val": section.val_classes, "test": section.test_classes}
     _check_classes("datasets.miniimagenet: all classes", first + sum(counts.values()))
@@ -201,21 +194,20 @@ def _mini(drawing: Plan, datasets: Datasets) -> None:
             for number in range(section.images_per_class):
                 name = f"{_wnid(label)}{number + 1:08d}.jpg"
                 rows.append(f"{name},{_wnid(label)}")
-                drawing.pictures.append(Picture(f"images/{name}", (datasets.seed, 1, label, number), (label,), "small"))
+                drawing.pictures.append(Picture(f"images/{name}", (seed, 1, label, number), (label,), "small"))
         first += classes
         drawing.texts[f"{split}.csv"] = "\n".join(rows) + "\n"
 
 
-def _voc07(drawing: Plan, datasets: Datasets) -> None:
-    section = datasets.voc07
+def _voc07(drawing: Plan, section: Voc07, seed: int) -> None:
     number = 0
     for split, count in (("trainval", section.trainval_images), ("test", section.test_images)):
         ids = []
         for place in range(count):
             number += 1
             ids.append(f"{number:06d}")
-            numbers = _scene_classes(datasets.seed, 2, number, place)
-            drawing.pictures.append(Picture(ids[-1], (datasets.seed, 2, number), numbers))
+            numbers = _scene_classes(seed, 2, number, place)
+            drawing.pictures.append(Picture(ids[-1], (seed, 2, number), numbers))
         drawing.texts[f"ImageSets/Main/{split}.txt"] = "\n".join(ids) + "\n"
         scenes = [_scene(picture) for picture in drawing.pictures[-count:]]
         for label, name in enumerate(voc.CLASSES):
@@ -223,8 +215,7 @@ def _voc07(drawing: Plan, datasets: Datasets) -> None:
             drawing.texts[f"ImageSets/Main/{name}_{split}.txt"] = "\n".join(lines) + "\n"
 
 
-def _segmentation(drawing: Plan, datasets: Datasets) -> None:
-    section = datasets.voc_segmentation
+def _segmentation(drawing: Plan, section: VocSegmentation, seed: int) -> None:
     if section.train_list == section.val_list:
         raise InputError("datasets.voc_segmentation.val_list: must differ from train_list")
     number = 0
@@ -238,9 +229,17 @@ def _segmentation(drawing: Plan, datasets: Datasets) -> None:
         for place in range(count):
             number += 1
             ids.append(f"2012_{number:06d}")
-            numbers = _scene_classes(datasets.seed, 3, number, place)
-            drawing.pictures.append(Picture(ids[-1], (datasets.seed, 3, number), numbers))
+            numbers = _scene_classes(seed, 3, number, place)
+            drawing.pictures.append(Picture(ids[-1], (seed, 3, number), numbers))
         drawing.texts[f"ImageSets/Segmentation/{split}.txt"] = "\n".join(ids) + "\n"
+
+
+_LAYOUTS: dict[str, Callable[..., None]] = {
+    "imagenet": _imagenet,
+    "voc07": _voc07,
+    "voc_segmentation": _segmentation,
+    "miniimagenet": _mini,
+}
 
 
 def _check_classes(key: str, classes: int) -> None:

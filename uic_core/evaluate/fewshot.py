@@ -114,7 +114,7 @@ def check_layers(network: Network, layers: Iterable[str]) -> None:
 
 @torch.no_grad()
 def extract(
-    network: Network, index: Index, resolution: Resolution, layers: Iterable[str], folder: Path
+    network: Network, index: Index, resolution: Resolution, layers: Iterable[str], folder: Path, workers: int = 0
 ) -> dict[str, Features]:
     """Flattened features of every image, in one pass, on the device the network lies on.
 
@@ -124,6 +124,7 @@ def extract(
     Args:
         layers: checked names (`check_layers`).
         folder: for the temporary files.
+        workers: decoding processes; 0 decodes in this one.
 
     Raises:
         InputError: an image cannot be read, the disk is full.
@@ -133,7 +134,7 @@ def extract(
     wanted = {layer: layer.removesuffix(MAX_POOLED) for layer in layers}
     before = {name: value.clone() for name, value in network.features.state_dict().items()}
     stored: dict[str, Features] = {}
-    loader = Loader(index, size=resolution.crop, resize=resolution.resize, workers=0)
+    loader = Loader(index, size=resolution.crop, resize=resolution.resize, workers=workers)
     try:
         for images, positions in loader.batches(np.arange(len(index)), _BATCH, "center_crop", seed=0, epoch=0):
             taps = network.taps(normalize(images.to(device)), dict.fromkeys(wanted.values()))
@@ -249,12 +250,13 @@ def summary(accuracies: NDArray[np.float64]) -> metrics.Value:
 
 
 def evaluate(
-    network: Network, index: Index, protocol: Fewshot, folder: Path
+    network: Network, index: Index, protocol: Fewshot, folder: Path, workers: int = 0
 ) -> tuple[dict[str, metrics.Value], dict[str, int]]:
     """Every layer at every resolution, on the same episodes.
 
     Args:
         folder: for temporary files, up to 4 bytes a feature of one resolution.
+        workers: decoding processes; 0 decodes in this one.
 
     Returns:
         Accuracies and feature dimensions, both by "<resolution>/<layer>".
@@ -268,7 +270,7 @@ def evaluate(
     values: dict[str, metrics.Value] = {}
     dimensions: dict[str, int] = {}
     for name, resolution in protocol.resolutions.items():
-        for layer, features in extract(network, index, resolution, protocol.layers, folder).items():
+        for layer, features in extract(network, index, resolution, protocol.layers, folder, workers).items():
             column = f"{name}/{layer}"
             products = gram(features.chunks(), len(index), device)
             features.close()
@@ -289,6 +291,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--index", type=Path, required=True, help="index of the test classes")
     parser.add_argument("--out", type=Path, required=True, help="metrics JSON to write; temporary files lie beside it")
     parser.add_argument("--run", required=True, help="the run's name")
+    runtime.add_threads(parser)
     options = parser.parse_args(arguments)
     with stage():
         protocol = recipe.load(Fewshot, options.protocol)
@@ -296,7 +299,8 @@ def main(arguments: list[str] | None = None) -> None:
         runtime.seed_everything(protocol.seed)
         network, trained_by = checkpoint.load(options.checkpoint)
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        values, dimensions = evaluate(network.to(runtime.device()), index, protocol, options.out.parent)
+        network = network.to(runtime.device())
+        values, dimensions = evaluate(network, index, protocol, options.out.parent, options.threads - 1)
         settings: dict[str, Any] = {"distance": "squared Euclidean to class means", "dimensions": dimensions}
         metrics.write(
             options.out,

@@ -38,7 +38,7 @@ from uic_core.errors import InputError, stage
 from uic_core.evaluate.frozen import frozen
 from uic_core.evaluate.ten_crop import CROPS, ten_crops
 from uic_core.models import Network
-from uic_core.models.probe_pool import POOLS, probe_pool
+from uic_core.models.probe_pool import probe_pool
 from uic_core.pretrain import checkpoint
 
 SNAPSHOT_BYTES = 2 << 30
@@ -96,21 +96,14 @@ def settings(network: Network, protocol: LinearProbe) -> tuple[list[str], str]:
     """(layers to probe, kind of training crop) for the network's architecture.
 
     Raises:
-        InputError: the protocol has none for this architecture, or a layer that it does not have, that is named
-            twice, or that nobody pooled for a probe; names the key and what is known.
+        InputError: the protocol has none for this architecture; names the key and what is known.
     """
     arch = network.arch
     for key in ("layers", "crop", "images", "val_images"):
         archs = getattr(protocol, key)
         if arch not in archs:
             raise InputError(f"linear_probe.{key}: nothing for {arch} (known: {', '.join(archs)}); add a line")
-    layers = protocol.layers[arch]  # type: ignore[index]  # checked above
-    known = [layer for layer in network.layers if arch not in POOLS or layer in POOLS[arch]]
-    unknown = [layer for layer in layers if layer not in known]
-    if unknown or not layers or len(set(layers)) < len(layers):
-        what = f"cannot probe layer '{unknown[0]}'" if unknown else "names no layer, or one twice"
-        raise InputError(f"linear_probe.layers.{arch}: {what} (known: {', '.join(known)})")
-    return list(layers), protocol.crop[arch]  # type: ignore[index]  # checked above
+    return list(protocol.layers[arch]), protocol.crop[arch]  # type: ignore[index]  # checked above
 
 
 def learning_rate(protocol: LinearProbe, epoch: int) -> float:
@@ -148,7 +141,7 @@ def build_heads(network: Network, layers: Sequence[str], classes: int, protocol:
 
 
 def train(
-    network: Network, heads: dict[str, Head], index: Index, protocol: LinearProbe, resize: int
+    network: Network, heads: dict[str, Head], index: Index, protocol: LinearProbe, resize: int, workers: int = 0
 ) -> Iterator[dict[str, Affine]]:
     """Train all heads in place on a frozen network; yield a copy of them after each epoch.
 
@@ -157,6 +150,7 @@ def train(
     Args:
         index: the training images; crops are `network.image_size` wide.
         resize: shorter side before a random crop, pixels.
+        workers: decoding processes; 0 decodes in this one.
 
     Raises:
         InputError: an image cannot be read (names the file), or a loss or weight is not finite (names the layer).
@@ -171,7 +165,7 @@ def train(
     )
     for head in heads.values():
         head.train()
-    loader = Loader(index, size=network.image_size, resize=resize, workers=protocol.workers)
+    loader = Loader(index, size=network.image_size, resize=resize, workers=workers)
     try:
         for epoch in range(protocol.epochs):
             started = time.monotonic()
@@ -250,7 +244,7 @@ def ten_crop_accuracy(
 
 
 def evaluate(
-    network: Network, train_index: Index, val_index: Index, protocol: LinearProbe, resize: int
+    network: Network, train_index: Index, val_index: Index, protocol: LinearProbe, resize: int, workers: int = 0
 ) -> dict[str, Curve]:
     """Train a probe on each layer and test every epoch's, on the device the network lies on.
 
@@ -259,6 +253,7 @@ def evaluate(
     Args:
         train_index: the images the heads learn from, all of them.
         resize: shorter side before random and ten crops, pixels.
+        workers: decoding processes; 0 decodes in this one.
 
     Returns:
         Curves of `protocol.epochs` entries, by layer.
@@ -276,11 +271,11 @@ def evaluate(
     waiting: list[dict[str, Affine]] = []
     with frozen(network):
         heads = build_heads(network, layers, len(train_index.classes), protocol)
-        for epoch, snapshot in enumerate(train(network, heads, train_index, protocol, resize), 1):
+        for epoch, snapshot in enumerate(train(network, heads, train_index, protocol, resize, workers), 1):
             waiting.append(snapshot)
             size = sum(tensor.nbytes for affine in snapshot.values() for tensor in affine)
             if epoch == protocol.epochs or (len(waiting) + 1) * size > SNAPSHOT_BYTES:
-                for layer, curve in ten_crop_accuracy(network, waiting, val_index, resize, protocol.workers).items():
+                for layer, curve in ten_crop_accuracy(network, waiting, val_index, resize, workers).items():
                     parts[layer].append(curve)
                 waiting.clear()
     return {
@@ -317,6 +312,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--val-index", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="metrics JSON to write")
     parser.add_argument("--run", required=True, help="the run's name")
+    runtime.add_threads(parser)
     options = parser.parse_args(arguments)
     with stage():
         protocol = recipe.load(LinearProbe, options.protocol)
@@ -327,7 +323,8 @@ def main(arguments: list[str] | None = None) -> None:
         arch = trained_by.arch
         train_index = Index.load(options.train_index).subset(protocol.images[arch], protocol.seed)
         val_index = Index.load(options.val_index).subset(protocol.val_images[arch], protocol.seed)
-        found = values(evaluate(network, train_index, val_index, protocol, trained_by.resize), len(val_index))
+        curves = evaluate(network, train_index, val_index, protocol, trained_by.resize, options.threads - 1)
+        found = values(curves, len(val_index))
         beyond: dict[str, Any] = {
             "layers": layers,
             "crop": crop,

@@ -2,7 +2,7 @@
 
 Table 4, columns Classification FC6-8 (`train: fc6_8`) and ALL (`train: all`). Expect 72.0 for DeepCluster's AlexNet
 with `batch_norm: affine_trained` and 70.4 with `frozen`. At paper scale: 80k (150k) iterations of 16 images; decoding
-is the bottleneck, so give it `workers`.
+is the bottleneck, so give it `--threads`.
 
 Everything behind the convolutions is new: the classifier learns from N(0, .01) and bias .1, whatever it was trained
 for, so any `image_size` will do. In column FC6-8 the convolutions stay as they are; batch-norm scale and shift may
@@ -92,7 +92,9 @@ def loss(logits: Tensor, targets: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, wanted, weight=counted, reduction="sum") / len(logits)
 
 
-def train(network: Network, files: Sequence[Path], targets: NDArray[np.uint8], protocol: VocClassification) -> None:
+def train(
+    network: Network, files: Sequence[Path], targets: NDArray[np.uint8], protocol: VocClassification, workers: int = 0
+) -> None:
     """Train a prepared network in place, on the device it lies on.
 
     Images come in a seeded shuffle after the other; crop and flip depend on (seed, iteration, image) alone, dropout
@@ -101,6 +103,7 @@ def train(network: Network, files: Sequence[Path], targets: NDArray[np.uint8], p
     Args:
         files: the images, n of them.
         targets: uint8 [n, 20] of 1, 0 and 255 (`voc.multilabels`).
+        workers: decoding processes; 0 decodes in this one.
 
     Raises:
         InputError: an image cannot be read, or a gradient is not finite; names the file, or the iteration.
@@ -115,7 +118,7 @@ def train(network: Network, files: Sequence[Path], targets: NDArray[np.uint8], p
     device = trained[0].device
     order = _order(len(files), protocol)
     requests = [_Request(positions, (step,)) for step, positions in enumerate(order)]
-    for step, crops in enumerate(_crops(files, requests, protocol)):
+    for step, crops in enumerate(_crops(files, requests, protocol, workers)):
         lr = protocol.lr * 0.5 ** (step // protocol.lr_halved_every)
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -138,7 +141,9 @@ def train(network: Network, files: Sequence[Path], targets: NDArray[np.uint8], p
 
 
 @torch.no_grad()
-def predict(network: Network, files: Sequence[Path], protocol: VocClassification) -> NDArray[np.float32]:
+def predict(
+    network: Network, files: Sequence[Path], protocol: VocClassification, workers: int = 0
+) -> NDArray[np.float32]:
     """Sum of the logits over `protocol.crops` random crops and flips of each image, in eval mode.
 
     Returns:
@@ -154,7 +159,7 @@ def predict(network: Network, files: Sequence[Path], protocol: VocClassification
     chunks = [np.arange(first, min(first + size, len(files))) for first in range(0, len(files), size)]
     scores = np.empty((len(files), len(voc.CLASSES)), np.float32)
     requests = [_Request(positions, draws) for positions in chunks]
-    for positions, crops in zip(chunks, _crops(files, requests, protocol), strict=True):
+    for positions, crops in zip(chunks, _crops(files, requests, protocol, workers), strict=True):
         logits = network(_augmented(crops, positions, draws, protocol.seed, device))
         scores[positions] = logits.view(len(positions), protocol.crops, -1).sum(1).float().cpu().numpy()
     unusable = np.flatnonzero(~np.isfinite(scores).all(1))
@@ -196,6 +201,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--voc", type=Path, required=True, help="the folder that holds VOC2007/")
     parser.add_argument("--out", type=Path, required=True, help="metrics JSON to write")
     parser.add_argument("--run", required=True, help="the run's name")
+    runtime.add_threads(parser)
     options = parser.parse_args(arguments)
     with stage():
         protocol = recipe.load(VocClassification, options.protocol)
@@ -208,8 +214,9 @@ def main(arguments: list[str] | None = None) -> None:
         pretrained, trained_by = checkpoint.load(options.checkpoint)
         network = prepare(pretrained, protocol).to(runtime.device())
         del pretrained
-        train(network, files["trainval"], splits["trainval"][1], protocol)
-        found = values(predict(network, files["test"], protocol), splits["test"][1])
+        workers = options.threads - 1
+        train(network, files["trainval"], splits["trainval"][1], protocol, workers)
+        found = values(predict(network, files["test"], protocol, workers), splits["test"][1])
         metrics.write(
             options.out,
             metrics.Metrics(
@@ -309,7 +316,9 @@ class _Cropper(Dataset[Tensor | str]):
         return torch.from_numpy(crops)
 
 
-def _crops(files: Sequence[Path], requests: list[_Request], protocol: VocClassification) -> Iterator[Tensor]:
+def _crops(
+    files: Sequence[Path], requests: list[_Request], protocol: VocClassification, workers: int
+) -> Iterator[Tensor]:
     cropper = _Cropper(files, protocol.image_size, protocol.seed)
     if sum(len(request.positions) for request in requests) > len(files):  # an image seen once is no use in a cache
         cropper.fill_cache()
@@ -317,7 +326,7 @@ def _crops(files: Sequence[Path], requests: list[_Request], protocol: VocClassif
         cropper,
         batch_size=None,  # a request is a whole batch
         sampler=requests,  # type: ignore[arg-type]  # any iterable with a length will do
-        num_workers=protocol.workers,
+        num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # the global one belongs to dropout
     )

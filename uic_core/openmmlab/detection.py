@@ -13,10 +13,10 @@ from typing import Any
 
 from uic_core import config, metrics, models, recipe
 from uic_core.data import voc
-from uic_core.errors import InputError, stage
+from uic_core.errors import stage
 from uic_core.openmmlab import backbones, runner
 from uic_core.pretrain import checkpoint
-from uic_core.runtime import hardware
+from uic_core.runtime import add_threads, hardware
 
 _STRIDE = 16
 _SCORE_THRESHOLD = 0.001
@@ -30,6 +30,7 @@ def build_config(
     root: Path,
     proposals: dict[str, Path],
     work_dir: Path,
+    workers: int = 0,
 ) -> dict[str, Any]:
     """The whole mmengine config: plain values only, so that `work_dir` gets a config mmdet's tools can read.
 
@@ -37,21 +38,14 @@ def build_config(
         network: gives the architecture; its weights are read from `weights` when the model is initialised.
         root: the folder that holds VOC2007/.
         proposals: files by split, trainval and test.
+        workers: decoding processes; 0 decodes in this one.
 
     Raises:
-        InputError: a scale beyond its maximum, RoIs that do not divide over images, an architecture without fc6.
+        InputError: an architecture without fc6.
     """
-    longest = {"train_max": (protocol.train_max, max(protocol.train_scales))}
-    longest["test_max"] = (protocol.test_max, protocol.test_scale)
-    for key, (maximum, side) in longest.items():
-        if maximum < side:
-            raise InputError(f"detection.{key}: {maximum} is below the shorter side {side}; raise it")
-    if protocol.rois_per_batch % protocol.images_per_batch:
-        raise InputError("detection.rois_per_batch: must be a multiple of images_per_batch")
     train_scales = [(protocol.train_max, side) for side in protocol.train_scales]
     train_resize = {"type": "RandomChoiceResize", "scales": train_scales, "keep_ratio": True}
     test_resize = {"type": "Resize", "scale": (protocol.test_max, protocol.test_scale), "keep_ratio": True}
-    workers = protocol.workers
     biases = {"bias_lr_mult": 2.0, "bias_decay_mult": 0.0}
     content = runner.training(protocol, work_dir, 1, biases) | {
         "default_scope": "mmdet",
@@ -175,12 +169,14 @@ def main(arguments: list[str] | None = None) -> None:
     for name in ("checkpoint", "protocol", "voc", "train-proposals", "test-proposals", "out", "work-dir"):
         parser.add_argument(f"--{name}", required=True, type=Path)
     parser.add_argument("--run", required=True)
+    add_threads(parser)
     options = parser.parse_args(arguments)
     with stage():
         protocol = recipe.load(config.Detection, options.protocol)
         network, run_recipe = checkpoint.load(options.checkpoint)
         proposals = {"trainval": options.train_proposals, "test": options.test_proposals}
-        content = build_config(network, options.checkpoint, protocol, options.voc, proposals, options.work_dir)
+        workers = options.threads - 1
+        content = build_config(network, options.checkpoint, protocol, options.voc, proposals, options.work_dir, workers)
         sizes = {split: len(voc.read_list(options.voc, "Main", split)) for split in proposals}
         values = runner.train_and_test(content)
         metrics.write(
@@ -199,6 +195,7 @@ def main(arguments: list[str] | None = None) -> None:
                     "score_threshold": _SCORE_THRESHOLD,
                     "boxes_per_image": _BOXES_PER_IMAGE,
                     "average_precision": "11 points, IoU .5, difficult ignored",
+                    "workers": workers,  # each draws flips and scales of its own
                 },
                 provenance=metrics.provenance(
                     recipe_hash=run_recipe.hash(),

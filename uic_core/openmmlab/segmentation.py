@@ -15,10 +15,10 @@ from mmengine.registry import MODELS
 
 from uic_core import config, metrics, models, recipe
 from uic_core.data import voc
-from uic_core.errors import stage
+from uic_core.errors import InputError, stage
 from uic_core.openmmlab import backbones, fcn, runner
 from uic_core.pretrain import checkpoint
-from uic_core.runtime import hardware
+from uic_core.runtime import add_threads, hardware
 
 
 def build_config(
@@ -26,29 +26,30 @@ def build_config(
     weights: Path,
     protocol: config.Segmentation,
     data: config.VocSegmentation,
-    root: Path,
     work_dir: Path,
+    workers: int = 0,
 ) -> dict[str, Any]:
     """The whole mmengine config: plain values only, so that `work_dir` gets a config mmseg's tools can read.
 
     Args:
         network: gives the architecture; its weights are read from `weights` when the model is initialised.
-        data: names the two lists in ImageSets/Segmentation.
-        root: the folder that holds VOC2012/.
+        data: the folder that holds VOC2012/, and the two lists in its ImageSets/Segmentation.
+        workers: decoding processes; 0 decodes in this one.
 
     Raises:
         InputError: a padding that leaves pixels without a score, an architecture without fc6.
     """
-    workers = protocol.workers
     biases = {"custom_keys": {"decode_head.conv_seg.bias": {"lr_mult": 2.0, "decay_mult": 0.0}}}
     return runner.training(protocol, work_dir, protocol.accumulate, biases) | {
         "default_scope": "mmseg",
         "custom_imports": {"imports": ["uic_core.openmmlab.backbones", "uic_core.openmmlab.fcn"]},
         "model": _model(network, weights, protocol.pad),
         "train_dataloader": runner.dataloader(
-            _dataset(root, data.train_list, test=False), protocol.batch_size, workers, train=True
+            _dataset(Path(data.root), data.train_list, test=False), protocol.batch_size, workers, train=True
         ),
-        "test_dataloader": runner.dataloader(_dataset(root, data.val_list, test=True), 1, workers, train=False),
+        "test_dataloader": runner.dataloader(
+            _dataset(Path(data.root), data.val_list, test=True), 1, workers, train=False
+        ),
         "test_evaluator": {"type": "VocIu"},
     }
 
@@ -93,20 +94,24 @@ def _dataset(root: Path, split: str, *, test: bool) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> None:
     """Train on the first list, test on the second, write the metrics `miou` and `iou/<class>` in per cent."""
     parser = argparse.ArgumentParser(prog="python -m uic_core.openmmlab.segmentation", description=__doc__)
-    for name in ("checkpoint", "protocol", "voc", "datasets", "out", "work-dir"):
+    for name in ("checkpoint", "protocol", "dataset", "out", "work-dir"):
         parser.add_argument(f"--{name}", required=True, type=Path)
     parser.add_argument("--run", required=True)
+    add_threads(parser)
     options = parser.parse_args(arguments)
     with stage():
         protocol = recipe.load(config.Segmentation, options.protocol)
-        data = recipe.load(config.Datasets, options.datasets).voc_segmentation
+        data = recipe.load(config.Dataset, options.dataset).section
+        if not isinstance(data, config.VocSegmentation):
+            raise InputError(f"{options.dataset}: is not voc_segmentation; give that data set's file")
+        root = Path(data.root)
         network, run_recipe = checkpoint.load(options.checkpoint)
         lists = [data.train_list, data.val_list]
-        images = {split: voc.read_list(options.voc, "Segmentation", split) for split in lists}
+        images = {split: voc.read_list(root, "Segmentation", split) for split in lists}
         # all masks first: a bad one must not end a training of days
         for image in sorted({image for split in lists for image in images[split]}):
-            voc.read_mask(voc.mask_path(options.voc, image))
-        content = build_config(network, options.checkpoint, protocol, data, options.voc, options.work_dir)
+            voc.read_mask(voc.mask_path(root, image))
+        content = build_config(network, options.checkpoint, protocol, data, options.work_dir, options.threads - 1)
         values = runner.train_and_test(content)
         head = content["model"]["decode_head"]
         metrics.write(
@@ -116,7 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
                 run=options.run,
                 dataset=metrics.Dataset(
                     name="voc_segmentation",
-                    fingerprint=voc.fingerprint(options.voc, 2012, lists),
+                    fingerprint=voc.fingerprint(root, 2012, lists),
                     sizes={split: len(images[split]) for split in lists},
                 ),
                 values={

@@ -23,6 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--pretrained", type=Path, help="method finetune: the checkpoint to start from")
     parser.add_argument("--save-every", type=float, default=60, help="seconds between saved states")
+    runtime.add_threads(parser)
     options = parser.parse_args(arguments)
     with stage():
         recipe = recipes.load(recipes.Recipe, options.recipe)
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             network = build(recipe.arch, classes=recipe.classes, image_size=recipe.image_size, sobel=recipe.sobel)
         start = sha256(options.pretrained)[:16] if options.pretrained else "fresh"
-        Trainer(recipe, index, network, start, options.save_every).run(options.out)
+        Trainer(recipe, index, network, start, options.save_every, options.threads - 1).run(options.out)
 
 
 if __name__ == "__main__":

@@ -45,12 +45,15 @@ class Trainer:
         optimizer: one SGD over all weights.
     """
 
-    def __init__(self, recipe: Recipe, index: Index, network: Network, start: str, save_every: float) -> None:
+    def __init__(
+        self, recipe: Recipe, index: Index, network: Network, start: str, save_every: float, workers: int
+    ) -> None:
         """Set up a run.
 
         Args:
             start: what tells the weights in `network` from others a run of this recipe might start from.
             save_every: seconds between saved states; 0 saves after each epoch.
+            workers: decoding processes; 0 decodes in this one.
 
         Raises:
             InputError: the recipe does not fit the index.
@@ -73,7 +76,7 @@ class Trainer:
             weight_decay=recipe.weight_decay,
             fused=True,
         )
-        self.loader = Loader(self.index, recipe.image_size, recipe.resize, recipe.workers)
+        self.loader = Loader(self.index, recipe.image_size, recipe.resize, workers)
         self.save_every = save_every
         self.labels = np.zeros(0, np.int32)
         self.history: list[dict[str, Any]] = []

@@ -3,17 +3,19 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import get_args
 
 from snakemake.exceptions import WorkflowError
 
 # The checkout is the package's home: no installation is needed to run from a clone.
 sys.path.insert(0, str(workflow.basedir))
 
-from uic_core.config import validate  # noqa: E402
+from uic_core.config import DatasetName, validate  # noqa: E402
 from uic_core.errors import InputError  # noqa: E402
 from uic_core.files import read_yaml  # noqa: E402
 from uic_core.report.cells import needed  # noqa: E402
 
+DATASETS = get_args(DatasetName)
 TABLES = range(1, 8)
 FIGURES = (3, 4)
 
@@ -35,8 +37,8 @@ def validated_config():
 
 def refuse_other_scale():
     """The demo must not train over the paper's checkpoints, nor the other way round."""
-    protocol = Path(CONFIG.results) / "protocols" / "datasets.yaml"
-    if protocol.exists() and read_yaml(protocol).get("generated") != CONFIG.datasets.generated:
+    made = [read_yaml(file)["generated"] for file in Path(CONFIG.results).glob("data/*.yaml")]
+    if made and made[0] != CONFIG.datasets.generated:
         raise WorkflowError(
             f"{CONFIG.results} holds results of {'real' if CONFIG.datasets.generated else 'generated'} data sets; "
             "name another folder under `results` in the config, or move that one away"

@@ -1,6 +1,6 @@
 # Data sets on disk -> checked data sets -> indices (files, labels, fingerprint).
 #   in   the folders named in config `datasets` (the demo makes them)
-#   out  results/data/<dataset>.checked, results/index/<dataset>_<split>.npz
+#   out  results/data/<dataset>.{yaml,checked}, results/index/<dataset>_<split>.npz
 
 
 rule protocol:
@@ -20,32 +20,33 @@ rule protocol:
     params:
         value=lambda wildcards: section(wildcards.evaluation),
     shell:
-        "python -m uic_core.protocol --section {wildcards.evaluation} --value {params.value:q} --out {output} > {log} 2>&1"
+        "python -m uic_core.protocol --section {wildcards.evaluation} --value {params.value:q} --out {output}"
+        " > {log} 2>&1"
 
 
-rule datasets:
+rule dataset:
     output:
-        f"{RESULTS}/protocols/datasets.yaml",
+        f"{RESULTS}/data/{{dataset}}.yaml",
     log:
-        f"{RESULTS}/logs/protocols/datasets.log",
+        f"{RESULTS}/logs/data/{{dataset}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/protocols/datasets.tsv"
+        f"{RESULTS}/benchmarks/data/{{dataset}}.tsv"
     conda:
         "../../envs/report.yaml"
     resources:
         mem_mb=500,
         runtime=5,
     params:
-        value=json.dumps(CONFIG.datasets.model_dump()),
+        value=lambda wildcards: CONFIG.datasets.one(wildcards.dataset).model_dump_json(),
     shell:
-        "python -m uic_core.protocol --section datasets --value {params.value:q} --out {output} > {log} 2>&1"
+        "python -m uic_core.protocol --section dataset --value {params.value:q} --out {output} > {log} 2>&1"
 
 
 if CONFIG.datasets.generated:
 
     rule synthetic:
         input:
-            f"{RESULTS}/protocols/datasets.yaml",
+            f"{RESULTS}/data/{{dataset}}.yaml",
         output:
             touch(f"{RESULTS}/data/{{dataset}}.generated"),
         log:
@@ -59,39 +60,42 @@ if CONFIG.datasets.generated:
             mem_mb=2000,
             runtime=30,
         shell:
-            "python -m uic_core.data.synthetic --protocol {input} --dataset {wildcards.dataset} > {log} 2>&1"
+            "python -m uic_core.data.synthetic --dataset {input} --threads {threads} > {log} 2>&1"
 
 
+# Before the first GPU hour of any run: what is wrong with a data set should be known while somebody is still looking.
 rule check:
     input:
         generated,
-        protocol=f"{RESULTS}/protocols/datasets.yaml",
+        dataset=f"{RESULTS}/data/{{dataset}}.yaml",
     output:
         f"{RESULTS}/data/{{dataset}}.checked",
     log:
         f"{RESULTS}/logs/data/check_{{dataset}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/data/check_{{dataset}}.tsv"
+    priority: 100
     conda:
         "../../envs/core.yaml"
+    threads: 8
     resources:
         mem_mb=4000,
         runtime=120,
     shell:
-        "python -m uic_core.data.check --protocol {input.protocol} --dataset {wildcards.dataset} --out {output}"
-        " > {log} 2>&1"
+        "python -m uic_core.data.check --dataset {input.dataset} --out {output} --threads {threads} > {log} 2>&1"
 
 
 rule index:
     input:
         checked=f"{RESULTS}/data/{{dataset}}.checked",
-        protocol=f"{RESULTS}/protocols/datasets.yaml",
+        dataset=f"{RESULTS}/data/{{dataset}}.yaml",
     output:
         f"{RESULTS}/index/{{dataset}}_{{split}}.npz",
     log:
         f"{RESULTS}/logs/data/index_{{dataset}}_{{split}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/data/index_{{dataset}}_{{split}}.tsv"
+    priority: 100
     conda:
         "../../envs/core.yaml"
     threads: 8
@@ -99,5 +103,5 @@ rule index:
         mem_mb=8000,
         runtime=240,
     shell:
-        "python -m uic_core.data.index --protocol {input.protocol} --dataset {wildcards.dataset}_{wildcards.split}"
-        " --out {output} --threads {threads} > {log} 2>&1"
+        "python -m uic_core.data.index --dataset {input.dataset} --split {wildcards.split} --out {output}"
+        " --threads {threads} > {log} 2>&1"

@@ -24,7 +24,8 @@ rule linear_probe:
         gpu=1,
     shell:
         "python -m uic_core.evaluate.linear_probe --run {wildcards.run} --checkpoint {input.checkpoint}"
-        " --protocol {input.protocol} --train-index {input.train} --val-index {input.val} --out {output} > {log} 2>&1"
+        " --protocol {input.protocol} --train-index {input.train} --val-index {input.val} --out {output}"
+        " --threads {threads} > {log} 2>&1"
 
 
 rule clusters:
@@ -75,7 +76,7 @@ rule voc_classification:
         root=CONFIG.datasets.voc07.root,
     shell:
         "python -m uic_core.evaluate.voc_classification --run {wildcards.run} --checkpoint {input.checkpoint}"
-        " --protocol {input.protocol} --voc {params.root:q} --out {output} > {log} 2>&1"
+        " --protocol {input.protocol} --voc {params.root:q} --out {output} --threads {threads} > {log} 2>&1"
 
 
 rule fewshot:
@@ -98,4 +99,4 @@ rule fewshot:
         gpu=1,
     shell:
         "python -m uic_core.evaluate.fewshot --run {wildcards.run} --checkpoint {input.checkpoint}"
-        " --protocol {input.protocol} --index {input.index} --out {output} > {log} 2>&1"
+        " --protocol {input.protocol} --index {input.index} --out {output} --threads {threads} > {log} 2>&1"

@@ -48,7 +48,7 @@ rule pretrain:
         folder=subpath(output.checkpoint, parent=True),
     shell:
         "python -m uic_core.pretrain --recipe {input.recipe} --train-index {input.index} --out {params.folder}"
-        " > {log} 2>&1"
+        " --threads {threads} > {log} 2>&1"
 
 
 rule finetune:
@@ -77,4 +77,4 @@ rule finetune:
         folder=subpath(output.checkpoint, parent=True),
     shell:
         "python -m uic_core.pretrain.finetune --recipe {input.recipe} --train-index {input.index}"
-        " --pretrained {input.pretrained} --out {params.folder} > {log} 2>&1"
+        " --pretrained {input.pretrained} --out {params.folder} --threads {threads} > {log} 2>&1"

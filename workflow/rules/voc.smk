@@ -53,14 +53,14 @@ rule detection:
     shell:
         "python -m uic_core.openmmlab.detection --run {wildcards.run} --checkpoint {input.checkpoint}"
         " --protocol {input.protocol} --voc {params.root:q} --train-proposals {input.train}"
-        " --test-proposals {input.test} --out {output} --work-dir {params.folder} > {log} 2>&1"
+        " --test-proposals {input.test} --out {output} --work-dir {params.folder} --threads {threads} > {log} 2>&1"
 
 
 rule segmentation:
     input:
         checkpoint=f"{RESULTS}/runs/{{run}}/checkpoint.safetensors",
         protocol=f"{RESULTS}/protocols/segmentation.yaml",
-        datasets=f"{RESULTS}/protocols/datasets.yaml",
+        dataset=f"{RESULTS}/data/voc_segmentation.yaml",
         checked=f"{RESULTS}/data/voc_segmentation.checked",
     output:
         f"{RESULTS}/metrics/{{run}}/segmentation.json",
@@ -76,9 +76,8 @@ rule segmentation:
         runtime=2880,
         gpu=1,
     params:
-        root=CONFIG.datasets.voc_segmentation.root,
         folder=f"{RESULTS}/runs/{{run}}/segmentation",
     shell:
         "python -m uic_core.openmmlab.segmentation --run {wildcards.run} --checkpoint {input.checkpoint}"
-        " --protocol {input.protocol} --voc {params.root:q} --datasets {input.datasets} --out {output}"
-        " --work-dir {params.folder} > {log} 2>&1"
+        " --protocol {input.protocol} --dataset {input.dataset} --out {output} --work-dir {params.folder}"
+        " --threads {threads} > {log} 2>&1"
