@@ -108,7 +108,7 @@ def test_figure_4_shows_the_images_their_class_and_frames_the_others(made: Simpl
     frames = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
     assert [(frame.get_x() // side, frame.get_y() // side) for frame in frames] == [(3, 0)]
     texts = [text.get_text() for text in axes.texts]
-    assert texts == ["blue", "entropy 0.25", "class 2, 4 images", "red", "entropy 0.50", "class 0, 2 images"]
+    assert texts == ["blue", "entropy 0.25 nats", "class 2, 4 images", "red", "entropy 0.50 nats", "class 0, 2 images"]
 
 
 @pytest.mark.parametrize(

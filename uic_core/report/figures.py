@@ -59,7 +59,7 @@ class Clusters:
         class_sizes: int array [K], images a class.
         grid_classes: int array [G], the classes of lowest entropy, in 0…K-1.
         grid_images: int array [G, M], positions in the index of the training images.
-        grid_entropy: float array [G], entropy of the annotated labels in a class, ≥ 0.
+        grid_entropy: float array [G], entropy of the annotated labels in a class, nats, ≥ 0.
     """
 
     class_sizes: NDArray[np.integer]
@@ -226,7 +226,7 @@ def _describe(axes: Axes, clusters: Clusters, row: int, y: float, dominant: str)
     size = int(clusters.class_sizes[int(clusters.grid_classes[row])])
     lines = [
         (10, _shorten(dominant), INK, "bold"),
-        (0, f"entropy {clusters.grid_entropy[row]:.2f}", INK, "normal"),
+        (0, f"entropy {clusters.grid_entropy[row]:.2f} nats", INK, "normal"),
         (-10, f"class {int(clusters.grid_classes[row])}, {size:,} images", GREY, "normal"),
     ]
     for offset, text, color, weight in lines:
