@@ -22,6 +22,11 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def workers(threads: int) -> int:
+    """Decoding processes of this process: its part of the job's CPUs, but for the one that it runs on itself."""
+    return max(0, threads // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1)
+
+
 def device() -> torch.device:
     """The accelerator of this process (by LOCAL_RANK under torchrun), else the CPU."""
     if torch.cuda.is_available():

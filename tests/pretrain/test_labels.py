@@ -1,14 +1,15 @@
 """UIC's label bookkeeping against a naive transcription of PROTOCOL section 2, and its properties."""
 
 import collections
+import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import normalized_mutual_info_score
 
-from uic_core.pretrain import labels
+from uic_core.pretrain import labels, order
 
 
 def naive_split(values: list[int], classes: int, rng: np.random.Generator) -> list[int]:
@@ -25,22 +26,6 @@ def naive_split(values: list[int], classes: int, rng: np.random.Generator) -> li
     return values
 
 
-def naive_order(values: np.ndarray, classes: int, rng: np.random.Generator) -> np.ndarray:
-    """Step 3, word for word, before the cut to N."""
-    draws = len(values) // classes + 1
-    drawn = []
-    for k in range(classes):
-        members = np.flatnonzero(values == k)
-        drawn.append(rng.choice(members, draws, replace=len(members) <= draws))
-    return rng.permutation(np.concatenate(drawn))
-
-
-def naive_draws(values: np.ndarray, classes: int) -> dict[int, tuple[int, bool]]:
-    """Step 3: class -> (draws, with replacement?)."""
-    draws = len(values) // classes + 1
-    return {k: (draws, bool((values == k).sum() <= draws)) for k in range(classes)}
-
-
 cases = st.tuples(st.integers(0, 2**32), st.integers(2, 30), st.integers(0, 100), st.floats(0, 3))
 
 
@@ -51,12 +36,59 @@ def drawn(seed: int, classes: int, extra: int, skew: float) -> np.ndarray:
     return rng.choice(classes, classes + extra, p=weights / weights.sum()).astype(np.int32)
 
 
+def split(values: np.ndarray, classes: int, seed: int = 1) -> tuple[np.ndarray, labels.Groups]:
+    """Labels and groups after splitting."""
+    got = values.copy()
+    groups = labels.group(got, classes, np.random.default_rng(seed))
+    labels.split_empty(groups, got)
+    return got, groups
+
+
+def check_groups(groups: labels.Groups, values: np.ndarray) -> None:
+    """Every image lies in the group of its label, once."""
+    for number, size in enumerate(groups.sizes):
+        assert size == (values == number).sum()
+        assert (values[groups.of(number)] == number).all()
+    assert sorted(groups.members.tolist()) == list(range(len(values)))
+
+
+@pytest.fixture(params=[1 << 18, 7])
+def segment(request, monkeypatch) -> int:
+    """Segments that hold all images, and some that hold hardly a class."""
+    monkeypatch.setattr(labels, "SEGMENT", request.param)
+    monkeypatch.setattr(order, "SEGMENT", request.param)
+    return request.param
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cases)
+def test_groups_hold_every_image_with_its_label(segment, case):
+    values = drawn(*case)
+    check_groups(labels.group(values, case[1], np.random.default_rng(1)), values)
+    plain = labels.group(values, case[1])
+    check_groups(plain, values)
+    assert all((np.diff(plain.of(number)) > 0).all() for number in range(case[1]))
+
+
+def test_members_lie_in_random_order():
+    values = np.array([1, 0, 1, 1, 0], np.int32)
+    found = collections.Counter(
+        tuple(labels.group(values, 2, np.random.default_rng(seed)).members.tolist()) for seed in range(1200)
+    )
+    assert len(found) == 12  # 2! 3!
+    assert min(found.values()) > 60
+
+
 @settings(max_examples=60, deadline=None)
 @given(cases)
-def test_splitting_equals_the_transcription(case):
+def test_splitting_moves_as_many_images_as_the_transcription_between_the_same_classes(case):
     values, classes = drawn(*case), case[1]
-    got = labels.split_empty_classes(values, classes, np.random.default_rng(1))
-    assert got.tolist() == naive_split(values.tolist(), classes, np.random.default_rng(1))
+    got, groups = split(values, classes)
+    check_groups(groups, got)
+    naive = np.array(naive_split(values.tolist(), classes, np.random.default_rng(1)))
+    for before in range(classes):  # where each class's images went
+        ours, theirs = (np.bincount(after[values == before], minlength=classes) for after in (got, naive))
+        assert ours.tolist() == theirs.tolist()
 
 
 @pytest.fixture(scope="module")
@@ -70,77 +102,31 @@ def large() -> np.ndarray:
 
 
 def test_splitting_equals_the_transcription_at_ten_thousand_images(large):
-    got = labels.split_empty_classes(large, 1000, np.random.default_rng(1))
-    assert got.tolist() == naive_split(large.tolist(), 1000, np.random.default_rng(1))
+    got, groups = split(large, 1000)
+    check_groups(groups, got)
+    naive = naive_split(large.tolist(), 1000, np.random.default_rng(1))
+    assert groups.sizes.tolist() == np.bincount(naive, minlength=1000).tolist()
+    assert groups.sizes.min() > 0
+
+
+def test_a_random_half_moves():
+    moved = np.zeros(8)
+    for seed in range(800):
+        got, _ = split(np.zeros(8, np.int32), 2, seed)
+        assert got.sum() == 4
+        moved += got
+    assert (abs(moved / 800 - 0.5) < 0.08).all()
 
 
 @settings(max_examples=60, deadline=None)
 @given(cases)
 def test_after_splitting_no_class_is_empty_and_others_are_left_alone(case):
     values, classes = drawn(*case), case[1]
-    before = values.copy()
-    got = labels.split_empty_classes(values, classes, np.random.default_rng(1))
-    assert (labels.class_sizes(got, classes) > 0).all()
-    assert (values == before).all(), "a pure function"
+    got, groups = split(values, classes)
+    assert groups.empty() == 0
     if (labels.class_sizes(values, classes) > 0).all():
         assert (got == values).all()
     assert set(got[got != values]) <= set(np.flatnonzero(labels.class_sizes(values, classes) == 0))
-
-
-@settings(max_examples=60, deadline=None)
-@given(cases)
-def test_balanced_order_draws_every_class_as_the_transcription_says(case):
-    classes = case[1]
-    values = labels.split_empty_classes(drawn(*case), classes, np.random.default_rng(1))
-    n = len(values)
-    # before the cut: N' = draws * K positions; the cut drops a random few of them
-    order = labels.balanced_order(values, classes, np.random.default_rng(2))
-    assert order.shape == (n,)
-    dropped = (n // classes + 1) * classes - n
-    for k, (draws, replacement) in naive_draws(values, classes).items():
-        positions = order[values[order] == k]
-        assert draws - dropped <= len(positions) <= draws
-        if not replacement:
-            assert len(set(positions.tolist())) == len(positions)
-
-
-def test_balanced_order_covers_as_many_images_as_the_transcription(large):
-    """Coverage tells draws with replacement from draws without: means of 20 orders agree within a few deviations."""
-    values = labels.split_empty_classes(large, 1000, np.random.default_rng(1))
-    ours, naive = (
-        [labels.coverage(function(values, 1000, np.random.default_rng(seed))[:10_000], 10_000) for seed in range(20)]
-        for function in (labels.balanced_order, naive_order)
-    )
-    assert np.mean(ours) == pytest.approx(np.mean(naive), abs=4 * (np.std(ours) + np.std(naive)) / 20**0.5)
-    assert np.std(ours) > 0
-
-
-def test_balanced_order_at_ten_thousand_images_and_a_thousand_classes(large):
-    values = labels.split_empty_classes(large, 1000, np.random.default_rng(0))
-    sizes = labels.class_sizes(values, 1000)
-    assert (sizes == 1).any()
-    order = labels.balanced_order(values, 1000, np.random.default_rng(0))
-    counts = np.bincount(values[order], minlength=1000)
-    assert counts.max() == 11
-    assert counts.sum() == 10_000
-    singleton = int(np.flatnonzero(sizes == 1)[0])
-    assert counts[singleton] > 1, "a class of one image is drawn again and again"
-
-
-def test_balanced_order_is_uniform_within_a_class():
-    values = np.array([0] * 30 + [1] * 30 + [2] * 3, np.int32)
-    hits = np.zeros(63)
-    for seed in range(400):
-        hits += np.bincount(labels.balanced_order(values, 3, np.random.default_rng(seed)), minlength=63)
-    for members in (hits[:30], hits[30:60], hits[60:]):
-        assert members.std() / members.mean() < 0.12
-
-
-def test_balanced_order_skips_classes_without_members():
-    values = np.array([0, 0, 5, 5], np.int32)
-    order = labels.balanced_order(values, 9, np.random.default_rng(0))
-    assert len(order) == 4
-    assert set(values[order]) == {0, 5}
 
 
 def test_the_last_of_several_draws_wins():
@@ -155,20 +141,44 @@ def test_initial_labels_are_uniform_int32():
     assert labels.class_sizes(values, 10).min() > 9_500
 
 
-def test_coverage_by_hand():
-    assert labels.coverage(np.array([0, 0, 3, 1]), 4) == pytest.approx(0.75)
+def nmi(one, other) -> float:
+    one = np.array(one, np.int32)
+    return labels.nmi(labels.group(one, int(one.max()) + 1), np.array(other, np.int32))
 
 
 def test_nmi_is_geometric_by_hand():
     """H(one) = ln 2, H(other) = 1.5 ln 2, MI = ln 2: 1 / sqrt(1.5)."""
-    assert labels.nmi(np.array([0, 0, 1, 1]), np.array([0, 0, 1, 2])) == pytest.approx(1.5**-0.5)
-    assert labels.nmi(np.array([0, 0, 1, 1]), np.array([5, 5, 3, 3])) == pytest.approx(1)
+    assert nmi([0, 0, 1, 1], [0, 0, 1, 2]) == pytest.approx(1.5**-0.5)
+    assert nmi([0, 0, 1, 1], [5, 5, 3, 3]) == pytest.approx(1)
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(1, 300), st.integers(1, 30), st.integers(1, 30), st.integers(0, 10**6))
-def test_nmi_equals_scikit_learn(images, one, other, seed):
+def test_nmi_equals_scikit_learn(segment, images, one, other, seed):
     rng = np.random.default_rng(seed)
     first = rng.integers(0, one, images, dtype=np.int32)
     second = np.where(rng.random(images) < 0.5, first % other, rng.integers(0, other, images)).astype(np.int32)
     expected = normalized_mutual_info_score(first, second, average_method="geometric")
-    assert labels.nmi(first, second) == pytest.approx(expected, abs=1e-9)
+    assert nmi(first, second) == pytest.approx(expected, abs=1e-9)
+
+
+def test_labels_and_groups_are_all_there_is_for_an_image():
+    """Eight bytes an image: what is allocated on the way does not grow with the images."""
+
+    def peak(images: int) -> int:
+        rng = np.random.default_rng(0)
+        tracemalloc.start()
+        values = labels.draw_initial(images, 1000, rng)
+        groups = labels.group(values, 1000, rng)
+        labels.split_empty(groups, values)
+        balanced = order.Balanced(groups, 0, 0)
+        for first in range(0, images, 1 << 14):
+            positions, _ = balanced.draw(first, min(first + (1 << 14), images))
+            labels.update(values, positions, positions % 1000)
+        balanced.coverage()
+        labels.nmi(groups, values)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    assert (peak(8_000_000) - peak(2_000_000)) / 6_000_000 <= 8.2

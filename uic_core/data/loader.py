@@ -9,7 +9,7 @@ import functools
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -74,19 +74,33 @@ class Loader:
         Raises:
             InputError: an image cannot be read; names the file.
         """
-        assert self._loader is not None, "the loader is closed"
         order = np.asarray(order, np.int64)
-        assert not len(order) or (order.min() >= 0 and order.max() < self._images), "order holds unknown positions"
+        batches = (order[start : start + batch_size] for start in range(0, len(order), batch_size))
+        return self.stream(batches, view, seed, epoch)
+
+    def stream(
+        self, batches: Iterable[NDArray[np.int64]], view: View, seed: int, epoch: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """As `batches`, with the positions of each batch made when a worker is free to decode it.
+
+        Args:
+            batches: positions in the index, int64 [B] each; asked for a few batches ahead.
+        """
+        assert self._loader is not None, "the loader is closed"
         self._passes += 1
         this = self._passes
-        self._requests.items = [
-            _Request(order[start : start + batch_size], view, seed, epoch) for start in range(0, len(order), batch_size)
-        ]
+        self._requests.items = (_Request(self._known(positions), view, seed, epoch) for positions in batches)
         for batch in self._loader:
             if isinstance(batch, str):
                 raise InputError(batch)
             yield batch
             assert this == self._passes, "a loader serves one pass at a time"
+
+    def _known(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        assert not len(positions) or (positions.min() >= 0 and positions.max() < self._images), (
+            "order holds unknown positions"
+        )
+        return positions
 
     def close(self) -> None:
         """End the worker processes; the loader cannot be used again."""
@@ -109,13 +123,10 @@ class _Requests(Sampler[_Request]):
     """What the workers are to do next: requests carry all that changes, since workers keep the first pass's state."""
 
     def __init__(self) -> None:
-        self.items: list[_Request] = []
+        self.items: Iterator[_Request] = iter(())
 
     def __iter__(self) -> Iterator[_Request]:
-        return iter(self.items)
-
-    def __len__(self) -> int:
-        return len(self.items)
+        return self.items
 
 
 class _Decoder(Dataset[_Batch]):

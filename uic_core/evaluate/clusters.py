@@ -20,7 +20,7 @@ from uic_core.data.index import Index
 from uic_core.errors import InputError, stage
 from uic_core.files import atomic
 from uic_core.pretrain import checkpoint
-from uic_core.pretrain.labels import class_sizes, nmi
+from uic_core.pretrain.labels import class_sizes, group, nmi
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def class_entropies(labels: NDArray[np.integer], annotated: NDArray[np.integer],
     width = int(annotated.max()) + 1
     pairs, counts = np.unique(labels.astype(np.int64) * width + annotated, return_counts=True)
     owner = pairs // width
-    shares = counts / class_sizes(labels.astype(np.int32), classes)[owner]
+    shares = counts / class_sizes(labels, classes)[owner]
     entropies = np.zeros(classes)
     np.add.at(entropies, owner, shares * np.log(1 / shares))
     return entropies
@@ -132,7 +132,7 @@ def evaluate(
     labels: NDArray[np.integer], index: Index, classes: int, protocol: Clusters
 ) -> tuple[dict[str, metrics.Value], Arrays]:
     """Values and arrays for pseudo-labels [N] of an index's images; grid positions are positions in this index."""
-    sizes = class_sizes(labels.astype(np.int32), classes)
+    sizes = class_sizes(labels, classes)
     entropies = class_entropies(labels, index.labels, classes)
     chosen = choose_classes(sizes, entropies, protocol)
     arrays = Arrays(
@@ -144,7 +144,9 @@ def evaluate(
     )
     images = len(labels)
     values = {
-        "nmi": metrics.Value(value=100 * nmi(labels, index.labels), unit="%", n=images),
+        "nmi": metrics.Value(
+            value=100 * nmi(group(labels.astype(np.int32), classes), index.labels), unit="%", n=images
+        ),
         "empty_classes": metrics.Value(value=int((sizes == 0).sum()), unit="classes", n=classes),
         "entropy_of_sizes": metrics.Value(value=100 * size_entropy(sizes), unit="% of ln K", n=classes),
         "largest": metrics.Value(value=int(sizes.max()), unit="images"),

@@ -1,4 +1,8 @@
-"""Stage `pretrain`: a recipe and an index of images -> checkpoint, labels, history."""
+"""Stage `pretrain`: a recipe and an index of images -> checkpoint, labels, history.
+
+One process, or under torchrun any number: `torchrun --nproc-per-node 4 -m uic_core.pretrain …`. SIGTERM and SIGUSR1
+save the state and end with status 75; the same command goes on.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from uic_core.data.index import Index
 from uic_core.errors import InputError, stage
 from uic_core.files import sha256
 from uic_core.models import build
-from uic_core.pretrain import checkpoint
+from uic_core.pretrain import checkpoint, parallel
 from uic_core.pretrain.loop import Trainer
 
 
@@ -22,10 +26,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--train-index", type=Path, required=True, help="index of the training images")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--pretrained", type=Path, help="method finetune: the checkpoint to start from")
-    parser.add_argument("--save-every", type=float, default=60, help="seconds between saved states")
+    parser.add_argument("--save-every", type=float, default=300, help="seconds between saved states")
     runtime.add_threads(parser)
     options = parser.parse_args(arguments)
-    with stage():
+    with stage(), parallel.group(runtime.device()) as ranks:
         recipe = recipes.load(recipes.Recipe, options.recipe)
         if (recipe.method == "finetune") != bool(options.pretrained):
             raise InputError("--pretrained: give it for method finetune, and for no other method")
@@ -42,7 +46,8 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             network = build(recipe.arch, classes=recipe.classes, image_size=recipe.image_size, sobel=recipe.sobel)
         start = sha256(options.pretrained)[:16] if options.pretrained else "fresh"
-        Trainer(recipe, index, network, start, options.save_every, options.threads - 1).run(options.out)
+        workers = runtime.workers(options.threads)
+        Trainer(recipe, index, network, start, ranks, workers, options.save_every).run(options.out)
 
 
 if __name__ == "__main__":

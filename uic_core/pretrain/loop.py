@@ -3,37 +3,46 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import math
+import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from uic_core import runtime
 from uic_core.data.augment import UNIFORMS, augment, normalize
 from uic_core.data.index import Index
 from uic_core.data.loader import Loader
-from uic_core.errors import InputError
+from uic_core.errors import InputError, Interrupted
 from uic_core.files import atomic, write_text
 from uic_core.models import Network
 from uic_core.pretrain import checkpoint, labels
 from uic_core.pretrain.methods import cross_entropy, method
+from uic_core.pretrain.order import Order
+from uic_core.pretrain.parallel import Ranks
 from uic_core.pretrain.precision import autocast, resolve
-from uic_core.pretrain.state import State
+from uic_core.pretrain.state import Position, State
 from uic_core.recipe import Recipe
 
 LINE_SECONDS = 60
+EPOCH_SECONDS = 20
+"""A state is saved at the end of every epoch, but for those that end sooner after the last one."""
 
-Batch = tuple[Tensor, Tensor]  # uint8 [B, 3, S, S], int64 positions [B]
-Observe = Callable[["Trainer", Tensor, Tensor], None]
+_BATCHES = 64  # of the order, drawn at a time
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Trainer:
@@ -41,36 +50,46 @@ class Trainer:
 
     Attributes:
         index: the images trained on (`recipe.images` of the whole index).
-        labels: int32 [N], the only thing kept for each image.
-        optimizer: one SGD over all weights.
+        labels: int32 [N], the only thing kept for each image but for its place in `groups`.
+        groups: the images by their labels, or by the targets of the epoch under way.
+        agreement: NMI of the labels with those before them.
+        optimizer: one SGD over all weights; DeepCluster's top layer, new each epoch, has no momentum.
+        history: a line for each finished epoch.
     """
 
     def __init__(
-        self, recipe: Recipe, index: Index, network: Network, start: str, save_every: float, workers: int
+        self, recipe: Recipe, index: Index, network: Network, start: str, ranks: Ranks, workers: int, save_every: float
     ) -> None:
         """Set up a run.
 
         Args:
             start: what tells the weights in `network` from others a run of this recipe might start from.
-            save_every: seconds between saved states; 0 saves after each epoch.
             workers: decoding processes; 0 decodes in this one.
+            save_every: seconds between states within an epoch.
 
         Raises:
             InputError: the recipe does not fit the index.
         """
-        self.recipe = recipe
+        self.recipe, self.ranks = recipe, ranks
         self.index = index.subset(recipe.images, recipe.seed)
         _check(recipe, self.index)
-        self.key = f"{recipe.hash()}-{self.index.fingerprint}-{start}"
+        self.identity = {"recipe": recipe.model_dump(), "hash": recipe.hash(), "data": self.index.fingerprint}
+        self.identity["start"] = start
         self.device = runtime.device()
         self.precision = resolve(recipe.precision, self.device)
+        self.method = method(recipe.method, recipe.label_view)
         # Tensor cores and oneDNN both prefer channels last.
         self.network = network.to(self.device)
         for parameter in self.network.parameters():
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        top = list(self.network.top.parameters())
+        body = [parameter for name, parameter in self.network.named_parameters() if not name.startswith("top.")]
+        groups: list[dict[str, Any]] = [{"params": body}, {"params": top}]
+        if not self.method.top_momentum:
+            groups[1]["momentum"] = 0.0
         self.optimizer = torch.optim.SGD(
-            self.network.parameters(),
+            groups,
             lr=recipe.lr,
             momentum=recipe.momentum,
             weight_decay=recipe.weight_decay,
@@ -78,8 +97,11 @@ class Trainer:
         )
         self.loader = Loader(self.index, recipe.image_size, recipe.resize, workers)
         self.save_every = save_every
-        self.labels = np.zeros(0, np.int32)
+        self.labels: labels.Labels = np.zeros(0, np.int32)
+        self.groups = labels.group(self.labels, recipe.classes)
+        self.agreement = 1.0
         self.history: list[dict[str, Any]] = []
+        self.rate = 0.0
 
     def run(self, folder: Path) -> None:
         """Train to the end of the recipe and write labels.npy, history.jsonl and checkpoint.safetensors.
@@ -87,105 +109,274 @@ class Trainer:
         A state left by an interrupted run of the same recipe on the same images is gone on from.
 
         Raises:
-            InputError: an unreadable image; a loss that is not finite, naming the step; a full disk.
+            InputError: an unreadable image; a loss that is not finite, naming the step; a full disk; a state of
+                another run.
+            Interrupted: SIGTERM or SIGUSR1 came, and the state is saved.
         """
-        state = State(folder / "state.safetensors", self.key)
-        with contextlib.closing(self.loader):
-            self._train(state)
-        with atomic(folder / "labels.npy") as temporary:
-            np.save(temporary, self.labels)
-        write_text(folder / "history.jsonl", "".join(json.dumps(line) + "\n" for line in self.history))
-        checkpoint.save(folder / "checkpoint.safetensors", self.network, self.recipe, {"data": self.index.fingerprint})
-        state.remove()
+        state = State(folder, self.identity, self.recipe.hash())
+        with contextlib.closing(self.loader), _Signals() as signals:
+            self._train(state, signals)
+        if not self.ranks.rank:
+            with atomic(folder / "labels.npy") as temporary:
+                np.save(temporary, self.labels)
+            write_text(folder / "history.jsonl", "".join(json.dumps(line) + "\n" for line in self.history))
+            extra = {"data": self.index.fingerprint}
+            checkpoint.save(folder / "checkpoint.safetensors", self.network, self.recipe, extra)
+            state.remove()
+        self.ranks.barrier()
 
-    def _train(self, state: State) -> None:
-        recipe, chosen = self.recipe, method(self)
-        first = state.restore(self)
-        if not first:
-            self.labels = chosen.initial(self)
-        saved = time.monotonic()
-        for epoch in range(first, recipe.epochs):
-            # All randomness of an epoch starts here, so a resumed run draws what an undisturbed one would.
-            torch.manual_seed(recipe.seed * 1_000_003 + epoch)
-            rng = np.random.default_rng([recipe.seed, 1, epoch])
-            before = self.labels.copy()
-            empty = int((labels.class_sizes(before, recipe.classes) == 0).sum())
-            plan = chosen.plan(self, epoch, rng)
-            loss = self._epoch(epoch, plan.order, plan.targets, chosen.observe)
-            self._record(epoch, loss, before, empty, labels.coverage(plan.order, len(self.index)))
-            if epoch + 1 < recipe.epochs and time.monotonic() - saved >= self.save_every:
-                state.save(self, epoch + 1)
-                saved = time.monotonic()
+    def relabel(self, found: labels.Labels, epoch: int) -> None:
+        """Take other labels: their agreement with the present ones, and their groups for `epoch`."""
+        if len(self.groups.members):
+            self.agreement = labels.nmi(self.groups, found)
+        self.labels = found
+        del self.groups  # before the new ones are made: eight bytes an image, not twelve
+        self.groups = labels.group(found, self.recipe.classes, np.random.default_rng([self.recipe.seed, 1, epoch]))
 
-    def predict(self) -> NDArray[np.int32]:
-        """Argmax of a centre-crop pass in eval mode over all images, int32 [N]."""
-        return self._centre_pass(lambda x: self.network(x).argmax(1)).astype(np.int32)
+    def say(self, line: str) -> None:
+        """Print a line, once for all ranks."""
+        if not self.ranks.rank:
+            print(line, flush=True)
 
-    def embeddings(self) -> NDArray[np.float32]:
-        """Features before the top layer of a centre-crop pass in eval mode, float32 [N, D]."""
-        return self._centre_pass(lambda x: self.network.embed(x).float())
-
-    @torch.no_grad()
-    def _centre_pass(self, function: Callable[[Tensor], Tensor]) -> NDArray[Any]:
-        self.network.eval()
-        found: NDArray[Any] | None = None
-        order = np.arange(len(self.index))
-        for images, positions in self.loader.batches(order, self.recipe.batch_size, "center_crop", self.recipe.seed, 0):
-            x = normalize(images.to(self.device, non_blocking=True)).contiguous(memory_format=torch.channels_last)
-            with autocast(self.precision, self.device):
-                values = function(x).cpu().numpy()
-            if found is None:  # one array from the start: DeepCluster's features are 21 GB on ImageNet
-                found = np.empty((len(order), *values.shape[1:]), values.dtype)
-            found[positions.numpy()] = values
-        assert found is not None, "an index holds at least one image"
+    def predict(self) -> labels.Labels:
+        """Argmax of a centre-crop pass in eval mode over all images, int32 [N], the same on every rank."""
+        found = self._centre_pass(lambda x: self.network(x).argmax(1).to(torch.int32), everywhere=True)
+        assert found is not None
         return found
 
-    def _epoch(self, epoch: int, order: NDArray[np.int64], targets: labels.Labels, observe: Observe) -> float:
-        """One pass over `order`; mean loss."""
+    def embeddings(self) -> NDArray[np.float32] | None:
+        """Features before the top layer of a centre-crop pass in eval mode, float32 [N, D]; on rank 0 alone."""
+        return self._centre_pass(lambda x: self.network.embed(x).float(), everywhere=False)
+
+    @torch.no_grad()
+    def _centre_pass(self, function: Callable[[Tensor], Tensor], *, everywhere: bool) -> NDArray[Any] | None:
+        self.ranks.align(self.network)
+        self.network.eval()
+        images, size = len(self.index), self.recipe.batch_size
+        parts = [
+            np.array_split(np.arange(start, min(start + size, images)), self.ranks.world)
+            for start in range(0, images, size)
+        ]
+        # A rank without an image in the last batch passes one for nothing.
+        own = (part[self.ranks.rank] if len(part[self.ranks.rank]) else part[0][:1] for part in parts)
+        found: NDArray[Any] | None = None
+        for part, (crops, _) in zip(parts, self.loader.stream(own, "center_crop", self.recipe.seed, 0), strict=True):
+            x = normalize(crops.to(self.device, non_blocking=True)).contiguous(memory_format=torch.channels_last)
+            with autocast(self.precision, self.device):
+                rows = function(x)[: len(part[self.ranks.rank])]
+            values = self.ranks.gather(rows, [len(positions) for positions in part])
+            if not everywhere and self.ranks.rank:
+                continue
+            if found is None:  # one array from the start: DeepCluster's features are 21 GB on ImageNet
+                found = np.empty((images, *values.shape[1:]), values.cpu().numpy().dtype)
+            found[part[0][0] : part[0][0] + len(values)] = values.cpu().numpy()
+        return found
+
+    def _train(self, state: State, signals: _Signals) -> None:
         recipe = self.recipe
+        position = state.restore(self)
+        if position is None:
+            position = Position()
+            self.relabel(self.method.initial(self), 0)
+        network = self.ranks.wrap(self.network) if recipe.epochs else self.network
+        self._saved = time.monotonic()
+        for epoch in range(position.epoch, recipe.epochs):
+            if not position.step:
+                position.empty = self.groups.empty()
+                self.method.prepare(self, epoch)
+            order = self.method.order(self, epoch)
+            self._epoch(network, position, order, state, signals)
+            covered = order.coverage()
+            del order  # and with it the old groups
+            if self.method.learns_labels:
+                self.relabel(self.labels, epoch + 1)
+            self._record(position, covered)
+            position = Position(epoch + 1)
+            if epoch + 1 < recipe.epochs:
+                stop, save = self._wishes(signals, EPOCH_SECONDS)
+                wishes = self.ranks.mean(torch.tensor([stop, save], device=self.device)).tolist()
+                self._obey(wishes, position, state, signals)
+
+    def _epoch(self, network: nn.Module, position: Position, order: Order, state: State, signals: _Signals) -> None:
+        """The epoch's steps from `position` on. Every step's numbers are read while the next one runs."""
+        recipe, rank = self.recipe, self.ranks.rank
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(recipe, epoch)
-        self.network.train()
-        size = recipe.batch_size
-        if len(order) % size == 1:
-            order = order[:-1]  # batch norm cannot normalise a single image
-        total, started = 0.0, time.monotonic()
-        batches = self.loader.batches(order, size, "resized_crop", recipe.seed, epoch)
-        for step, (images, positions) in enumerate(_progress(batches, len(order), size, epoch, recipe.epochs)):
-            numbers = runtime.uniforms(recipe.seed, epoch, positions.numpy(), UNIFORMS)
-            x = augment(images.to(self.device, non_blocking=True), numbers, recipe.augmentation)
+            group["lr"] = learning_rate(recipe, position.epoch)
+        network.train()
+        bounds = self.ranks.bounds(len(order), recipe.batch_size)
+        targets: deque[NDArray[np.int32]] = deque()
+
+        def shares() -> Iterator[NDArray[np.int64]]:
+            for start in range(position.step, len(bounds), _BATCHES):
+                block = bounds[start : start + _BATCHES]
+                drawn, classes = order.draw(block[0][0], block[-1][1])
+                for first, last in block:
+                    own = self.ranks.share(first, last, block[0][0])
+                    targets.append(classes[own])
+                    yield drawn[own]
+
+        stream = self.loader.stream(shares(), "resized_crop", recipe.seed, position.epoch)
+        progress = _Progress(self, position, bounds)
+        waiting: _Step | None = None
+        for step, (crops, positions) in enumerate(stream, position.step):
+            # All randomness of a step starts here, so a resumed run draws what an undisturbed one would.
+            seeds = np.random.SeedSequence([recipe.seed, 3, position.epoch, step, rank])
+            torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
+            numbers = runtime.uniforms(recipe.seed, position.epoch, positions.numpy(), UNIFORMS)
+            x = augment(crops.to(self.device, non_blocking=True), numbers, recipe.augmentation)
             x = x.contiguous(memory_format=torch.channels_last)
             with autocast(self.precision, self.device):
-                logits = self.network(x)
-            loss = cross_entropy(logits, torch.from_numpy(targets[positions.numpy()]).to(self.device))
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise InputError(
-                    f"epoch {epoch}, step {step}: the loss is {value}; lower lr in the recipe "
-                    "(the last good state is kept, no checkpoint is written)"
-                )
+                logits = network(x)
+            target = torch.from_numpy(targets.popleft()).to(self.device, non_blocking=True)
+            loss = cross_entropy(logits, target)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
-            observe(self, positions, logits.detach())
-            total += value * len(positions)
-        self.rate = len(order) / (time.monotonic() - started)
-        return total / len(order)
+            wishes = torch.tensor(self._wishes(signals, self.save_every), device=self.device)
+            said = self.ranks.mean(torch.cat([loss.detach().float()[None], wishes]))
+            labels_left = logits.detach().argmax(1).to(torch.int32) if self.method.learns_labels else None
+            ended, waiting = waiting, _Step(step, positions.numpy(), labels_left, said)
+            if ended is not None:
+                obeyed = self._settle(ended, position, bounds, progress)
+                if any(obeyed):
+                    self._settle(waiting, position, bounds, progress)
+                    waiting = None
+                    if position.step < len(bounds):
+                        self.ranks.merge(self.labels, order, bounds[: position.step], self.device)
+                        self._obey(obeyed, position, state, signals)
+        if waiting is not None:
+            self._settle(waiting, position, bounds, progress)
+        progress.close()
+        self.ranks.merge(self.labels, order, bounds, self.device)
 
-    def _record(self, epoch: int, loss: float, before: labels.Labels, empty: int, covered: float) -> None:
+    def _settle(
+        self, step: _Step, position: Position, bounds: list[tuple[int, int]], progress: _Progress
+    ) -> list[float]:
+        """Take over what a step left; the ranks' wishes to stop and to save."""
+        loss, *wishes = step.said.tolist()
+        if not math.isfinite(loss):
+            raise InputError(
+                f"epoch {position.epoch}, step {step.number}: the loss is {loss}; lower lr in the recipe "
+                "(the last good state is kept, no checkpoint is written)"
+            )
+        if step.predictions is not None:
+            # The same forward that is being learned from: labels cost no pass of their own.
+            labels.update(self.labels, step.positions, step.predictions.cpu().numpy())
+        first, last = bounds[step.number]
+        position.step = step.number + 1
+        position.loss += loss * (last - first)
+        position.images += last - first
+        progress.show(position)
+        return wishes
+
+    def _wishes(self, signals: _Signals, seconds: float) -> list[float]:
+        """[stop, save], 1 where this rank wants it: signals reach any of them, and one clock is enough."""
+        due = not self.ranks.rank and time.monotonic() - self._saved >= seconds
+        return [float(signals.caught is not None), float(due)]
+
+    def _obey(self, wishes: list[float], position: Position, state: State, signals: _Signals) -> None:
+        """Save the state where a rank wishes it, and end where one was told to."""
+        stop, save = wishes
+        if not (stop or save):
+            return
+        if not self.ranks.rank:
+            state.save(self, position)
+        self.ranks.barrier()
+        self._saved = time.monotonic()
+        if stop:
+            reason = f"{signals.caught or 'another rank was told to'}, saved before {position}"
+            if not self.ranks.rank:
+                write_text(state.marker, f"{reason}; run the same command again\n")
+            raise Interrupted(f"{reason} in {state.path}; run the same command again")
+
+    def _record(self, position: Position, covered: float) -> None:
         """Append to the history (no clock in it: the same seed gives the same bytes) and tell the reader."""
         line = {
-            "epoch": epoch,
-            "loss": round(loss, 6),
-            "lr": round(learning_rate(self.recipe, epoch), 8),
-            "nmi_previous": round(labels.nmi(self.labels, before), 6),
-            "nmi_annotated": round(labels.nmi(self.labels, self.index.labels), 6),
-            "empty_classes": empty,
+            "epoch": position.epoch,
+            "loss": round(position.loss / position.images, 6),
+            "lr": round(learning_rate(self.recipe, position.epoch), 8),
+            "nmi_previous": round(self.agreement, 6),
+            "nmi_annotated": round(labels.nmi(self.groups, self.index.labels), 6),
+            "empty_classes": position.empty,
             "coverage": round(covered, 6),
         }
         self.history.append(line)
         shown = "  ".join(f"{key} {value:g}" for key, value in line.items() if key != "epoch")
-        print(f"epoch {epoch + 1}/{self.recipe.epochs}  {shown}  {self.rate:.0f} images/s", flush=True)
+        self.say(f"epoch {position.epoch + 1}/{self.recipe.epochs}  {shown}  {self.rate:.0f} images/s")
+
+
+@dataclass
+class _Step:
+    """What a step leaves on the device: read one step later, so that the device does not wait.
+
+    Attributes:
+        predictions: int32 [B], or None where the method keeps its labels.
+        said: loss and the ranks' wishes, means over the ranks, float [3].
+    """
+
+    number: int
+    positions: NDArray[np.int64]
+    predictions: Tensor | None
+    said: Tensor
+
+
+class _Signals:
+    """Notes SIGTERM and SIGUSR1, which SLURM sends before it ends a job, instead of dying of them."""
+
+    def __init__(self) -> None:
+        self.caught: str | None = None
+
+    def __enter__(self) -> _Signals:
+        self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self.caught = signal.Signals(number).name
+
+
+class _Progress:
+    """A bar on a terminal; in a log, a line a minute in epochs that take longer. Rank 0 alone shows it."""
+
+    def __init__(self, trainer: Trainer, position: Position, bounds: list[tuple[int, int]]) -> None:
+        self.trainer, self.steps, self.first = trainer, len(bounds), position.step
+        self.images = position.images
+        self.started = self.said = time.monotonic()
+        self.title = f"epoch {position.epoch + 1}/{trainer.recipe.epochs}"
+        self.bar: tqdm[Any] | None = None
+        if not trainer.ranks.rank and sys.stderr is not None and sys.stderr.isatty():
+            self.bar = tqdm(desc=self.title, total=len(bounds), initial=position.step, leave=False)
+
+    def show(self, position: Position) -> None:
+        """After each step."""
+        now = time.monotonic()
+        seconds = max(now - self.started, 1e-9)
+        self.trainer.rate = (position.images - self.images) / seconds
+        if self.bar is None and now - self.said < LINE_SECONDS:
+            return
+        epochs = self.trainer.recipe.epochs - position.epoch
+        left = seconds / (position.step - self.first) * (epochs * self.steps - position.step)
+        found = {
+            "loss": f"{position.loss / position.images:.4f}",
+            "nmi_previous": f"{self.trainer.agreement:.3f}",
+            "empty_classes": str(position.empty),
+            "left": str(datetime.timedelta(seconds=round(left))),
+        }
+        if self.bar is not None:
+            self.bar.update(position.step - self.bar.n)
+            self.bar.set_postfix(found, refresh=False)
+            return
+        self.said = now
+        shown = "  ".join(f"{key} {value}" for key, value in found.items())
+        self.trainer.say(f"{self.title}  step {position.step}/{self.steps}  {shown}  {self.trainer.rate:.0f} images/s")
+
+    def close(self) -> None:
+        """The epoch is over."""
+        if self.bar is not None:
+            self.bar.close()
 
 
 def _check(recipe: Recipe, index: Index) -> None:
@@ -202,17 +393,3 @@ def learning_rate(recipe: Recipe, epoch: int) -> float:
     done = epoch / recipe.epochs
     factor = {"linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done)), "constant": 1.0}[recipe.schedule]
     return recipe.lr * factor
-
-
-def _progress(batches: Iterable[Batch], images: int, size: int, epoch: int, epochs: int) -> Iterator[Batch]:
-    """Pass batches on, with a bar on a terminal; in a log, with a line a minute in epochs that take longer."""
-    title, steps = f"epoch {epoch + 1}/{epochs}", math.ceil(images / size)
-    if sys.stderr is not None and sys.stderr.isatty():
-        yield from tqdm(batches, title, total=steps, leave=False)
-        return
-    said = time.monotonic()
-    for step, batch in enumerate(batches):
-        if time.monotonic() - said >= LINE_SECONDS:
-            print(f"{title}  step {step}/{steps}", flush=True)
-            said = time.monotonic()
-        yield batch

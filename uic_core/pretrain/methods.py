@@ -5,42 +5,39 @@ The loop is the same for all of them (loop.py). A new method is a class here and
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from uic_core.pretrain import deepcluster, labels
 from uic_core.pretrain.labels import Labels
+from uic_core.pretrain.order import Balanced, Order, Shuffled
 
 if TYPE_CHECKING:
     from uic_core.pretrain.loop import Trainer
 
 
-@dataclass
-class Plan:
-    """An epoch's work: `targets` int32 [N] (a snapshot), `order` int64 [<= N] positions to train on."""
-
-    targets: Labels
-    order: NDArray[np.int64]
-
-
 class Supervised:
     """Annotated labels, every image once an epoch: the upper bound of Table 3."""
+
+    learns_labels = False
+    """The training forward writes the labels of the next epoch."""
+
+    top_momentum = True
+    """The top layer is trained as the others are."""
 
     def initial(self, trainer: Trainer) -> Labels:
         """Labels before the first epoch, int32 [N]."""
         return trainer.index.labels.copy()
 
-    def plan(self, trainer: Trainer, epoch: int, rng: np.random.Generator) -> Plan:
-        """Targets and order of an epoch; may change `trainer.labels` and the top layer."""
-        return Plan(trainer.labels.copy(), rng.permutation(len(trainer.labels)))
+    def prepare(self, trainer: Trainer, epoch: int) -> None:
+        """Before an epoch: may change `trainer`'s labels, groups and top layer. Called once an epoch."""
 
-    def observe(self, trainer: Trainer, positions: Tensor, logits: Tensor) -> None:
-        """Called after each training forward with its logits [B, K]."""
+    def order(self, trainer: Trainer, epoch: int) -> Order:
+        """Order and targets of an epoch, from what `prepare` left."""
+        return Shuffled(trainer.labels, trainer.recipe.seed, epoch)
 
 
 class Random(Supervised):
@@ -55,29 +52,27 @@ class Random(Supervised):
 class Uic(Random):
     """The paper's method: the argmax of the training forward is the image's label for the next epoch (eqs. 5, 6)."""
 
-    def plan(self, trainer: Trainer, epoch: int, rng: np.random.Generator) -> Plan:
-        """See Supervised."""
-        classes = trainer.recipe.classes
-        trainer.labels = labels.split_empty_classes(trainer.labels, classes, rng)
-        return Plan(trainer.labels.copy(), labels.balanced_order(trainer.labels, classes, rng))
+    learns_labels = True
 
-    def observe(self, trainer: Trainer, positions: Tensor, logits: Tensor) -> None:
+    def prepare(self, trainer: Trainer, epoch: int) -> None:
         """See Supervised."""
-        # The same forward that is being learned from: labels cost no pass of their own.
-        labels.update(trainer.labels, positions.numpy(), logits.argmax(1).cpu().numpy())
+        labels.split_empty(trainer.groups, trainer.labels)
+
+    def order(self, trainer: Trainer, epoch: int) -> Order:
+        """See Supervised. The groups stay, so they are the snapshot of the targets while labels change."""
+        return Balanced(trainer.groups, trainer.recipe.seed, epoch)
 
 
 class UicCenterCrop(Uic):
     """Table 2, without augmentation in label generation: labels from a centre-crop pass in eval mode (eq. 4)."""
 
-    def plan(self, trainer: Trainer, epoch: int, rng: np.random.Generator) -> Plan:
+    learns_labels = False
+
+    def prepare(self, trainer: Trainer, epoch: int) -> None:
         """See Supervised. The first epoch keeps the uniform draw, as in UIC."""
         if epoch:
-            trainer.labels = trainer.predict()
-        return super().plan(trainer, epoch, rng)
-
-    def observe(self, trainer: Trainer, positions: Tensor, logits: Tensor) -> None:
-        """The training forward leaves no label."""
+            trainer.relabel(trainer.predict(), epoch)
+        super().prepare(trainer, epoch)
 
 
 class Finetune(Supervised):
@@ -87,39 +82,45 @@ class Finetune(Supervised):
         """See Supervised."""
         return trainer.predict()
 
-    def plan(self, trainer: Trainer, epoch: int, rng: np.random.Generator) -> Plan:
+    def order(self, trainer: Trainer, epoch: int) -> Order:
         """See Supervised."""
-        return Plan(trainer.labels.copy(), labels.balanced_order(trainer.labels, trainer.recipe.classes, rng))
+        return Balanced(trainer.groups, trainer.recipe.seed, epoch)
 
 
 class DeepCluster(Random):
     """k-means on the network's features each epoch, and a fresh top layer with an optimiser of its own."""
 
-    def plan(self, trainer: Trainer, epoch: int, rng: np.random.Generator) -> Plan:
+    top_momentum = False
+
+    def prepare(self, trainer: Trainer, epoch: int) -> None:
         """See Supervised."""
-        recipe = trainer.recipe
-        features = deepcluster.whiten(trainer.embeddings(), recipe.pca)
-        seed = int(rng.integers(2**31))
-        trainer.labels = deepcluster.kmeans(features, recipe.classes, recipe.kmeans_iterations, seed)
-        nn.init.normal_(trainer.network.top.weight, 0.0, 0.01)
-        nn.init.zeros_(trainer.network.top.bias)
-        for parameter in trainer.network.top.parameters():
-            # A fresh optimiser for the top layer: a momentum of zeros is what SGD starts from.
-            momentum = trainer.optimizer.state.get(parameter, {}).get("momentum_buffer")
-            if momentum is not None:
-                momentum.zero_()
-        return Plan(trainer.labels.copy(), labels.balanced_order(trainer.labels, recipe.classes, rng))
+        recipe, found = trainer.recipe, np.zeros(len(trainer.index), np.int32)
+        features = trainer.embeddings()
+        if features is not None:
+            seed = int(np.random.default_rng([recipe.seed, 4, epoch]).integers(2**31))
+            white = deepcluster.whiten(features, recipe.pca)
+            found = deepcluster.kmeans(white, recipe.classes, recipe.kmeans_iterations, seed)
+        trainer.ranks.broadcast(found, trainer.device)
+        trainer.relabel(found, epoch)
+        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
+        with torch.no_grad():
+            weight = torch.empty(trainer.network.top.weight.shape).normal_(0.0, 0.01, generator=generator)
+            trainer.network.top.weight.copy_(weight)
+            nn.init.zeros_(trainer.network.top.bias)
+
+    def order(self, trainer: Trainer, epoch: int) -> Order:
+        """See Supervised."""
+        return Balanced(trainer.groups, trainer.recipe.seed, epoch)
 
 
-def method(trainer: Trainer) -> Supervised:
+def method(recipe_method: str, label_view: str) -> Supervised:
     """The method a recipe asks for."""
-    recipe = trainer.recipe
-    if recipe.method == "uic" and recipe.label_view == "center_crop":
+    if recipe_method == "uic" and label_view == "center_crop":
         return UicCenterCrop()
     classes = {
         "uic": Uic, "finetune": Finetune, "deepcluster": DeepCluster, "supervised": Supervised, "random": Random
     }  # fmt: skip
-    return classes[recipe.method]()
+    return classes[recipe_method]()
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -1,0 +1,109 @@
+"""Two real processes with different data do what one does, wherever they must."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import given
+from hypothesis import strategies as st
+
+from uic_core.data.index import build_imagenet
+from uic_core.errors import InputError
+from uic_core.pretrain.parallel import Ranks
+from uic_core.recipe import Recipe, save
+
+ROOT = Path(__file__).parents[2]
+
+# Batch norm's statistics are each process's own, and so is dropout: without both, nothing may differ.
+SCRIPT = """
+    from torch import nn
+    from uic_core.models import network
+    from uic_core.pretrain import __main__ as stage
+
+    def build(*arguments, **sizes):
+        made = plain(*arguments, **sizes)
+        for module in made.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.train = lambda mode=True, module=module: nn.Module.train(module, False)
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        return made
+
+    plain, stage.build = stage.build, build
+    stage.main()
+"""
+
+
+@given(st.integers(1, 8), st.integers(1, 12), st.integers(0, 400))
+def test_batches_are_shared_out_evenly(world, share, images):
+    size = world * (share + 1)
+    alone = Ranks(0, world)
+    if images < 2 * world:
+        with pytest.raises(InputError, match="too few for"):
+            alone.bounds(images, size)
+        return
+    bounds = alone.bounds(images, size)
+    assert bounds[0][0] == 0
+    assert all(first == last for (_, last), (first, _) in itertools.pairwise(bounds))
+    assert images - bounds[-1][1] < 2 * world
+    for first, last in bounds:
+        parts = [Ranks(rank, world).share(first, last, 0) for rank in range(world)]
+        assert [part.start for part in parts[1:]] == [part.stop for part in parts[:-1]]
+        assert (parts[0].start, parts[-1].stop) == (first, last)
+        assert len({part.stop - part.start for part in parts}) == 1
+        assert parts[0].stop - parts[0].start >= 2
+
+
+@pytest.mark.parametrize("size", [3, 2])
+def test_a_batch_that_does_not_divide_is_refused(size):
+    with pytest.raises(InputError, match=f"batch_size: {size} images do not divide over 2 processes"):
+        Ranks(0, 2).bounds(10, size)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"label_view": "center_crop"}, {"method": "deepcluster", "schedule": "constant"}],
+    ids=lambda changes: next(iter(changes.values()), "uic"),
+)
+def test_two_processes_leave_what_one_leaves(demo_data, tmp_path, changes):
+    """Gradients (as the weights they lead to), labels, order and coverage."""
+    build_imagenet(demo_data.imagenet, "train").save(tmp_path / "index.npz")
+    (tmp_path / "script.py").write_text(textwrap.dedent(SCRIPT))
+    base = {
+        "method": "uic", "arch": "alexnet", "sobel": True, "classes": 5, "image_size": 64, "resize": 73, "images": 0,
+        "epochs": 2, "batch_size": 10, "lr": 0.01, "schedule": "linear", "momentum": 0.9, "weight_decay": 1e-4,
+        "augmentation": "standard", "label_view": "training", "pretrained": "", "pca": 8, "kmeans_iterations": 3,
+        "precision": "fp32", "seed": 3,
+    }  # fmt: skip
+    save(Recipe.model_validate(base | changes), tmp_path / "recipe.yaml")
+    for ranks in (1, 2):
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+        process = subprocess.run(
+            [
+                sys.executable, *launcher, str(tmp_path / "script.py"), "--recipe", str(tmp_path / "recipe.yaml"),
+                "--train-index", str(tmp_path / "index.npz"), "--out", str(tmp_path / str(ranks)),
+            ],
+            cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert process.returncode == 0, process.stderr
+    one, two = (tmp_path / name for name in "12")
+    assert np.load(one / "labels.npy").tolist() == np.load(two / "labels.npy").tolist()
+    histories = [
+        [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()] for folder in (one, two)
+    ]
+    for alone, shared in zip(*histories, strict=True):
+        assert {key: value for key, value in alone.items() if key != "loss"} == {
+            key: value for key, value in shared.items() if key != "loss"
+        }
+        assert alone["loss"] == pytest.approx(shared["loss"], abs=1e-4)
+    weights = [safetensors.numpy.load_file(folder / "checkpoint.safetensors") for folder in (one, two)]
+    for name, alone in weights[0].items():
+        np.testing.assert_allclose(weights[1][name], alone, atol=2e-5, err_msg=name)

@@ -1,0 +1,256 @@
+"""A run that ends early goes on as if nothing was: real processes, killed and told to end, one and two of them."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from uic_core.data.index import build_imagenet
+from uic_core.errors import INTERRUPTED
+from uic_core.pretrain import checkpoint
+from uic_core.recipe import Recipe, save
+
+ROOT = Path(__file__).parents[2]
+OUTPUTS = ("checkpoint.safetensors", "labels.npy", "history.jsonl")
+RECIPE = Recipe(
+    method="uic", arch="alexnet", sobel=True, classes=5, image_size=64, resize=73, images=0, epochs=3,
+    batch_size=8, lr=0.01, schedule="linear", momentum=0.9, weight_decay=1e-4, augmentation="standard",
+    label_view="training", pretrained="", pca=8, kmeans_iterations=3, precision="fp32", seed=3,
+)  # fmt: skip
+
+
+class Run:
+    """A run in a folder of its own, as processes."""
+
+    def __init__(self, folder: Path, index: Path, ranks: int = 1, **changes: object) -> None:
+        self.folder, self.index, self.ranks = folder, index, ranks
+        self.recipe = Recipe.model_validate(RECIPE.model_dump() | changes)
+        save(self.recipe, folder / "recipe.yaml")
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m"]
+        if self.ranks > 1:
+            command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(self.ranks), "-m"]
+        command += ["uic_core.pretrain", "--recipe", str(self.folder / "recipe.yaml")]
+        command += ["--train-index", str(self.index), "--out", str(self.folder), *arguments]
+        return subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+
+    def finish(self, *arguments: str) -> str:
+        """Run to the end; what it printed."""
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, out + err
+        return out
+
+    def states(self) -> list[Path]:
+        return [path for path in self.folder.glob("state.*.safetensors") if ".previous." not in path.name]
+
+    def until_state(self, process: subprocess.Popen[str], step: int = 0) -> None:
+        """Wait for a state, and for `step` further ones."""
+        seen: set[int] = set()
+        while len(seen) <= step:
+            assert process.poll() is None, process.communicate()
+            seen |= {path.stat().st_mtime_ns for path in self.states() if path.exists()}
+            time.sleep(0.005)
+
+    def outputs(self) -> list[bytes]:
+        assert not list(self.folder.glob("*state*"))
+        assert not (self.folder / "interrupted").exists()
+        return [(self.folder / name).read_bytes() for name in OUTPUTS]
+
+
+@pytest.fixture(scope="session")
+def index(demo_data, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("index") / "index.npz"
+    build_imagenet(demo_data.imagenet, "train").save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def undisturbed(index, tmp_path_factory):
+    """What an undisturbed run leaves; each kind is run once."""
+    known: dict[str, list[bytes]] = {}
+
+    def outputs(ranks: int = 1, **changes: object) -> list[bytes]:
+        key = f"{ranks} {changes}"
+        if key not in known:
+            run = Run(tmp_path_factory.mktemp("undisturbed"), index, ranks, **changes)
+            run.finish()
+            known[key] = run.outputs()
+        return known[key]
+
+    return outputs
+
+
+@pytest.mark.parametrize(
+    ("ranks", "changes"),
+    [
+        (1, {}),
+        (1, {"precision": "bf16", "augmentation": "strong"}),
+        (1, {"label_view": "center_crop"}),
+        (1, {"method": "deepcluster", "schedule": "constant"}),
+        (2, {}),
+        (2, {"method": "deepcluster", "schedule": "constant"}),
+    ],
+    ids=lambda value: "-".join(value.values()) or "uic" if isinstance(value, dict) else f"{value} processes",
+)
+def test_killed_at_a_random_step_it_ends_with_the_bytes_of_an_undisturbed_run(
+    tmp_path, index, undisturbed, ranks, changes
+):
+    broken = Run(tmp_path, index, ranks, **changes)
+    process = broken.start("--save-every", "0")
+    broken.until_state(process, random.randrange(8))
+    time.sleep(random.uniform(0, 0.3))  # in a step, or while a state is written
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert "going on from epoch " in broken.finish()
+    assert broken.outputs() == undisturbed(ranks, **changes)
+
+
+@pytest.mark.parametrize(("number", "ranks"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 1), (signal.SIGTERM, 2)])
+def test_told_to_end_it_saves_and_says_so(tmp_path, index, undisturbed, number, ranks):
+    told = Run(tmp_path, index, ranks)
+    process = told.start("--save-every", "0")
+    told.until_state(process)
+    os.killpg(process.pid, number)  # SLURM signals every process of a job
+    out, err = process.communicate(timeout=60)
+    if ranks == 1:
+        assert process.returncode == INTERRUPTED, out + err
+        assert f"interrupted: {number.name}, saved before epoch " in err
+    else:
+        assert process.returncode != 0  # torchrun's own
+    marker = (told.folder / "interrupted").read_text()
+    assert "saved before epoch " in marker
+    assert "run the same command again" in marker
+    assert not (told.folder / "checkpoint.safetensors").exists()
+    assert "going on from epoch " in told.finish()
+    assert told.outputs() == undisturbed(ranks)
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory, index) -> Run:
+    """A run with two states."""
+    run = Run(tmp_path_factory.mktemp("interrupted"), index)
+    process = run.start("--save-every", "0")
+    run.until_state(process, 2)
+    os.killpg(process.pid, signal.SIGTERM)
+    process.communicate()
+    assert len(list(run.folder.glob("state.*"))) == 2
+    return run
+
+
+@pytest.fixture
+def copied(interrupted, tmp_path) -> Run:
+    for path in interrupted.folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return Run(tmp_path, interrupted.index)
+
+
+def test_a_truncated_state_falls_back_to_the_previous_and_says_so(copied, undisturbed):
+    (state,) = copied.states()
+    content = state.read_bytes()
+    state.write_bytes(content[: random.randrange(len(content))])
+    said = copied.finish()
+    assert f"{state}: is no whole state (" in said
+    assert "the previous state is used" in said
+    assert copied.outputs() == undisturbed()
+
+
+def refused(run: Run) -> str:
+    process = run.start()
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 2, out + err
+    assert not (run.folder / "checkpoint.safetensors").exists()
+    assert "Traceback" not in err
+    return err
+
+
+def test_no_usable_state_is_named_and_nothing_is_started_over(copied):
+    for state in copied.folder.glob("state.*"):
+        state.write_bytes(state.read_bytes()[:100])
+    err = refused(copied)
+    assert err.count("is no whole state (") == 2
+    assert f"remove {copied.folder}/state.* to start this run afresh" in err
+
+
+def test_a_state_of_another_recipe_is_refused_with_both_hashes(copied):
+    (state,) = copied.states()
+    other = copied.recipe.model_copy(update={"lr": 0.02})
+    save(other, copied.folder / "recipe.yaml")
+    state.rename(str(state).replace(copied.recipe.hash(), other.hash()))
+    err = refused(copied)
+    assert f"hash: {copied.recipe.hash()} there, {other.hash()} here" in err
+    assert "recipe.lr: 0.01 there, 0.02 here" in err
+
+
+def test_a_state_of_other_images_is_refused(copied, demo_data, tmp_path):
+    found = build_imagenet(demo_data.imagenet, "val")
+    found.save(tmp_path / "other.npz")
+    copied.index = tmp_path / "other.npz"
+    assert "data: " in refused(copied)
+
+
+def test_what_a_killed_process_was_writing_is_ignored_and_cleaned(copied):
+    leftover = copied.folder / ".state.x.new.1.partial.safetensors"
+    leftover.write_bytes(b"half")
+    copied.finish()
+    assert not leftover.exists()
+
+
+def test_another_number_of_processes_may_go_on(copied):
+    """The state knows no ranks; batches are the same, batch norm's statistics are each process's own."""
+    copied.ranks = 2
+    assert "with 2 processes where there were 1" in copied.finish()
+    checkpoint.load(copied.folder / "checkpoint.safetensors")
+
+
+def test_a_full_disk_is_named_and_saved_states_stay(copied):
+    kept = {path.name: path.read_bytes() for path in copied.folder.glob("state.*")}
+    limit = f"ulimit -f {len(next(iter(kept.values()))) // 2048}; trap '' XFSZ; "  # half a state, in kB
+    command = [sys.executable, "-m", "uic_core.pretrain", "--recipe", str(copied.folder / "recipe.yaml")]
+    command += ["--train-index", str(copied.index), "--out", str(copied.folder), "--save-every", "0"]
+    process = subprocess.run(
+        ["bash", "-c", limit + 'exec "$@"', "bash", *command], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 2, process.stderr
+    assert "the disk is full" in process.stderr
+    assert {path.name: path.read_bytes() for path in copied.folder.glob("*state*")} == kept
+
+
+def test_a_rank_that_dies_ends_the_job(tmp_path, index):
+    run = Run(tmp_path, index, 2, epochs=200)
+    process = run.start("--save-every", "0")
+    run.until_state(process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) == 2
+    os.kill(int(children[-1]), signal.SIGKILL)
+    started = time.monotonic()
+    process.communicate(timeout=90)
+    assert process.returncode != 0
+    assert time.monotonic() - started < 60
+    assert not (run.folder / "checkpoint.safetensors").exists()
+
+
+def test_batches_do_not_divide_over_any_number_of_processes(tmp_path, index):
+    run = Run(tmp_path, index, 2, batch_size=9)
+    process = run.start()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "batch_size: 9 images do not divide over 2 processes" in err
+
+
+def test_history_is_that_of_all_epochs(copied, undisturbed):
+    copied.finish()
+    lines = [json.loads(line) for line in (copied.folder / "history.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == list(range(RECIPE.epochs))
+    assert np.isfinite([line["loss"] for line in lines]).all()

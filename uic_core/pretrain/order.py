@@ -1,0 +1,141 @@
+"""An epoch's order: which image is drawn when, and its target. Computed where it is needed, never stored."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uic_core.pretrain.labels import SEGMENT, Groups, Labels
+from uic_core.runtime import uniforms
+
+# Draws use a stream of their own: with the plain seed they would repeat the numbers of the augmentation.
+_STREAM = 1 << 33
+_ROUNDS = 4
+
+Draws = tuple[NDArray[np.int64], NDArray[np.int32]]
+
+
+class Order(Protocol):
+    """`len(order)` draws."""
+
+    def __len__(self) -> int: ...
+
+    def draw(self, first: int, last: int) -> Draws:
+        """Draws first … last - 1: positions int64 and their targets int32, [last - first]."""
+
+    def coverage(self) -> float:
+        """Share of the images, 0 … 1, that are drawn at least once."""
+
+
+class Shuffled:
+    """Every image once, in random order; targets are the labels as they are when they are drawn."""
+
+    def __init__(self, labels: Labels, seed: int, epoch: int) -> None:
+        self._labels = labels
+        self._permutation = Permutation(len(labels), seed, epoch)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def draw(self, first: int, last: int) -> Draws:
+        """See Order."""
+        positions = self._permutation(np.arange(first, last))
+        return positions, self._labels[positions]
+
+    def coverage(self) -> float:
+        """See Order."""
+        return 1.0
+
+
+class Balanced:
+    """Every class equally often (PROTOCOL section 2, step 3).
+
+    int(N / K) + 1 slots a class, with replacement only where the class has no more members than that; all slots in
+    random order, cut to N. K counts the classes that have members.
+
+    Args:
+        groups: N images, each class's in random order; must not change while the order is in use. The targets are
+            its class numbers: the labels themselves may change meanwhile.
+    """
+
+    def __init__(self, groups: Groups, seed: int, epoch: int) -> None:
+        self._groups, self._seed, self._epoch = groups, seed, epoch
+        self._numbers = np.flatnonzero(groups.sizes).astype(np.int32)
+        self._slots = len(groups.members) // len(self._numbers) + 1  # of a class
+        self._permutation = Permutation(self._slots * len(self._numbers), seed, epoch)
+
+    def __len__(self) -> int:
+        return len(self._groups.members)
+
+    def draw(self, first: int, last: int) -> Draws:
+        """See Order."""
+        slots = self._permutation(np.arange(first, last))
+        numbers = self._numbers[slots // self._slots]
+        return self._groups.members[self._groups.starts[numbers] + self._ranks(slots)].astype(np.int64), numbers
+
+    def coverage(self) -> float:
+        """See Order. Counted class by class, so that no list of all images is needed."""
+        images = len(self)
+        dropped = self._permutation(np.arange(images, self._slots * len(self._numbers)))
+        drawn, step = 0, max(1, SEGMENT // self._slots)
+        for first in range(0, len(self._numbers), step):
+            last = min(first + step, len(self._numbers))
+            slots = np.arange(first * self._slots, last * self._slots)
+            ranks = self._ranks(slots)
+            ranks[dropped[(dropped >= slots[0]) & (dropped <= slots[-1])] - slots[0]] = -1
+            ranks = np.sort(ranks.reshape(last - first, -1), axis=1)
+            drawn += int((ranks[:, 0] >= 0).sum() + (np.diff(ranks, axis=1) > 0).sum())
+        return drawn / images
+
+    def _ranks(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which of its class's members a slot takes. Members lie in random order, so the first ones are a draw."""
+        numbers, ranks = np.divmod(slots, self._slots)
+        sizes = self._groups.sizes[self._numbers[numbers]]
+        small = np.flatnonzero(sizes <= self._slots)
+        if len(small):
+            u = uniforms(self._seed + _STREAM, self._epoch, slots[small], 1)[:, 0]
+            ranks[small] = (u * sizes[small]).astype(np.int64)
+        return ranks
+
+
+class Permutation:
+    """A random permutation of 0 … size - 1 as a function: a Feistel network, whose outputs beyond are mapped again.
+
+    Args:
+        size: at most 2^32.
+    """
+
+    def __init__(self, size: int, seed: int, epoch: int) -> None:
+        assert 0 < size <= 1 << 32, f"a permutation of {size} numbers"
+        self._size = size
+        bits = max(2, (size - 1).bit_length())
+        self._low = np.uint32(bits // 2)
+        self._masks = np.uint32((1 << (bits - bits // 2)) - 1), np.uint32((1 << (bits // 2)) - 1)
+        self._keys = np.random.default_rng([seed, 2, epoch]).integers(0, 1 << 32, (_ROUNDS, 2), np.uint32)
+
+    def __call__(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where `places`, each in 0 … size - 1, go: int64 [n]."""
+        found = self._mixed(places.astype(np.uint32))
+        beyond = np.flatnonzero(found >= self._size)
+        while len(beyond):
+            found[beyond] = self._mixed(found[beyond])
+            beyond = beyond[found[beyond] >= self._size]
+        return found.astype(np.int64)
+
+    def _mixed(self, numbers: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        high, low = numbers >> self._low, numbers & self._masks[1]
+        for one, other in self._keys:
+            high ^= _hash(low, one) & self._masks[0]
+            low ^= _hash(high, other) & self._masks[1]
+        return (high << self._low) | low
+
+
+def _hash(numbers: NDArray[np.uint32], key: np.uint32) -> NDArray[np.uint32]:
+    """Scatter the bits of numbers (multiply and shift, as in MurmurHash3's finaliser)."""
+    mixed = (numbers + key) * np.uint32(0x85EBCA6B)
+    mixed ^= mixed >> np.uint32(13)
+    mixed *= np.uint32(0xC2B2AE35)
+    mixed ^= mixed >> np.uint32(16)
+    return mixed
