@@ -103,6 +103,11 @@ def _broken(paper, path, value):
         ("datasets.imagenet.root", "", "datasets.imagenet.root: String should have at least 1 character"),
         ("evaluations.linear_probe.images.vgg16", KeyError, "evaluations.linear_probe.images: nothing for vgg16"),
         ("evaluations.voc_classification_all.train", "fc6_8", "voc_classification_all.train: must be all, not fc6_8"),
+        (
+            "evaluations.voc_classification_all.batch_norm",
+            "frozen",
+            "voc_classification_all.batch_norm: must be affine_trained, ALL trains all layers",
+        ),
         ("evaluations.fewshot.ways", 21, "evaluations.fewshot.ways: 21, but there are 20 test classes"),
         (
             "evaluations.fewshot.queries",

@@ -306,6 +306,8 @@ def _check_evaluations(config: Config, where: str) -> None:
         trained = getattr(evaluations, f"voc_classification_{name}").train
         if trained != name:
             raise InputError(f"{where}.voc_classification_{name}.train: must be {name}, not {trained}")
+    if evaluations.voc_classification_all.batch_norm == "frozen":
+        raise InputError(f"{where}.voc_classification_all.batch_norm: must be affine_trained, ALL trains all layers")
     fewshot, data = evaluations.fewshot, config.datasets.miniimagenet
     if fewshot.ways > data.test_classes:
         raise InputError(f"{where}.fewshot.ways: {fewshot.ways}, but there are {data.test_classes} test classes")

@@ -1,7 +1,6 @@
 """A recipe: everything that defines a pretraining run. Imports no torch, so the workflow can validate a config fast.
 
-The numbers of the paper's recipes are in config/paper.yaml; PROTOCOL notes beside the fields say where each
-choice comes from.
+The numbers of the paper's recipes are in config/paper.yaml; config/README.md says where each choice comes from.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class Recipe(Strict):
     epochs: int = Field(ge=0, description="0 saves the initial weights (method random)")
     batch_size: int = Field(ge=2, description="images a step over all processes")
     lr: float = Field(gt=0)
-    schedule: Literal["linear", "cosine", "constant"] = Field(description="stepped per epoch, to 0")
+    schedule: Literal["linear", "cosine", "constant"] = Field(description="stepped per epoch; all but constant to 0")
     momentum: float = Field(ge=0, lt=1)
     weight_decay: float = Field(ge=0)
     augmentation: Literal["standard", "strong"]

@@ -57,6 +57,11 @@ def test_whole_data_sets_pass(demo_data: SimpleNamespace, dataset: str) -> None:
 
 
 FAULTS: list[tuple[str, Spoil, list[str]]] = [
+    (
+        "miniimagenet",
+        lambda root: Image.new("RGB", (500, 375)).save(sorted((root / "images").iterdir())[-1]),
+        [r"miniimagenet\.root: \S+/images: 1 images are not 84×84 pixels, as n\d+\.jpg"],
+    ),
     ("imagenet", lambda root: shutil.rmtree(root / "val"), [r"imagenet\.root: \S+/val: there is no such folder"]),
     (
         "imagenet",

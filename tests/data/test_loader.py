@@ -146,9 +146,18 @@ def test_two_passes_at_once_are_our_mistake(loader: Loader):
 
 
 def test_unknown_positions_are_our_mistake(plain: Loader):
-    for order in ([14], [-1]):
-        with pytest.raises(AssertionError, match="unknown positions"):
-            collect(plain, order)
+    with pytest.raises(AssertionError, match="unknown positions"):
+        collect(plain, [-1])
+
+
+def test_an_image_has_as_many_views_as_are_asked_for(plain: Loader):
+    views, draws = collect(plain, [3, 3 + 14, 3 + 28, 3])
+    assert draws.tolist() == [3, 17, 31, 3]
+    assert torch.equal(views[0], views[3])
+    assert not torch.equal(views[0], views[1])
+    assert not torch.equal(views[1], views[2])
+    centre, _ = collect(plain, [3, 17], view="center_crop")
+    assert torch.equal(*centre)
 
 
 def test_the_global_generators_are_left_alone(loader: Loader):

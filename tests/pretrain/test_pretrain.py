@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from uic_core.data.index import build_imagenet
 from uic_core.files import read_yaml
@@ -158,9 +159,37 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_step(small, tmp_path, cap
         small("run", lr=1e30)
     assert stop.value.code == 2
     said = capsys.readouterr().err
-    assert "epoch 0, step " in said
+    assert "epoch 1, step " in said
     assert "lower lr in the recipe" in said
     assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
+
+
+def test_weights_that_are_not_finite_are_not_saved(small, tmp_path, capsys, monkeypatch):
+    settle = loop.Trainer._settle
+
+    def poison(self, step, *rest):
+        wishes = settle(self, step, *rest)
+        if step.number == 2:
+            self.network.top.bias.data[0] = float("nan")
+        return wishes
+
+    monkeypatch.setattr(loop.Trainer, "_settle", poison)
+    monkeypatch.setattr(loop, "EPOCH_SECONDS", 0)
+    with pytest.raises(SystemExit) as stop:
+        small("run", epochs=2)
+    assert stop.value.code == 2
+    assert "before epoch 2, step 0: network.top.bias is not finite, the training diverged" in capsys.readouterr().err
+    assert not list((tmp_path / "run").glob("*state*"))
+
+
+def test_tensorboard_shows_what_the_history_holds(small):
+    folder = small("run")
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    for key in ("loss", "nmi_previous", "empty_classes", "coverage"):
+        assert [event.value for event in events.Scalars(key)] == pytest.approx([line[key] for line in history])
+    assert events.Scalars("images_per_second")[0].value > 0
 
 
 def test_pretrained_is_demanded_by_finetune_alone(small, capsys):

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -108,9 +109,9 @@ def test_killed_at_a_random_step_it_ends_with_the_bytes_of_an_undisturbed_run(
     tmp_path, index, undisturbed, ranks, changes
 ):
     broken = Run(tmp_path, index, ranks, **changes)
-    process = broken.start("--save-every", "0")
-    broken.until_state(process, random.randrange(8))
-    time.sleep(random.uniform(0, 0.3))  # in a step, or while a state is written
+    process = broken.start("--save-every", "0.3")
+    broken.until_state(process, random.randrange(3))
+    time.sleep(random.uniform(0, 0.5))  # in a step, or while a state is written
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert "going on from epoch " in broken.finish()
@@ -120,7 +121,7 @@ def test_killed_at_a_random_step_it_ends_with_the_bytes_of_an_undisturbed_run(
 @pytest.mark.parametrize(("number", "ranks"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 1), (signal.SIGTERM, 2)])
 def test_told_to_end_it_saves_and_says_so(tmp_path, index, undisturbed, number, ranks):
     told = Run(tmp_path, index, ranks)
-    process = told.start("--save-every", "0")
+    process = told.start("--save-every", "0.3")
     told.until_state(process)
     os.killpg(process.pid, number)  # SLURM signals every process of a job
     out, err = process.communicate(timeout=60)
@@ -151,8 +152,7 @@ def interrupted(tmp_path_factory, index) -> Run:
 
 @pytest.fixture
 def copied(interrupted, tmp_path) -> Run:
-    for path in interrupted.folder.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(interrupted.folder, tmp_path, dirs_exist_ok=True)
     return Run(tmp_path, interrupted.index)
 
 

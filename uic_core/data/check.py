@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from uic_core import recipe
 from uic_core.config import Dataset, ImageFolder, MiniImageNet, Voc07, VocSegmentation
@@ -29,10 +30,11 @@ _SOURCES = {
     "http://host.robots.ox.ac.uk/pascal/VOC/voc2007 and unpack both; root is the folder with VOC2007/ in it",
     "voc_segmentation": "get VOCtrainval_11-May-2012.tar from http://host.robots.ox.ac.uk/pascal/VOC/voc2012 (and, for "
     "the paper's protocol, SBD's masks and lists, see config/README.md); root is the folder with VOC2012/ in it",
-    "miniimagenet": "put the images of Ravi & Larochelle's split in <root>/images and its train.csv, val.csv and "
-    "test.csv beside them",
+    "miniimagenet": "put the images of Ravi & Larochelle's split, 84×84 pixels, in <root>/images and its train.csv, "
+    "val.csv and test.csv beside them",
 }
 _SHOWN = 5
+_MINI_SIZE = (84, 84)
 
 
 class _Findings:
@@ -176,6 +178,11 @@ def _miniimagenet(section: MiniImageNet, root: Path, findings: _Findings) -> Non
             continue
         findings.count(key, table, "classes", classes, len(index.classes))
         sizes = np.bincount(index.labels, minlength=len(index.classes)).tolist()
+        if split == "test":  # the one that is evaluated on; "84×84" and "224×224" both start from it
+            others = [file for file in map(index.file, range(len(index))) if _size(file) != _MINI_SIZE]
+            if others:
+                what = f"{len(others)} images are not {_MINI_SIZE[0]}×{_MINI_SIZE[1]} pixels, as {others[0].name}"
+                findings.wrong("root", root / "images", what)
         for label, size in zip(index.classes, sizes, strict=True):
             if size != section.images_per_class:
                 what = f"class {label}: expected {section.images_per_class} images, found {size}"
@@ -196,6 +203,15 @@ def _listed(
         return set()
     findings.count(keys[1], voc.list_path(root, kind, split), "images", expected, len(listed))
     return set(listed)
+
+
+def _size(file: Path) -> tuple[int, int] | None:
+    """Width and height as the file's head says; None where it says nothing (the stage `index` names such files)."""
+    try:
+        with Image.open(file) as image:
+            return image.size
+    except (OSError, Image.DecompressionBombError):
+        return None
 
 
 def _stems(folder: Path) -> set[str]:

@@ -42,7 +42,6 @@ class Loader:
 
     def __init__(self, index: Index, size: int, resize: int, workers: int) -> None:
         assert size <= resize, f"a crop of {size} does not fit into a shorter side of {resize}"
-        self._images = len(index)
         self._requests = _Requests()
         self._passes = 0
         self._loader: DataLoader[_Batch] | None = DataLoader(
@@ -66,10 +65,12 @@ class Loader:
         One pass at a time; a pass may be left early.
 
         Args:
-            order: positions in the index, any of them any number of times, shape [n].
+            order: positions in the index, any of them any number of times, shape [n]; of N images, position + N·r
+                asks for another view of the same image, r = 1, 2, …
 
         Yields:
-            (uint8 [B, 3, S, S], int64 positions [B]), on the CPU, in pinned memory where there is a GPU.
+            (uint8 [B, 3, S, S], their part of the order, int64 [B]), on the CPU, in pinned memory where there is a
+            GPU.
 
         Raises:
             InputError: an image cannot be read; names the file.
@@ -81,26 +82,20 @@ class Loader:
     def stream(
         self, batches: Iterable[NDArray[np.int64]], view: View, seed: int, epoch: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """As `batches`, with the positions of each batch made when a worker is free to decode it.
+        """As `batches`, with each batch's part of the order made when a worker is free to decode it.
 
         Args:
-            batches: positions in the index, int64 [B] each; asked for a few batches ahead.
+            batches: parts of an order, int64 [B] each; asked for a few batches ahead.
         """
         assert self._loader is not None, "the loader is closed"
         self._passes += 1
         this = self._passes
-        self._requests.items = (_Request(self._known(positions), view, seed, epoch) for positions in batches)
+        self._requests.items = (_Request(draws, view, seed, epoch) for draws in batches)
         for batch in self._loader:
             if isinstance(batch, str):
                 raise InputError(batch)
             yield batch
             assert this == self._passes, "a loader serves one pass at a time"
-
-    def _known(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        assert not len(positions) or (positions.min() >= 0 and positions.max() < self._images), (
-            "order holds unknown positions"
-        )
-        return positions
 
     def close(self) -> None:
         """End the worker processes; the loader cannot be used again."""
@@ -109,7 +104,7 @@ class Loader:
 
 @dataclass(frozen=True)
 class _Request:
-    positions: NDArray[np.int64]
+    draws: NDArray[np.int64]
     view: View
     seed: int
     epoch: int
@@ -136,16 +131,17 @@ class _Decoder(Dataset[_Batch]):
         self._index, self._size, self._resize = index, size, resize
 
     def __getitem__(self, request: _Request) -> _Batch:
-        positions = request.positions
-        numbers = uniforms(request.seed + _CROP_STREAM, request.epoch, positions, CROP_UNIFORMS)
-        images = np.empty((len(positions), 3, self._size, self._size), np.uint8)
+        draws = request.draws
+        assert not len(draws) or draws.min() >= 0, "order holds unknown positions"
+        numbers = uniforms(request.seed + _CROP_STREAM, request.epoch, draws, CROP_UNIFORMS)
+        images = np.empty((len(draws), 3, self._size, self._size), np.uint8)
         try:
-            for slot, position in enumerate(positions):
+            for slot, position in enumerate(draws % len(self._index)):
                 choose = functools.partial(self._box, request.view, numbers[slot])
                 images[slot] = reader.read_crop(self._index.file(position), choose, self._size)
         except InputError as error:
             return str(error)
-        return torch.from_numpy(images), torch.from_numpy(positions)
+        return torch.from_numpy(images), torch.from_numpy(draws)
 
     def _box(self, view: View, u: NDArray[np.float64], width: int, height: int) -> reader.Box:
         if view == "resized_crop":

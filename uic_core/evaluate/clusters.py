@@ -32,14 +32,12 @@ class Arrays:
         grid_classes: int64 [G], the shown classes, the lowest entropy first.
         grid_images: int64 [G, M], positions in the whole training index.
         grid_entropy: float64 [G], entropy of the annotated labels in each shown class, nats.
-        num_classes: int64, annotated classes C; no entropy exceeds ln C.
     """
 
     class_sizes: NDArray[np.int64]
     grid_classes: NDArray[np.int64]
     grid_images: NDArray[np.int64]
     grid_entropy: NDArray[np.float64]
-    num_classes: NDArray[np.int64]
 
 
 def read_labels(path: Path, images: int, classes: int) -> NDArray[np.int32]:
@@ -140,7 +138,6 @@ def evaluate(
         grid_classes=chosen,
         grid_images=choose_images(labels, sizes, chosen, protocol.grid_images),
         grid_entropy=entropies[chosen],
-        num_classes=np.array(len(index.classes)),
     )
     images = len(labels)
     values = {

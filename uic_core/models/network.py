@@ -66,7 +66,7 @@ class Network(nn.Module):
         return maps
 
     def embed(self, x: Tensor) -> Tensor:
-        """Images -> [B, D], the input of the top layer before its last ReLU: what DeepCluster clusters."""
+        """Images -> [B, D], what DeepCluster clusters: the input of the top layer, before a ReLU that follows an fc."""
         return self._embed(self.maps(x))
 
     def taps(self, x: Tensor, layers: Iterable[str]) -> dict[str, Tensor]:

@@ -32,7 +32,6 @@ def vgg16(*, classes: int, image_size: int, sobel: bool) -> Network:
             drop6=nn.Dropout(0.5),
             fc7=nn.Linear(4096, 4096),
             relu7=nn.ReLU(),
-            drop7=nn.Dropout(0.5),
         )
     )
     network = Network(

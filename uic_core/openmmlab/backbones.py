@@ -29,7 +29,7 @@ _ANY_SIZE, _ANY_CLASSES = 64, 2
 
 
 def preprocessor(kind: str, **extra: Any) -> dict[str, Any]:
-    """Config of a data preprocessor: RGB 0…255 to ImageNet's mean and standard deviation (`load_rgb` gives RGB)."""
+    """Config of a data preprocessor: RGB 0…255 to ImageNet's mean and standard deviation (`LoadRgb` gives RGB)."""
     mean, std = ([255.0 * float(value) for value in np.ravel(values)] for values in (MEAN, STD))
     return {"type": kind, "mean": mean, "std": std, "bgr_to_rgb": False, **extra}
 

@@ -84,7 +84,7 @@ def dataloader(dataset: dict[str, Any], batch_size: int, workers: int, *, train:
 
 
 def train_and_test(content: dict[str, Any]) -> dict[str, float]:
-    """Train, then test; the same config gives the same numbers on one machine.
+    """Train, then test; the same config gives the same numbers on one CPU (RoI pooling adds in any order on a GPU).
 
     Logs, the config and the last weights stay in `work_dir`, as mmengine users expect.
 

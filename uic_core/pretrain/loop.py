@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -37,6 +37,9 @@ from uic_core.pretrain.precision import autocast, resolve
 from uic_core.pretrain.state import Position, State
 from uic_core.recipe import Recipe
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
 LINE_SECONDS = 60
 EPOCH_SECONDS = 20
 """A state is saved at the end of every epoch, but for those that end sooner after the last one."""
@@ -55,6 +58,8 @@ class Trainer:
         agreement: NMI of the labels with those before them.
         optimizer: one SGD over all weights; DeepCluster's top layer, new each epoch, has no momentum.
         history: a line for each finished epoch.
+        rate: images a second of this process's part, in the epoch under way.
+        folder: of the run, once it runs.
     """
 
     def __init__(
@@ -102,6 +107,8 @@ class Trainer:
         self.agreement = 1.0
         self.history: list[dict[str, Any]] = []
         self.rate = 0.0
+        self.folder = Path()
+        self._writer: SummaryWriter | None = None
 
     def run(self, folder: Path) -> None:
         """Train to the end of the recipe and write labels.npy, history.jsonl and checkpoint.safetensors.
@@ -114,6 +121,7 @@ class Trainer:
             Interrupted: SIGTERM or SIGUSR1 came, and the state is saved.
         """
         state = State(folder, self.identity, self.recipe.hash())
+        self.folder = folder
         with contextlib.closing(self.loader), _Signals() as signals:
             self._train(state, signals)
         if not self.ranks.rank:
@@ -123,6 +131,8 @@ class Trainer:
             extra = {"data": self.index.fingerprint}
             checkpoint.save(folder / "checkpoint.safetensors", self.network, self.recipe, extra)
             state.remove()
+        if self._writer is not None:
+            self._writer.close()
         self.ranks.barrier()
 
     def relabel(self, found: labels.Labels, epoch: int) -> None:
@@ -218,11 +228,11 @@ class Trainer:
         stream = self.loader.stream(shares(), "resized_crop", recipe.seed, position.epoch)
         progress = _Progress(self, position, bounds)
         waiting: _Step | None = None
-        for step, (crops, positions) in enumerate(stream, position.step):
+        for step, (crops, draws) in enumerate(stream, position.step):
             # All randomness of a step starts here, so a resumed run draws what an undisturbed one would.
             seeds = np.random.SeedSequence([recipe.seed, 3, position.epoch, step, rank])
             torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
-            numbers = runtime.uniforms(recipe.seed, position.epoch, positions.numpy(), UNIFORMS)
+            numbers = runtime.uniforms(recipe.seed, position.epoch, draws.numpy(), UNIFORMS)
             x = augment(crops.to(self.device, non_blocking=True), numbers, recipe.augmentation)
             x = x.contiguous(memory_format=torch.channels_last)
             with autocast(self.precision, self.device):
@@ -235,7 +245,7 @@ class Trainer:
             wishes = torch.tensor(self._wishes(signals, self.save_every), device=self.device)
             said = self.ranks.mean(torch.cat([loss.detach().float()[None], wishes]))
             labels_left = logits.detach().argmax(1).to(torch.int32) if self.method.learns_labels else None
-            ended, waiting = waiting, _Step(step, positions.numpy(), labels_left, said)
+            ended, waiting = waiting, _Step(step, draws.numpy() % len(self.index), labels_left, said)
             if ended is not None:
                 obeyed = self._settle(ended, position, bounds, progress)
                 if any(obeyed):
@@ -256,7 +266,7 @@ class Trainer:
         loss, *wishes = step.said.tolist()
         if not math.isfinite(loss):
             raise InputError(
-                f"epoch {position.epoch}, step {step.number}: the loss is {loss}; lower lr in the recipe "
+                f"epoch {position.epoch + 1}, step {step.number}: the loss is {loss}; lower lr in the recipe "
                 "(the last good state is kept, no checkpoint is written)"
             )
         if step.predictions is not None:
@@ -301,8 +311,23 @@ class Trainer:
             "coverage": round(covered, 6),
         }
         self.history.append(line)
+        if not self.ranks.rank:
+            self._board(line)
         shown = "  ".join(f"{key} {value:g}" for key, value in line.items() if key != "epoch")
         self.say(f"epoch {position.epoch + 1}/{self.recipe.epochs}  {shown}  {self.rate:.0f} images/s")
+
+    def _board(self, line: dict[str, Any]) -> None:
+        """The line for TensorBoard; what an interrupted run wrote of the same epochs is dropped."""
+        epoch = line["epoch"]
+        if self._writer is None:
+            # Here and not above: what trains nothing needs none.
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=epoch)
+        for key, value in line.items():
+            self._writer.add_scalar(key, value, epoch)
+        self._writer.add_scalar("images_per_second", self.rate, epoch)
+        self._writer.flush()
 
 
 @dataclass

@@ -1,4 +1,7 @@
-"""An epoch's order: which image is drawn when, and its target. Computed where it is needed, never stored."""
+"""An epoch's order: which image is drawn when, and its target. Computed where it is needed, never stored.
+
+A draw is a number: of N images, position + N·r is the r-th further view of the image at that position.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ class Order(Protocol):
     def __len__(self) -> int: ...
 
     def draw(self, first: int, last: int) -> Draws:
-        """Draws first … last - 1: positions int64 and their targets int32, [last - first]."""
+        """Draws first … last - 1, int64, and their targets, int32 [last - first]."""
 
     def coverage(self) -> float:
         """Share of the images, 0 … 1, that are drawn at least once."""
@@ -53,7 +56,7 @@ class Balanced:
     """Every class equally often (PROTOCOL section 2, step 3).
 
     int(N / K) + 1 slots a class, with replacement only where the class has no more members than that; all slots in
-    random order, cut to N. K counts the classes that have members.
+    random order, cut to N. K counts the classes that have members. An image drawn again is seen in another view.
 
     Args:
         groups: N images, each class's in random order; must not change while the order is in use. The targets are
@@ -73,7 +76,9 @@ class Balanced:
         """See Order."""
         slots = self._permutation(np.arange(first, last))
         numbers = self._numbers[slots // self._slots]
-        return self._groups.members[self._groups.starts[numbers] + self._ranks(slots)].astype(np.int64), numbers
+        positions = self._groups.members[self._groups.starts[numbers] + self._ranks(slots)].astype(np.int64)
+        again = self._groups.sizes[numbers] <= self._slots
+        return positions + again * (slots % self._slots) * len(self), numbers
 
     def coverage(self) -> float:
         """See Order. Counted class by class, so that no list of all images is needed."""

@@ -141,8 +141,8 @@ class Ranks:
         owner = np.zeros(len(labels), np.uint16)  # what nobody drew all have alike
         for start in range(0, len(bounds), _BATCHES):
             block = bounds[start : start + _BATCHES]
-            positions, _ = order.draw(block[0][0], block[-1][1])
-            owner[positions] = np.concatenate(
+            draws, _ = order.draw(block[0][0], block[-1][1])
+            owner[draws % len(labels)] = np.concatenate(
                 [np.repeat(np.arange(self.world), (last - first) // self.world) for first, last in block]
             )
         labels[owner != self.rank] = 0

@@ -65,7 +65,7 @@ class State:
         """Keep everything that the steps from `position` on follow from.
 
         Raises:
-            InputError: the disk is full; the states already there stay.
+            InputError: the disk is full, or a weight is not finite; the states already there stay.
         """
         tensors = {f"network.{name}": tensor for name, tensor in trainer.network.state_dict().items()}
         for number, parameter in enumerate(trainer.network.parameters()):
@@ -73,6 +73,12 @@ class State:
             if momentum is not None:
                 tensors[f"momentum.{number}"] = momentum
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        for name, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
+                raise InputError(
+                    f"before {position}: {name} is not finite, the training diverged; lower lr in the recipe "
+                    "(the last good state is kept, no checkpoint is written)"
+                )
         tensors["labels"] = torch.from_numpy(trainer.labels)
         for name, array in vars(trainer.groups).items():
             tensors[f"groups.{name}"] = torch.from_numpy(array)

@@ -25,7 +25,6 @@ DEMO = (
     "**Demo data.** Our numbers come from generated images, not ImageNet: they show that every part runs, and are "
     "not to be held against the paper's. Names (3k, 224×224, ImageNet) are the paper's; the demo's sizes are smaller."
 )
-_PERCENT = {"%": 1.0, "fraction": 100.0, "1": 100.0}
 _LETTERS = "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻ"
 
 Key = tuple[str, str]
@@ -139,12 +138,10 @@ def _cell(key: Key, paper: Published | None, source: Source | None, found: dict[
             "delete the file and run snakemake again"
         )
         return Cell(*key, paper, source, missing=missing)
-    if value.unit not in _PERCENT:
-        missing = f"{path}: values.{source.value}: unit '{value.unit}' is none of {', '.join(_PERCENT)}"
+    if value.unit != "%":
+        missing = f"{path}: values.{source.value}: unit '{value.unit}' is not %"
         return Cell(*key, paper, source, missing=missing)
-    factor = _PERCENT[value.unit]
-    ci95 = None if value.ci95 is None else value.ci95 * factor
-    return Cell(*key, paper, source, Value(value=value.value * factor, unit="%", ci95=ci95, n=value.n), metrics)
+    return Cell(*key, paper, source, value, metrics)
 
 
 def _switches(table: Table, cells: dict[Key, Cell]) -> list[tuple[str, str, list[str]]]:
