@@ -9,7 +9,7 @@ PROFILE := profiles/demo
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 TESTS := tests
 
-.PHONY: help setup demo test check lock clean
+.PHONY: help setup demo test check bench lock clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -32,6 +32,12 @@ check: setup  ## format, lint, types, workflow lint: what pre-commit runs too
 	$(BIN)/mypy
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --profile $(PROFILE) --lint
+
+bench: setup  ## speed and memory beside peers, a line a bar; make bench-boundary runs a part
+	@$(BIN)/python -m bench
+
+bench-%: setup
+	@$(BIN)/python -m bench.$*
 
 lock: setup  ## compile envs/*.in into the lock and the conda environments; UPGRADE=1 takes newer versions
 	$(BIN)/python envs/lock.py $(if $(UPGRADE),--upgrade)

@@ -47,7 +47,7 @@ rule pretrain:
     params:
         folder=subpath(output.checkpoint, parent=True),
     shell:
-        "python -m uic_core.pretrain --recipe {input.recipe} --train-index {input.index} --out {params.folder}"
+        "launch {resources.gpu} uic_core.pretrain --recipe {input.recipe} --train-index {input.index} --out {params.folder}"
         " --threads {threads} > {log} 2>&1"
 
 
@@ -76,5 +76,5 @@ rule finetune:
     params:
         folder=subpath(output.checkpoint, parent=True),
     shell:
-        "python -m uic_core.pretrain.finetune --recipe {input.recipe} --train-index {input.index}"
+        "launch {resources.gpu} uic_core.pretrain.finetune --recipe {input.recipe} --train-index {input.index}"
         " --pretrained {input.pretrained} --out {params.folder} --threads {threads} > {log} 2>&1"

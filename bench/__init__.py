@@ -1,0 +1,1 @@
+"""Speed and memory beside peers, as ratios: `make bench`, or a part, `make bench-boundary`."""

@@ -1,0 +1,79 @@
+"""Arms measured in turns in one process tree, and the bars they are held against."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+Arm = Callable[[], float]
+PAIRS = 5
+
+
+def seconds(work: Callable[[], object]) -> Arm:
+    """An arm that takes the time of `work`."""
+
+    def arm() -> float:
+        started = time.perf_counter()
+        work()
+        return time.perf_counter() - started
+
+    return arm
+
+
+def interleaved(arms: dict[str, Arm], pairs: int = PAIRS) -> dict[str, list[float]]:
+    """Every arm once in turn, `pairs` times over; once before, uncounted, to warm up."""
+    found: dict[str, list[float]] = {name: [] for name in arms}
+    for turn in range(pairs + 1):
+        for name, arm in arms.items():
+            value = arm()
+            if turn:
+                found[name].append(value)
+    for name, values in found.items():
+        print(f"  {name}: {_spread(values)} s")
+    return found
+
+
+class Bars:
+    """Prints a line a bar and remembers whether one was missed."""
+
+    def __init__(self, part: str) -> None:
+        self.lines: list[str] = []
+        self.missed = False
+        print(f"{part}, on {processor()}")
+
+    def at_least(self, name: str, values: list[float], bound: float) -> None:
+        """The median must not be below `bound`."""
+        self._add(name, values, statistics.median(values) >= bound, f">= {bound:g}")
+
+    def at_most(self, name: str, values: list[float], bound: float) -> None:
+        """The median must not be above `bound`."""
+        self._add(name, values, statistics.median(values) <= bound, f"<= {bound:g}")
+
+    def close(self) -> None:
+        """Print the bars; exit status 1 where one is missed."""
+        print("\n".join(self.lines))
+        sys.exit(self.missed)
+
+    def _add(self, name: str, values: list[float], passed: bool, bound: str) -> None:
+        self.lines.append(f"{'PASS' if passed else 'MISS'} {name} {_spread(values)} {bound}")
+        self.missed |= not passed
+
+
+def ratios(above: list[float], below: list[float]) -> list[float]:
+    """Pair by pair."""
+    return [one / other for one, other in zip(above, below, strict=True)]
+
+
+def processor() -> str:
+    """What it was measured on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    models = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return f"{len(models)} × {models[0] if models else platform.processor()}"
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.4g} [{min(values):.4g} … {max(values):.4g}]"
