@@ -204,6 +204,16 @@ def test_each_table_and_figure_is_a_target(copy, target):
     assert planned(copy, target) == {target}
 
 
+def test_a_run_takes_as_many_processes_as_its_rule_has_gpus(copy):
+    process = snakemake(
+        "results/runs/uic_10k/checkpoint.safetensors", "--forcerun", "pretrain", "--until", "pretrain",
+        "--set-resources", "pretrain:gpu=2", folder=copy.folder, config=copy.config,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    log = (copy.folder / "results/logs/uic_10k/pretrain.log").read_text()
+    assert "uic, alexnet: 48 images, 2 process(es) on cpu" in log
+
+
 def test_a_single_evaluation_can_be_made_again(copy):
     jobs = planned(copy, "--forcerun", "linear_probe", "--until", "linear_probe")
     assert jobs

@@ -188,6 +188,10 @@ class Trainer:
         if position is None:
             position = Position()
             self.relabel(self.method.initial(self), 0)
+        self.say(
+            f"{recipe.method}, {recipe.arch}: {len(self.index)} images, {self.ranks.world} process(es) on "
+            f"{self.device.type}, {str(self.precision).removeprefix('torch.')}"
+        )
         network = self.ranks.wrap(self.network) if recipe.epochs else self.network
         self._saved = time.monotonic()
         for epoch in range(position.epoch, recipe.epochs):
