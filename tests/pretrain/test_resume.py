@@ -21,7 +21,7 @@ from uic_core.recipe import Recipe, save
 ROOT = Path(__file__).parents[2]
 OUTPUTS = ("checkpoint.safetensors", "labels.npy", "history.jsonl")
 RECIPE = Recipe(
-    method="uic", arch="alexnet", sobel=True, classes=5, image_size=64, resize=73, images=0, epochs=3,
+    method="uic", arch="alexnet", sobel=True, classes=5, image_size=64, resize=73, images=0, epochs=6,
     batch_size=8, lr=0.01, schedule="linear", momentum=0.9, weight_decay=1e-4, augmentation="standard",
     label_view="training", pretrained="", pca=8, kmeans_iterations=3, precision="fp32", seed=3,
 )  # fmt: skip
@@ -109,9 +109,9 @@ def test_killed_at_a_random_step_it_ends_with_the_bytes_of_an_undisturbed_run(
     tmp_path, index, undisturbed, ranks, changes
 ):
     broken = Run(tmp_path, index, ranks, **changes)
-    process = broken.start("--save-every", "0.3")
+    process = broken.start("--save-every", "0.1")
     broken.until_state(process, random.randrange(3))
-    time.sleep(random.uniform(0, 0.5))  # in a step, or while a state is written
+    time.sleep(random.uniform(0, 0.2))  # in a step, or while a state is written
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert "going on from epoch " in broken.finish()
@@ -121,7 +121,7 @@ def test_killed_at_a_random_step_it_ends_with_the_bytes_of_an_undisturbed_run(
 @pytest.mark.parametrize(("number", "ranks"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 1), (signal.SIGTERM, 2)])
 def test_told_to_end_it_saves_and_says_so(tmp_path, index, undisturbed, number, ranks):
     told = Run(tmp_path, index, ranks)
-    process = told.start("--save-every", "0.3")
+    process = told.start("--save-every", "0.1")
     told.until_state(process)
     os.killpg(process.pid, number)  # SLURM signals every process of a job
     out, err = process.communicate(timeout=60)
