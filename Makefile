@@ -7,6 +7,8 @@ BIN := .venv/bin
 PROFILE := profiles/demo
 # One thread a process: the tests run two at a time on two cores.
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+# As the rules' jobs have it (workflow/rules/common.smk).
+HUGE_PAGES := GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 TESTS := tests
 
 .PHONY: help setup demo test check bench lock clean
@@ -34,10 +36,10 @@ check: setup  ## format, lint, types, workflow lint: what pre-commit runs too
 	$(BIN)/snakemake --profile $(PROFILE) --lint
 
 bench: setup  ## speed and memory beside peers, a line a bar; make bench-boundary runs a part
-	@$(BIN)/python -m bench
+	@$(HUGE_PAGES) $(BIN)/python -m bench
 
 bench-%: setup
-	@$(BIN)/python -m bench.$*
+	@$(HUGE_PAGES) $(BIN)/python -m bench.$*
 
 lock: setup  ## compile envs/*.in into the lock and the conda environments; UPGRADE=1 takes newer versions
 	$(BIN)/python envs/lock.py $(if $(UPGRADE),--upgrade)

@@ -42,6 +42,7 @@ def demo_data(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
                 "test_classes": 5,
                 "images_per_class": 20,
             },
+            "cache": {"format": "none", "side": 80, "root": str(folder / "cache")},
         },
         "demo_data",
     )

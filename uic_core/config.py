@@ -60,6 +60,14 @@ class Dataset(Strict):
     section: ImageFolder | Voc07 | VocSegmentation | MiniImageNet
 
 
+class Cache(Strict):
+    """ImageNet's training images once more, smaller, for pretraining and linear probes; see uic_core/data/cache.py."""
+
+    format: Literal["none", "jpeg", "uint8"]
+    side: int = Field(ge=64, description="shorter side, pixels; larger images are resized to it")
+    root: str = Field(min_length=1, description="folder for the pixels, on a fast disk")
+
+
 class Datasets(Strict):
     """Where the data sets are and what they must hold; `generated` makes them first, at these very sizes."""
 
@@ -69,6 +77,7 @@ class Datasets(Strict):
     voc07: Voc07
     voc_segmentation: VocSegmentation
     miniimagenet: MiniImageNet
+    cache: Cache
 
     def one(self, name: DatasetName) -> Dataset:
         """A data set by its name."""
@@ -273,6 +282,12 @@ def validate(value: dict[str, Any], source: str) -> Config:
         if images > config.datasets.imagenet.train_images:
             raise InputError(f"{where}.images: {images}, but datasets.imagenet.train_images is fewer")
         annotated = config.datasets.imagenet.classes
+        cache = config.datasets.cache
+        if cache.format != "none" and cache.side < recipe.resize:
+            raise InputError(
+                f"{source}: datasets.cache.side: {cache.side} is below runs.{name}.resize ({recipe.resize}), "
+                "images would be enlarged again; raise it"
+            )
         if recipe.method == "supervised" and recipe.classes != annotated:
             raise InputError(f"{where}.classes: {recipe.classes}, but the data set has {annotated} annotated classes")
         if recipe.pretrained:

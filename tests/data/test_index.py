@@ -65,6 +65,7 @@ def protocol(tmp_path: Path, imagenet: Path, miniimagenet: Path) -> Path:
                 "test_classes": 5,
                 "images_per_class": 20,
             },
+            "cache": {"format": "none", "side": 64, "root": "unused"},
         }
     )
     for name in ("imagenet", "miniimagenet"):

@@ -9,9 +9,11 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -42,7 +44,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
 
 @pytest.fixture(scope="module", params=[0, 1, 2])
 def loader(request: pytest.FixtureRequest, index: Index) -> Iterator[Loader]:
-    loader = Loader(index, SIZE, RESIZE, request.param)
+    loader = Loader(index, SIZE, RESIZE, 4, request.param)
     yield loader
     loader.close()
 
@@ -50,14 +52,16 @@ def loader(request: pytest.FixtureRequest, index: Index) -> Iterator[Loader]:
 @pytest.fixture(scope="module")
 def plain(index: Index) -> Loader:
     """The reference: no workers."""
-    return Loader(index, SIZE, RESIZE, 0)
+    return Loader(index, SIZE, RESIZE, 4, 0)
 
 
 def collect(
     loader: Loader, order: list[int], batch: int = 4, view: View = "resized_crop", seed: int = 1, epoch: int = 0
 ):
-    batches = list(loader.batches(np.array(order), batch, view, seed, epoch))
-    return torch.cat([images for images, _ in batches]), torch.cat([positions for _, positions in batches])
+    """All images and draws of a pass in batches of `batch`, at most the loader's 4."""
+    parts = np.split(np.array(order), range(batch, len(order), batch))
+    batches = [(images.clone(), draws) for images, draws in loader.stream(parts, view, seed, epoch)]
+    return torch.cat([images for images, _ in batches]), np.concatenate([draws for _, draws in batches])
 
 
 ORDER = [3, 0, 13, 7, 7, 1, 12, 5, 2, 3, 11]
@@ -76,18 +80,19 @@ def test_crops_and_order_are_the_same_for_any_number_of_workers(loader: Loader, 
 def test_every_pass_follows_its_own_order_and_batch_size(loader: Loader):
     for order, batch, sizes in [
         ([5, 4, 3, 2, 1], 2, [2, 2, 1]),
-        (list(range(14)), 14, [14]),
+        (list(range(14)), 4, [4, 4, 4, 2]),
         ([9], 4, [1]),
         ([], 4, []),
     ]:
-        batches = list(loader.batches(np.array(order, np.int64), batch, "center_crop", 0, 0))
+        parts = np.split(np.array(order, np.int64), range(batch, len(order), batch)) if order else []
+        batches = list(loader.stream(parts, "center_crop", 0, 0))
         assert [len(images) for images, _ in batches] == sizes
         assert [position for _, positions in batches for position in positions.tolist()] == order
 
 
 def test_crops_depend_on_seed_epoch_and_image_only(plain: Loader):
     first, _ = collect(plain, ORDER)
-    again, _ = collect(plain, ORDER[::-1], batch=5)
+    again, _ = collect(plain, ORDER[::-1], batch=3)
     assert torch.equal(first, again.flip(0))
     assert torch.equal(first[3], first[4])  # the same image twice in an epoch
     for other in ({"seed": 2}, {"epoch": 1}):
@@ -132,15 +137,15 @@ def test_crop_numbers_are_not_those_of_the_augmentation(plain: Loader, index: In
 
 
 def test_a_pass_may_be_left_early(loader: Loader, plain: Loader):
-    for _ in loader.batches(np.arange(14), 2, "resized_crop", 1, 5):
+    for _ in loader.batches(np.arange(14), "resized_crop", 1, 5):
         break
     assert torch.equal(collect(loader, ORDER)[0], collect(plain, ORDER)[0])
 
 
 def test_two_passes_at_once_are_our_mistake(loader: Loader):
-    first = loader.batches(np.arange(14), 2, "resized_crop", 1, 0)
+    first = loader.batches(np.arange(14), "resized_crop", 1, 0)
     next(first)
-    next(loader.batches(np.arange(14), 2, "resized_crop", 1, 1))
+    next(loader.batches(np.arange(14), "resized_crop", 1, 1))
     with pytest.raises(AssertionError, match="one pass at a time"):
         next(first)
 
@@ -172,8 +177,8 @@ def test_an_unreadable_image_is_an_input_error_that_names_the_file(index: Index,
     subprocess.run(["cp", "-r", str(index.root), str(root)], check=True)
     bad = root / str(index.paths[6])
     bad.write_bytes(bad.read_bytes()[:200])
-    loader = Loader(build_imagenet(root, "train"), SIZE, RESIZE, workers)
-    batches = loader.batches(np.arange(14), 4, "resized_crop", 0, 0)
+    loader = Loader(build_imagenet(root, "train"), SIZE, RESIZE, 4, workers)
+    batches = loader.batches(np.arange(14), "resized_crop", 0, 0)
     assert next(batches)[1].tolist() == [0, 1, 2, 3]  # the batch before it comes through
     with pytest.raises(InputError) as caught:
         next(batches)
@@ -188,7 +193,7 @@ def test_an_unreadable_image_is_an_input_error_that_names_the_file(index: Index,
 
 
 def test_workers_live_across_epochs_use_one_thread_and_end_with_close(index: Index):
-    loader = Loader(index, SIZE, RESIZE, 2)
+    loader = Loader(index, SIZE, RESIZE, 4, 2)
     before = {process.pid for process in multiprocessing.active_children()}
     collect(loader, ORDER)
     workers = [process for process in multiprocessing.active_children() if process.pid not in before]
@@ -203,9 +208,9 @@ def test_workers_live_across_epochs_use_one_thread_and_end_with_close(index: Ind
 
 
 def test_sigterm_from_outside_does_not_end_the_workers(index: Index, plain: Loader):
-    loader = Loader(index, SIZE, RESIZE, 2)
+    loader = Loader(index, SIZE, RESIZE, 4, 2)
     before = {process.pid for process in multiprocessing.active_children()}
-    passing = loader.batches(np.array(ORDER), 2, "resized_crop", 1, 0)
+    passing = loader.batches(np.array(ORDER), "resized_crop", 1, 0)
     batches = [next(passing)[0]]
     workers = [process for process in multiprocessing.active_children() if process.pid not in before]
     pids = " ".join(str(worker.pid) for worker in workers)
@@ -228,8 +233,8 @@ def test_an_orderly_end_without_close_leaves_no_process_behind(index: Index, tmp
         from pathlib import Path
         from uic_core.data.index import Index
         from uic_core.data.loader import Loader
-        loader = Loader(Index.load(Path({str(tmp_path / "index.npz")!r})), {SIZE}, {RESIZE}, 2)
-        for images, positions in loader.batches(np.arange(14), 2, "resized_crop", 0, 0):
+        loader = Loader(Index.load(Path({str(tmp_path / "index.npz")!r})), {SIZE}, {RESIZE}, 2, 2)
+        for images, positions in loader.batches(np.arange(14), "resized_crop", 0, 0):
             print(*[process.pid for process in multiprocessing.active_children()], flush=True)
             raise SystemExit(3)
     """
@@ -245,3 +250,21 @@ def test_an_orderly_end_without_close_leaves_no_process_behind(index: Index, tmp
     for pid in map(int, done.stdout.split()):
         with pytest.raises(ProcessLookupError):
             os.kill(pid, signal.SIG_DFL)  # signal 0: does it exist?
+
+
+def test_workers_hold_no_copy_of_the_index(index: Index):
+    """Eight workers and a million images: what a worker has for itself is the same as for fourteen."""
+    images = 1_000_000
+    many = replace(index, paths=np.resize(index.paths, images), labels=np.resize(index.labels, images))
+    own = []
+    for each in (index, many):
+        loader = Loader(each, SIZE, RESIZE, 4, 8)
+        before = {process.pid for process in multiprocessing.active_children()}
+        for _ in loader.batches(np.arange(0, len(each), len(each) // 14), "resized_crop", 0, 0):
+            pass
+        workers = [process.pid for process in multiprocessing.active_children() if process.pid not in before]
+        assert len(workers) == 8
+        own.append(max(psutil.Process(pid).memory_full_info().uss for pid in workers))
+        loader.close()
+    size = many.paths.nbytes + many.labels.nbytes
+    assert own[1] - own[0] < 0.02 * size, f"{own[1] - own[0]} bytes more a worker, of {size}"

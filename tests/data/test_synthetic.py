@@ -40,6 +40,7 @@ def at(root: Path, seed: int = 0, classes: int = 4, train_list: str = "train") -
             "test_classes": 5,
             "images_per_class": 20,
         },
+        "cache": {"format": "none", "side": 64, "root": str(root / "cache")},
     }
     return recipe.parse(Datasets, value, "test")
 

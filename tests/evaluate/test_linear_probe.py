@@ -145,13 +145,13 @@ def test_training_equals_a_plain_loop(alexnet: Network, indexes: tuple[Index, In
     norm = nn.BatchNorm2d(256, affine=False)
     expected = [head.linear.weight.detach().clone(), head.linear.bias.detach().clone()]
     moments = [torch.zeros_like(value) for value in expected]
-    loader = Loader(index, 64, 73, 0)
+    loader = Loader(index, 64, 73, 16, 0)
     for epoch, lr in enumerate([0.1, 0.01, 0.001]):
         order = np.random.default_rng([0, epoch]).permutation(48)
-        for crops, positions in loader.batches(order, 16, "random_crop", 0, epoch):
+        for crops, positions in loader.batches(order, "random_crop", 0, epoch):
             flipped = [
                 crop.flip(2) if u < 0.5 else crop
-                for crop, u in zip(crops, uniforms(0, epoch, positions.numpy(), UNIFORMS)[:, 0], strict=True)
+                for crop, u in zip(crops, uniforms(0, epoch, positions, UNIFORMS)[:, 0], strict=True)
             ]
             with torch.no_grad():
                 maps = alexnet.taps(normalize(torch.stack(flipped)), ["conv5"])["conv5"]
@@ -160,7 +160,7 @@ def test_training_equals_a_plain_loop(alexnet: Network, indexes: tuple[Index, In
             for value in expected:
                 value.requires_grad_(True)
             logits = features @ expected[0].T + expected[1]
-            truth = torch.from_numpy(index.labels[positions.numpy()]).long()
+            truth = torch.from_numpy(index.labels[positions]).long()
             loss = -logits.log_softmax(1)[torch.arange(len(truth)), truth].mean()
             gradients = torch.autograd.grad(loss, expected)
             moments = [

@@ -106,4 +106,4 @@ def test_two_processes_leave_what_one_leaves(demo_data, tmp_path, changes):
         assert alone["loss"] == pytest.approx(shared["loss"], abs=1e-4)
     weights = [safetensors.numpy.load_file(folder / "checkpoint.safetensors") for folder in (one, two)]
     for name, alone in weights[0].items():
-        np.testing.assert_allclose(weights[1][name], alone, atol=2e-5, err_msg=name)
+        np.testing.assert_allclose(weights[1][name], alone, atol=5e-5, err_msg=name)

@@ -174,6 +174,16 @@ def test_changed_settings_of_a_run_rerun_that_run_alone(copy):
     }
 
 
+def test_a_cache_is_read_by_all_that_trains_on_imagenet(copy):
+    config = small_config()
+    config["datasets"]["cache"]["format"] = "jpeg"
+    replace(copy.config, yaml.safe_dump(config).encode())
+    plan = planned(copy)
+    trained = {f"pretrain:{run}" for run, recipe in config["runs"].items() if recipe["method"] != "finetune"}
+    assert trained | {"cache", "finetune:uic_3k_center_crop_fft", "linear_probe:uic_3k"} <= plan
+    assert not {"check", "index"} & plan  # the files themselves are read no second time
+
+
 def test_changed_settings_of_an_evaluation_rerun_that_evaluation_alone(copy):
     config = small_config()
     config["evaluations"]["fewshot"]["episodes"] = 30

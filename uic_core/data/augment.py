@@ -75,7 +75,8 @@ def crop_box(
 
 def normalize(batch: Tensor) -> Tensor:
     """uint8 [B, 3, H, W] to float32, scaled to [0, 1], then ImageNet's mean and standard deviation taken out."""
-    return _standardize(batch.float() / 255)
+    assert batch.dtype == torch.uint8, f"normalize takes uint8 images, got {batch.dtype}"
+    return _standardize(batch.float().div_(255))
 
 
 @torch.no_grad()
@@ -115,7 +116,9 @@ def augment(batch: Tensor, uniforms: NDArray[np.float64] | Tensor, kind: Augment
 
 def flip(images: Tensor, chosen: NDArray[np.bool_]) -> Tensor:
     """Mirror the chosen ones (bool [B]) of [B, C, H, W] left to right."""
-    return torch.where(_to(images, chosen)[:, None, None, None], images.flip(-1), images)
+    images, rows = images.clone(), _to(images, np.flatnonzero(chosen))
+    images[rows] = images[rows].flip(-1)
+    return images
 
 
 def jitter(images: Tensor, factors: NDArray[np.float64], order: NDArray[np.int64], chosen: NDArray[np.bool_]) -> Tensor:
@@ -190,8 +193,12 @@ def gaussian_blur(images: Tensor, sigma: NDArray[np.float64]) -> Tensor:
 
 
 def _standardize(pixels: Tensor) -> Tensor:
-    mean, std = (pixels.new_tensor(values)[:, None, None] for values in (MEAN, STD))
-    return (pixels - mean) / std
+    """In place, as on a CPU memory for another batch costs as much as the arithmetic.
+
+    Mean and deviation of every pixel, in the images' layout: three values an inner loop would be slower.
+    """
+    mean, std = (torch.empty_like(pixels[:1]).copy_(pixels.new_tensor(values)[:, None, None]) for values in (MEAN, STD))
+    return pixels.sub_(mean).div_(std)
 
 
 def _grey(images: Tensor) -> Tensor:

@@ -10,11 +10,11 @@ import csv
 import hashlib
 import os
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +22,12 @@ from numpy.typing import NDArray
 from uic_core import recipe
 from uic_core.config import Dataset, ImageFolder, MiniImageNet
 from uic_core.data import reader
+from uic_core.data.pixels import Format, Pixels
 from uic_core.errors import InputError, stage
 from uic_core.files import atomic
 
 _ARRAYS = {"name": "U", "root": "U", "paths": "U", "labels": "i", "classes": "U", "fingerprint": "U"}
+_PIXELS = {"folder": "U", "format": "U", "part": "i", "offset": "i", "length": "i", "width": "i", "height": "i"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Index:
         labels: int32 array [N], annotated class 0…len(classes)-1, for evaluation only.
         classes: class names, sorted.
         fingerprint: 16 hex digits; changes with any path, label or file size.
+        pixels: where training reads the images instead of their files, if they are cached.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Index:
     labels: NDArray[np.int32]
     classes: tuple[str, ...]
     fingerprint: str
+    pixels: Pixels | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -54,6 +58,14 @@ class Index:
     def file(self, position: int) -> Path:
         """The path of the image at a position."""
         return self.root / str(self.paths[position])
+
+    def read_part(
+        self, position: int, choose: Callable[[int, int], reader.Box], size: int
+    ) -> tuple[NDArray[np.uint8], reader.Box]:
+        """What a square crop of an image needs, from its file or from the cache (see `reader.read_part`)."""
+        if self.pixels is not None:
+            return self.pixels.read_part(position, choose, size)
+        return reader.read_part(self.file(position), choose, size)
 
     def subset(self, count: int, seed: int) -> Index:
         """The first `count` images of a seeded shuffle, in index order; 0 means all of them.
@@ -68,13 +80,19 @@ class Index:
         chosen = np.sort(np.random.default_rng(seed).permutation(len(self))[:count])
         paths, labels = self.paths[chosen], self.labels[chosen]
         fingerprint = hashlib.sha256(f"{self.fingerprint} {count} {seed}".encode()).hexdigest()[:16]
-        return replace(self, paths=paths, labels=labels, fingerprint=fingerprint)
+        pixels = self.pixels and self.pixels.subset(chosen)
+        return replace(self, paths=paths, labels=labels, fingerprint=fingerprint, pixels=pixels)
 
     def save(self, path: Path) -> None:
         """Write as .npz, atomically; equal indexes give equal bytes."""
+        cached: dict[str, Any] = {}
+        if self.pixels is not None:
+            cached = {key: np.array(value) for key, value in vars(self.pixels).items()}
+            cached["folder"] = np.array(str(self.pixels.folder))
         with atomic(path) as temporary:
             np.savez_compressed(
                 temporary,
+                **cached,
                 name=np.array(self.name),
                 root=np.array(str(self.root)),
                 paths=self.paths,
@@ -93,12 +111,13 @@ class Index:
         remedy = "delete the file and run snakemake again"
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                value: dict[str, Any] = {key: arrays[key] for key in _ARRAYS}
+                kinds = _ARRAYS | _PIXELS if "folder" in arrays else _ARRAYS
+                value: dict[str, Any] = {key: arrays[key] for key in kinds}
         except FileNotFoundError as error:
             raise InputError(f"{path}: there is no such index; run snakemake to make it") from error
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
             raise InputError(f"{path}: is not an index ({error}); {remedy}") from error
-        wrong = [key for key, kind in _ARRAYS.items() if value[key].dtype.kind != kind]
+        wrong = [key for key, kind in kinds.items() if value[key].dtype.kind != kind]
         paths, labels, classes = value["paths"], value["labels"], value["classes"]
         if wrong or paths.ndim != 1 or classes.ndim != 1 or paths.shape != labels.shape or not len(paths):
             raise InputError(f"{path}: is not an index (forms of {wrong or 'paths, labels'}); {remedy}")
@@ -114,6 +133,7 @@ class Index:
             labels=labels.astype(np.int32),
             classes=tuple(str(name) for name in classes),
             fingerprint=str(value["fingerprint"]),
+            pixels=_pixels(value, path) if "folder" in value else None,
         )
 
 
@@ -256,6 +276,24 @@ def _build(name: str, root: Path, rows: list[tuple[str, str]]) -> Index:
         classes=classes,
         fingerprint=digest.hexdigest()[:16],
     )
+
+
+def _pixels(value: dict[str, Any], path: Path) -> Pixels:
+    """The cache's part of an index's arrays."""
+    columns = {key: value[key].astype(np.int64) for key, kind in _PIXELS.items() if kind == "i"}
+    shapes = {column.shape for column in columns.values()}
+    found = Pixels(Path(str(value["folder"])), str(value["format"]), **columns)  # type: ignore[arg-type]
+    plain = found.format == "uint8" and not np.array_equal(found.length, 3 * found.width * found.height)
+    if (
+        shapes != {value["paths"].shape}
+        or found.format not in get_args(Format)
+        or plain
+        or min(map(np.min, columns.values())) < 0
+    ):
+        raise InputError(
+            f"{path}: is not an index (forms of its cached pixels); delete the file and run snakemake again"
+        )
+    return found
 
 
 def _is_inside(path: str) -> bool:

@@ -1,4 +1,4 @@
-"""The loader: positions in, uint8 batches out, decoded by worker processes that live as long as the loader.
+"""The loader: positions in, uint8 batches on the training device out, decoded by processes that live as long as it.
 
 What a batch holds depends on (seed, epoch, image) and the view only, never on the number of workers.
 """
@@ -6,12 +6,13 @@ What a batch holds depends on (seed, epoch, image) and the view only, never on t
 from __future__ import annotations
 
 import functools
+import mmap
 import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from uic_core.data import reader
 from uic_core.data.augment import CROP_UNIFORMS, crop_box
+from uic_core.data.crop import crop
 from uic_core.data.index import Index
 from uic_core.errors import InputError
 from uic_core.runtime import uniforms
@@ -29,6 +31,8 @@ View = Literal["resized_crop", "random_crop", "center_crop"]
 
 # Crops draw from a stream of their own: with the plain seed they would repeat the numbers of the augmentation.
 _CROP_STREAM = 1 << 32
+_AHEAD = 2  # batches that each worker is asked for in advance
+_HELD = 2  # batches that are with the consumer, the last one among them
 
 
 class Loader:
@@ -37,27 +41,40 @@ class Loader:
     Args:
         size: side S of the crops, pixels.
         resize: shorter side before random and centre crops, pixels, ≥ size.
+        batch_size: most images of a batch.
         workers: decoding processes; 0 decodes in this one. They start with the first batch and end with `close`.
+        device: where the batches are wanted.
     """
 
-    def __init__(self, index: Index, size: int, resize: int, workers: int) -> None:
+    def __init__(
+        self,
+        index: Index,
+        size: int,
+        resize: int,
+        batch_size: int,
+        workers: int,
+        device: torch.device | None = None,
+    ) -> None:
         assert size <= resize, f"a crop of {size} does not fit into a shorter side of {resize}"
-        self._requests = _Requests()
+        self._batch_size, self._device = batch_size, device or torch.device("cpu")
+        self._slots = _Slots(_AHEAD * workers + _HELD, batch_size, size, self._device)
+        self._requests = _Requests(self._slots)
         self._passes = 0
-        self._loader: DataLoader[_Batch] | None = DataLoader(
-            _Decoder(index, size, resize),
+        self._loader: DataLoader[_Answer] | None = DataLoader(
+            _Decoder(index, size, resize, self._slots.images),
             batch_size=None,  # a request is a whole batch
             sampler=self._requests,
             num_workers=workers,
+            prefetch_factor=_AHEAD if workers else None,
             persistent_workers=workers > 0,
             worker_init_fn=_ignore_foreign_sigterm,
-            pin_memory=torch.cuda.is_available(),
+            collate_fn=_as_it_is,
             generator=torch.Generator(),  # else each pass would advance the global generator that dropout uses
         )
 
     def batches(
-        self, order: NDArray[np.int64], batch_size: int, view: View, seed: int, epoch: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+        self, order: NDArray[np.int64], view: View, seed: int, epoch: int
+    ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
         """Yield the images of `order`, in this order; the last batch may be smaller.
 
         resized_crop: torchvision's RandomResizedCrop. random_crop: shorter side to `resize`, then a crop anywhere.
@@ -69,79 +86,133 @@ class Loader:
                 asks for another view of the same image, r = 1, 2, …
 
         Yields:
-            (uint8 [B, 3, S, S], their part of the order, int64 [B]), on the CPU, in pinned memory where there is a
-            GPU.
+            (uint8 [B, 3, S, S] on the device, channels last; their part of the order, int64 [B]). On the CPU the
+            next batch may overwrite the images: whoever keeps them clones them.
 
         Raises:
             InputError: an image cannot be read; names the file.
         """
-        order = np.asarray(order, np.int64)
-        batches = (order[start : start + batch_size] for start in range(0, len(order), batch_size))
-        return self.stream(batches, view, seed, epoch)
+        order, size = np.asarray(order, np.int64), self._batch_size
+        return self.stream((order[start : start + size] for start in range(0, len(order), size)), view, seed, epoch)
 
     def stream(
         self, batches: Iterable[NDArray[np.int64]], view: View, seed: int, epoch: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
         """As `batches`, with each batch's part of the order made when a worker is free to decode it.
 
         Args:
-            batches: parts of an order, int64 [B] each; asked for a few batches ahead.
+            batches: parts of an order, int64 [B] each, B <= batch_size; asked for a few batches ahead.
         """
         assert self._loader is not None, "the loader is closed"
         self._passes += 1
         this = self._passes
-        self._requests.items = (_Request(draws, view, seed, epoch) for draws in batches)
-        for batch in self._loader:
-            if isinstance(batch, str):
-                raise InputError(batch)
-            yield batch
+        self._requests.items = ((draws, view, seed, epoch) for draws in batches)
+        for answer in self._loader:
+            if isinstance(answer, str):
+                raise InputError(answer)
+            slot, draws = answer
+            yield self._slots.take(slot, len(draws)), draws
             assert this == self._passes, "a loader serves one pass at a time"
 
     def close(self) -> None:
         """End the worker processes; the loader cannot be used again."""
         self._loader = None
+        self._slots.close()
+
+
+class _Slots:
+    """Memory that workers decode into and the device copies from, used in turns.
+
+    Shared with the workers, so that no batch is copied between processes, and known to the GPU's driver, so that it
+    fetches batches by itself while the CPU goes on. Anonymous: /dev/shm is small in many containers.
+
+    Attributes:
+        images: uint8 [slots, batch_size, S, S, 3].
+    """
+
+    def __init__(self, count: int, batch_size: int, size: int, device: torch.device) -> None:
+        shape = (count, batch_size, size, size, 3)
+        memory = np.frombuffer(mmap.mmap(-1, int(np.prod(shape))), np.uint8)
+        self.images = torch.from_numpy(memory).view(shape)
+        self._device = device
+        self._copied: dict[int, torch.cuda.Event] = {}
+        self._registered = device.type == "cuda"
+        if self._registered:
+            torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(self.images.data_ptr(), self.images.numel(), 0))
+
+    def take(self, slot: int, count: int) -> Tensor:
+        """The first images of a slot, on the device."""
+        images = self.images[slot, :count].permute(0, 3, 1, 2)
+        if self._device.type == "cpu":
+            return images
+        images = images.to(self._device, non_blocking=True)
+        if self._registered:
+            self._copied[slot] = torch.cuda.Event()
+            self._copied[slot].record()
+        return images
+
+    def free(self, slot: int) -> None:
+        """Wait until a slot may be written to again."""
+        if slot in self._copied:
+            self._copied.pop(slot).synchronize()
+
+    def close(self) -> None:
+        """Wait for the last copies; the driver lets the memory go."""
+        for slot in list(self._copied):
+            self.free(slot)
+        if self._registered:
+            torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(self.images.data_ptr()))
+            self._registered = False
 
 
 @dataclass(frozen=True)
 class _Request:
+    slot: int
     draws: NDArray[np.int64]
     view: View
     seed: int
     epoch: int
 
 
-# An unreadable file travels as its message: an exception would arrive wrapped in the worker's traceback.
-_Batch = tuple[Tensor, Tensor] | str
+# A slot with what it holds. An unreadable file travels as its message: an exception would arrive wrapped in the
+# worker's traceback.
+_Answer = tuple[int, NDArray[np.int64]] | str
 
 
 class _Requests(Sampler[_Request]):
     """What the workers are to do next: requests carry all that changes, since workers keep the first pass's state."""
 
-    def __init__(self) -> None:
-        self.items: Iterator[_Request] = iter(())
+    def __init__(self, slots: _Slots) -> None:
+        self.items: Iterator[tuple[NDArray[np.int64], View, int, int]] = iter(())
+        self._slots = slots
 
     def __iter__(self) -> Iterator[_Request]:
-        return self.items
+        for number, item in enumerate(self.items):
+            slot = number % len(self._slots.images)
+            self._slots.free(slot)
+            yield _Request(slot, *item)
 
 
-class _Decoder(Dataset[_Batch]):
-    """Turns a request into a batch; runs in the workers."""
+class _Decoder(Dataset[_Answer]):
+    """Fills the slot of a request; runs in the workers."""
 
-    def __init__(self, index: Index, size: int, resize: int) -> None:
-        self._index, self._size, self._resize = index, size, resize
+    def __init__(self, index: Index, size: int, resize: int, slots: Tensor) -> None:
+        self._index, self._size, self._resize, self._slots = index, size, resize, slots
 
-    def __getitem__(self, request: _Request) -> _Batch:
+    def __getitem__(self, request: _Request) -> _Answer:
         draws = request.draws
         assert not len(draws) or draws.min() >= 0, "order holds unknown positions"
+        assert len(draws) <= self._slots.shape[1], "a batch is larger than the loader's batch_size"
         numbers = uniforms(request.seed + _CROP_STREAM, request.epoch, draws, CROP_UNIFORMS)
-        images = np.empty((len(draws), 3, self._size, self._size), np.uint8)
+        images = self._slots[request.slot]
         try:
-            for slot, position in enumerate(draws % len(self._index)):
-                choose = functools.partial(self._box, request.view, numbers[slot])
-                images[slot] = reader.read_crop(self._index.file(position), choose, self._size)
+            for row, position in enumerate(draws % len(self._index)):
+                choose = functools.partial(self._box, request.view, numbers[row])
+                pixels, box = self._index.read_part(position, choose, self._size)
+                crop(pixels, box, images[row])
         except InputError as error:
             return str(error)
-        return torch.from_numpy(images), torch.from_numpy(draws)
+        return request.slot, draws
 
     def _box(self, view: View, u: NDArray[np.float64], width: int, height: int) -> reader.Box:
         if view == "resized_crop":
@@ -151,6 +222,11 @@ class _Decoder(Dataset[_Batch]):
         scaled_width, scaled_height = reader.scaled_size(width, height, self._resize)
         left, top = int(u[0] * (scaled_width - self._size + 1)), int(u[1] * (scaled_height - self._size + 1))
         return reader.window(width, height, self._resize, self._size, left, top)
+
+
+def _as_it_is(answer: Any) -> Any:
+    """DataLoader would make tensors of arrays, each in a shared memory of its own."""
+    return answer
 
 
 def _ignore_foreign_sigterm(_: int) -> None:

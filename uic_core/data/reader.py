@@ -7,11 +7,12 @@ A crop is always a box of the upright image that is resized to a square in one a
 
 from __future__ import annotations
 
-import math
+import io
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
@@ -46,26 +47,36 @@ def read_rgb(path: Path) -> Image.Image:
         return _decode(image, path)
 
 
-def read_crop(path: Path, choose: Callable[[int, int], Box], size: int) -> NDArray[np.uint8]:
-    """Read one square crop, decoding no more than it needs (JPEG at reduced size where the crop is large).
+def read_part(path: Path, choose: Callable[[int, int], Box], size: int) -> tuple[NDArray[np.uint8], Box]:
+    """Read what a square crop needs: JPEGs at reduced size where the crop is large.
 
     Args:
         choose: called with the upright image's (width, height), returns the box to read.
-        size: side S of the output, pixels.
+        size: side S of the crop that will be made of it, pixels.
 
     Returns:
-        uint8 array [3, S, S].
+        uint8 array [height, width, 3] of the whole image, perhaps reduced, and the box in its pixels.
 
     Raises:
         InputError: missing, truncated, or no image; names the file.
     """
-    with _open(path) as image:
-        width, height = image.size if _orientation(image) < 5 else image.size[::-1]
-        box = choose(width, height)
-        reduction = _draft(image, min(box[2] - box[0], box[3] - box[1]) / size)
-        rgb = _decode(image, path)
-    left, top, right, bottom = (edge / reduction for edge in box)
-    return resized_crop(rgb, (left, top, min(right, rgb.width), min(bottom, rgb.height)), size)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    shape = _jpeg_size(data)
+    if shape is not None:
+        box = choose(*shape)
+        oversize = min(box[2] - box[0], box[3] - box[1]) / size
+        reduction = next((factor for factor in (8, 4, 2) if oversize >= factor * _SPARE), 1)
+        pixels = decode_jpeg(data, *shape, reduction)
+        if pixels is not None:
+            left, top, right, bottom = (edge / reduction for edge in box)
+            return pixels, (left, top, min(right, pixels.shape[1]), min(bottom, pixels.shape[0]))
+    # Pillow knows more kinds of files, what can be saved of a damaged one, and what is wrong with it.
+    with _open(path, data) as image:
+        pixels = np.array(_decode(image, path))
+    return pixels, choose(pixels.shape[1], pixels.shape[0])
 
 
 def check(path: Path) -> None:
@@ -75,8 +86,30 @@ def check(path: Path) -> None:
         InputError: missing, truncated, or no image; names the file.
     """
     with _open(path) as image:
-        _draft(image, math.inf)
+        image.draft("", (image.width // 8, image.height // 8))
         _decode(image, path)
+
+
+def decode_jpeg(
+    data: bytes | NDArray[np.uint8], width: int, height: int, reduction: int = 1
+) -> NDArray[np.uint8] | None:
+    """Pixels of a JPEG with one or three channels, the same as Pillow's in half the time.
+
+    Args:
+        width, height: those of the file, pixels.
+        reduction: 1, 2, 4 or 8, to divide them by, rounding up.
+
+    Returns:
+        uint8 [height, width, 3]; None if the file is damaged or not what was said.
+    """
+    width, height = -(-width // reduction), -(-height // reduction)
+    try:
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
+            data, min_width=width, min_height=height, min_factor=reduction
+        )
+    except ValueError:
+        return None
+    return pixels if pixels.shape == (height, width, 3) else None
 
 
 def resized_crop(image: Image.Image, box: Box, size: int) -> NDArray[np.uint8]:
@@ -144,10 +177,10 @@ def ten_crop(image: Image.Image, resize: int, crop: int) -> NDArray[np.uint8]:
     return np.concatenate([five, five[..., ::-1]])
 
 
-def _open(path: Path) -> Image.Image:
+def _open(path: Path, data: bytes | None = None) -> Image.Image:
     """Read the header, so that size and orientation are known; only JPEGs can wait with their pixels."""
     try:
-        image = Image.open(path, formats=_FORMATS)
+        image = Image.open(path if data is None else io.BytesIO(data), formats=_FORMATS)
         if not _is_jpeg(image):
             image.load()
         return image
@@ -187,14 +220,18 @@ def _orientation(image: Image.Image) -> int:
     return value if value in _UPRIGHT else 1
 
 
-def _draft(image: Image.Image, oversize: float) -> int:
-    """Ask for a reduced decode of a JPEG whose crop is `oversize` times the output; the reduction that will be."""
-    reductions = [factor for factor in (8, 4, 2) if oversize >= factor * _SPARE and min(image.size) >= factor]
-    if not reductions or not _is_jpeg(image):
-        return 1
-    width, height = image.size
-    drafted = image.draft("", (width // reductions[0], height // reductions[0]))
-    return round(width / drafted[1][2]) if drafted else 1
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height of a JPEG that needs no conversion to become upright RGB; None for anything else."""
+    place = 2 if data.startswith(b"\xff\xd8") else len(data)
+    while data[place : place + 2] != b"\xff\xda":  # the segments before the picture
+        if data[place : place + 1] != b"\xff" or data[place + 4 : place + 10] == b"Exif\0\0":  # perhaps to be turned
+            return None
+        place += 2 + int.from_bytes(data[place + 2 : place + 4])
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    return (width, height) if colours in ("Gray", "YCbCr", "RGB") else None
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -134,10 +134,10 @@ def extract(
     wanted = {layer: layer.removesuffix(MAX_POOLED) for layer in layers}
     before = {name: value.clone() for name, value in network.features.state_dict().items()}
     stored: dict[str, Features] = {}
-    loader = Loader(index, size=resolution.crop, resize=resolution.resize, workers=workers)
+    loader = Loader(index, resolution.crop, resolution.resize, _BATCH, workers, device)
     try:
-        for images, positions in loader.batches(np.arange(len(index)), _BATCH, "center_crop", seed=0, epoch=0):
-            taps = network.taps(normalize(images.to(device)), dict.fromkeys(wanted.values()))
+        for images, positions in loader.batches(np.arange(len(index)), "center_crop", seed=0, epoch=0):
+            taps = network.taps(normalize(images), dict.fromkeys(wanted.values()))
             for layer, tapped in wanted.items():
                 maps = taps[tapped] if layer == tapped else network.pool_last(taps[tapped])
                 rows = maps.flatten(1).float().cpu().numpy()

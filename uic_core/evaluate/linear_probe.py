@@ -165,7 +165,7 @@ def train(
     )
     for head in heads.values():
         head.train()
-    loader = Loader(index, size=network.image_size, resize=resize, workers=workers)
+    loader = Loader(index, network.image_size, resize, protocol.batch_size, workers, device)
     try:
         for epoch in range(protocol.epochs):
             started = time.monotonic()
@@ -176,11 +176,11 @@ def train(
             if protocol.batch_norm and len(order) % protocol.batch_size == 1:
                 order = order[:-1]  # batch norm cannot normalise a single image
             totals = torch.zeros(len(layers), device=device)
-            for images, positions in loader.batches(order, protocol.batch_size, crop, protocol.seed, epoch):  # type: ignore[arg-type]
-                numbers = runtime.uniforms(protocol.seed, epoch, positions.numpy(), UNIFORMS)
-                batch = augment(images.to(device, non_blocking=True), numbers, "standard")
+            for images, positions in loader.batches(order, crop, protocol.seed, epoch):  # type: ignore[arg-type]
+                numbers = runtime.uniforms(protocol.seed, epoch, positions, UNIFORMS)
+                batch = augment(images, numbers, "standard")
                 features = activations(network, batch, layers)
-                truth = labels[positions.to(device)]
+                truth = labels[torch.from_numpy(positions).to(device)]
                 losses = torch.stack([F.cross_entropy(heads[layer](features[layer]), truth) for layer in layers])
                 optimizer.zero_grad()
                 losses.sum().backward()  # each head's gradient comes from its own loss

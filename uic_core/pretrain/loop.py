@@ -100,7 +100,8 @@ class Trainer:
             weight_decay=recipe.weight_decay,
             fused=True,
         )
-        self.loader = Loader(self.index, recipe.image_size, recipe.resize, workers)
+        part = -(-recipe.batch_size // ranks.world)
+        self.loader = Loader(self.index, recipe.image_size, recipe.resize, part, workers, self.device)
         self.save_every = save_every
         self.labels: labels.Labels = np.zeros(0, np.int32)
         self.groups = labels.group(self.labels, recipe.classes)
@@ -171,7 +172,7 @@ class Trainer:
         own = (part[self.ranks.rank] if len(part[self.ranks.rank]) else part[0][:1] for part in parts)
         found: NDArray[Any] | None = None
         for part, (crops, _) in zip(parts, self.loader.stream(own, "center_crop", self.recipe.seed, 0), strict=True):
-            x = normalize(crops.to(self.device, non_blocking=True)).contiguous(memory_format=torch.channels_last)
+            x = normalize(crops).contiguous(memory_format=torch.channels_last)
             with autocast(self.precision, self.device):
                 rows = function(x)[: len(part[self.ranks.rank])]
             values = self.ranks.gather(rows, [len(positions) for positions in part])
@@ -236,8 +237,8 @@ class Trainer:
             # All randomness of a step starts here, so a resumed run draws what an undisturbed one would.
             seeds = np.random.SeedSequence([recipe.seed, 3, position.epoch, step, rank])
             torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
-            numbers = runtime.uniforms(recipe.seed, position.epoch, draws.numpy(), UNIFORMS)
-            x = augment(crops.to(self.device, non_blocking=True), numbers, recipe.augmentation)
+            numbers = runtime.uniforms(recipe.seed, position.epoch, draws, UNIFORMS)
+            x = augment(crops, numbers, recipe.augmentation)
             x = x.contiguous(memory_format=torch.channels_last)
             with autocast(self.precision, self.device):
                 logits = network(x)
@@ -249,7 +250,7 @@ class Trainer:
             wishes = torch.tensor(self._wishes(signals, self.save_every), device=self.device)
             said = self.ranks.mean(torch.cat([loss.detach().float()[None], wishes]))
             labels_left = logits.detach().argmax(1).to(torch.int32) if self.method.learns_labels else None
-            ended, waiting = waiting, _Step(step, draws.numpy() % len(self.index), labels_left, said)
+            ended, waiting = waiting, _Step(step, draws % len(self.index), labels_left, said)
             if ended is not None:
                 obeyed = self._settle(ended, position, bounds, progress)
                 if any(obeyed):

@@ -83,6 +83,12 @@ def generated(wildcards):
     return f"{RESULTS}/data/{wildcards.dataset}.generated" if CONFIG.datasets.generated else []
 
 
+def train_index():
+    """ImageNet's training images: from their files, or from the cache if the config asks for one."""
+    cached = "" if CONFIG.datasets.cache.format == "none" else "_cached"
+    return f"{RESULTS}/index/imagenet_train{cached}.npz"
+
+
 def metrics_of(*tables):
     """The metrics files the given tables take a cell from."""
     try:

@@ -1,6 +1,6 @@
 # Data sets on disk -> checked data sets -> indices (files, labels, fingerprint).
 #   in   the folders named in config `datasets` (the demo makes them)
-#   out  results/data/<dataset>.{yaml,checked}, results/index/<dataset>_<split>.npz
+#   out  results/data/<dataset>.{yaml,checked}, results/index/<dataset>_<split>.npz (and imagenet_train_cached.npz)
 
 
 rule protocol:
@@ -105,3 +105,28 @@ rule index:
     shell:
         "python -m uic_core.data.index --dataset {input.dataset} --split {wildcards.split} --out {output}"
         " --threads {threads} > {log} 2>&1"
+
+
+rule cache:
+    input:
+        f"{RESULTS}/index/imagenet_train.npz",
+    output:
+        f"{RESULTS}/index/imagenet_train_cached.npz",
+    log:
+        f"{RESULTS}/logs/data/cache.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/data/cache.tsv"
+    priority: 100
+    conda:
+        "../../envs/core.yaml"
+    threads: 16
+    resources:
+        mem_mb=16000,
+        runtime=720,
+    params:
+        format=CONFIG.datasets.cache.format,
+        side=CONFIG.datasets.cache.side,
+        root=CONFIG.datasets.cache.root,
+    shell:
+        "python -m uic_core.data.cache --index {input} --format {params.format} --side {params.side}"
+        " --root {params.root:q} --out {output} --threads {threads} > {log} 2>&1"

@@ -7,7 +7,7 @@ rule linear_probe:
     input:
         checkpoint=f"{RESULTS}/runs/{{run}}/checkpoint.safetensors",
         protocol=f"{RESULTS}/protocols/linear_probe.yaml",
-        train=f"{RESULTS}/index/imagenet_train.npz",
+        train=train_index(),
         val=f"{RESULTS}/index/imagenet_val.npz",
     output:
         f"{RESULTS}/metrics/{{run}}/linear_probe.json",

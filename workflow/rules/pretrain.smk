@@ -1,5 +1,5 @@
 # Index + recipe -> checkpoint, pseudo-labels, history: one folder a run.
-#   in   results/index/imagenet_train.npz, config `runs`
+#   in   results/index/imagenet_train.npz (or imagenet_train_cached.npz), config `runs`
 #   out  results/runs/<run>/{recipe.yaml, checkpoint.safetensors, labels.npy, history.jsonl}
 
 
@@ -26,7 +26,7 @@ rule recipe:
 rule pretrain:
     input:
         recipe=f"{RESULTS}/runs/{{run}}/recipe.yaml",
-        index=f"{RESULTS}/index/imagenet_train.npz",
+        index=train_index(),
     output:
         checkpoint=f"{RESULTS}/runs/{{run}}/checkpoint.safetensors",
         labels=f"{RESULTS}/runs/{{run}}/labels.npy",
@@ -54,7 +54,7 @@ rule pretrain:
 rule finetune:
     input:
         recipe=f"{RESULTS}/runs/{{run}}/recipe.yaml",
-        index=f"{RESULTS}/index/imagenet_train.npz",
+        index=train_index(),
         pretrained=source_checkpoint,
     output:
         checkpoint=f"{RESULTS}/runs/{{run}}/checkpoint.safetensors",

@@ -1,0 +1,81 @@
+"""Images of an index once more, small and side by side in a few large files: what the cache stage makes of a data set.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uic_core.data import reader
+from uic_core.errors import InputError
+
+Format = Literal["jpeg", "uint8"]
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Where each image of an index lies.
+
+    Attributes:
+        folder: holds the part files.
+        format: jpeg, or uint8 for the pixels as they are (height, width, channel).
+        part, offset, length: file number, first byte and bytes of each image, int64 [N].
+        width, height: int64 [N], pixels.
+    """
+
+    folder: Path
+    format: Format
+    part: NDArray[np.int64]
+    offset: NDArray[np.int64]
+    length: NDArray[np.int64]
+    width: NDArray[np.int64]
+    height: NDArray[np.int64]
+
+    def subset(self, chosen: NDArray[np.int64]) -> Pixels:
+        """The images at some positions."""
+        arrays = (self.part, self.offset, self.length, self.width, self.height)
+        return Pixels(self.folder, self.format, *(array[chosen] for array in arrays))
+
+    def read_part(
+        self, position: int, choose: Callable[[int, int], reader.Box], size: int
+    ) -> tuple[NDArray[np.uint8], reader.Box]:
+        """As `reader.read_part`, of the image at a position.
+
+        Raises:
+            InputError: a file of the cache is missing or too short; names it.
+        """
+        file = part_file(self.folder, int(self.part[position]))
+        first, length = int(self.offset[position]), int(self.length[position])
+        data = _mapped(file)[first : first + length]
+        if len(data) != length:
+            raise InputError(f"{file}: is {first + length - len(data)} bytes short; remove it and run snakemake again")
+        width, height = int(self.width[position]), int(self.height[position])
+        if self.format == "jpeg":
+            pixels = reader.decode_jpeg(data, width, height)
+            if pixels is None:
+                raise InputError(f"{file}: is damaged at byte {first}; remove it and run snakemake again")
+        else:
+            pixels = data.reshape(height, width, 3)
+        return pixels, choose(width, height)
+
+
+def part_file(folder: Path, number: int) -> Path:
+    """The file of a part."""
+    return folder / f"part-{number:05}.bin"
+
+
+@functools.cache
+def _mapped(file: Path) -> NDArray[np.uint8]:
+    """A file's bytes, shared by all processes that read it."""
+    try:
+        return np.asarray(np.memmap(file, np.uint8, mode="c"))  # "c": torch asks for memory that it might write to
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read ({error}); run snakemake again to make the cache") from error
