@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-PARTS = ("boundary",)
+PARTS = ("boundary", "loader", "methods", "precision", "gpu")
 
 if __name__ == "__main__":
     sys.exit(max(subprocess.run([sys.executable, "-m", f"bench.{part}"]).returncode for part in PARTS))

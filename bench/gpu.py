@@ -1,0 +1,152 @@
+"""Training on a GPU: the share of its bf16 matrix rate that steps reach, and what the loader and the batch size cost.
+
+The matrix rate is that of a large product in the same run, the operations of a step are counted by torch, forward and
+backward. Steps are those of the suite's own loop, on crops that lie on the device already, or from the memory map of
+the loader's cache, decoded by as many processes as there are CPUs to spare.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.loader import photographs
+from bench.measure import PAIRS, Arm, Bars, interleaved, ratios
+from bench.methods import Process, resident, tiled, train
+from bench.precision import trained
+from uic_core import runtime
+from uic_core.data import cache
+from uic_core.data.index import Index, build_imagenet
+from uic_core.models import build
+from uic_core.pretrain.loop import Trainer
+from uic_core.recipe import Recipe
+
+SIZE, STEPS, CLASSES = 224, 40, 3000
+CASES = {"alexnet": (256, 0.35), "resnet50": (128, 0.14), "vgg16": (128, 0.50)}
+"""Images a GPU takes in a step (those of 1024 over eight GPUs in config/paper.yaml), and the least share."""
+
+OPTIONAL = ("torch.compile", "CUDA graphs")
+"""Arms without a bar. Where one fails its rate is not a number."""
+
+
+def flops(recipe: Recipe) -> float:
+    """Operations of a training step for one image, a multiply-add being two."""
+    network = build(recipe.arch, classes=recipe.classes, image_size=recipe.image_size, sobel=recipe.sobel)
+    images = torch.randn(2, 3, recipe.image_size, recipe.image_size)
+    with FlopCounterMode(display=False) as counter:
+        nn.functional.cross_entropy(network(images), torch.tensor([0, 1])).backward()
+    return float(counter.get_total_flops()) / len(images)
+
+
+def product(side: int, times: int) -> Arm:
+    """Seconds for an operation of a product of two square bf16 matrices."""
+    device = runtime.device()
+    one, other = torch.randn(2, side, side, device=device, dtype=torch.bfloat16)
+
+    def arm() -> float:
+        found = one @ other
+        found.sum().item()
+        started = time.perf_counter()
+        for _ in range(times):
+            found = one @ other
+        found[0, 0].item()  # waits for the device
+        return (time.perf_counter() - started) / (2 * side**3 * times)
+
+    return arm
+
+
+def compiled(trainer: Trainer) -> None:
+    """Let torch.compile fuse what it can."""
+    trainer.network.compile()
+
+
+def graphed(trainer: Trainer) -> None:
+    """The same, and CUDA graphs start a whole pass at once."""
+    trainer.network.compile(mode="reduce-overhead")
+
+
+def tolerant(process: Process) -> Arm:
+    """An arm that may fail, as compilers do, without ending the rest."""
+
+    def arm() -> float:
+        with contextlib.suppress(EOFError, OSError):
+            return process()
+        return math.nan
+
+    return arm
+
+
+def measure(
+    bars: Bars,
+    cached: Index,
+    arch: str,
+    batch: int,
+    share: float,
+    size: int = SIZE,
+    steps: int = STEPS,
+    side: int = 8192,
+) -> None:
+    """One architecture: its share of the matrix rate, its input, torch.compile and, of AlexNet, a larger batch."""
+    recipe, unread = trained(arch, size, batch, batch * steps, CLASSES)
+    read = tiled(cached, batch * steps, recipe.classes)
+    workers = max(1, runtime.workers(len(os.sched_getaffinity(0))))
+    arms: dict[str, tuple[Any, ...]] = {
+        "resident": (recipe, unread, 0, 0, resident),
+        "end to end": (recipe, read, 0, workers),
+        "torch.compile": (recipe, unread, 0, 0, resident, compiled),
+        "CUDA graphs": (recipe, unread, 0, 0, resident, graphed),
+    }
+    if arch == "alexnet":
+        arms["batch × 4"] = (*trained(arch, size, 4 * batch, batch * steps, CLASSES), 0, 0, resident)
+    print(f"  {arch} at {size} pixels, batches of {batch}:")
+    with contextlib.ExitStack() as stack:
+        processes = {name: stack.enter_context(Process(train, *arguments)) for name, arguments in arms.items()}
+        turns = {name: tolerant(process) if name in OPTIONAL else process for name, process in processes.items()}
+        found = interleaved({"matrix product": product(side, 20), **turns})
+    rates = {
+        name: process.each(lambda epoch: epoch.rate) if len(process.epochs) > PAIRS else [math.nan]
+        for name, process in processes.items()
+    }
+    limit = [1 / seconds for seconds in found["matrix product"]]
+    report(bars, arch, batch, flops(recipe), limit, rates, share)
+
+
+def report(
+    bars: Bars, arch: str, batch: int, flop: float, limit: list[float], rates: dict[str, list[float]], share: float
+) -> None:
+    """Rates in images a second, and the matrix rate in operations a second -> bars."""
+    resident = rates["resident"]
+    print(f"  {flop / 1e9:.2f} GFLOP an image, forward and backward; matrix rate {median(limit) / 1e12:.4g} TFLOP/s")
+    print("  images/s: " + ", ".join(f"{name} {median(rate):.4g}" for name, rate in rates.items()))
+    bars.at_least(f"gpu-{arch}", ratios([flop * rate for rate in resident], limit), share)
+    bars.at_least(f"gpu-end-to-end-{arch}", ratios(rates["end to end"], resident), 0.9)
+    if "batch × 4" in rates:
+        bars.at_least(f"gpu-batch-{batch}", ratios(resident, rates["batch × 4"]), 0.85)
+
+
+def main() -> None:
+    """Print the bars."""
+    if not torch.cuda.is_available():
+        print("no GPU at hand: bench/gpu measures nothing here")
+        return
+    bars = Bars(f"gpu, {runtime.hardware()}")
+    with tempfile.TemporaryDirectory() as folder:
+        photographs(Path(folder), 768, 500, 375)
+        cached = cache.build(build_imagenet(Path(folder), "train"), Path(folder) / "cache", "uint8", 256)
+        for arch, (batch, share) in CASES.items():
+            measure(bars, cached, arch, batch, share)
+    bars.close()
+
+
+if __name__ == "__main__":
+    main()

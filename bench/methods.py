@@ -1,0 +1,388 @@
+"""Steps and epochs of UIC, supervised training and DeepCluster beside each other, all by the suite's own loop.
+
+Each method trains in a process of its own, one thread for the network and one decoding process; an epoch of each in
+turn. Where small images are trained on, the network's arithmetic is the limit; where photographs as a camera makes
+them, decoding is: there DeepCluster's second pass over the images costs most. Beside our supervised epoch runs one as
+torchvision's reference script trains: PIL, float32, each step's numbers read before the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from bench.loader import photographs
+from bench.measure import PAIRS, Bars, interleaved, ratios, seconds
+from uic_core import runtime
+from uic_core.data.augment import MEAN, STD
+from uic_core.data.index import Index, build_imagenet
+from uic_core.models import build
+from uic_core.pretrain import deepcluster, loop
+from uic_core.pretrain.labels import Labels
+from uic_core.pretrain.loop import Trainer
+from uic_core.pretrain.methods import Supervised
+from uic_core.pretrain.order import Order
+from uic_core.pretrain.parallel import Ranks
+from uic_core.pretrain.state import State
+from uic_core.recipe import Recipe
+
+RECIPE = Recipe(
+    method="uic", arch="alexnet", sobel=True, classes=1000, image_size=64, resize=73, images=0, epochs=10**6,
+    batch_size=64, lr=0.01, schedule="constant", momentum=0.9, weight_decay=1e-4, augmentation="standard",
+    label_view="training", pretrained="", pca=256, kmeans_iterations=20, precision="auto", seed=0,
+)  # fmt: skip
+_CONTEXT = multiprocessing.get_context("spawn")
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What an epoch took.
+
+    Attributes:
+        whole: seconds from its preparation to that of the next, but for the writing of states, which waits for a disk.
+        training, decoding: CPU seconds of the training process, and of its decoding processes.
+        rate: images a second of its steps.
+        parts: seconds of what is clocked within it.
+    """
+
+    whole: float
+    training: float
+    decoding: float
+    rate: float
+    parts: dict[str, float]
+
+
+class Process:
+    """A process that trains, an epoch at each call; the first of them warms up."""
+
+    def __init__(self, work: Callable[..., None], *arguments: Any) -> None:
+        """`work` takes one end of a pipe and the arguments, and runs an epoch for each True that comes out of it."""
+        self.epochs: list[Epoch] = []
+        os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # as the workflow starts every stage
+        self._pipe, other = _CONTEXT.Pipe()
+        self._process = _CONTEXT.Process(target=work, args=(other, *arguments))
+        self._process.start()
+        other.close()
+
+    def __call__(self) -> float:
+        """Seconds of another epoch. Raises EOFError where the process has ended."""
+        self._pipe.send(True)
+        self.epochs.append(self._pipe.recv())
+        return self.epochs[-1].whole
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self._pipe.send(False)
+        self._process.join()
+
+    def each(self, value: Callable[[Epoch], float]) -> list[float]:
+        """A value of every epoch but the first."""
+        return [value(epoch) for epoch in self.epochs[1:]]
+
+    def part(self, name: str) -> float:
+        """Median seconds of a part."""
+        return statistics.median(self.each(lambda epoch: epoch.parts[name]))
+
+
+class Turns(Supervised):
+    """A trainer's method, whose epochs wait for their turn and tell what they took."""
+
+    def __init__(self, trainer: Trainer, pipe: Connection) -> None:
+        self._method, self._pipe, self._started = trainer.method, pipe, _clocks()
+        self._parts: dict[str, float] = defaultdict(float)
+        self.learns_labels, self.top_momentum = self._method.learns_labels, self._method.top_momentum
+        self._clock(trainer, "embeddings", "centre-crop pass")
+        self._clock(deepcluster, "whiten", "PCA")
+        self._clock(deepcluster, "kmeans", "k-means")
+        self._clock(State, "save", "saving", aside=True)
+        stream = trainer.loader.stream
+        trainer.loader.stream = lambda *call: self._waits(stream(*call))  # type: ignore[method-assign]
+
+    def initial(self, trainer: Trainer) -> Labels:
+        """See Supervised."""
+        return self._method.initial(trainer)
+
+    def prepare(self, trainer: Trainer, epoch: int) -> None:
+        """See Supervised. An epoch ends where the next one is prepared."""
+        if epoch:
+            whole, training, decoding = _clocks() - self._started
+            self._pipe.send(Epoch(whole, training, decoding, trainer.rate, dict(self._parts)))
+        if not self._pipe.recv():
+            raise SystemExit
+        self._parts = defaultdict(float)
+        self._started = _clocks()
+        self._method.prepare(trainer, epoch)
+
+    def order(self, trainer: Trainer, epoch: int) -> Order:
+        """See Supervised."""
+        return self._method.order(trainer, epoch)
+
+    def _clock(self, owner: object, name: str, part: str, *, aside: bool = False) -> None:
+        """Have a function's time noted as a part; one that is put aside does not count as the epoch's."""
+        work = getattr(owner, name)
+
+        def clocked(*arguments: Any) -> Any:
+            started = _clocks()
+            found = work(*arguments)
+            took = _clocks() - started
+            self._parts[part] += float(took[0])
+            if aside:
+                self._started += took
+            return found
+
+        setattr(owner, name, clocked)
+
+    def _waits(self, batches: Iterator[Any]) -> Iterator[Any]:
+        while True:
+            started = time.perf_counter()
+            batch = next(batches, None)
+            self._parts["waiting for images"] += time.perf_counter() - started
+            if batch is None:
+                return
+            yield batch
+
+
+def _clocks() -> NDArray[np.float64]:
+    """Seconds: wall clock, CPU time of this process, CPU time of its decoding processes."""
+    decoding = sum(sum(child.cpu_times()[:2]) for child in psutil.Process().children())
+    return np.array([time.perf_counter(), time.process_time(), decoding])
+
+
+def train(
+    pipe: Connection, recipe: Recipe, index: Index, threads: int, workers: int, *changes: Callable[[Trainer], None]
+) -> None:
+    """The stage `pretrain`, epoch by epoch as the pipe asks; 0 threads: torch's own choice."""
+    if threads:
+        torch.set_num_threads(threads)
+    loop.EPOCH_SECONDS = 10**9  # no state between epochs, unless asked for
+    runtime.seed_everything(recipe.seed)
+    network = build(recipe.arch, classes=recipe.classes, image_size=recipe.image_size, sobel=recipe.sobel)
+    trainer = Trainer(recipe, index, network, "fresh", Ranks(0, 1), workers, float("inf"))
+    for change in changes:
+        change(trainer)
+    trainer.method = Turns(trainer, pipe)
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        trainer.run(Path(folder))
+
+
+def saving(_: Trainer) -> None:
+    """A state after every epoch, however short."""
+    loop.EPOCH_SECONDS = 0
+
+
+def resident(trainer: Trainer) -> None:
+    """Input that costs nothing: the same crops each time, on the device from the start."""
+    size = trainer.recipe.image_size
+    shape = (trainer.recipe.batch_size, size, size, 3)
+    images = torch.randint(256, shape, dtype=torch.uint8, device=trainer.device).permute(0, 3, 1, 2)
+
+    def stream(batches: Iterable[NDArray[np.int64]], *_: object) -> Iterator[tuple[torch.Tensor, NDArray[np.int64]]]:
+        return ((images[: len(draws)], draws) for draws in batches)
+
+    trainer.loader.stream = stream  # type: ignore[assignment, method-assign]
+
+
+def tiled(index: Index, images: int, classes: int) -> Index:
+    """An index over and over, up to a number of images, in other classes."""
+    chosen = np.arange(images) % len(index)
+    names = tuple(f"class{number:05}" for number in range(classes))
+    labels = (np.arange(images) % classes).astype(np.int32)
+    pixels = index.pixels and index.pixels.subset(chosen)
+    return replace(index, paths=index.paths[chosen], labels=labels, classes=names, pixels=pixels)
+
+
+def reference(pipe: Connection, folder: Path, recipe: Recipe) -> None:
+    """What torchvision's reference script does in an epoch of training, in our words, on a network of ours."""
+    torch.set_num_threads(1)
+    steps = [
+        transforms.RandomResizedCrop(recipe.image_size),
+        transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(),
+        transforms.Normalize(MEAN, STD),
+    ]
+    dataset = ImageFolder(str(folder / "train"), transforms.Compose(steps))
+    # Workers that stay: the script starts new ones each epoch, which only epochs as short as these would feel.
+    loader = DataLoader(dataset, recipe.batch_size, shuffle=True, num_workers=1, persistent_workers=True)
+    network = build(recipe.arch, classes=recipe.classes, image_size=recipe.image_size, sobel=recipe.sobel)
+    network.train()
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+    )
+    while pipe.recv():
+        started = _clocks()
+        loss_sum, top1, top5 = 0.0, 0, 0
+        for images, targets in loader:
+            logits = network(images)
+            loss = nn.functional.cross_entropy(logits, targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            hits = logits.topk(5).indices == targets[:, None]
+            loss_sum += loss.item()
+            top1 += int(hits[:, 0].sum().item())
+            top5 += int(hits.sum().item())
+        whole, training, decoding = _clocks() - started
+        pipe.send(Epoch(whole, training, decoding, len(dataset) / whole, {}))
+
+
+def overhead(bars: Bars, folder: Path, images: int = 1024, pairs: int = 17) -> None:
+    """UIC beside supervised training, on small images."""
+    index = small(folder, images)
+    with contextlib.ExitStack() as stack:
+        uic, supervised = started(stack, ("uic", "supervised"), RECIPE, index, saving)
+        # Ratios within hundredths of 1, on CPUs whose speed varies by more, ask for many pairs.
+        interleaved({"uic": uic, "supervised": supervised}, pairs)
+    bars.at_most("uic-step", ratios(supervised.each(_rate), uic.each(_rate)), 1.02)
+    with_states = [[whole + arm.part("saving") for whole in arm.each(_whole)] for arm in (uic, supervised)]
+    bars.at_most("uic-epoch", ratios(*with_states), 1.03)
+    states = " and ".join(f"{arm.part('saving'):.2f}" for arm in (uic, supervised))
+    print(f"  a state after every epoch counts in uic-epoch with its median, {states} s")
+    alone = statistics.median(ratios(uic.each(_whole), supervised.each(_whole)))
+    cpu = statistics.median(ratios(uic.each(_training), supervised.each(_training)))
+    print(f"  without states {alone:.3f}; in CPU seconds of the training process {cpu:.3f} (no bars)")
+
+
+def compute_bound(bars: Bars, folder: Path, images: int = 256, pairs: int = PAIRS) -> float:
+    """The paper's input of 224 pixels, where arithmetic is the limit. Returns DeepCluster's epoch in UIC's.
+
+    Few images, so of DeepCluster's clustering the bar counts what grows with them, measured on more: the covariance
+    of the features (its eigenvectors take as long for a million images, where nobody notices them), and k-means of
+    3,000 classes (it converges at once where classes are nearly as many as images).
+    """
+    recipe = changed(RECIPE, image_size=224, resize=256, classes=images)
+    photographs(folder, images, 341, 256)
+    index = tiled(build_imagenet(folder, "train"), images, recipe.classes)
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
+    many, reduced = 6000, RECIPE.pca
+    features = torch.randn(images, 4096)
+    rows = np.random.default_rng(0).normal(size=(many, reduced)).astype(np.float32)
+    with contextlib.ExitStack() as stack:
+        uic, supervised, other = started(stack, ("uic", "supervised", "deepcluster"), recipe, index)
+        peer = stack.enter_context(Process(reference, folder, recipe))
+        arms = {"uic": uic, "deepcluster": other, "supervised": supervised, "reference loop": peer}
+        clustering = {
+            "covariance": seconds(lambda: features.T @ features),
+            f"k-means of {many} images": seconds(lambda: deepcluster.kmeans(rows, 3000, RECIPE.kmeans_iterations, 0)),
+        }
+        found = interleaved(arms | clustering, pairs)
+    speed = statistics.median(ratios(found["reference loop"], found["supervised"]))
+    print(f"  torchvision's reference loop ÷ our supervised epoch: {speed:.2f} (no bar)")
+    _print_shares(uic, other)
+    growing = [
+        epoch.whole - epoch.parts["PCA"] - epoch.parts["k-means"] + covariance + kmeans * images / many
+        for epoch, covariance, kmeans in zip(other.epochs[1:], *(found[name] for name in clustering), strict=True)
+    ]
+    scaled = ratios(growing, uic.each(_whole))
+    bars.at_least("deepcluster-compute-bound", scaled, 1.3)
+    shares = [statistics.median(found[name]) / statistics.median(growing) for name in clustering]
+    print(f"  at scale: covariance {shares[0]:.1%}, k-means {shares[1] * images / many:.1%} of DeepCluster's epoch")
+    whole = statistics.median(ratios(other.each(_whole), uic.each(_whole)))
+    print(f"  with the eigenvectors, which a large set does not feel, DeepCluster ÷ UIC is {whole:.2f}")
+    return statistics.median(scaled)
+
+
+def decode_bound(bars: Bars, folder: Path, images: int = 320, pairs: int = PAIRS) -> float:
+    """Photographs of three megapixels, decoded more slowly than they are trained on. Returns as `compute_bound`."""
+    photographs(folder, 16, 2048, 1536)
+    recipe = changed(RECIPE, classes=64, batch_size=32)
+    index = tiled(build_imagenet(folder, "train"), images, recipe.classes)
+    with contextlib.ExitStack() as stack:
+        uic, other = started(stack, ("uic", "deepcluster"), recipe, index)
+        interleaved({"uic": uic, "deepcluster": other}, pairs)
+    _print_shares(uic, other)
+    found = ratios(other.each(_whole), uic.each(_whole))
+    bars.at_least("deepcluster-decode-bound", found, 1.9)
+    return statistics.median(found)
+
+
+def main() -> None:
+    """Print the bars."""
+    bars = Bars("methods")
+    found = []
+    for part in (overhead, compute_bound, decode_bound):
+        print(f" {part.__name__.replace('_', '-')}")
+        with tempfile.TemporaryDirectory() as folder:
+            found.append(part(bars, Path(folder)))
+    _, compute, decode = found
+    print(
+        f'  The paper\'s "twice faster" holds where decoding is the limit ({decode:.2f} times here); where the '
+        f"network's arithmetic is, UIC is {compute:.2f} times as fast as DeepCluster."
+    )
+    bars.close()
+
+
+def small(folder: Path, images: int) -> Index:
+    """Draw small images, in as many classes as the recipe has."""
+    photographs(folder, images, 160, 120)
+    return tiled(build_imagenet(folder, "train"), images, RECIPE.classes)
+
+
+def started(
+    stack: contextlib.ExitStack,
+    methods: Iterable[str],
+    recipe: Recipe,
+    index: Index,
+    *changes: Callable[[Trainer], None],
+) -> list[Process]:
+    """A process for each method, with one thread for the network and one decoding process."""
+    return [
+        stack.enter_context(Process(train, changed(recipe, method=method), index, 1, 1, *changes)) for method in methods
+    ]
+
+
+def changed(recipe: Recipe, **values: Any) -> Recipe:
+    """A recipe with other values."""
+    return Recipe.model_validate(recipe.model_dump() | values)
+
+
+def _whole(epoch: Epoch) -> float:
+    return epoch.whole
+
+
+def _rate(epoch: Epoch) -> float:
+    return epoch.rate
+
+
+def _training(epoch: Epoch) -> float:
+    return epoch.training
+
+
+def _print_shares(*arms: Process) -> None:
+    """What the parts of an epoch take of it; decoding runs beside the rest, so shares need not add up."""
+    for name, arm in zip(("UIC", "DeepCluster"), arms, strict=True):
+        epochs = [
+            {**epoch.parts, "decoding (CPU time of its process)": epoch.decoding, "whole": epoch.whole}
+            for epoch in arm.epochs[1:]
+        ]
+        shares = {part: statistics.median(took[part] / took["whole"] for took in epochs) for part in epochs[0]}
+        shown = ", ".join(f"{part} {share:.1%}" for part, share in shares.items() if part not in ("saving", "whole"))
+        print(f"  shares of {name}'s epoch: {shown}")
+
+
+if __name__ == "__main__":
+    main()
