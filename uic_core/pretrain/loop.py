@@ -375,6 +375,7 @@ class _Progress:
         self.trainer, self.steps, self.first = trainer, len(bounds), position.step
         self.images = position.images
         self.started = self.said = time.monotonic()
+        self.covered = trainer.history[-1]["coverage"] if trainer.history else None  # by the epoch before
         self.title = f"epoch {position.epoch + 1}/{trainer.recipe.epochs}"
         self.bar: tqdm[Any] | None = None
         if not trainer.ranks.rank and sys.stderr is not None and sys.stderr.isatty():
@@ -393,6 +394,7 @@ class _Progress:
             "loss": f"{position.loss / position.images:.4f}",
             "nmi_previous": f"{self.trainer.agreement:.3f}",
             "empty_classes": str(position.empty),
+            **({"coverage": f"{self.covered:.3f}"} if self.covered is not None else {}),
             "left": str(datetime.timedelta(seconds=round(left))),
         }
         if self.bar is not None:
