@@ -44,6 +44,7 @@ localrules:
     protocol,
     dataset,
     partial,
+    seeds,
 
 
 rule all:

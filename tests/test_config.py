@@ -136,6 +136,14 @@ def _broken(paper, path, value):
         ("evaluations.detection.train_max", 32, "evaluations.detection: train_max: 32 is below the shorter side"),
         ("evaluations.detection.rois_per_batch", 127, "rois_per_batch: must be a multiple of images_per_batch"),
         ("evaluations.segmentation.lr_steps", [0], "segmentation: lr_steps: [0] must rise and lie between 0 and"),
+        ("seeds", {"uic_4k": [1]}, "seeds.uic_4k: no such run (known: uic_3k, "),
+        ("seeds", {"uic_3k": [1, 1]}, "seeds.uic_3k: [1, 1] holds a seed twice, or runs.uic_3k.seed (0) again"),
+        ("seeds", {"uic_3k": [0]}, "seeds.uic_3k: [0] holds a seed twice, or runs.uic_3k.seed (0) again"),
+        (
+            "datasets.cache",
+            {"format": "jpeg", "side": 224, "root": "x"},
+            "datasets.cache.side: 224 is below runs.uic_3k",
+        ),
         ("scale", "big", "scale: Input should be 'paper' or 'demo', not 'big'"),
     ],
 )
@@ -144,6 +152,26 @@ def test_mistakes_are_named(paper, path, value, message):
         validate(_broken(paper, path, value), "config/mine.yaml")
     assert message in str(error.value)
     assert str(error.value).startswith("config/mine.yaml: ")
+
+
+def test_further_seeds_are_runs_of_their_own(paper):
+    paper = copy.deepcopy(paper)
+    paper["seeds"] = {"uic_3k": [1, 7], "uic_3k_fft": [7, 8]}
+    config = validate(paper, "config/mine.yaml")
+    assert config.repeats("uic_3k") == ["uic_3k", "uic_3k_seed1", "uic_3k_seed7"]
+    assert config.repeats("uic_5k") == ["uic_5k"]
+    first, other = config.runs["uic_3k"], config.runs["uic_3k_seed7"]
+    assert other.model_dump() == first.model_dump() | {"seed": 7}
+    starts = {name: config.runs[name].pretrained for name in config.repeats("uic_3k_fft")}
+    assert starts == {"uic_3k_fft": "uic_3k", "uic_3k_fft_seed7": "uic_3k_seed7", "uic_3k_fft_seed8": "uic_3k"}
+
+
+def test_a_seed_that_makes_a_known_name_is_refused(paper):
+    paper = copy.deepcopy(paper)
+    paper["runs"]["uic_5k_seed3"] = paper["runs"]["uic_5k"]
+    paper["seeds"] = {"uic_5k": [3]}
+    with pytest.raises(InputError, match=r"seeds\.uic_5k: 3 makes a run 'uic_5k_seed3', which stands under runs"):
+        validate(paper, "config/mine.yaml")
 
 
 def test_all_mistakes_are_told_at_once(paper):

@@ -254,7 +254,19 @@ class Config(Strict):
     results: str = Field(min_length=1, description="folder of everything that is made, beside the data sets")
     datasets: Datasets
     runs: dict[str, Recipe]
+    seeds: dict[str, list[Annotated[int, Field(ge=0)]]] = Field(
+        description="further seeds of a run; its tables' cells become means over all of them"
+    )
     evaluations: Evaluations
+
+    def repeats(self, run: str) -> list[str]:
+        """The names of all runs of a recipe: itself, and one for each further seed."""
+        return [run, *(seeded(run, seed) for seed in self.seeds.get(run, []))]
+
+
+def seeded(run: str, seed: int) -> str:
+    """The name of a run with another seed."""
+    return f"{run}_seed{seed}"
 
 
 def _check_steps(steps: list[int], key: str, end: int) -> None:
@@ -269,7 +281,7 @@ def validate(value: dict[str, Any], source: str) -> Config:
     Raises:
         InputError: every mistake, each with file and key; an unknown run is answered with the known ones.
     """
-    config = parse(Config, value, source)
+    config = _with_seeds(parse(Config, value, source), source)
     for name, recipe in config.runs.items():
         where = f"{source}: runs.{name}"
         if not name.replace("_", "").isalnum():
@@ -304,6 +316,26 @@ def validate(value: dict[str, Any], source: str) -> Config:
                 raise InputError(f"{where}: {', '.join(differing)} must equal those of run '{recipe.pretrained}'")
     _check_evaluations(config, f"{source}: evaluations")
     return config
+
+
+def _with_seeds(config: Config, source: str) -> Config:
+    """The config with a run for every further seed. Further fine-tuning starts from the run of the same seed."""
+    runs = dict(config.runs)
+    for name, seeds in config.seeds.items():
+        where = f"{source}: seeds.{name}"
+        if name not in config.runs:
+            raise InputError(f"{where}: no such run (known: {', '.join(config.runs)})")
+        recipe = config.runs[name]
+        if len({recipe.seed, *seeds}) < 1 + len(seeds):
+            raise InputError(f"{where}: {seeds} holds a seed twice, or runs.{name}.seed ({recipe.seed}) again")
+        for seed in seeds:
+            if seeded(name, seed) in config.runs:
+                raise InputError(f"{where}: {seed} makes a run '{seeded(name, seed)}', which stands under runs already")
+            start = recipe.pretrained
+            if seed in config.seeds.get(start, []):
+                start = seeded(start, seed)
+            runs[seeded(name, seed)] = recipe.model_copy(update={"seed": seed, "pretrained": start})
+    return config.model_copy(update={"runs": runs})
 
 
 def _check_evaluations(config: Config, where: str) -> None:

@@ -27,14 +27,19 @@ class _Model(BaseModel):
 
 
 class Value(_Model):
-    """One number: percentages are 0..100. `ci95` is the half width of the 95 % interval over `n` samples."""
+    """One number: percentages are 0..100. `ci95` is the half width of the 95 % interval over `n` samples.
+
+    Over several `seeds`, `value` is the mean and `std` the standard deviation between them (n - 1).
+    """
 
     value: float
     unit: str
     ci95: float | None = None
     n: int | None = None
+    std: float | None = None
+    seeds: int | None = None
 
-    @field_validator("value", "ci95")
+    @field_validator("value", "ci95", "std")
     @classmethod
     def _finite(cls, number: float | None) -> float | None:
         if number is not None and not math.isfinite(number):

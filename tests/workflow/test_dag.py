@@ -174,6 +174,15 @@ def test_changed_settings_of_a_run_rerun_that_run_alone(copy):
     }
 
 
+def test_further_seeds_train_runs_of_their_own_and_tables_take_their_means(copy):
+    config = small_config()
+    config["seeds"] = {"uic_5k": [1, 2]}
+    replace(copy.config, yaml.safe_dump(config).encode())
+    rules = ("recipe", "pretrain", "linear_probe", "clusters")
+    new = {f"{rule}:uic_5k_seed{seed}" for rule in rules for seed in (1, 2)}
+    assert planned(copy) == new | {"seeds:uic_5k", "table1"}
+
+
 def test_a_cache_is_read_by_all_that_trains_on_imagenet(copy):
     config = small_config()
     config["datasets"]["cache"]["format"] = "jpeg"

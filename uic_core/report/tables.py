@@ -20,7 +20,21 @@ from uic_core.metrics import Metrics, Value
 from uic_core.report.cells import Published, Row, Source, Table, read_published, table
 from uic_core.report.page import Block, Grid, Points, Quote, Text, to_html, to_markdown
 
-CSV_HEADER = ("table", "row", "column", "ours", "paper", "difference", "ci95", "n", "run", "evaluation", "commit")
+CSV_HEADER = (
+    "table",
+    "row",
+    "column",
+    "ours",
+    "paper",
+    "difference",
+    "ci95",
+    "n",
+    "std",
+    "seeds",
+    "run",
+    "evaluation",
+    "commit",
+)
 DEMO = (
     "**Demo data.** Our numbers come from generated images, not ImageNet: they show that every part runs, and are "
     "not to be held against the paper's. Names (3k, 224×224, ImageNet) are the paper's; the demo's sizes are smaller."
@@ -229,13 +243,17 @@ def _number(cell: Cell, table: Table) -> str:
     ours = "–"
     if cell.ours is not None:
         ours = f"**{cell.ours.value:.{table.decimals}f}**"
-        if table.intervals and cell.ours.ci95 is not None:
-            ours += f" ± {cell.ours.ci95:.{table.decimals}f}"
+        spread = cell.ours.std if cell.ours.seeds else cell.ours.ci95 if table.intervals else None
+        if spread is not None:
+            ours += f" ± {spread:.{table.decimals}f}"
     return f"{ours} ({cell.paper.text})" if cell.paper else ours
 
 
 def _legend(filled: Filled) -> str:
     legend = "**Bold**: computed here, with the paper's number in parentheses."
+    seeds = {cell.ours.seeds for cell in filled.cells.values() if cell.ours and cell.ours.seeds}
+    if seeds:
+        legend += f" ±: standard deviation over {' or '.join(map(str, sorted(seeds)))} seeds."
     cited = [row for row in filled.table.rows if not row.run]
     if cited:
         legend += " Other rows are cited as the paper prints them."
@@ -299,14 +317,12 @@ def to_csv(filled: Filled) -> str:
         ours = None if cell.ours is None else round(cell.ours.value, 4)
         paper = cell.paper.text if cell.paper else ""
         difference = "" if ours is None or not paper else round(ours - float(paper), 4)
-        ci95 = "" if cell.ours is None or cell.ours.ci95 is None else round(cell.ours.ci95, 4)
-        samples = "" if cell.ours is None or cell.ours.n is None else cell.ours.n
+        facts = [getattr(cell.ours, name, None) for name in ("ci95", "n", "std", "seeds")]
+        spread = ["" if fact is None else round(fact, 4) for fact in facts]
         origin = (cell.source.run, cell.source.evaluation) if cell.source else ("", "")
         commit = _commit(cell.metrics, "-dirty") if cell.metrics else ""
         shown = "" if ours is None else ours
-        writer.writerow(
-            [filled.number, cell.row, cell.column, shown, paper, difference, ci95, samples, *origin, commit]
-        )
+        writer.writerow([filled.number, cell.row, cell.column, shown, paper, difference, *spread, *origin, commit])
     return buffer.getvalue()
 
 

@@ -101,4 +101,10 @@ def metrics_of(*tables):
             f"config/tables.yaml: takes cells from runs that the config lacks: {', '.join(unknown)}; "
             f"add them under runs: (known: {', '.join(CONFIG.runs)})"
         )
-    return sorted(f"{RESULTS}/metrics/{run}/{evaluation}.json" for run, evaluation in pairs)
+    several = {run: ".seeds" for run in CONFIG.seeds if CONFIG.seeds[run]}
+    return sorted(f"{RESULTS}/metrics/{run}/{evaluation}{several.get(run, '')}.json" for run, evaluation in pairs)
+
+
+def metrics_of_seeds(wildcards):
+    """One evaluation of a run with each of its seeds."""
+    return [f"{RESULTS}/metrics/{run}/{wildcards.evaluation}.json" for run in CONFIG.repeats(wildcards.run)]

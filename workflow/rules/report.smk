@@ -1,6 +1,28 @@
 # Metrics -> Tables 1-7, Figs. 3 and 4. Each is a target of its own: `snakemake table4`, `snakemake fig3`.
 #   in   results/metrics/<run>/<evaluation>.json, config/tables.yaml, config/published.csv
-#   out  results/tables/table<n>.{md,csv,html}, results/figures/fig<n>.{png,svg}
+#   out  results/metrics/<run>/<evaluation>.seeds.json for runs of several seeds, results/tables/table<n>.{md,csv,html}, results/figures/fig<n>.{png,svg}
+
+
+rule seeds:
+    input:
+        metrics_of_seeds,
+    output:
+        f"{RESULTS}/metrics/{{run}}/{{evaluation}}.seeds.json",
+    log:
+        f"{RESULTS}/logs/{{run}}/seeds_{{evaluation}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{run}}/seeds_{{evaluation}}.tsv"
+    wildcard_constraints:
+        run="|".join(run for run in CONFIG.seeds if CONFIG.seeds[run]) or "no_run",
+        evaluation="[a-z0-9_]+",
+    conda:
+        "../../envs/report.yaml"
+    resources:
+        mem_mb=500,
+        runtime=5,
+    shell:
+        "python -m uic_core.report.seeds --metrics {input} --out {output} > {log} 2>&1"
+
 
 for number in TABLES:
 

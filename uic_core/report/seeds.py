@@ -1,0 +1,86 @@
+"""Stage `seeds`: one evaluation of a run with several seeds, as means and standard deviations. Imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from uic_core import metrics as metrics_file
+from uic_core.errors import InputError, stage
+from uic_core.metrics import Metrics, Value
+
+
+def merge(paths: Sequence[Path]) -> Metrics:
+    """Means over metrics files of one evaluation; run, protocol and data set are those of the first.
+
+    Raises:
+        InputError: a file cannot be read, or differs from the first in more than its seed.
+    """
+    every = [metrics_file.read(path) for path in paths]
+    first = every[0]
+    for path, other in zip(paths, every, strict=True):
+        wrong = _difference(first, other)
+        if wrong:
+            raise InputError(
+                f"{path}: {wrong} is not that of {paths[0]}; the seeds were evaluated differently, so they have no "
+                "mean; delete the older file and run snakemake again"
+            )
+    provenances = [metrics.provenance for metrics in every]
+    provenance = provenances[0].model_copy(
+        update={
+            "commit": "+".join(dict.fromkeys(each.commit for each in provenances)),
+            "dirty": any(each.dirty for each in provenances),
+            "date": max(each.date for each in provenances),
+            "recipe_hash": "+".join(dict.fromkeys(each.recipe_hash for each in provenances)),
+            "checkpoint_hash": "+".join(each.checkpoint_hash for each in provenances),
+            "wall_seconds": sum(each.wall_seconds for each in provenances),
+            "peak_memory_mb": max(each.peak_memory_mb for each in provenances),
+        }
+    )
+    values = {name: _mean([metrics.values[name] for metrics in every]) for name in first.values}
+    runs = [metrics.run for metrics in every]
+    return first.model_copy(
+        update={"values": values, "protocol": {**first.protocol, "runs": runs}, "provenance": provenance}
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Write the metrics JSON of several seeds."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--metrics", type=Path, nargs="+", required=True, help="one file a seed, the run's own first")
+    parser.add_argument("--out", type=Path, required=True, help="metrics JSON to write")
+    options = parser.parse_args(arguments)
+    with stage():
+        metrics_file.write(options.out, merge(options.metrics))
+
+
+def _mean(values: list[Value]) -> Value:
+    numbers = [value.value for value in values]
+    return Value(
+        value=statistics.fmean(numbers),
+        unit=values[0].unit,
+        n=values[0].n,
+        std=statistics.stdev(numbers) if len(numbers) > 1 else 0.0,
+        seeds=len(numbers),
+    )
+
+
+def _difference(first: Metrics, other: Metrics) -> str:
+    """What two metrics differ in, besides the run; '' for nothing."""
+    for name in ("evaluation", "dataset"):
+        if getattr(first, name) != getattr(other, name):
+            return name
+    for key in first.protocol.keys() | other.protocol.keys():
+        if first.protocol.get(key) != other.protocol.get(key):
+            return f"protocol.{key}"
+    for name in first.values.keys() | other.values.keys():
+        units = [metrics.values[name].unit for metrics in (first, other) if name in metrics.values]
+        if len(units) < 2 or units[0] != units[1]:
+            return f"values.{name}"
+    return ""
+
+
+if __name__ == "__main__":
+    main()
