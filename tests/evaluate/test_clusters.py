@@ -202,6 +202,24 @@ def test_truncated_and_missing_labels_are_named(tmp_path: Path) -> None:
         clusters.read_labels(path, 40, 4)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"empty_classes": 0, "nmi_annotated": 0.1}\n{"empty_classes": 0}\n', r"history\.jsonl:2: is no epoch .*nmi"),
+        ('{"empty_classes": 0, "nmi_', r"history\.jsonl:1: is no epoch"),
+        ("[]", r"history\.jsonl:1: is no epoch"),
+    ],
+)
+def test_a_damaged_history_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "history.jsonl"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        clusters.read_history(path)
+    path.unlink()
+    with pytest.raises(InputError, match=r"history\.jsonl: cannot be read .*No such file"):
+        clusters.read_history(path)
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     demo = read_yaml(Path(__file__).parents[2] / "config" / "demo.yaml")["runs"]["random_sobel"]
@@ -216,9 +234,12 @@ def run(saved: SimpleNamespace, folder: Path, index: Index, labels: NDArray[np.i
     recipe.save(protocol(), folder / "clusters.yaml")
     index.save(folder / "index.npz")
     np.save(folder / "labels.npy", labels)
+    lines = [{"epoch": epoch, "empty_classes": 4 - epoch, "nmi_annotated": epoch / 10} for epoch in range(3)]
+    (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     out, arrays = folder / "metrics" / "clusters.json", folder / "metrics" / "clusters.npz"
     arguments = [
         *("--checkpoint", saved.path, "--labels", folder / "labels.npy", "--protocol", folder / "clusters.yaml"),
+        *("--history", folder / "history.jsonl"),
         *("--train-index", folder / "index.npz", "--out", out, "--arrays", arrays, "--run", "uic_3k"),
     ]
     clusters.main([str(argument) for argument in arguments])
@@ -234,12 +255,15 @@ def test_stage_counts_positions_in_the_whole_index(saved: SimpleNamespace, tmp_p
     found = json.loads(out.read_text())
     assert found["values"]["nmi"]["value"] == pytest.approx(100)
     assert found["values"]["empty_classes"]["value"] == 1
+    assert found["values"]["empty_classes/most"]["value"] == 4
     assert found["dataset"] == {"name": "imagenet_train", "fingerprint": index.fingerprint, "sizes": {"train": 90}}
     assert found["protocol"]["min_images"] == 5
     assert found["provenance"]["recipe_hash"] == saved.recipe.hash()
     with np.load(archive, allow_pickle=False) as arrays:
         assert arrays["class_sizes"].tolist() == np.bincount(labels, minlength=6).tolist()
         grid, shown = arrays["grid_images"], arrays["grid_classes"]
+        assert arrays["empty_by_epoch"].tolist() == [4, 3, 2]
+        assert arrays["nmi_by_epoch"].tolist() == [0, 0.1, 0.2]
     assert grid.shape == (3, 4)
     assert (index.labels[grid] == shown[:, None]).all()
     assert set(index.paths[grid].ravel().tolist()) <= set(seen.paths.tolist())

@@ -6,6 +6,7 @@ Expect for UIC with 3000 classes on ImageNet an NMI of 38.5 % and a mean class s
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -67,6 +68,32 @@ def read_labels(path: Path, images: int, classes: int) -> NDArray[np.int32]:
     if low < 0 or high >= classes:
         raise InputError(f"{path}: labels from {low} to {high}, but the run has classes 0 to {classes - 1}; {remedy}")
     return np.array(stored, np.int32)
+
+
+def read_history(path: Path) -> dict[str, NDArray[Any]]:
+    """A run's history.jsonl over its E epochs.
+
+    Returns:
+        `empty_by_epoch` int64 [E], classes that were empty when the epoch began, and `nmi_by_epoch` float64 [E],
+        0..1, of the labels it left against the annotated ones.
+
+    Raises:
+        InputError: missing, damaged, or without these numbers; names the line.
+    """
+    remedy = "remake it by running snakemake for its run"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); {remedy}") from error
+    found = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            epoch = json.loads(line)
+            found.append((int(epoch["empty_classes"]), float(epoch["nmi_annotated"])))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}:{number}: is no epoch of a history ({error!r}); {remedy}") from error
+    empty, agreement = zip(*found, strict=True) if found else ((), ())
+    return {"empty_by_epoch": np.array(empty, np.int64), "nmi_by_epoch": np.array(agreement, np.float64)}
 
 
 def class_entropies(labels: NDArray[np.integer], annotated: NDArray[np.integer], classes: int) -> NDArray[np.float64]:
@@ -158,6 +185,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, help="its recipe says what was labelled, and its K")
     parser.add_argument("--labels", type=Path, required=True, help="the run's labels.npy")
+    parser.add_argument("--history", type=Path, required=True, help="the run's history.jsonl")
     parser.add_argument("--protocol", type=Path, required=True, help="the config's clusters section")
     parser.add_argument("--train-index", type=Path, required=True, help="index of all training images")
     parser.add_argument("--out", type=Path, required=True, help="metrics JSON to write")
@@ -170,9 +198,12 @@ def main(arguments: list[str] | None = None) -> None:
         _, trained_by = checkpoint.load(options.checkpoint)
         labelled = index.subset(trained_by.images, trained_by.seed)
         labels = read_labels(options.labels, len(labelled), trained_by.classes)
+        history = read_history(options.history)
         values, arrays = evaluate(labels, labelled, trained_by.classes, protocol)
+        most = int(history["empty_by_epoch"].max(initial=0))
+        values["empty_classes/most"] = metrics.Value(value=most, unit="classes", n=len(history["empty_by_epoch"]))
         with atomic(options.arrays) as temporary:
-            np.savez_compressed(temporary, **_in_whole_index(arrays, labelled, index))
+            np.savez_compressed(temporary, **(_in_whole_index(arrays, labelled, index) | history))
         metrics.write(
             options.out,
             metrics.Metrics(

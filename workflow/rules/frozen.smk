@@ -32,6 +32,7 @@ rule clusters:
     input:
         checkpoint=f"{RESULTS}/runs/{{run}}/checkpoint.safetensors",
         labels=f"{RESULTS}/runs/{{run}}/labels.npy",
+        history=f"{RESULTS}/runs/{{run}}/history.jsonl",
         protocol=f"{RESULTS}/protocols/clusters.yaml",
         train=f"{RESULTS}/index/imagenet_train.npz",
     output:
@@ -48,7 +49,7 @@ rule clusters:
         runtime=30,
     shell:
         "python -m uic_core.evaluate.clusters --run {wildcards.run} --checkpoint {input.checkpoint}"
-        " --labels {input.labels} --protocol {input.protocol} --train-index {input.train}"
+        " --labels {input.labels} --history {input.history} --protocol {input.protocol} --train-index {input.train}"
         " --out {output.metrics} --arrays {output.arrays} > {log} 2>&1"
 
 
