@@ -67,7 +67,7 @@ class Loader:
             num_workers=workers,
             prefetch_factor=_AHEAD if workers else None,
             persistent_workers=workers > 0,
-            worker_init_fn=_ignore_foreign_sigterm,
+            worker_init_fn=ignore_foreign_sigterm,
             collate_fn=_as_it_is,
             generator=torch.Generator(),  # else each pass would advance the global generator that dropout uses
         )
@@ -229,7 +229,7 @@ def _as_it_is(answer: Any) -> Any:
     return answer
 
 
-def _ignore_foreign_sigterm(_: int) -> None:
+def ignore_foreign_sigterm(_: int) -> None:
     """Leave it to the parent when a worker ends.
 
     SLURM and torchrun send SIGTERM to every process of a job. The parent answers by saving its state, for which it

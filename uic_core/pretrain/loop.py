@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import json
 import math
-import signal
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from uic_core import runtime
 from uic_core.data.augment import UNIFORMS, augment, normalize
 from uic_core.data.index import Index
 from uic_core.data.loader import Loader
-from uic_core.errors import InputError, Interrupted
+from uic_core.errors import InputError
 from uic_core.files import atomic, write_text
 from uic_core.models import Network
 from uic_core.pretrain import checkpoint, labels
@@ -34,18 +33,16 @@ from uic_core.pretrain.methods import cross_entropy, method
 from uic_core.pretrain.order import Order
 from uic_core.pretrain.parallel import Ranks
 from uic_core.pretrain.precision import autocast, resolve
-from uic_core.pretrain.state import Position, State
+from uic_core.pretrain.resume import EPOCH_SECONDS, Saver, Signals, State
+from uic_core.pretrain.state import Position, restore, save
 from uic_core.recipe import Recipe
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 LINE_SECONDS = 60
-EPOCH_SECONDS = 20
-"""A state is saved at the end of every epoch, but for those that end sooner after the last one."""
 
 _BATCHES = 64  # of the order, drawn at a time
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Trainer:
@@ -123,8 +120,8 @@ class Trainer:
         """
         state = State(folder, self.identity, self.recipe.hash())
         self.folder = folder
-        with contextlib.closing(self.loader), _Signals() as signals:
-            self._train(state, signals)
+        with contextlib.closing(self.loader), Signals() as signals:
+            self._train(Saver(state, self.ranks, signals, self.save_every))
         if not self.ranks.rank:
             with atomic(folder / "labels.npy") as temporary:
                 np.save(temporary, self.labels)
@@ -183,9 +180,9 @@ class Trainer:
             found[part[0][0] : part[0][0] + len(values)] = values.cpu().numpy()
         return found
 
-    def _train(self, state: State, signals: _Signals) -> None:
+    def _train(self, saver: Saver) -> None:
         recipe = self.recipe
-        position = state.restore(self)
+        position = restore(saver.state, self)
         if position is None:
             position = Position()
             self.relabel(self.method.initial(self), 0)
@@ -194,13 +191,12 @@ class Trainer:
             f"{self.device.type}, {str(self.precision).removeprefix('torch.')}"
         )
         network = self.ranks.wrap(self.network) if recipe.epochs else self.network
-        self._saved = time.monotonic()
         for epoch in range(position.epoch, recipe.epochs):
             if not position.step:
                 position.empty = self.groups.empty()
                 self.method.prepare(self, epoch)
             order = self.method.order(self, epoch)
-            self._epoch(network, position, order, state, signals)
+            self._epoch(network, position, order, saver)
             covered = order.coverage()
             del order  # and with it the old groups
             if self.method.learns_labels:
@@ -208,11 +204,10 @@ class Trainer:
             self._record(position, covered)
             position = Position(epoch + 1)
             if epoch + 1 < recipe.epochs:
-                stop, save = self._wishes(signals, EPOCH_SECONDS)
-                wishes = self.ranks.mean(torch.tensor([stop, save], device=self.device)).tolist()
-                self._obey(wishes, position, state, signals)
+                wishes = self.ranks.mean(torch.tensor(saver.wishes(EPOCH_SECONDS), device=self.device)).tolist()
+                saver.obey(wishes, position, functools.partial(save, saver.state, self, position))
 
-    def _epoch(self, network: nn.Module, position: Position, order: Order, state: State, signals: _Signals) -> None:
+    def _epoch(self, network: nn.Module, position: Position, order: Order, saver: Saver) -> None:
         """The epoch's steps from `position` on. Every step's numbers are read while the next one runs."""
         recipe, rank = self.recipe, self.ranks.rank
         for group in self.optimizer.param_groups:
@@ -247,7 +242,7 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
-            wishes = torch.tensor(self._wishes(signals, self.save_every), device=self.device)
+            wishes = torch.tensor(saver.wishes(saver.every), device=self.device)
             said = self.ranks.mean(torch.cat([loss.detach().float()[None], wishes]))
             labels_left = logits.detach().argmax(1).to(torch.int32) if self.method.learns_labels else None
             ended, waiting = waiting, _Step(step, draws % len(self.index), labels_left, said)
@@ -258,7 +253,7 @@ class Trainer:
                     waiting = None
                     if position.step < len(bounds):
                         self.ranks.merge(self.labels, order, bounds[: position.step], self.device)
-                        self._obey(obeyed, position, state, signals)
+                        saver.obey(obeyed, position, functools.partial(save, saver.state, self, position))
         if waiting is not None:
             self._settle(waiting, position, bounds, progress)
         progress.close()
@@ -283,26 +278,6 @@ class Trainer:
         position.images += last - first
         progress.show(position)
         return wishes
-
-    def _wishes(self, signals: _Signals, seconds: float) -> list[float]:
-        """[stop, save], 1 where this rank wants it: signals reach any of them, and one clock is enough."""
-        due = not self.ranks.rank and time.monotonic() - self._saved >= seconds
-        return [float(signals.caught is not None), float(due)]
-
-    def _obey(self, wishes: list[float], position: Position, state: State, signals: _Signals) -> None:
-        """Save the state where a rank wishes it, and end where one was told to."""
-        stop, save = wishes
-        if not (stop or save):
-            return
-        if not self.ranks.rank:
-            state.save(self, position)
-        self.ranks.barrier()
-        self._saved = time.monotonic()
-        if stop:
-            reason = f"{signals.caught or 'another rank was told to'}, saved before {position}"
-            if not self.ranks.rank:
-                write_text(state.marker, f"{reason}; run the same command again\n")
-            raise Interrupted(f"{reason} in {state.path}; run the same command again")
 
     def _record(self, position: Position, covered: float) -> None:
         """Append to the history (no clock in it: the same seed gives the same bytes) and tell the reader."""
@@ -348,24 +323,6 @@ class _Step:
     positions: NDArray[np.int64]
     predictions: Tensor | None
     said: Tensor
-
-
-class _Signals:
-    """Notes SIGTERM and SIGUSR1, which SLURM sends before it ends a job, instead of dying of them."""
-
-    def __init__(self) -> None:
-        self.caught: str | None = None
-
-    def __enter__(self) -> _Signals:
-        self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: FrameType | None) -> None:
-        self.caught = signal.Signals(number).name
 
 
 class _Progress:

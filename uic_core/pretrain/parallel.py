@@ -31,7 +31,7 @@ def group(device: torch.device) -> Iterator[Ranks]:
     """Join torchrun's process group, or be alone: nccl between GPUs, gloo between CPUs."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
-        yield Ranks(0, 1)
+        yield ALONE
         return
     # Where torchrun is killed its processes would go on, and write what the next ones write.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -94,11 +94,21 @@ class Ranks:
             for buffer in network.buffers():
                 dist.broadcast(buffer, 0)
 
+    def changed(self, before: int) -> str:
+        """For the line that a stage goes on with: whether it is another number of processes than before."""
+        return "" if before == self.world else f", with {self.world} processes where there were {before}"
+
     def mean(self, values: Tensor) -> Tensor:
         """Mean over the ranks, in place."""
         if self.world > 1:
             dist.all_reduce(values)
             values /= self.world
+        return values
+
+    def add(self, values: Tensor) -> Tensor:
+        """Sum over the ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(values)
         return values
 
     def sum(self, values: NDArray[np.int32], device: torch.device) -> None:
@@ -147,3 +157,6 @@ class Ranks:
             )
         labels[owner != self.rank] = 0
         self.sum(labels, device)
+
+
+ALONE = Ranks(0, 1)

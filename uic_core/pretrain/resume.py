@@ -1,0 +1,204 @@
+"""Resuming a stage: its state files, the signals that end it, and when a state is saved.
+
+A state is all that the rest of the work follows from, in a safetensors file beside the stage's results. Snakemake does
+not know it, so it survives a failed job. The one before it is kept: a state that cannot be read is said, and the
+previous one is used.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from uic_core.errors import InputError, Interrupted
+from uic_core.files import atomic, write_text
+from uic_core.pretrain.parallel import Ranks
+
+EPOCH_SECONDS = 20
+"""A state is saved at the end of every epoch, but for those that end sooner after the last one."""
+
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Signals:
+    """Notes SIGTERM and SIGUSR1, which SLURM sends before it ends a job, instead of dying of them."""
+
+    def __init__(self) -> None:
+        self.caught: str | None = None
+
+    def __enter__(self) -> Signals:
+        self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self.caught = signal.Signals(number).name
+
+
+class State:
+    """The state files of a stage.
+
+    Args:
+        folder: of the stage's results.
+        identity: what a state must share to be gone on from, as JSON: recipe or protocol, data, start.
+        name: part of the files' names, of letters and digits: states of another name are left alone.
+        prefix: of the files' names, where several stages write into one folder.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any], name: str, prefix: str = "") -> None:
+        self.folder, self.identity = folder, identity
+        self._stem = f"{prefix}state"
+        self.path = folder / f"{self._stem}.{name}.safetensors"
+        self.previous = folder / f"{self._stem}.{name}.previous.safetensors"
+        self._new = folder / f"{self._stem}.{name}.new.safetensors"
+        self.marker = folder / f"{prefix}interrupted"
+
+    def save(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
+        """Keep tensors, and what else there is as JSON; the state before becomes the previous one.
+
+        Raises:
+            InputError: the disk is full; the states already there stay.
+        """
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        with atomic(self._new) as temporary:
+            safetensors.torch.save_file(tensors, temporary, metadata={"state": json.dumps(self.identity | content)})
+        if self.path.exists():
+            os.replace(self.path, self.previous)
+        os.replace(self._new, self.path)
+
+    def load(self, say: Callable[[str], None]) -> tuple[Path, dict[str, Any], dict[str, Tensor]] | None:
+        """The newest usable file, its content and tensors. None: there is no file.
+
+        Raises:
+            InputError: a state of another identity, with what differs; or no usable file is left.
+        """
+        self._clean()
+        unusable = []
+        for path in (self.path, self.previous):
+            if not path.exists():
+                continue
+            try:
+                with safetensors.safe_open(path, framework="pt") as file:
+                    content = json.loads(file.metadata()["state"])
+                    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            except (OSError, safetensors.SafetensorError, TypeError, KeyError, ValueError) as error:
+                unusable.append(f"{path}: is no whole state ({error})")
+                continue
+            for line in unusable:
+                say(f"{line}; the previous state is used")
+            self._check(path, content)
+            return path, content, tensors
+        if unusable:
+            raise InputError("\n".join([*unusable, f"remove {self.folder}/{self._stem}.* to start this run afresh"]))
+        return None
+
+    def remove(self) -> None:
+        """The stage is complete; states of other names go too."""
+        for path in (*self.folder.glob(f"{self._stem}.*.safetensors"), self.marker):
+            path.unlink(missing_ok=True)
+        self._clean()
+
+    def _clean(self) -> None:
+        """Remove what a process left that was killed while it wrote."""
+        for path in (*self.folder.glob(f".{self._stem}.*.partial.*"), self._new):
+            path.unlink(missing_ok=True)
+
+    def _check(self, path: Path, content: dict[str, Any]) -> None:
+        there, here = _flat(content), _flat(self.identity)
+        differing = [f"{key}: {there.get(key)} there, {here[key]} here" for key in here if there.get(key) != here[key]]
+        if differing:
+            raise InputError(
+                f"{path}: belongs to another run ({'; '.join(differing)}); go on with what it belongs to, or remove "
+                "the file to start afresh"
+            )
+
+
+class Saver:
+    """Saves a state where it is time to, and ends the stage where a signal came: on all ranks at the same place.
+
+    Signals reach any of the ranks, and one clock is enough: `wishes` are a rank's own, `obey` takes those of all.
+
+    Args:
+        every: seconds between states within an epoch.
+    """
+
+    def __init__(self, state: State, ranks: Ranks, signals: Signals, every: float) -> None:
+        self.state, self.every = state, every
+        self._ranks, self._signals = ranks, signals
+        self._saved = time.monotonic()
+
+    def wishes(self, seconds: float) -> list[float]:
+        """[stop, save], 1 where this rank wants it: told to end, or `seconds` after the last state."""
+        due = not self._ranks.rank and time.monotonic() - self._saved >= seconds
+        return [float(self._signals.caught is not None), float(due)]
+
+    def obey(self, wishes: list[float], position: object, save: Callable[[], None]) -> None:
+        """Save where a rank wishes it, and end where one was told to.
+
+        Args:
+            wishes: [stop, save], sum or mean over the ranks, the same on all of them.
+            position: what comes next, as text for the reader.
+            save: writes the state; called on rank 0.
+
+        Raises:
+            InputError: from `save`.
+            Interrupted: a rank was told to end, and the state is saved.
+        """
+        stop, due = wishes
+        if not (stop or due):
+            return
+        if not self._ranks.rank:
+            save()
+        self._ranks.barrier()
+        self._saved = time.monotonic()
+        if stop:
+            reason = f"{self._signals.caught or 'another rank was told to'}, saved before {position}"
+            if not self._ranks.rank:
+                write_text(self.state.marker, f"{reason}; run the same command again\n")
+            raise Interrupted(f"{reason} in {self.state.path}; run the same command again")
+
+
+def momenta(optimizer: torch.optim.SGD, parameters: Iterable[nn.Parameter]) -> dict[str, Tensor]:
+    """SGD's momentum of each parameter that has one, by its number: `momentum.0`, …"""
+    found = {}
+    for number, parameter in enumerate(parameters):
+        momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
+        if momentum is not None:
+            found[f"momentum.{number}"] = momentum
+    return found
+
+
+def restore_momenta(optimizer: torch.optim.SGD, parameters: Iterable[nn.Parameter], tensors: dict[str, Tensor]) -> None:
+    """Give SGD the `momenta` back."""
+    for number, parameter in enumerate(parameters):
+        if f"momentum.{number}" in tensors:
+            momentum = tensors[f"momentum.{number}"].to(parameter.device)
+            # In the parameter's memory format, or the next steps would differ in the last bit.
+            optimizer.state[parameter] = {"momentum_buffer": torch.empty_like(parameter).copy_(momentum).detach()}
+
+
+def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, under the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _flat(content: dict[str, Any]) -> dict[str, Any]:
+    """A mapping in it becomes `key.inner`, so that what differs is told by its own name."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat |= {f"{key}.{inner}": item for inner, item in value.items()} if isinstance(value, dict) else {key: value}
+    return flat
