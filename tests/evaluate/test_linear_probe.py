@@ -25,7 +25,7 @@ from uic_core.data.augment import UNIFORMS, normalize
 from uic_core.data.index import Index, build_imagenet
 from uic_core.data.loader import Loader
 from uic_core.errors import InputError
-from uic_core.evaluate import linear_probe
+from uic_core.evaluate import heads, linear_probe, probes, ten_crop
 from uic_core.evaluate.frozen import fingerprint
 from uic_core.files import read_yaml
 from uic_core.models import Network, build
@@ -100,7 +100,7 @@ def colored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Index, Index]:
 
 def test_separable_images_are_always_right(colored: tuple[Index, Index]) -> None:
     settings = protocol(epochs=4, lr=0.5, lr_steps=[3])
-    found = linear_probe.values(linear_probe.evaluate(MeanColor(), *colored, settings, 66), 200)
+    found = linear_probe.values(probes.Probes(MeanColor(), *colored, settings, 66).run(), 200)
     assert found["avgpool"].value == 100
     assert found["avgpool/last"].value == 100
     assert found["avgpool/top5"].value == 100
@@ -109,15 +109,15 @@ def test_separable_images_are_always_right(colored: tuple[Index, Index]) -> None
 def test_shuffled_labels_are_at_chance(colored: tuple[Index, Index]) -> None:
     random = np.random.default_rng(1)
     shuffled = [replace(index, labels=random.permutation(index.labels)) for index in colored]
-    curve = linear_probe.evaluate(MeanColor(), *shuffled, protocol(epochs=3), 66)["avgpool"]
+    curve = probes.Probes(MeanColor(), *shuffled, protocol(epochs=3), 66).run()["avgpool"]
     assert abs(curve.top1 - 0.25).max() < 4 * math.sqrt(0.25 * 0.75 / 200)
 
 
 def test_heads_of_one_pass_are_those_of_separate_runs(alexnet: Network, indexes: tuple[Index, Index]) -> None:
-    together = list(linear_probe_heads(alexnet, indexes[0], protocol()))
+    together = snapshots_of(alexnet, indexes[0], protocol())
     assert list(together[0]) == LAYERS
     for layer in LAYERS:
-        alone = list(linear_probe_heads(alexnet, indexes[0], protocol(layers={"alexnet": [layer]})))
+        alone = snapshots_of(alexnet, indexes[0], protocol(layers={"alexnet": [layer]}))
         for shared, separate in zip(together, alone, strict=True):
             for one, other in zip(shared[layer], separate[layer], strict=True):
                 torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
@@ -125,11 +125,12 @@ def test_heads_of_one_pass_are_those_of_separate_runs(alexnet: Network, indexes:
     assert not torch.equal(first, last)
 
 
-def linear_probe_heads(network: Network, index: Index, settings: LinearProbe) -> Any:
-    network.requires_grad_(False)
-    layers, _ = linear_probe.settings(network, settings)
-    heads = linear_probe.build_heads(network, layers, len(index.classes), settings)
-    return linear_probe.train(network, heads, index, settings, 73)
+def snapshots_of(network: Network, index: Index, settings: LinearProbe) -> Any:
+    """The heads after each epoch."""
+    trained = probes.Probes(network.requires_grad_(False), index, index, settings, 73)
+    for _ in range(settings.epochs):
+        trained.train_epoch()
+    return trained.waiting
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
@@ -139,9 +140,9 @@ def test_training_equals_a_plain_loop(alexnet: Network, indexes: tuple[Index, In
     settings = protocol(
         layers={"alexnet": ["conv5"]}, epochs=3, lr_steps=[1, 2], weight_decay=0.01, batch_norm=batch_norm
     )
-    *_, (weight, bias) = (epoch["conv5"] for epoch in linear_probe_heads(alexnet, index, settings))
+    *_, (weight, bias) = (epoch["conv5"] for epoch in snapshots_of(alexnet, index, settings))
 
-    head = linear_probe.build_heads(alexnet, ["conv5"], 4, settings)["conv5"]
+    head = heads.build_heads(alexnet, ["conv5"], 4, settings)["conv5"]
     norm = nn.BatchNorm2d(256, affine=False)
     expected = [head.linear.weight.detach().clone(), head.linear.bias.detach().clone()]
     moments = [torch.zeros_like(value) for value in expected]
@@ -178,7 +179,7 @@ def test_training_equals_a_plain_loop(alexnet: Network, indexes: tuple[Index, In
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_a_folded_head_computes_the_same(batch_norm: bool) -> None:
     torch.manual_seed(0)
-    head = linear_probe.Head(channels=5, dimension=45, classes=7, batch_norm=batch_norm)
+    head = heads.Head(channels=5, dimension=45, classes=7, batch_norm=batch_norm)
     features = 3 * torch.randn(40, 45) + torch.arange(45)
     trained = head.train()(features)
     if head.norm is not None:
@@ -200,7 +201,8 @@ def test_accuracy_is_that_of_each_image_by_itself(alexnet: Network, indexes: tup
     snapshots = [{layer: (torch.randn(7, size) / 9, torch.randn(7)) for layer, size in sizes.items()} for _ in range(3)]
     classes = tuple("abcdefg")
     index = replace(index, classes=classes, labels=np.arange(12, dtype=np.int32) % 7)
-    found = linear_probe.ten_crop_accuracy(alexnet, snapshots, index, resize=73, workers=0)
+    batches = list(ten_crop.hits(alexnet, snapshots, index, resize=73))
+    found = dict(zip(sizes, sum(part for _, part in batches).numpy(), strict=True))
     for layer in sizes:
         hits = np.zeros((2, 3))
         for position, truth in enumerate(index.labels):
@@ -220,28 +222,27 @@ def test_accuracy_is_that_of_each_image_by_itself(alexnet: Network, indexes: tup
                 assert isinstance(score, Tensor)
                 rank = int((score > score[truth]).sum())
                 hits[:, epoch] += rank == 0, rank < 5
-        np.testing.assert_array_equal(found[layer].top1, hits[0] / 12)
-        np.testing.assert_array_equal(found[layer].top5, hits[1] / 12)
-    assert 0 < found["conv2"].top5.mean() < 1
+        np.testing.assert_array_equal(found[layer], hits)
+    assert 0 < found["conv2"][1].mean() < 12
 
 
 def test_memory_for_heads_does_not_change_what_is_found(
     alexnet: Network, indexes: tuple[Index, Index], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes: list[int] = []
-    tested = linear_probe.ten_crop_accuracy
+    tested = ten_crop.hits
 
     def count(network: Network, snapshots: Any, *rest: Any) -> Any:
         passes.append(len(snapshots))
         return tested(network, snapshots, *rest)
 
-    monkeypatch.setattr(linear_probe, "ten_crop_accuracy", count)
+    monkeypatch.setattr(ten_crop, "hits", count)
     settings = protocol(layers={"alexnet": ["conv1", "conv5"]}, epochs=3)
     epoch_bytes = 4 * 4 * (9600 + 2304 + 2)
     curves = []
     for limit, expected in {3 * epoch_bytes: [3], 2 * epoch_bytes: [2, 1], 1: [1, 1, 1]}.items():
-        monkeypatch.setattr(linear_probe, "SNAPSHOT_BYTES", limit)
-        curves.append(linear_probe.evaluate(alexnet, *indexes, settings, 73))
+        monkeypatch.setattr(probes, "SNAPSHOT_BYTES", limit)
+        curves.append(probes.Probes(alexnet, *indexes, settings, 73).run())
         assert passes == expected
         passes.clear()
     for layer in ("conv1", "conv5"):
@@ -253,7 +254,7 @@ def test_memory_for_heads_does_not_change_what_is_found(
 
 def test_only_the_heads_learn(alexnet: Network, indexes: tuple[Index, Index]) -> None:
     before = fingerprint(alexnet)
-    linear_probe.evaluate(alexnet.train(), *indexes, protocol(epochs=1, lr_steps=[], layers={"alexnet": ["conv2"]}), 73)
+    probes.Probes(alexnet.train(), *indexes, protocol(epochs=1, lr_steps=[], layers={"alexnet": ["conv2"]}), 73).run()
     assert fingerprint(alexnet) == before
     assert not any(module.training for module in alexnet.modules())
 
@@ -273,18 +274,18 @@ def test_a_backbone_that_changes_is_an_error(
 
     monkeypatch.setattr(network, "taps", touched)
     with pytest.raises(AssertionError, match="the backbone changed"):
-        linear_probe.evaluate(network, *indexes, protocol(epochs=1, lr_steps=[], layers={"alexnet": ["conv1"]}), 73)
+        probes.Probes(network, *indexes, protocol(epochs=1, lr_steps=[], layers={"alexnet": ["conv1"]}), 73).run()
 
 
 def test_learning_rate_is_the_papers() -> None:
     paper = protocol(lr=0.1, lr_steps=[10, 20, 30], epochs=32)
-    rates = [linear_probe.learning_rate(paper, epoch) for epoch in range(32)]
+    rates = [probes.learning_rate(paper, epoch) for epoch in range(32)]
     np.testing.assert_allclose(rates, [0.1] * 10 + [0.01] * 10 + [0.001] * 10 + [0.0001] * 2)
 
 
 def test_heads_start_small_and_by_seed_and_layer_alone(alexnet: Network) -> None:
     def weight(seed: int, layers: list[str], layer: str) -> Tensor:
-        return linear_probe.build_heads(alexnet, layers, 50, protocol(seed=seed))[layer].linear.weight.detach()
+        return heads.build_heads(alexnet, layers, 50, protocol(seed=seed))[layer].linear.weight.detach()
 
     one = weight(0, LAYERS, "conv4")
     assert one.std().item() == pytest.approx(0.01, rel=0.01)
@@ -293,7 +294,7 @@ def test_heads_start_small_and_by_seed_and_layer_alone(alexnet: Network) -> None
     assert torch.equal(one, weight(0, ["conv4"], "conv4"))
     assert not torch.equal(one, weight(1, ["conv4"], "conv4"))
     assert not torch.equal(one, weight(0, LAYERS, "conv3"))  # of the same size
-    assert not linear_probe.build_heads(alexnet, ["conv1"], 50, protocol())["conv1"].linear.bias.any()
+    assert not heads.build_heads(alexnet, ["conv1"], 50, protocol())["conv1"].linear.bias.any()
 
 
 @pytest.mark.parametrize(
@@ -307,12 +308,12 @@ def test_heads_start_small_and_by_seed_and_layer_alone(alexnet: Network) -> None
 )
 def test_dimensions_of_the_heads(arch: str, layer: str, size: int, dimension: int) -> None:
     network = build(arch, classes=2, image_size=size, sobel=False).eval()
-    head = linear_probe.build_heads(network, [layer], 3, protocol())[layer]
+    head = heads.build_heads(network, [layer], 3, protocol())[layer]
     assert head.linear.weight.shape == (3, dimension)
 
 
 def test_values_by_hand() -> None:
-    curve = linear_probe.Curve(top1=np.array([0.1, 0.5, 0.5, 0.4]), top5=np.array([0.7, 0.8, 0.9, 1.0]))
+    curve = probes.Curve(top1=np.array([0.1, 0.5, 0.5, 0.4]), top5=np.array([0.7, 0.8, 0.9, 1.0]))
     found = linear_probe.values({"conv1": curve}, images=400)
     assert {name: value.value for name, value in found.items()} == {
         "conv1": 50,
@@ -334,22 +335,22 @@ def test_values_by_hand() -> None:
 )
 def test_an_architecture_without_settings_is_named(alexnet: Network, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        linear_probe.settings(alexnet, protocol(**changes))
+        probes.settings(alexnet, protocol(**changes))
 
 
 def test_a_head_that_diverges_is_named(colored: tuple[Index, Index]) -> None:
     with pytest.raises(InputError, match=r"avgpool: loss .* not finite in epoch \d.*lower linear_probe.lr"):
-        linear_probe.evaluate(MeanColor(), *colored, protocol(lr=1e38, lr_steps=[]), 66)
+        probes.Probes(MeanColor(), *colored, protocol(lr=1e38, lr_steps=[]), 66).run()
 
 
 def test_indexes_of_different_data_are_refused(colored: tuple[Index, Index], indexes: tuple[Index, Index]) -> None:
     with pytest.raises(InputError, match=r"imagenet_val .*: its classes are not those of imagenet_train"):
-        linear_probe.evaluate(MeanColor(), colored[0], indexes[1], protocol(), 66)
+        probes.Probes(MeanColor(), colored[0], indexes[1], protocol(), 66).run()
 
 
 def test_one_image_left_over_under_batch_norm(colored: tuple[Index, Index]) -> None:
     few = replace(colored[0], paths=colored[0].paths[::6][:33], labels=colored[0].labels[::6][:33])
-    curve = linear_probe.evaluate(MeanColor(), few, colored[1], protocol(batch_norm=True), 66)["avgpool"]
+    curve = probes.Probes(MeanColor(), few, colored[1], protocol(batch_norm=True), 66).run()["avgpool"]
     assert curve.top1[-1] > 0.9
 
 

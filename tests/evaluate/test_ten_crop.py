@@ -15,6 +15,8 @@ from uic_core.data.index import Index, build_imagenet
 from uic_core.errors import InputError
 from uic_core.evaluate.ten_crop import ten_crops
 
+BATCHES = [np.arange(0, 3), np.arange(3, 6), np.arange(6, 7)]
+
 
 @pytest.fixture
 def index(tmp_path: Path) -> Index:
@@ -28,7 +30,7 @@ def index(tmp_path: Path) -> Index:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_crops_are_torchvisions(index: Index, workers: int) -> None:
-    batches = list(ten_crops(index, size=24, resize=32, batch_size=3, workers=workers))
+    batches = list(ten_crops(index, size=24, resize=32, batches=BATCHES, workers=workers))
     assert [len(crops) for crops, _ in batches] == [3, 3, 1]
     assert torch.equal(torch.cat([positions for _, positions in batches]), torch.arange(7))
     for position, crops in enumerate(torch.cat([crops for crops, _ in batches])):
@@ -43,4 +45,4 @@ def test_an_unreadable_image_is_named(index: Index, workers: int) -> None:
     broken = index.file(4)
     broken.write_bytes(broken.read_bytes()[:200])
     with pytest.raises(InputError, match=str(broken)):
-        list(ten_crops(index, size=24, resize=32, batch_size=3, workers=workers))
+        list(ten_crops(index, size=24, resize=32, batches=BATCHES, workers=workers))

@@ -1,30 +1,40 @@
-"""Ten crops an image, for testing: the corners and the centre, and the same mirrored (PROTOCOL section 4)."""
+"""Ten-crop testing: the corners and the centre of an image, and the same mirrored (PROTOCOL section 4)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from uic_core.data import reader
+from uic_core.data.augment import normalize
 from uic_core.data.index import Index
+from uic_core.data.loader import ignore_foreign_sigterm
 from uic_core.errors import InputError
+from uic_core.evaluate.heads import Affine, activations
+from uic_core.models import Network
+from uic_core.pretrain.parallel import ALONE, Ranks
 
 CROPS = 10
 
+_IMAGES = 25  # of a process's batch; a forward pass sees ten times as many crops
 
-def ten_crops(index: Index, size: int, resize: int, batch_size: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield every image once, in the index's order.
+
+def ten_crops(
+    index: Index, size: int, resize: int, batches: Sequence[NDArray[np.int64]], workers: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches of images, each image as ten crops.
 
     Args:
         size: side S of the crops, pixels.
         resize: shorter side of the image they are cut from, pixels, ≥ size.
-        batch_size: images b a batch; the last one may be smaller.
+        batches: positions in the index, int64 [b] each.
         workers: decoding processes; 0 decodes in this one.
 
     Yields:
@@ -33,12 +43,12 @@ def ten_crops(index: Index, size: int, resize: int, batch_size: int, workers: in
     Raises:
         InputError: an image cannot be read; names the file.
     """
-    positions = np.arange(len(index))
     loader: DataLoader[Any] = DataLoader(
         _Decoder(index, size, resize),
         batch_size=None,  # a request is a whole batch
-        sampler=[positions[first : first + batch_size] for first in range(0, len(index), batch_size)],
+        sampler=batches,  # type: ignore[arg-type]  # any iterable with a length will do
         num_workers=workers,
+        worker_init_fn=ignore_foreign_sigterm,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # the global one belongs to whoever asks for the crops
     )
@@ -46,6 +56,60 @@ def ten_crops(index: Index, size: int, resize: int, batch_size: int, workers: in
         if isinstance(batch, str):
             raise InputError(batch)
         yield batch
+
+
+@torch.no_grad()
+def hits(
+    network: Network,
+    snapshots: Sequence[dict[str, Affine]],
+    index: Index,
+    resize: int,
+    workers: int = 0,
+    ranks: Ranks = ALONE,
+    first: int = 0,
+) -> Iterator[tuple[int, Tensor]]:
+    """Test the heads of several epochs in one pass; the ranks share each batch.
+
+    An image's score for a class is the mean over its ten crops of the softmax. With fewer than five classes top-5 is
+    always right.
+
+    Args:
+        snapshots: E epochs' heads, each of the same L layers.
+        index: the validation images.
+        resize: shorter side of the image that the crops are cut from, pixels.
+        first: position of the first image to test.
+
+    Yields:
+        (position of the next image, int64 [L, 2, E]: images of this batch, over all ranks, whose class came first,
+        and among the first five).
+
+    Raises:
+        InputError: an image cannot be read; names the file.
+    """
+    device = next(network.parameters()).device
+    labels = torch.from_numpy(index.labels).long().to(device)
+    layers = list(snapshots[0])
+    # All epochs of a layer make one large matrix product.
+    stacked = {
+        layer: tuple(torch.cat([snapshot[layer][part] for snapshot in snapshots]) for part in (0, 1))
+        for layer in layers
+    }
+    starts = range(first, len(index), _IMAGES * ranks.world)
+    wholes = [np.arange(start, min(start + _IMAGES * ranks.world, len(index))) for start in starts]
+    shares = [np.array_split(whole, ranks.world)[ranks.rank] for whole in wholes]
+    # A rank without an image in the last batch passes one for nothing.
+    own = [share if len(share) else whole[:1] for share, whole in zip(shares, wholes, strict=True)]
+    for number, (crops, positions) in enumerate(ten_crops(index, network.image_size, resize, own, workers)):
+        images = normalize(crops.to(device, non_blocking=True).flatten(0, 1))
+        truth = labels[positions.to(device)]
+        found = []
+        for layer, features in activations(network, images, layers).items():
+            logits = F.linear(features, *stacked[layer]).view(len(positions), CROPS, len(snapshots), -1)
+            scores = logits.softmax(3).mean(1)  # [b, E, K]
+            best = scores.topk(min(5, scores.shape[2]), dim=2).indices == truth[:, None, None]
+            counted = best[: len(shares[number])]
+            found.append(torch.stack([counted[..., 0].sum(0), counted.any(2).sum(0)]))
+        yield int(wholes[number][-1]) + 1, ranks.add(torch.stack(found))
 
 
 class _Decoder(Dataset[tuple[Tensor, Tensor] | str]):

@@ -23,7 +23,7 @@ rule linear_probe:
         runtime=2880,
         gpu=1,
     shell:
-        "python -m uic_core.evaluate.linear_probe --run {wildcards.run} --checkpoint {input.checkpoint}"
+        "launch {resources.gpu} uic_core.evaluate.linear_probe --run {wildcards.run} --checkpoint {input.checkpoint}"
         " --protocol {input.protocol} --train-index {input.train} --val-index {input.val} --out {output}"
         " --threads {threads} > {log} 2>&1"
 

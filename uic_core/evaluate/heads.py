@@ -1,0 +1,78 @@
+"""The heads of linear probes, and what they see of a network (PROTOCOL section 4)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from uic_core.config import LinearProbe
+from uic_core.models import Network
+from uic_core.models.probe_pool import probe_pool
+
+Affine = tuple[Tensor, Tensor]
+"""A trained head: weight [K, D] and bias [K]."""
+
+
+class Head(nn.Module):
+    """A linear classifier of flattened activations, with a non-affine batch norm before it on request.
+
+    As in SelfLabel, RotNet and Zhang, the batch norm has one mean and one deviation a channel, not a place. In several
+    processes each normalises by its own images, and the statistics of the test are those of rank 0.
+    """
+
+    def __init__(self, channels: int, dimension: int, classes: int, batch_norm: bool) -> None:
+        super().__init__()
+        self.channels = channels
+        self.norm = nn.BatchNorm1d(channels, affine=False) if batch_norm else None
+        self.linear = nn.Linear(dimension, classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, D], channel by channel, to logits [B, K]."""
+        if self.norm is not None:
+            features = self.norm(features.unflatten(1, (self.channels, -1))).flatten(1)
+        logits: Tensor = self.linear(features)
+        return logits
+
+    @torch.no_grad()
+    def affine(self) -> Affine:
+        """A copy of what the head computes in eval mode: its batch norm is folded into weight and bias."""
+        weight, bias = self.linear.weight.clone(), self.linear.bias.clone()
+        if self.norm is not None:
+            mean, variance = self.norm.running_mean, self.norm.running_var
+            assert mean is not None
+            assert variance is not None
+            places = weight.shape[1] // self.channels
+            weight /= (variance + self.norm.eps).sqrt().repeat_interleave(places)
+            bias -= weight @ mean.repeat_interleave(places)
+        return weight, bias
+
+
+@torch.no_grad()
+def activations(network: Network, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+    """Pooled and flattened activations of normalised images float [B, 3, S, S]: [B, D] a layer, in one pass."""
+    taps = network.taps(images.contiguous(memory_format=torch.channels_last), layers)
+    return {layer: probe_pool(layer, tap, network.arch) for layer, tap in taps.items()}
+
+
+@torch.no_grad()
+def build_heads(network: Network, layers: Sequence[str], classes: int, protocol: LinearProbe) -> dict[str, Head]:
+    """New heads on the network's device: weights N(0, .01), biases 0.
+
+    The draw depends on seed and layer only, so a layer starts the same whatever other layers are probed with it.
+    """
+    device = next(network.parameters()).device
+    blank = torch.zeros(1, 3, network.image_size, network.image_size, device=device)
+    taps = network.taps(blank, layers)
+    heads = {}
+    for layer, tap in taps.items():
+        dimension = probe_pool(layer, tap, network.arch).shape[1]
+        head = Head(tap.shape[1], dimension, classes, protocol.batch_norm)
+        digest = hashlib.sha256(f"{protocol.seed} {layer}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7]))
+        nn.init.normal_(head.linear.weight, 0, 0.01, generator=generator)
+        nn.init.zeros_(head.linear.bias)
+        heads[layer] = head.to(device)
+    return heads
