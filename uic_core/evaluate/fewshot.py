@@ -14,6 +14,7 @@ so one Gram matrix a layer holds all that any episode needs.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import math
 import tempfile
@@ -33,6 +34,7 @@ from uic_core.data.augment import normalize
 from uic_core.data.index import Index
 from uic_core.data.loader import Loader
 from uic_core.errors import InputError, stage
+from uic_core.evaluate.frozen import frozen
 from uic_core.models import Network
 from uic_core.pretrain import checkpoint
 
@@ -118,8 +120,9 @@ def extract(
 ) -> dict[str, Features]:
     """Flattened features of every image, in one pass, on the device the network lies on.
 
-    Eval mode; shorter side to `resolution.resize`, centre crop `resolution.crop`, ImageNet's mean and deviation.
-    Convolutions take any size, so the crop need not be the size the network was trained for.
+    Shorter side to `resolution.resize`, centre crop `resolution.crop`, ImageNet's mean and deviation. Convolutions
+    take any size, so the crop need not be the size the network was trained for. The network is left in eval mode,
+    frozen; that it is bitwise what it was is asserted.
 
     Args:
         layers: checked names (`check_layers`).
@@ -129,13 +132,11 @@ def extract(
     Raises:
         InputError: an image cannot be read, the disk is full.
     """
-    network.eval()
     device = next(network.parameters()).device
     wanted = {layer: layer.removesuffix(MAX_POOLED) for layer in layers}
-    before = {name: value.clone() for name, value in network.features.state_dict().items()}
     stored: dict[str, Features] = {}
     loader = Loader(index, resolution.crop, resolution.resize, _BATCH, workers, device)
-    try:
+    with frozen(network), contextlib.closing(loader):
         for images, positions in loader.batches(np.arange(len(index)), "center_crop", seed=0, epoch=0):
             taps = network.taps(normalize(images), dict.fromkeys(wanted.values()))
             for layer, tapped in wanted.items():
@@ -144,10 +145,6 @@ def extract(
                 if layer not in stored:
                     stored[layer] = Features(folder, len(index), rows.shape[1])
                 stored[layer].write(int(positions[0]), rows)
-    finally:
-        loader.close()
-    after = network.features.state_dict()
-    assert all(torch.equal(value, after[name]) for name, value in before.items()), "the backbone changed"
     return stored
 
 

@@ -31,6 +31,7 @@ from uic_core.data import reader, voc
 from uic_core.data.augment import CROP_UNIFORMS, UNIFORMS, augment, crop_box
 from uic_core.errors import InputError, stage
 from uic_core.evaluate.average_precision import class_average_precisions
+from uic_core.evaluate.frozen import fingerprint
 from uic_core.models import Network, build
 from uic_core.pretrain import checkpoint
 
@@ -146,6 +147,8 @@ def predict(
 ) -> NDArray[np.float32]:
     """Sum of the logits over `protocol.crops` random crops and flips of each image, in eval mode.
 
+    That the test leaves the network bitwise as it is is asserted.
+
     Returns:
         float32 [n, 20].
 
@@ -153,6 +156,7 @@ def predict(
         InputError: an image cannot be read, or a logit is not finite; names the file.
     """
     network.eval()
+    before = fingerprint(network)
     device = next(network.parameters()).device
     draws = tuple(range(protocol.crops))
     size = max(1, _TEST_BATCH // protocol.crops)
@@ -162,6 +166,7 @@ def predict(
     for positions, crops in zip(chunks, _crops(files, requests, protocol, workers), strict=True):
         logits = network(_augmented(crops, positions, draws, protocol.seed, device))
         scores[positions] = logits.view(len(positions), protocol.crops, -1).sum(1).float().cpu().numpy()
+    assert fingerprint(network) == before, "the network changed while it was tested"
     unusable = np.flatnonzero(~np.isfinite(scores).all(1))
     if len(unusable):
         raise InputError(
