@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
 
 from uic_core import recipe
 from uic_core.config import Fewshot, Resolution
@@ -114,6 +117,40 @@ def test_classes_far_apart_are_always_right_and_shuffled_labels_at_chance() -> N
     assert abs(chance.value - 20) < 2
 
 
+def pixels() -> Network:
+    """Features that are known: the pixels themselves."""
+    return Network(
+        "pixels",
+        features=nn.Sequential(OrderedDict(pixels=nn.Identity())),
+        classifier=nn.Sequential(),
+        embedding_size=1,
+        ends={"pixels": "pixels"},
+        classes=2,
+        image_size=64,
+        sobel=False,
+    )
+
+
+def test_images_of_one_colour_a_class_are_always_right_and_shuffled_ones_at_chance(tmp_path: Path) -> None:
+    """From the files to the interval, with a network that passes the pixels on."""
+    random = np.random.default_rng(6)
+    colours = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200], [200, 200, 40], [40, 200, 200]])
+    (tmp_path / "images").mkdir()
+    lines = ["filename,label"]
+    for number in range(150):
+        noisy = colours[number % 5] + random.normal(0, 30, (64, 64, 3))
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(tmp_path / "images" / f"{number}.png")
+        lines.append(f"{number}.png,class{number % 5}")
+    (tmp_path / "test.csv").write_text("\n".join(lines) + "\n")
+    index = build_miniimagenet(tmp_path, "test")
+    settings = protocol(layers=["pixels"], resolutions={"native": {"resize": 64, "crop": 64}}, episodes=200)
+    right = fewshot.evaluate(pixels(), index, settings, tmp_path)[0]["native/pixels"]
+    assert (right.value, right.ci95) == (100, 0)
+    shuffled = replace(index, labels=random.permutation(index.labels))
+    chance = fewshot.evaluate(pixels(), shuffled, settings, tmp_path)[0]["native/pixels"]
+    assert abs(chance.value - 20) < 2
+
+
 def test_a_constant_added_to_all_features_changes_nothing() -> None:
     random = np.random.default_rng(4)
     labels = np.repeat(np.arange(6), 25)
@@ -209,6 +246,23 @@ def test_extract_gives_each_images_own_features(
         row = np.concatenate(list(stored[layer].chunks()), axis=1)[6]
         np.testing.assert_allclose(row, value.flatten().numpy(), rtol=1e-4, atol=1e-5)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("change", ["top.bias", "features.bn1.running_mean"])
+def test_a_backbone_that_changes_is_an_error(
+    demo_data: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    network = build("alexnet", classes=4, image_size=64, sobel=True)
+    taps = network.taps
+
+    def touched(images: torch.Tensor, layers: Any) -> dict[str, torch.Tensor]:
+        network.state_dict()[change].add_(1e-3)
+        return taps(images, layers)
+
+    monkeypatch.setattr(network, "taps", touched)
+    index = build_miniimagenet(demo_data.miniimagenet, "test").subset(20, 0)
+    with pytest.raises(AssertionError, match="the backbone changed"):
+        fewshot.extract(network, index, Resolution(resize=84, crop=84), ["conv3"], tmp_path)
 
 
 def test_a_class_with_too_few_images_is_named() -> None:

@@ -174,6 +174,26 @@ def test_training_leaves_the_rest_bitwise_alone(alexnet: Network, demo_data: Sim
         assert torch.equal(value, before[name]) != moves, name
 
 
+@pytest.mark.parametrize("stage", ["train", "predict"])
+def test_a_network_that_changes_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+    """Batch norm's statistics move behind the stage's back."""
+    files = colour_files(tmp_path, np.arange(4) % 3)
+    network = freeze(tiny())
+    forward = network.forward
+
+    def touched(images: torch.Tensor) -> torch.Tensor:
+        network.features.get_buffer("bn1.running_var").add_(1e-3)
+        return forward(images)
+
+    monkeypatch.setattr(network, "forward", touched)
+    work = {
+        "train": lambda: voc_classification.train(network, files, np.ones((4, 20), np.uint8), protocol(iterations=1)),
+        "predict": lambda: voc_classification.predict(network, files, protocol()),
+    }[stage]
+    with pytest.raises(AssertionError, match="changed"):
+        work()
+
+
 def test_training_equals_a_plain_loop(tmp_path: Path) -> None:
     """Crops, flips, masked loss, clipping, momentum and halvings, written down once more without any of our code."""
     colours = np.arange(10) % 3
