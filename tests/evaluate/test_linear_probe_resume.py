@@ -44,7 +44,7 @@ SCRIPT = """
 """
 PROTOCOL: dict[str, Any] = {
     "layers": {"alexnet": ["conv1", "conv5"]}, "crop": {"alexnet": "random_crop"}, "images": {"alexnet": 46},
-    "val_images": {"alexnet": 0}, "epochs": 5, "batch_size": 9, "lr": 0.05, "lr_steps": [3], "momentum": 0.9,
+    "val_images": {"alexnet": 0}, "epochs": 5, "batch_size": 9, "lr": 0.002, "lr_steps": [3], "momentum": 0.9,
     "weight_decay": 1e-3, "batch_norm": False, "seed": 0,
 }  # fmt: skip
 
@@ -67,7 +67,7 @@ class Run:
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable]
         if self.ranks > 1:
-            command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(self.ranks)]
+            command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(self.ranks), "--"]
         command += [str(self.inputs / "script.py"), *self.arguments(), *arguments]
         return subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
@@ -220,7 +220,7 @@ def test_no_usable_state_is_named_and_nothing_is_started_over(copied: Run, capsy
 
 
 def other_protocol(run: Run) -> None:
-    recipe.save(recipe.parse(LinearProbe, PROTOCOL | {"lr": 0.04}, "test"), run.protocol)
+    recipe.save(recipe.parse(LinearProbe, PROTOCOL | {"lr": 0.001}, "test"), run.protocol)
 
 
 def other_checkpoint(run: Run) -> None:
@@ -249,7 +249,7 @@ def test_a_state_of_something_else_is_never_used(
 
 
 def losses(said: str) -> list[float]:
-    found = [float(loss) for loss in re.findall(r"conv\d (\d\.\d{4})", said)]
+    found = [float(loss) for loss in re.findall(r"conv\d (\d+\.\d{4})", said)]
     assert len(found) == 2 * PROTOCOL["epochs"]
     return found
 

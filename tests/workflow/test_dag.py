@@ -233,6 +233,19 @@ def test_a_run_takes_as_many_processes_as_its_rule_has_gpus(copy):
     assert "uic, alexnet: 48 images, 2 process(es) on cpu" in log
 
 
+def test_linear_probes_take_as_many_processes_as_their_rule_has_gpus(copy):
+    path = copy.folder / "results/metrics/uic_10k/linear_probe.json"
+    alone = metrics.read(path)
+    process = snakemake(
+        "results/metrics/uic_10k/linear_probe.json", "--forcerun", "linear_probe", "--until", "linear_probe",
+        "--set-resources", "linear_probe:gpu=2", folder=copy.folder, config=copy.config,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    shared = metrics.read(path)
+    assert (alone.protocol["processes"], shared.protocol["processes"]) == (1, 2)
+    assert shared.values == alone.values
+
+
 def test_a_single_evaluation_can_be_made_again(copy):
     jobs = planned(copy, "--forcerun", "linear_probe", "--until", "linear_probe")
     assert jobs

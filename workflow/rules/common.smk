@@ -51,10 +51,11 @@ def prepare_shell():
     prefix = f"export PYTHONPATH={str(workflow.basedir)!r} PYTHONNOUSERSITE=1; "
     # Training allocates the same large tensors every step: in huge pages a CPU does 15 to 25 % more images a second.
     prefix += 'export GLIBC_TUNABLES="${{GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}}"; '
-    # launch N MODULE …: a stage in as many processes as the job has GPUs.
+    # launch N MODULE …: a stage in as many processes as the job has GPUs. Without -- torchrun would take a stage's
+    # --run for an abbreviation of an option of its own.
     prefix += (
         'launch() {{ local n=$1; shift; if [ "$n" -gt 1 ]; then python -m torch.distributed.run --standalone'
-        ' --nproc-per-node "$n" -m "$@"; else python -m "$@"; fi; }}; '
+        ' --nproc-per-node "$n" -m -- "$@"; else python -m "$@"; fi; }}; '
     )
     methods = {str(method) for method in workflow.deployment_settings.deployment_method}
     if not methods & {"conda", "apptainer"}:
