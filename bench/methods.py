@@ -38,13 +38,13 @@ from uic_core import runtime
 from uic_core.data.augment import MEAN, STD
 from uic_core.data.index import Index, build_imagenet
 from uic_core.models import build
-from uic_core.pretrain import deepcluster, loop
+from uic_core.pretrain import deepcluster, resume
 from uic_core.pretrain.labels import Labels
 from uic_core.pretrain.loop import Trainer
 from uic_core.pretrain.methods import Supervised
 from uic_core.pretrain.order import Order
 from uic_core.pretrain.parallel import Ranks
-from uic_core.pretrain.state import State
+from uic_core.pretrain.resume import State
 from uic_core.recipe import Recipe
 
 RECIPE = Recipe(
@@ -178,7 +178,7 @@ def train(
     """The stage `pretrain`, epoch by epoch as the pipe asks; 0 threads: torch's own choice."""
     if threads:
         torch.set_num_threads(threads)
-    loop.EPOCH_SECONDS = 10**9  # no state between epochs, unless asked for
+    resume.EPOCH_SECONDS = 10**9  # no state between epochs, unless asked for
     runtime.seed_everything(recipe.seed)
     network = build(recipe.arch, classes=recipe.classes, image_size=recipe.image_size, sobel=recipe.sobel)
     trainer = Trainer(recipe, index, network, "fresh", Ranks(0, 1), workers, float("inf"))
@@ -191,7 +191,7 @@ def train(
 
 def saving(_: Trainer) -> None:
     """A state after every epoch, however short."""
-    loop.EPOCH_SECONDS = 0
+    resume.EPOCH_SECONDS = 0
 
 
 def resident(trainer: Trainer) -> None:

@@ -10,7 +10,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from uic_core.data.index import build_imagenet
 from uic_core.files import read_yaml
-from uic_core.pretrain import checkpoint, deepcluster, finetune, labels, loop, methods
+from uic_core.pretrain import (
+    checkpoint,
+    deepcluster,
+    finetune,
+    labels,
+    loop,
+    methods,
+    resume,
+)
 from uic_core.pretrain.__main__ import main
 from uic_core.recipe import Recipe, save
 
@@ -174,7 +182,7 @@ def test_weights_that_are_not_finite_are_not_saved(small, tmp_path, capsys, monk
         return wishes
 
     monkeypatch.setattr(loop.Trainer, "_settle", poison)
-    monkeypatch.setattr(loop, "EPOCH_SECONDS", 0)
+    monkeypatch.setattr(resume, "EPOCH_SECONDS", 0)
     with pytest.raises(SystemExit) as stop:
         small("run", epochs=2)
     assert stop.value.code == 2

@@ -28,12 +28,12 @@ from uic_core.data.loader import Loader
 from uic_core.errors import InputError
 from uic_core.files import atomic, write_text
 from uic_core.models import Network
-from uic_core.pretrain import checkpoint, labels
+from uic_core.pretrain import checkpoint, labels, resume
 from uic_core.pretrain.methods import cross_entropy, method
 from uic_core.pretrain.order import Order
 from uic_core.pretrain.parallel import Ranks
 from uic_core.pretrain.precision import autocast, resolve
-from uic_core.pretrain.resume import EPOCH_SECONDS, Saver, Signals, State
+from uic_core.pretrain.resume import Saver, Signals, State
 from uic_core.pretrain.state import Position, restore, save
 from uic_core.recipe import Recipe
 
@@ -204,7 +204,7 @@ class Trainer:
             self._record(position, covered)
             position = Position(epoch + 1)
             if epoch + 1 < recipe.epochs:
-                wishes = self.ranks.mean(torch.tensor(saver.wishes(EPOCH_SECONDS), device=self.device)).tolist()
+                wishes = self.ranks.mean(torch.tensor(saver.wishes(resume.EPOCH_SECONDS), device=self.device)).tolist()
                 saver.obey(wishes, position, functools.partial(save, saver.state, self, position))
 
     def _epoch(self, network: nn.Module, position: Position, order: Order, saver: Saver) -> None:
