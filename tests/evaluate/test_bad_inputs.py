@@ -47,6 +47,7 @@ def given(demo_data: SimpleNamespace, tmp_path: Path) -> SimpleNamespace:
         build_imagenet(demo_data.imagenet, split).save(tmp_path / f"{split}.npz")
     build_miniimagenet(demo_data.miniimagenet, "test").save(tmp_path / "test.npz")
     np.save(tmp_path / "labels.npy", np.arange(48, dtype=np.int32) % 4)
+    (tmp_path / "history.jsonl").write_text("")
     shutil.copytree(demo_data.voc07, tmp_path / "voc")
     for name, model in {
         "linear_probe": LinearProbe, "clusters": Clusters, "voc_classification_fc6_8": VocClassification,
@@ -56,7 +57,12 @@ def given(demo_data: SimpleNamespace, tmp_path: Path) -> SimpleNamespace:
         recipe.save(section, tmp_path / f"{name.removesuffix('_fc6_8')}.yaml")
     inputs = {
         "linear_probe": {"train-index": "train.npz", "val-index": "val.npz"},
-        "clusters": {"labels": "labels.npy", "train-index": "train.npz", "arrays": "out/clusters.npz"},
+        "clusters": {
+            "labels": "labels.npy",
+            "history": "history.jsonl",
+            "train-index": "train.npz",
+            "arrays": "out/clusters.npz",
+        },
         "voc_classification": {"voc": "voc"},
         "fewshot": {"index": "test.npz"},
     }
