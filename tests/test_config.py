@@ -88,8 +88,8 @@ def _broken(paper, path, value):
         ("runs.uic_3k.lr", KeyError, "runs.uic_3k.lr: missing; config/README.md explains the key"),
         ("runs.uic_3k.lr", "1e-4", "runs.uic_3k.lr: Input should be a valid number, not '1e-4' (YAML reads 1e-4 as"),
         ("runs.uic_3k.momentum", 1.5, "runs.uic_3k.momentum: Input should be less than 1, not 1.5"),
-        ("runs.uic_3k.arch", "alexnt", "runs.uic_3k.arch: Input should be 'alexnet', 'vgg16', 'resnet50' or"),
-        ("runs.uic_3k.method", "moco", "runs.uic_3k.method: Input should be 'uic', 'finetune', 'deepcluster'"),
+        ("runs.uic_3k.arch", "alexnt", "runs.uic_3k.arch: Input should be 'alexnet', 'vgg16', 'resnet50',"),
+        ("runs.uic_3k.method", "moco", "runs.uic_3k.method: no method 'moco' (known: uic, finetune"),
         ("runs.uic_3k.classes", 2_000_000, "runs.uic_3k.classes: 2000000 classes for 1281167 images leave"),
         ("runs.uic_3k.images", 2_000_000, "runs.uic_3k.images: 2000000, but datasets.imagenet.train_images is"),
         ("runs.uic_3k.pretrained", "uic_5k", "pretrained: names a run for method 'finetune'"),
@@ -164,6 +164,48 @@ def test_further_seeds_are_runs_of_their_own(paper):
     assert other.model_dump() == first.model_dump() | {"seed": 7}
     starts = {name: config.runs[name].pretrained for name in config.repeats("uic_3k_fft")}
     assert starts == {"uic_3k_fft": "uic_3k", "uic_3k_fft_seed7": "uic_3k_seed7", "uic_3k_fft_seed8": "uic_3k"}
+
+
+FOREIGN = {
+    "method": "external", "path": "their.pth", "format": "moco", "arch": "resnet50", "sobel": False,
+    "image_size": 224, "resize": 256,
+}  # fmt: skip
+
+
+def test_a_run_may_have_been_trained_elsewhere(paper):
+    paper = copy.deepcopy(paper)
+    paper["runs"]["moco"] = FOREIGN
+    run = validate(paper, "config/mine.yaml").runs["moco"]
+    assert run.model_dump() == FOREIGN
+    assert run.hash() != run.model_copy(update={"path": "other.pth"}).hash()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arch": "alexnet"}, "runs.moco: arch: format 'moco' is of resnet50, not alexnet"),
+        ({"format": "simclr"}, "runs.moco.format: Input should be 'uic_core', 'uic_official', 'deepcluster'"),
+        ({"lr": 0.1}, "runs.moco.lr: unknown key; did you mean 'arch'? (known: arch, format, image_size"),
+        ({"path": ""}, "runs.moco.path: String should have at least 1 character"),
+        ({"resize": 100}, "runs.moco: resize: must not be smaller than image_size"),
+    ],
+)
+def test_mistakes_in_a_foreign_run_are_named(paper, changes, message):
+    paper = copy.deepcopy(paper)
+    paper["runs"]["moco"] = FOREIGN | changes
+    with pytest.raises(InputError) as error:
+        validate(paper, "config/mine.yaml")
+    assert message in str(error.value)
+
+
+def test_a_foreign_run_has_no_seeds_and_is_not_fine_tuned(paper):
+    paper = copy.deepcopy(paper)
+    paper["runs"]["moco"] = FOREIGN
+    with pytest.raises(InputError, match=r"seeds\.moco: was trained elsewhere"):
+        validate(paper | {"seeds": {"moco": [1]}}, "config/mine.yaml")
+    paper["runs"]["uic_3k_fft"]["pretrained"] = "moco"
+    with pytest.raises(InputError, match=r"runs\.uic_3k_fft\.pretrained: 'moco' was trained elsewhere"):
+        validate(paper, "config/mine.yaml")
 
 
 def test_a_seed_that_makes_a_known_name_is_refused(paper):

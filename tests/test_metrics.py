@@ -18,7 +18,7 @@ def example(tmp_path, **values) -> metrics.Metrics:
         dataset=metrics.Dataset(name="imagenet", fingerprint="abc", sizes={"train": 10, "val": 5}),
         values={name: metrics.Value(value=value, unit="%") for name, value in values.items()},
         protocol={"epochs": 3},
-        provenance=metrics.provenance(recipe_hash="r", checkpoint=checkpoint, seed=0),
+        provenance=metrics.provenance(recipe_hash="r", checkpoint=checkpoint, coverage=1.0, seed=0),
     )
 
 

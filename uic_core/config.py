@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from uic_core.errors import InputError
-from uic_core.recipe import Arch, Recipe, Strict, parse
+from uic_core.recipe import Arch, External, Run, Strict, parse
 
 
 class ImageFolder(Strict):
@@ -90,6 +90,7 @@ PROBE_LAYERS: dict[Arch, tuple[str, ...]] = {
     "vgg16": ("conv13",),
     "resnet50": ("avgpool",),
     "resnet50_mlp": ("avgpool", "mlp"),
+    "alexnet_torchvision": ("conv1", "conv2", "conv3", "conv4", "conv5"),
 }
 
 
@@ -253,7 +254,7 @@ class Config(Strict):
     scale: Literal["paper", "demo"]
     results: str = Field(min_length=1, description="folder of everything that is made, beside the data sets")
     datasets: Datasets
-    runs: dict[str, Recipe]
+    runs: dict[str, Run]
     seeds: dict[str, list[Annotated[int, Field(ge=0)]]] = Field(
         description="further seeds of a run; its tables' cells become means over all of them"
     )
@@ -286,6 +287,14 @@ def validate(value: dict[str, Any], source: str) -> Config:
         where = f"{source}: runs.{name}"
         if not name.replace("_", "").isalnum():
             raise InputError(f"{where}: run names are letters, digits and _; they become folders")
+        cache = config.datasets.cache
+        if cache.format != "none" and cache.side < recipe.resize:
+            raise InputError(
+                f"{source}: datasets.cache.side: {cache.side} is below runs.{name}.resize ({recipe.resize}), "
+                "images would be enlarged again; raise it"
+            )
+        if isinstance(recipe, External):
+            continue
         images = recipe.images or config.datasets.imagenet.train_images
         if recipe.classes > images:
             raise InputError(
@@ -294,12 +303,6 @@ def validate(value: dict[str, Any], source: str) -> Config:
         if images > config.datasets.imagenet.train_images:
             raise InputError(f"{where}.images: {images}, but datasets.imagenet.train_images is fewer")
         annotated = config.datasets.imagenet.classes
-        cache = config.datasets.cache
-        if cache.format != "none" and cache.side < recipe.resize:
-            raise InputError(
-                f"{source}: datasets.cache.side: {cache.side} is below runs.{name}.resize ({recipe.resize}), "
-                "images would be enlarged again; raise it"
-            )
         if recipe.method == "supervised" and recipe.classes != annotated:
             raise InputError(f"{where}.classes: {recipe.classes}, but the data set has {annotated} annotated classes")
         if recipe.pretrained:
@@ -309,6 +312,11 @@ def validate(value: dict[str, Any], source: str) -> Config:
                 raise InputError(
                     f"{where}.pretrained: no run '{recipe.pretrained}'; did you mean '{near}'? "
                     f"(known: {', '.join(config.runs)})"
+                )
+            if isinstance(source_run, External):
+                raise InputError(
+                    f"{where}.pretrained: '{recipe.pretrained}' was trained elsewhere; further fine-tuning starts from "
+                    "a run of this config"
                 )
             shape = ("arch", "sobel", "classes", "image_size")
             differing = [key for key in shape if getattr(recipe, key) != getattr(source_run, key)]
@@ -326,6 +334,8 @@ def _with_seeds(config: Config, source: str) -> Config:
         if name not in config.runs:
             raise InputError(f"{where}: no such run (known: {', '.join(config.runs)})")
         recipe = config.runs[name]
+        if isinstance(recipe, External):
+            raise InputError(f"{where}: was trained elsewhere, with a seed of its own; remove the line")
         if len({recipe.seed, *seeds}) < 1 + len(seeds):
             raise InputError(f"{where}: {seeds} holds a seed twice, or runs.{name}.seed ({recipe.seed}) again")
         for seed in seeds:

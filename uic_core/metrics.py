@@ -56,13 +56,18 @@ class Dataset(_Model):
 
 
 class Provenance(_Model):
-    """Where a number comes from, enough to make it again."""
+    """Where a number comes from, enough to make it again.
+
+    `coverage` is the share of the network's weights that its checkpoint filled: below 1 only for checkpoints of other
+    code bases, whose top layer may be missing.
+    """
 
     commit: str
     dirty: bool
     date: str
     recipe_hash: str
     checkpoint_hash: str
+    coverage: float
     seed: int
     versions: dict[str, str]
     hardware: str
@@ -81,7 +86,7 @@ class Metrics(_Model):
     provenance: Provenance
 
 
-def provenance(*, recipe_hash: str, checkpoint: Path, seed: int, hardware: str = "") -> Provenance:
+def provenance(*, recipe_hash: str, checkpoint: Path, coverage: float, seed: int, hardware: str = "") -> Provenance:
     """Collect the provenance of the current process. `hardware` names the accelerator; default: the CPU."""
     commit, dirty = _git()
     kilobytes = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -91,6 +96,7 @@ def provenance(*, recipe_hash: str, checkpoint: Path, seed: int, hardware: str =
         date=time.strftime("%Y-%m-%d", time.gmtime()),
         recipe_hash=recipe_hash,
         checkpoint_hash=sha256(checkpoint)[:16],
+        coverage=coverage,
         seed=seed,
         versions=_versions(),
         hardware=hardware or f"{_cpu()} ({os.cpu_count()} cores)",

@@ -23,14 +23,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--value", required=True, help="the section as JSON")
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args(arguments)
-    models: dict[str, type[recipe.Strict]] = {"recipe": recipe.Recipe, "dataset": Dataset}
+    models: dict[str, type[recipe.Strict]] = {"dataset": Dataset}
     for name, field in Evaluations.model_fields.items():
         assert isinstance(field.annotation, type)
         models[name] = field.annotation
     with stage():
-        if options.section not in models:
-            raise InputError(f"--section: no section '{options.section}' (known: {', '.join(models)})")
-        recipe.save(recipe.parse(models[options.section], json.loads(options.value), options.section), options.out)
+        value = json.loads(options.value)
+        if options.section == "recipe":
+            recipe.save(recipe.parse_run(value, options.section), options.out)
+        elif options.section in models:
+            recipe.save(recipe.parse(models[options.section], value, options.section), options.out)
+        else:
+            raise InputError(f"--section: no section '{options.section}' (known: recipe, {', '.join(models)})")
 
 
 if __name__ == "__main__":

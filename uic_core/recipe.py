@@ -1,4 +1,4 @@
-"""A recipe: everything that defines a pretraining run. Imports no torch, so the workflow can validate a config fast.
+"""A recipe: everything that defines a run. Imports no torch, so the workflow can validate a config fast.
 
 The numbers of the paper's recipes are in config/paper.yaml; config/README.md says where each choice comes from.
 """
@@ -9,16 +9,17 @@ import difflib
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from uic_core.errors import InputError
 from uic_core.files import read_yaml, write_text
 
 Method = Literal["uic", "finetune", "deepcluster", "supervised", "random"]
-Arch = Literal["alexnet", "vgg16", "resnet50", "resnet50_mlp"]
+Arch = Literal["alexnet", "vgg16", "resnet50", "resnet50_mlp", "alexnet_torchvision"]
+Format = Literal["uic_core", "uic_official", "deepcluster", "selflabel", "torchvision", "moco", "swav"]
 
 
 class Strict(BaseModel):
@@ -27,7 +28,14 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class Recipe(Strict):
+class _Run(Strict):
+    def hash(self) -> str:
+        """First 16 hex digits of the SHA-256 of the canonical JSON."""
+        canonical = json.dumps(self.model_dump(), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+class Recipe(_Run):
     """One pretraining run: data in, `checkpoint.safetensors` out. Every value that changes the weights is here."""
 
     method: Method
@@ -66,11 +74,55 @@ class Recipe(Strict):
             raise ValueError("resize: must not be smaller than image_size, the crop is taken from it")
         return self
 
-    def hash(self) -> str:
-        """First 16 hex digits of the SHA-256 of the canonical JSON."""
-        canonical = json.dumps(self.model_dump(), sort_keys=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
+class External(_Run):
+    """A run trained elsewhere: somebody's checkpoint file in, `checkpoint.safetensors` out."""
+
+    method: Literal["external"]
+    path: str = Field(min_length=1, description="the checkpoint file: safetensors, or a pickle of tensors")
+    format: Format = Field(description="how its weights are named; uic_core/models/formats.py")
+    arch: Arch
+    sobel: bool = Field(description="the network was trained behind greyscale + Sobel filters")
+    image_size: int = Field(ge=64, description="side of the square crop the network sees, pixels")
+    resize: int = Field(ge=64, description="shorter side before a centre crop, pixels")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> External:
+        archs = FORMAT_ARCHS[self.format]
+        if self.arch not in archs:
+            raise ValueError(f"arch: format '{self.format}' is of {' or '.join(archs)}, not {self.arch}")
+        if self.resize < self.image_size:
+            raise ValueError("resize: must not be smaller than image_size, the crop is taken from it")
+        return self
+
+
+# The architectures whose checkpoints a format can be of; uic_core.models.formats translates them.
+FORMAT_ARCHS: dict[Format, tuple[Arch, ...]] = {
+    "uic_core": get_args(Arch),
+    "uic_official": ("resnet50", "resnet50_mlp"),
+    "deepcluster": ("alexnet", "vgg16"),
+    "selflabel": ("alexnet", "resnet50"),
+    "torchvision": ("alexnet_torchvision", "alexnet", "vgg16", "resnet50", "resnet50_mlp"),
+    "moco": ("resnet50",),
+    "swav": ("resnet50",),
+}
+
+
+_TAGS: dict[str, type[_Run]] = {"<trained>": Recipe, "<external>": External}  # no key of a config looks like these
+
+
+def _tag(run: Any) -> str | None:
+    method = run.get("method", "") if isinstance(run, dict) else getattr(run, "method", "")
+    if method == "external":
+        return "<external>"
+    return None if method and method not in get_args(Method) else "<trained>"
+
+
+Run = Annotated[
+    Annotated[Recipe, Tag("<trained>")] | Annotated[External, Tag("<external>")],
+    Discriminator(_tag, custom_error_type="method", custom_error_message="unknown"),
+]
+"""What `runs:` of a config holds."""
 
 Model = TypeVar("Model", bound=Strict)
 
@@ -88,8 +140,13 @@ def parse(model: type[Model], value: dict[str, Any], source: str) -> Model:
         raise InputError("\n".join(f"{source}: {line}" for line in lines)) from None
 
 
+def parse_run(value: dict[str, Any], source: str) -> Recipe | External:
+    """Validate a recipe, or what stands for one where the run was trained elsewhere. Raises InputError as `parse`."""
+    return parse(External, value, source) if _tag(value) == "<external>" else parse(Recipe, value, source)
+
+
 def _explain(model: type[BaseModel], item: Any) -> str:
-    where = ".".join(str(part) for part in item["loc"])
+    where = ".".join(str(part) for part in item["loc"] if part not in _TAGS)
     if item["type"] == "extra_forbidden":
         known = _fields_at(model, item["loc"][:-1])
         near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.0)
@@ -97,6 +154,9 @@ def _explain(model: type[BaseModel], item: Any) -> str:
     if item["type"] == "missing":
         return f"{where}: missing; config/README.md explains the key"
     given = item["input"]
+    if item["type"] == "method":
+        methods = ", ".join((*get_args(Method), "external"))
+        return f"{where}.method: no method '{given['method']}' (known: {methods})"
     hint = ""
     if item["type"].startswith("float") and isinstance(given, str):
         hint = " (YAML reads 1e-4 as text: write 1.0e-4)"
@@ -107,6 +167,7 @@ def _explain(model: type[BaseModel], item: Any) -> str:
 def _fields_at(model: Any, loc: tuple[int | str, ...]) -> list[str]:
     """Names of the keys allowed at `loc`, found by walking the model's annotations."""
     for part in loc:
+        model = _TAGS.get(str(part), model)
         fields = getattr(model, "model_fields", {})
         if part in fields:
             model = fields[part].annotation

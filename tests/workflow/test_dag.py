@@ -15,6 +15,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+import torchvision
 import yaml
 
 from uic_core import metrics
@@ -172,6 +174,38 @@ def test_changed_settings_of_a_run_rerun_that_run_alone(copy):
         "clusters:uic_10k",
         "table1",
     }
+
+
+def test_a_checkpoint_from_elsewhere_goes_through_an_evaluation_and_out_again(copy):
+    torch.manual_seed(0)
+    torch.save(torchvision.models.resnet50(num_classes=6).state_dict(), copy.folder / "their.pth")
+    config = small_config()
+    config["runs"]["theirs"] = {
+        "method": "external", "path": "their.pth", "format": "torchvision", "arch": "resnet50", "sobel": False,
+        "image_size": 64, "resize": 73,
+    }  # fmt: skip
+    replace(copy.config, yaml.safe_dump(config).encode())
+    target, card = "results/metrics/theirs/linear_probe.json", "results/export/theirs/README.md"
+    assert planned(copy, target) == {"recipe:theirs", "external:theirs", "linear_probe:theirs"}
+    process = snakemake(target, card, folder=copy.folder, config=copy.config)
+    assert process.returncode == 0, process.stderr[-6000:]
+    assert metrics.read(copy.folder / target).provenance.coverage == 1
+    assert "method: external" in (copy.folder / card).read_text()
+    assert planned(copy) == set()  # no table takes a cell from it
+    replace(copy.folder / "their.pth", b"other bytes")
+    assert planned(copy, target) == {"external:theirs", "linear_probe:theirs"}
+    (copy.folder / "their.pth").unlink()
+    process = snakemake(target, folder=copy.folder, config=copy.config)
+    assert process.returncode != 0
+    assert "runs.theirs.path: their.pth is not there; correct it in the config" in process.stderr
+
+
+def test_a_model_card_holds_the_metrics_that_tables_show(copy):
+    process = snakemake("results/export/uic_3k/README.md", folder=copy.folder, config=copy.config)
+    assert process.returncode == 0, process.stderr[-6000:]
+    card = (copy.folder / "results/export/uic_3k/README.md").read_text()
+    for evaluation in ("clusters", "fewshot", "linear_probe"):
+        assert f"| {evaluation} |" in card
 
 
 def test_further_seeds_train_runs_of_their_own_and_tables_take_their_means(copy):

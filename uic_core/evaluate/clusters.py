@@ -195,7 +195,9 @@ def main(arguments: list[str] | None = None) -> None:
     with stage():
         protocol = recipe.load(Clusters, options.protocol)
         index = Index.load(options.train_index)
-        _, trained_by = checkpoint.load(options.checkpoint)
+        network, trained_by = checkpoint.load(options.checkpoint)
+        if isinstance(trained_by, recipe.External):
+            raise InputError(f"{options.checkpoint}: was trained elsewhere, so there are no pseudo-labels to look at")
         labelled = index.subset(trained_by.images, trained_by.seed)
         labels = read_labels(options.labels, len(labelled), trained_by.classes)
         history = read_history(options.history)
@@ -213,7 +215,10 @@ def main(arguments: list[str] | None = None) -> None:
                 values=values,
                 protocol={**protocol.model_dump(), "nmi": "geometric normaliser", "classes": trained_by.classes},
                 provenance=metrics.provenance(
-                    recipe_hash=trained_by.hash(), checkpoint=options.checkpoint, seed=trained_by.seed
+                    recipe_hash=trained_by.hash(),
+                    checkpoint=options.checkpoint,
+                    coverage=network.coverage,
+                    seed=trained_by.seed,
                 ),
             ),
         )

@@ -310,6 +310,7 @@ def main(arguments: list[str] | None = None) -> None:
                 provenance=metrics.provenance(
                     recipe_hash=trained_by.hash(),
                     checkpoint=options.checkpoint,
+                    coverage=network.coverage,
                     seed=protocol.seed,
                     hardware=runtime.hardware(),
                 ),

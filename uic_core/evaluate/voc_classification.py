@@ -218,6 +218,7 @@ def main(arguments: list[str] | None = None) -> None:
         runtime.seed_everything(protocol.seed)
         pretrained, trained_by = checkpoint.load(options.checkpoint)
         network = prepare(pretrained, protocol).to(runtime.device())
+        coverage = pretrained.coverage
         del pretrained
         workers = options.threads - 1
         train(network, files["trainval"], splits["trainval"][1], protocol, workers)
@@ -235,6 +236,7 @@ def main(arguments: list[str] | None = None) -> None:
                 provenance=metrics.provenance(
                     recipe_hash=trained_by.hash(),
                     checkpoint=options.checkpoint,
+                    coverage=coverage,
                     seed=protocol.seed,
                     hardware=runtime.hardware(),
                 ),

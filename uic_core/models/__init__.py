@@ -18,6 +18,7 @@ _BUILDERS: dict[str, Callable[..., Network]] = {
     "vgg16": vgg16,
     "resnet50": resnet50,
     "resnet50_mlp": partial(resnet50, mlp=True),
+    "alexnet_torchvision": partial(alexnet, torchvision=True),
 }
 ARCHS = tuple(_BUILDERS)
 

@@ -1,4 +1,4 @@
-"""AlexNet with batch norm in place of local response normalisation, no groups (PROTOCOL section 1)."""
+"""AlexNet with batch norm in place of local response normalisation, no groups (PROTOCOL section 1); torchvision's."""
 
 from __future__ import annotations
 
@@ -10,15 +10,22 @@ from uic_core.models.network import Network, initialise, map_side
 
 # out channels, kernel, stride, padding, max-pool after it
 CONVS = ((96, 11, 4, 2, True), (256, 5, 1, 2, True), (384, 3, 1, 1, False), (384, 3, 1, 1, False), (256, 3, 1, 1, True))
+TORCHVISION_CHANNELS = (64, 192, 384, 256, 256)
 
 
-def alexnet(*, classes: int, image_size: int, sobel: bool) -> Network:
-    """AlexNet-BN for square inputs of `image_size` >= 64; layers conv1 … conv5."""
+def alexnet(*, classes: int, image_size: int, sobel: bool, torchvision: bool = False) -> Network:
+    """AlexNet-BN for square inputs of `image_size` >= 64; layers conv1 … conv5.
+
+    `torchvision`: the network of Krizhevsky's "one weird trick" that torchvision has: fewer channels, no batch norm.
+    """
     children: OrderedDict[str, nn.Module] = OrderedDict()
     inputs = 2 if sobel else 3
     for number, (out, kernel, stride, padding, pool) in enumerate(CONVS, 1):
+        if torchvision:
+            out = TORCHVISION_CHANNELS[number - 1]
         children[f"conv{number}"] = nn.Conv2d(inputs, out, kernel, stride, padding)
-        children[f"bn{number}"] = nn.BatchNorm2d(out)
+        if not torchvision:
+            children[f"bn{number}"] = nn.BatchNorm2d(out)
         children[f"relu{number}"] = nn.ReLU(inplace=False)
         if pool:
             children[f"pool{number}"] = nn.MaxPool2d(3, 2)
@@ -36,7 +43,7 @@ def alexnet(*, classes: int, image_size: int, sobel: bool) -> Network:
         )
     )
     network = Network(
-        "alexnet",
+        "alexnet_torchvision" if torchvision else "alexnet",
         features=features,
         classifier=classifier,
         embedding_size=4096,

@@ -21,10 +21,12 @@ class Network(nn.Module):
         uses_sobel: greyscale and Sobel filters stand before the first layer.
         layers: names that `taps` knows, from shallow to deep.
         embedding_size: D, length of what `embed` returns.
+        coverage: share of the weights that a checkpoint filled, 0..1; below 1 only where one came without a top layer.
     """
 
     layers: tuple[str, ...]
     embedding_size: int
+    coverage: float = 1.0
 
     def __init__(
         self,

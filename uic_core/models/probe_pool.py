@@ -6,15 +6,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# arch -> layer -> side of the map at 224, (kernel, stride, padding), side after pooling
-POOLS: dict[str, dict[str, tuple[int, tuple[int, int, int], int]]] = {
-    "alexnet": {
-        "conv1": (55, (6, 6, 3), 10),
-        "conv2": (27, (4, 4, 0), 6),
-        "conv3": (13, (3, 3, 1), 5),
-        "conv4": (13, (3, 3, 1), 5),
-        "conv5": (13, (2, 2, 0), 6),
-    },
+_Pool = tuple[int, tuple[int, int, int], int]
+"""Side of the map at 224, (kernel, stride, padding), side after pooling."""
+
+_ALEXNET: dict[str, _Pool] = {
+    "conv1": (55, (6, 6, 3), 10),
+    "conv2": (27, (4, 4, 0), 6),
+    "conv3": (13, (3, 3, 1), 5),
+    "conv4": (13, (3, 3, 1), 5),
+    "conv5": (13, (2, 2, 0), 6),
+}
+POOLS: dict[str, dict[str, _Pool]] = {
+    "alexnet": _ALEXNET,
+    "alexnet_torchvision": _ALEXNET,
     "vgg16": {"conv13": (14, (3, 3, 0), 4)},
 }
 

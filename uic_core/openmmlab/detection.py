@@ -200,6 +200,7 @@ def main(arguments: list[str] | None = None) -> None:
                 provenance=metrics.provenance(
                     recipe_hash=run_recipe.hash(),
                     checkpoint=options.checkpoint,
+                    coverage=network.coverage,
                     seed=protocol.seed,
                     hardware=hardware(),
                 ),

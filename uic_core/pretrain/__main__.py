@@ -36,11 +36,13 @@ def main(arguments: list[str] | None = None) -> None:
         index = Index.load(options.train_index)
         runtime.seed_everything(recipe.seed)
         if options.pretrained:
-            network, source = checkpoint.load(options.pretrained)
-            for key in ("arch", "sobel", "classes", "image_size"):
-                if getattr(source, key) != getattr(recipe, key):
+            network, _ = checkpoint.load(options.pretrained)
+            found = {"arch": network.arch, "sobel": network.uses_sobel}
+            found |= {"classes": network.classes, "image_size": network.image_size}
+            for key, value in found.items():
+                if value != getattr(recipe, key):
                     raise InputError(
-                        f"{options.pretrained}: {key} is {getattr(source, key)}, "
+                        f"{options.pretrained}: {key} is {value}, "
                         f"but {options.recipe} says {getattr(recipe, key)}; make them equal"
                     )
         else:

@@ -12,13 +12,13 @@ import torch
 from uic_core.errors import InputError
 from uic_core.files import atomic
 from uic_core.models import Network, build
-from uic_core.recipe import Recipe, parse
+from uic_core.recipe import External, Recipe, parse_run
 
-FORMAT = "uic_core/1"
+FORMAT = "uic_core/2"
 """The one key of the header: with several, safetensors would write them in an order of its own each time."""
 
 
-def save(path: Path, network: Network, recipe: Recipe, extra: dict[str, str]) -> None:
+def save(path: Path, network: Network, recipe: Recipe | External, extra: dict[str, str]) -> None:
     """Write the network's state dict and the recipe, atomically; the same weights give the same bytes.
 
     Args:
@@ -31,12 +31,12 @@ def save(path: Path, network: Network, recipe: Recipe, extra: dict[str, str]) ->
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise InputError(f"{path}: weight {name} is not finite, the training diverged; lower lr in the recipe")
-    header = json.dumps({"recipe": recipe.model_dump(), **extra}, sort_keys=True)
+    header = json.dumps({"recipe": recipe.model_dump(), "coverage": network.coverage, **extra}, sort_keys=True)
     with atomic(path) as temporary:
         safetensors.torch.save_file(tensors, temporary, metadata={FORMAT: header})
 
 
-def load(path: Path) -> tuple[Network, Recipe]:
+def load(path: Path) -> tuple[Network, Recipe | External]:
     """Read a checkpoint back: the network in eval mode, float32, on the CPU, and its recipe.
 
     Every weight is found in the file and the file holds nothing else.
@@ -56,8 +56,13 @@ def load(path: Path) -> tuple[Network, Recipe]:
         raise InputError(f"{path}: is no whole safetensors file ({error}); {remedy}") from error
     if FORMAT not in header:
         raise InputError(f"{path}: is not a checkpoint of this suite (its header lacks {FORMAT}); {remedy}")
-    recipe = parse(Recipe, json.loads(header[FORMAT])["recipe"], f"{path}: recipe")
-    network = build(recipe.arch, classes=recipe.classes, image_size=recipe.image_size, sobel=recipe.sobel)
+    recipe, coverage = _read_header(header[FORMAT], path, remedy)
+    if isinstance(recipe, External):  # of somebody else's network only the file knows
+        classes = max(2, *tensors.get("top.weight", torch.empty(2, 0)).shape[:1])
+    else:
+        classes = recipe.classes
+    network = build(recipe.arch, classes=classes, image_size=recipe.image_size, sobel=recipe.sobel)
+    network.coverage = coverage
     expected = network.state_dict()
     missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or unexpected:
@@ -71,3 +76,15 @@ def load(path: Path) -> tuple[Network, Recipe]:
             raise InputError(f"{path}: weight {name} is not finite; {remedy}")
     network.load_state_dict(tensors)
     return network.eval(), recipe
+
+
+def _read_header(text: str, path: Path, remedy: str) -> tuple[Recipe | External, float]:
+    """(recipe, coverage) from the header's one entry."""
+    try:
+        header = json.loads(text)
+        recipe, coverage = dict(header["recipe"]), float(header["coverage"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path}: its header is damaged ({error!r}); {remedy}") from error
+    if not 0 <= coverage <= 1:
+        raise InputError(f"{path}: its header says a coverage of {coverage}, not 0..1; {remedy}")
+    return parse_run(recipe, f"{path}: recipe"), coverage

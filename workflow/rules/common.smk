@@ -74,9 +74,22 @@ def runs(*methods):
     return "|".join(names) or "no_run"
 
 
+def foreign_runs():
+    """The runs that were trained elsewhere."""
+    return [name for name, recipe in CONFIG.runs.items() if recipe.method == "external"]
+
+
 def source_checkpoint(wildcards):
     """Checkpoint that further fine-tuning starts from."""
     return f"{RESULTS}/runs/{CONFIG.runs[wildcards.run].pretrained}/checkpoint.safetensors"
+
+
+def external_checkpoint(wildcards):
+    """The file of a run that was trained elsewhere."""
+    path = CONFIG.runs[wildcards.run].path
+    if not os.path.exists(path):
+        raise WorkflowError(f"runs.{wildcards.run}.path: {path} is not there; correct it in the config")
+    return path
 
 
 def generated(wildcards):
@@ -102,6 +115,12 @@ def metrics_of(*tables):
             f"config/tables.yaml: takes cells from runs that the config lacks: {', '.join(unknown)}; "
             f"add them under runs: (known: {', '.join(CONFIG.runs)})"
         )
+    foreign = [run for run, evaluation in sorted(pairs) if evaluation == "clusters" and run in foreign_runs()]
+    if foreign:
+        raise WorkflowError(
+            f"config/tables.yaml: run {foreign[0]} was trained elsewhere and has no pseudo-labels; name the columns of "
+            "evaluation 'clusters' under `absent` of its row"
+        )
     several = {run: ".seeds" for run in CONFIG.seeds if CONFIG.seeds[run]}
     return sorted(f"{RESULTS}/metrics/{run}/{evaluation}{several.get(run, '')}.json" for run, evaluation in pairs)
 
@@ -109,3 +128,8 @@ def metrics_of(*tables):
 def metrics_of_seeds(wildcards):
     """One evaluation of a run with each of its seeds."""
     return [f"{RESULTS}/metrics/{run}/{wildcards.evaluation}.json" for run in CONFIG.repeats(wildcards.run)]
+
+
+def metrics_of_run(wildcards):
+    """Every metrics file of a run that a table shows."""
+    return [file for file in metrics_of(*TABLES) if os.path.dirname(file).endswith(f"/metrics/{wildcards.run}")]

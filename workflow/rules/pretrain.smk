@@ -51,6 +51,28 @@ rule pretrain:
         " --threads {threads} > {log} 2>&1"
 
 
+rule external:
+    input:
+        recipe=f"{RESULTS}/runs/{{run}}/recipe.yaml",
+        source=external_checkpoint,
+    output:
+        f"{RESULTS}/runs/{{run}}/checkpoint.safetensors",
+    log:
+        f"{RESULTS}/logs/{{run}}/external.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{run}}/external.tsv"
+    wildcard_constraints:
+        run=runs("external"),
+    conda:
+        "../../envs/core.yaml"
+    resources:
+        mem_mb=8000,
+        runtime=30,
+    shell:
+        "python -m uic_core.pretrain.external --recipe {input.recipe} --source {input.source:q} --out {output}"
+        " > {log} 2>&1"
+
+
 rule finetune:
     input:
         recipe=f"{RESULTS}/runs/{{run}}/recipe.yaml",

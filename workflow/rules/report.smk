@@ -1,6 +1,7 @@
 # Metrics -> Tables 1-7, Figs. 3 and 4. Each is a target of its own: `snakemake table4`, `snakemake fig3`.
 #   in   results/metrics/<run>/<evaluation>.json, config/tables.yaml, config/published.csv
-#   out  results/metrics/<run>/<evaluation>.seeds.json for runs of several seeds, results/tables/table<n>.{md,csv,html}, results/figures/fig<n>.{png,svg}
+#   out  results/metrics/<run>/<evaluation>.seeds.json for runs of several seeds, results/tables/table<n>.{md,csv,html},
+#        results/figures/fig<n>.{png,svg}; on request results/export/<run>/
 
 
 rule seeds:
@@ -22,6 +23,30 @@ rule seeds:
         runtime=5,
     shell:
         "python -m uic_core.report.seeds --metrics {input} --out {output} > {log} 2>&1"
+
+
+rule export:
+    input:
+        checkpoint=f"{RESULTS}/runs/{{run}}/checkpoint.safetensors",
+        metrics=metrics_of_run,
+    output:
+        card=f"{RESULTS}/export/{{run}}/README.md",
+        torchvision=f"{RESULTS}/export/{{run}}/torchvision.safetensors",
+        openmmlab=f"{RESULTS}/export/{{run}}/openmmlab.safetensors",
+    log:
+        f"{RESULTS}/logs/{{run}}/export.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{run}}/export.tsv"
+    conda:
+        "../../envs/core.yaml"
+    resources:
+        mem_mb=8000,
+        runtime=10,
+    params:
+        folder=subpath(output.card, parent=True),
+    shell:
+        "python -m uic_core.pretrain.export --run {wildcards.run} --checkpoint {input.checkpoint}"
+        " --metrics {input.metrics} --out {params.folder} > {log} 2>&1"
 
 
 for number in TABLES:

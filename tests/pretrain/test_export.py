@@ -1,0 +1,109 @@
+"""What is exported loads where it says it does, and comes back bit by bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import torchvision
+from mmdet.models.backbones import ResNet
+
+from uic_core import metrics
+from uic_core import recipe as recipes
+from uic_core.files import sha256
+from uic_core.models import Network, build
+from uic_core.openmmlab.backbones import UicBackbone
+from uic_core.pretrain import checkpoint, export, external
+from uic_core.recipe import External
+
+
+def exported(folder: Path, arch: str, sobel: bool, *options: str) -> tuple[Network, Path]:
+    torch.manual_seed(0)
+    network = build(arch, classes=7, image_size=64, sobel=sobel).eval()
+    recipe = recipes.parse(
+        External,
+        {
+            "method": "external", "path": "x", "format": "uic_core", "arch": arch, "sobel": sobel, "image_size": 64,
+            "resize": 73,
+        },
+        "test",
+    )  # fmt: skip
+    checkpoint.save(folder / "checkpoint.safetensors", network, recipe, {})
+    arguments = ["--run", "mine", "--checkpoint", str(folder / "checkpoint.safetensors"), "--out", str(folder / "out")]
+    export.main([*arguments, *options])
+    return network, folder / "out"
+
+
+@pytest.mark.parametrize(
+    ("arch", "sobel"), [("alexnet", True), ("resnet50", False), ("resnet50_mlp", False), ("alexnet_torchvision", False)]
+)
+def test_back_and_forth(tmp_path: Path, arch: str, sobel: bool) -> None:
+    network, out = exported(tmp_path, arch, sobel)
+    recipe = checkpoint.load(tmp_path / "checkpoint.safetensors")[1]
+    assert isinstance(recipe, External)
+    again, _ = external.convert(
+        external.read_tensors(out / "torchvision.safetensors"),
+        recipe.model_copy(update={"format": "torchvision"}),
+        "file",
+    )
+    assert again.coverage == 1
+    for (name, here), (other, there) in zip(network.state_dict().items(), again.state_dict().items(), strict=True):
+        assert name == other
+        assert torch.equal(here, there)
+
+
+@torch.no_grad()
+def test_resnet_loads_into_torchvision_and_mmdet(tmp_path: Path) -> None:
+    network, out = exported(tmp_path, "resnet50", False)
+    x = torch.randn(2, 3, 64, 64)
+    there = torchvision.models.resnet50(num_classes=7)
+    there.load_state_dict(safetensors.torch.load_file(out / "torchvision.safetensors"), strict=True)
+    assert torch.equal(there.eval()(x), network(x))
+    backbone = ResNet(depth=50)
+    weights = safetensors.torch.load_file(out / "openmmlab.safetensors")
+    backbone.load_state_dict({name.removeprefix("backbone."): value for name, value in weights.items()}, strict=True)
+    backbone.eval()  # mmdet's returns None
+    assert torch.equal(backbone(x)[-1], network.maps(x))
+
+
+def test_vgg_loads_into_torchvision(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        network = build("vgg16", classes=7, image_size=224, sobel=False)
+        there = torchvision.models.vgg16_bn(num_classes=7)
+    weights = export.torchvision_weights(network)
+    assert {name: value.shape for name, value in weights.items()} == {
+        name: value.shape for name, value in there.state_dict().items()
+    }
+
+
+@torch.no_grad()
+def test_alexnet_loads_into_the_openmmlab_backbone(tmp_path: Path) -> None:
+    network, out = exported(tmp_path, "alexnet", True)
+    backbone = UicBackbone("alexnet", sobel=True)
+    weights = safetensors.torch.load_file(out / "openmmlab.safetensors")
+    backbone.load_state_dict({name.removeprefix("backbone."): value for name, value in weights.items()}, strict=True)
+    x = torch.randn(2, 3, 64, 64)
+    assert torch.equal(backbone(x)[0], network.taps(x, ["conv5"])["conv5"])
+
+
+def test_the_model_card_says_recipe_metrics_commit_and_hashes(tmp_path: Path) -> None:
+    (tmp_path / "weights").write_bytes(b"weights")
+    came = metrics.provenance(recipe_hash="r", checkpoint=tmp_path / "weights", coverage=1.0, seed=0)
+    found = metrics.Metrics(
+        evaluation="linear_probe",
+        run="mine",
+        dataset=metrics.Dataset(name="imagenet", fingerprint="f", sizes={}),
+        values={"conv5": metrics.Value(value=41.23, unit="%", ci95=0.5)},
+        protocol={},
+        provenance=came,
+    )
+    metrics.write(tmp_path / "linear_probe.json", found)
+    _, out = exported(tmp_path, "alexnet", True, "--metrics", str(tmp_path / "linear_probe.json"))
+    card = (out / "README.md").read_text()
+    assert f"| linear_probe | conv5 | 41.2 % ± 0.5 | imagenet | {came.commit} | {came.date} |" in card
+    assert "arch: alexnet\n" in card
+    for name in export.FILES:
+        assert f"| {name} | `{sha256(out / name)}` |" in card
+    assert "Sobel" in card

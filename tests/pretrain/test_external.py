@@ -1,0 +1,387 @@
+"""Checkpoints of other code bases compute here what they compute there, or are refused with the reason.
+
+The references are torchvision's own networks, and DeepCluster's and SelfLabel's built here from what is published of
+their layout: children of a Sequential, called by position.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from uic_core import recipe as recipes
+from uic_core.errors import InputError
+from uic_core.models import build
+from uic_core.pretrain import checkpoint, external
+from uic_core.recipe import External
+
+
+def settings(**changes: Any) -> External:
+    base = {
+        "method": "external", "path": "file.pth", "format": "torchvision", "arch": "resnet50", "sobel": False,
+        "image_size": 64, "resize": 73,
+    }  # fmt: skip
+    return recipes.parse(External, base | changes, "test")
+
+
+def shake(module: nn.Module) -> nn.Module:
+    """Statistics, scales and biases that a mistake would not leave unnoticed; in eval mode."""
+    generator = torch.Generator().manual_seed(3)
+    for tensor in (*module.parameters(), *(buffer for buffer in module.buffers() if buffer.is_floating_point())):
+        if tensor.ndim == 1:
+            nn.init.uniform_(tensor, 0.5, 1.0, generator=generator)
+    return module.eval()
+
+
+class Positional(nn.Module):
+    """features and classifier as plain sequences, as DeepCluster and SelfLabel have AlexNet."""
+
+    def __init__(self, inputs: int, classes: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        convs = ((96, 11, 4, 2, True), (256, 5, 1, 2, True), (384, 3, 1, 1, False), (384, 3, 1, 1, False))
+        for out, kernel, stride, padding, pool in (*convs, (256, 3, 1, 1, True)):
+            layers += [nn.Conv2d(inputs, out, kernel, stride, padding), nn.BatchNorm2d(out), nn.ReLU()]
+            layers += [nn.MaxPool2d(3, 2)] * pool
+            inputs = out
+        self.features: nn.Module = nn.Sequential(*layers)
+        self.classifier = nn.Sequential(
+            nn.Dropout(0.5), nn.Linear(256, 4096), nn.ReLU(), nn.Dropout(0.5), nn.Linear(4096, 4096), nn.ReLU()
+        )  # 256 = 1·1·256, the last map of 64 pixels
+        self.top_layer = nn.Linear(4096, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.top_layer(self.classifier(torch.flatten(self.features(x), 1)))
+        return logits
+
+
+def sobel_layers() -> nn.Sequential:
+    """Greyscale and filters as two frozen convolutions."""
+    grey, filters = nn.Conv2d(3, 1, 1), nn.Conv2d(1, 2, 3, padding=1)
+    nn.init.constant_(grey.weight, 1 / 3)
+    across = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]])
+    with torch.no_grad():
+        filters.weight.copy_(torch.stack([across, across.T])[:, None])
+    for layer in (grey, filters):
+        nn.init.zeros_(layer.bias)
+    return nn.Sequential(grey, filters)
+
+
+def old(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As torch before 0.4.1 wrote it: batch norms did not count their batches."""
+    return {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+
+
+@torch.no_grad()
+def test_deepcluster(tmp_path: Path) -> None:
+    there = Positional(2, 30)
+    shake(there)
+    there.features = nn.DataParallel(there.features)
+    state = old(there.state_dict()) | {f"sobel.{name}": value for name, value in sobel_layers().state_dict().items()}
+    optimizer = torch.optim.SGD(there.parameters(), 0.1, momentum=0.9).state_dict()
+    content = {"epoch": 500, "arch": "alexnet", "state_dict": state, "optimizer": optimizer}
+    torch.save(content, tmp_path / "checkpoint.pth.tar", _use_new_zipfile_serialization=False)
+    recipe = settings(format="deepcluster", arch="alexnet", sobel=True)
+    network, remarks = external.convert(external.read_tensors(tmp_path / "checkpoint.pth.tar"), recipe, "file")
+    x = torch.randn(2, 3, 64, 64)
+    maps = there.features.module(sobel_layers()(x)).flatten(1)
+    torch.testing.assert_close(network(x), there.top_layer(there.classifier(maps)))
+    assert network.coverage == 1
+    assert remarks == [
+        "'module.' removed from 30 names",
+        "'sobel' left out, it is no part of the network",
+        "coverage 100.00% of the network's weights",
+    ]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("heads", [1, 3])
+def test_selflabel_alexnet(heads: int) -> None:
+    there = Positional(3, 30)
+    shake(there)
+    state = there.state_dict()
+    if heads > 1:
+        top = {name: state.pop(f"top_layer.{name}") for name in ("weight", "bias")}
+        for head in range(heads):
+            state |= {f"top_layer{head}.{name}": value + head for name, value in top.items()}
+    network, _ = external.convert(state, settings(format="selflabel", arch="alexnet"), "file")
+    x = torch.randn(2, 3, 64, 64)
+    assert torch.equal(network(x), there(x))  # of the first head
+
+
+def resnet(classes: int = 20) -> torchvision.models.ResNet:
+    torch.manual_seed(0)
+    network = torchvision.models.resnet50(num_classes=classes)
+    shake(network)
+    return network
+
+
+@torch.no_grad()
+def test_selflabel_resnet() -> None:
+    there = resnet()
+    parts = ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"]
+    state = nn.Sequential(*(there.get_submodule(part) for part in parts)).state_dict(prefix="features.")
+    state |= there.fc.state_dict(prefix="top_layer.")
+    network, _ = external.convert(state, settings(format="selflabel"), "file")
+    x = torch.randn(2, 3, 64, 64)
+    assert torch.equal(network(x), there(x))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("arch", "make", "image_size"),
+    [
+        ("resnet50", resnet, 64),
+        ("alexnet_torchvision", torchvision.models.alexnet, 224),
+        ("vgg16", torchvision.models.vgg16_bn, 224),
+    ],
+)
+def test_torchvision(arch: str, make: Any, image_size: int) -> None:
+    there = shake(make())
+    recipe = settings(arch=arch, image_size=image_size, resize=256)
+    network, _ = external.convert(there.state_dict(), recipe, "file")
+    x = torch.randn(1, 3, image_size, image_size)
+    torch.testing.assert_close(network(x), there(x))
+    assert network.coverage == 1
+
+
+@torch.no_grad()
+def test_moco() -> None:
+    there = resnet()
+    query = {f"module.encoder_q.{name}": value for name, value in there.state_dict().items() if "fc" not in name}
+    head = {
+        "module.encoder_q.fc.0.weight": torch.ones(8, 2048),
+        "module.queue": torch.ones(8, 4),
+        "module.queue_ptr": torch.ones(1),
+    }
+    key = {
+        name.replace("encoder_q", "encoder_k"): value + 1
+        for name, value in (query | head).items()
+        if "queue" not in name
+    }
+    network, remarks = external.convert(query | head | key, settings(format="moco"), "file")
+    x = torch.randn(2, 3, 64, 64)
+    assert torch.equal(
+        network.taps(x, ["avgpool"])["avgpool"], nn.Sequential(*list(there.children())[:-1])(x).flatten(1)
+    )
+    own = 2 * 2048 + 2  # a new top layer of two classes
+    weights = sum(value.numel() for value in network.state_dict().values() if value.is_floating_point())
+    assert network.coverage == 1 - own / weights
+    assert remarks[-1] == "coverage 99.98% of the network's weights"
+    assert "no top layer in it: a new one stands in its place" in remarks
+    assert any("encoder_q." in remark for remark in remarks)
+
+
+@torch.no_grad()
+def test_swav() -> None:
+    there = resnet()
+    state = {f"module.{name}": value for name, value in there.state_dict().items() if "fc" not in name}
+    state |= {"module.projection_head.0.weight": torch.ones(8, 2048), "module.prototypes.weight": torch.ones(9, 8)}
+    network, _ = external.convert(state, settings(format="swav"), "file")
+    x = torch.randn(2, 3, 64, 64)
+    assert torch.equal(
+        network.taps(x, ["avgpool"])["avgpool"], nn.Sequential(*list(there.children())[:-1])(x).flatten(1)
+    )
+
+
+@torch.no_grad()
+def test_uic_official() -> None:
+    there = resnet()
+    there.head = nn.Sequential(
+        nn.Conv2d(2048, 2048, 1, bias=False), nn.BatchNorm2d(2048), nn.ReLU(),
+        nn.Conv2d(2048, 2048, 1, bias=False), nn.BatchNorm2d(2048), nn.ReLU(),
+    )  # fmt: skip
+    shake(there)
+    state = {f"module.{name}": value for name, value in there.state_dict().items()}
+    network, _ = external.convert(state, settings(format="uic_official", arch="resnet50_mlp"), "file")
+    x = torch.randn(2, 3, 64, 64)
+    trunk = nn.Sequential(*(child for name, child in there.named_children() if name not in ("fc", "head")))
+    torch.testing.assert_close(network(x), there.fc(there.head(trunk(x)).flatten(1)))
+
+
+# --- what is refused ---------------------------------------------------------------------------------------------
+
+
+class Payload:
+    """Pickled, it writes a file when it is loaded."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> Any:
+        return Path.write_text, (self.trace, "ran")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_code_in_a_pickle_is_not_run(tmp_path: Path, legacy: bool) -> None:
+    path, trace = tmp_path / "evil.pth.tar", tmp_path / "trace"
+    content = {"state_dict": resnet().state_dict(), "args": Payload(trace)}
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(
+        InputError, match=r"evil\.pth\.tar: was not loaded: it asks for getattr,.*If you trust the file"
+    ):
+        external.read_tensors(path)
+    assert not trace.exists()
+    path.write_bytes(pickle.dumps(Payload(trace)))
+    with pytest.raises(InputError, match=r"evil\.pth\.tar: "):
+        external.read_tensors(path)
+    assert not trace.exists()
+
+
+def test_a_namespace_of_arguments_is_named(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "args": argparse.Namespace(lr=1)}, tmp_path / "file.pth")
+    with pytest.raises(InputError, match=r"asks for argparse\.Namespace,.*weights_only=False"):
+        external.read_tensors(tmp_path / "file.pth")
+
+
+@pytest.mark.parametrize("name", ["file.pth", "file.safetensors"])
+@pytest.mark.parametrize("keep", [0, 1, 100, 5000, -1])
+def test_a_truncated_file_is_named(tmp_path: Path, name: str, keep: int) -> None:
+    path = tmp_path / name
+    if path.suffix == ".pth":
+        torch.save({"state_dict": {"a": torch.ones(4000)}}, path)
+    else:
+        external.safetensors.torch.save_file({"a": torch.ones(4000)}, path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(InputError, match=rf"{name}: "):
+        external.read_tensors(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"epoch": 3, "net": {"a": torch.zeros(1)}}, r"holds no state dict.*it holds: epoch, net"),
+        ([torch.zeros(1)], r"holds no state dict.*list"),
+        ({}, "holds no state dict"),
+    ],
+)
+def test_a_file_without_a_state_dict_says_what_it_holds(tmp_path: Path, content: Any, message: str) -> None:
+    torch.save(content, tmp_path / "file.pth")
+    with pytest.raises(InputError, match=message):
+        external.read_tensors(tmp_path / "file.pth")
+
+
+STATE = resnet().state_dict()
+
+
+def changed(**tensors: Tensor | None) -> dict[str, Tensor]:
+    state = dict(STATE)
+    for name, tensor in tensors.items():
+        name = name.replace("__", ".")
+        if tensor is None:
+            del state[name]
+        else:
+            state[name] = tensor
+    return state
+
+
+@pytest.mark.parametrize(
+    ("state", "changes", "message"),
+    [
+        (changed(conv1__weight=None), {}, r"fills 99\.96% of resnet50.*missing: conv1\.weight; unexpected: nothing"),
+        (changed(extra__weight=torch.zeros(1)), {}, r"missing: nothing; unexpected: extra\.weight; correct format"),
+        (changed(fc__other=torch.zeros(1)), {}, r"unexpected: top\.other"),
+        ({"conv1.weight": STATE["conv1.weight"]}, {}, r"fills 0\.\d\d% of resnet50.*layer1\.0.* and \d+ more"),
+        (STATE, {"arch": "vgg16"}, r"fills 0\.\d\d% of vgg16.*missing: features\.0\.weight.*unexpected: conv1\.weight"),
+        (STATE, {"format": "swav"}, r"unexpected: fc\.weight, fc\.bias"),
+        (STATE, {"sobel": True}, r"conv1\.weight is \[64, 3, 7, 7\].*sobel: true.*has \[64, 2, 7, 7\]"),
+        (changed(bn1__weight=torch.full((64,), float("nan"))), {}, r"bn1\.weight is not finite"),
+        (changed(bn1__weight=torch.zeros(64).to_sparse()), {}, r"bn1\.weight is not finite"),
+        (changed(bn1__weight=torch.zeros(1).expand(10**12)), {}, r"bn1\.weight is \[1000000000000\]"),
+        (changed(module__conv1__weight=torch.zeros(1)), {}, r"two weights would be called conv1\.weight"),
+    ],
+)  # fmt: skip
+def test_weights_that_do_not_fit_are_listed(state: dict[str, Tensor], changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        external.convert(state, settings(**changes), "file.pth")
+    assert str(error.value).startswith("file.pth: ")
+
+
+def test_sobel_filters_must_be_there_and_ours() -> None:
+    state = Positional(2, 30).state_dict() | {
+        f"sobel.{name}": value for name, value in sobel_layers().state_dict().items()
+    }
+    recipe = settings(format="deepcluster", arch="alexnet", sobel=True)
+    with pytest.raises(InputError, match="set sobel: true"):
+        external.convert(state, recipe.model_copy(update={"sobel": False}), "file")
+    for name, other in (("sobel.1.weight", torch.ones(2, 1, 3, 3)), ("sobel.1.bias", torch.ones(2))):
+        with pytest.raises(InputError, match="are not those of DeepCluster"):
+            external.convert(state | {name: other}, recipe, "file")
+    with pytest.raises(InputError, match="have other shapes"):
+        external.convert(state | {"sobel.0.weight": torch.ones(1)}, recipe, "file")
+
+
+# --- the stage ---------------------------------------------------------------------------------------------------
+
+
+def run_stage(folder: Path, recipe: External) -> Path:
+    recipes.save(recipe, folder / "recipe.yaml")
+    out = folder / "run" / "checkpoint.safetensors"
+    external.main(["--recipe", str(folder / "recipe.yaml"), "--source", str(folder / recipe.path), "--out", str(out)])
+    return out
+
+
+def test_the_stage_leaves_a_checkpoint_that_every_evaluation_loads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(
+        {"state_dict": {f"backbone.{name}": value.half() for name, value in STATE.items()}}, tmp_path / "file.pth"
+    )
+    out = run_stage(tmp_path, settings())
+    network, recipe = checkpoint.load(out)
+    assert recipe == settings()
+    assert network.classes == 20
+    assert network.coverage == 1
+    assert torch.equal(network.features.conv1.weight, STATE["conv1.weight"].half().float())
+    assert "'backbone.' removed from 320 names" in capsys.readouterr().out
+    first = out.read_bytes()
+    assert run_stage(tmp_path, settings()).read_bytes() == first
+
+
+def test_a_missing_top_layer_is_the_same_each_time(tmp_path: Path) -> None:
+    torch.save({name: value for name, value in STATE.items() if "fc" not in name}, tmp_path / "file.pth")
+    out = run_stage(tmp_path, settings(format="moco"))
+    first = out.read_bytes()
+    assert run_stage(tmp_path, settings(format="moco")).read_bytes() == first
+    network, _ = checkpoint.load(out)
+    assert 0.999 < network.coverage < 1
+
+
+def test_a_checkpoint_of_this_suite_from_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network = build("alexnet", classes=6, image_size=64, sobel=True)
+    own = settings(format="uic_core", arch="alexnet", sobel=True)
+    checkpoint.save(tmp_path / "file.safetensors", network, own, {})
+    out = run_stage(tmp_path, own.model_copy(update={"path": "file.safetensors"}))
+    assert torch.equal(checkpoint.load(out)[0].top.weight, network.top.weight)
+    with pytest.raises(SystemExit):
+        run_stage(tmp_path, own.model_copy(update={"path": "file.safetensors", "image_size": 70}))
+    assert "image_size is 64, but the run says 70" in capsys.readouterr().err
+
+
+def test_a_refused_file_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"args": argparse.Namespace()}, tmp_path / "file.pth")
+    with pytest.raises(SystemExit) as stopped:
+        run_stage(tmp_path, settings())
+    assert stopped.value.code == 2
+    assert "argparse.Namespace" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("coverage", ["much", None, 1.5])
+def test_a_damaged_header_is_named(tmp_path: Path, coverage: Any) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    header = {"recipe": settings().model_dump(), "coverage": coverage}
+    tensors = OrderedDict(build("resnet50", classes=2, image_size=64, sobel=False).state_dict())
+    external.safetensors.torch.save_file(copy.copy(tensors), path, metadata={checkpoint.FORMAT: json.dumps(header)})
+    with pytest.raises(InputError, match=r"checkpoint\.safetensors: its header"):
+        checkpoint.load(path)

@@ -1,0 +1,124 @@
+"""How others name the weights of these networks.
+
+Parts that stand in a sequence are called by their position in DeepCluster's, SelfLabel's and torchvision's AlexNet and
+VGG16 and in SelfLabel's ResNet50, and by the names that torchvision gave them in every other ResNet50.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from uic_core.models.network import Network
+from uic_core.models.resnet import ResNet
+from uic_core.recipe import Format
+
+# What training scripts and other networks put around a network; no network's own names begin so.
+PREFIXES = ("encoder_q.", "base_encoder.", "backbone.", "model.", "encoder.")
+
+# Parts of a method beside the network; files of the format may hold them, and they are left out.
+OTHERS: dict[Format, str] = {
+    "deepcluster": r"sobel\.",  # fixed, and checked
+    "selflabel": r"top_layer[1-9]\d*\.",  # the heads after the first
+    "moco": r"encoder_k\.|momentum_encoder\.|predictor\.|fc\.|queue(_ptr)?$",
+    "swav": r"projection_head\.|prototypes\.",
+}
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """A foreign state dict under this suite's names.
+
+    Attributes:
+        tensors: by our name.
+        unexpected: their names that mean nothing here.
+        remarks: what was renamed and left out, for the log.
+    """
+
+    tensors: dict[str, Tensor]
+    unexpected: list[str]
+    remarks: list[str]
+
+
+def top_names(arch: str, format: Format) -> tuple[str, ...]:
+    """What the last layer may be called, the usual name first; nothing where it is not the network's."""
+    if format in ("moco", "swav"):
+        return ()
+    if format == "deepcluster":
+        return ("top_layer",)
+    if format == "selflabel":
+        return ("top_layer", "top_layer0")
+    return ("fc",) if arch.startswith("resnet") else ("classifier.6",)
+
+
+def names(network: Network, format: Format) -> dict[str, str]:
+    """Our name → theirs, for every part of the network that has weights, but the top layer."""
+    resnet = isinstance(network, ResNet)
+    called = {}
+    for position, (name, _) in enumerate(network.features.named_children()):
+        called[f"features.{name}"] = name if resnet and format != "selflabel" else f"features.{position}"
+    for position, (name, _) in enumerate(network.classifier.named_children()):
+        # of ResNet50+MLP; its average pooling is no part of the head
+        called[f"classifier.{name}"] = f"head.{position - 1}" if resnet else f"classifier.{position}"
+    return called
+
+
+def unwrap(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Names without DataParallel's `module.` and one of PREFIXES, and remarks on what went.
+
+    Raises:
+        ValueError: two names become one.
+    """
+    found: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+    for name, tensor in tensors.items():
+        bare = re.sub(r"(^|\.)(?:module|_orig_mod)\.", r"\1", name)
+        gone = ["module."] * (bare != name)
+        for prefix in PREFIXES:
+            if bare.startswith(prefix):
+                bare = bare.removeprefix(prefix)
+                gone.append(prefix)
+                break
+        if bare in found:
+            raise ValueError(f"two weights would be called {bare}")
+        found[bare] = tensor
+        for prefix in gone:
+            counts[prefix] = counts.get(prefix, 0) + 1
+    return found, [f"'{prefix}' removed from {count} names" for prefix, count in counts.items()]
+
+
+def to_ours(tensors: dict[str, Tensor], network: Network, format: Format) -> Renamed:
+    """Foreign names, unwrapped, → this suite's names."""
+    parts = {theirs: ours for ours, theirs in names(network, format).items()}
+    top = next((name for name in top_names(network.arch, format) if f"{name}.weight" in tensors), None)
+    if top:
+        parts[top] = "top"
+    ours: dict[str, Tensor] = {}
+    unexpected, left_out = [], []
+    for name, tensor in tensors.items():
+        pieces = name.split(".")
+        heads = (".".join(pieces[:length]) for length in range(len(pieces) - 1, 0, -1))
+        head = next((head for head in heads if head in parts), None)
+        if head is not None:
+            ours[parts[head] + name.removeprefix(head)] = tensor
+        elif format in OTHERS and re.match(OTHERS[format], name):
+            left_out.append(name.split(".")[0])
+        else:
+            unexpected.append(name)
+    remarks = [f"'{part}' left out, it is no part of the network" for part in dict.fromkeys(left_out)]
+    return Renamed(ours, unexpected, remarks)
+
+
+def to_theirs(network: Network, format: Format) -> dict[str, Tensor]:
+    """The network's state dict under the names of a format."""
+    parts = names(network, format)
+    for top in top_names(network.arch, format)[:1]:
+        parts["top"] = top
+    found = {}
+    for name, tensor in network.state_dict().items():
+        head = next((head for head in parts if name.startswith(f"{head}.")), None)
+        if head is not None:
+            found[parts[head] + name.removeprefix(head)] = tensor
+    return found

@@ -1,0 +1,130 @@
+"""Stage `export`: a checkpoint -> weights that torchvision and OpenMMLab name the same way, with a model card.
+
+`torchvision.safetensors` loads into torchvision's resnet50 and vgg16_bn, strictly where there are no Sobel filters and
+no MLP head; AlexNet's names follow torchvision's too. `openmmlab.safetensors` is the backbone alone: of ResNet50 as
+mmdet's and mmseg's ResNet has it, of AlexNet and VGG16 as this suite's UicBackbone.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import safetensors.torch
+import yaml
+from torch import Tensor
+
+from uic_core import metrics as metrics_file
+from uic_core.errors import stage
+from uic_core.files import atomic, sha256, write_text
+from uic_core.metrics import Metrics, Value
+from uic_core.models import Network, formats
+from uic_core.pretrain import checkpoint
+from uic_core.recipe import External, Recipe
+
+FILES = ("torchvision.safetensors", "openmmlab.safetensors")
+
+
+def torchvision_weights(network: Network) -> dict[str, Tensor]:
+    """All weights, the top layer as `fc` or `classifier.6`, an MLP head as `head`."""
+    return formats.to_theirs(network, "torchvision")
+
+
+def openmmlab_weights(network: Network) -> dict[str, Tensor]:
+    """The backbone's weights under the prefix `backbone.`: no classifier, no top layer."""
+    if network.arch.startswith("resnet"):
+        found = formats.to_theirs(network, "torchvision")
+        own = {name: tensor for name, tensor in found.items() if not name.startswith(("fc.", "head."))}
+    else:
+        own = {name: tensor for name, tensor in network.state_dict().items() if name.startswith("features.")}
+    return {f"backbone.{name}": tensor for name, tensor in own.items()}
+
+
+def card(
+    run: str, network: Network, recipe: Recipe | External, every: Sequence[Metrics], hashes: dict[str, str]
+) -> str:
+    """The model card, Markdown: how to load the weights, the recipe, every number with where it comes from."""
+    sobel = "Sobel filters of the normalised image (2 channels)" if network.uses_sobel else "the normalised RGB image"
+    load = _LOAD_RESNET if network.arch.startswith("resnet") else _LOAD_OTHERS
+    lines = [
+        f"# {run}",
+        "",
+        f"{network.arch}, {network.classes} outputs, trained by method `{recipe.method}` on {network.image_size}-pixel "
+        f"crops. Its first layer sees {sobel}; images are normalised with ImageNet's mean and deviation.",
+        f"A checkpoint filled {network.coverage:.2%} of its weights." if isinstance(recipe, External) else "",
+        "",
+        "## Loading",
+        "",
+        load.format(arch=network.arch, classes=network.classes, sobel=network.uses_sobel),
+        "",
+        "## Recipe",
+        "",
+        f"```yaml\n{yaml.safe_dump(recipe.model_dump(), sort_keys=False)}```",
+        "",
+        "## Metrics",
+        "",
+        "| evaluation | value | | data set | commit | date |",
+        "|---|---|---|---|---|---|",
+    ]
+    for metrics in every:
+        facts = f"{metrics.dataset.name} | {metrics.provenance.commit} | {metrics.provenance.date} |"
+        lines += [
+            f"| {metrics.evaluation} | {name} | {_shown(value)} | {facts}" for name, value in metrics.values.items()
+        ]
+    if not every:
+        lines.append("| none yet | | | | | |")
+    lines += ["", "## Files", "", "| file | SHA-256 |", "|---|---|"]
+    lines += [f"| {name} | `{digest}` |" for name, digest in hashes.items()]
+    lines += ["", f"Recipe {recipe.hash()}.", ""]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Export a run's checkpoint; see --help. Exits with 2 and one line on a user's mistake."""
+    parser = argparse.ArgumentParser(prog="python -m uic_core.pretrain.export", description=__doc__)
+    parser.add_argument("--run", required=True, help="the run's name")
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--metrics", type=Path, nargs="*", default=[], help="metrics JSONs for the model card")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    options = parser.parse_args(arguments)
+    with stage():
+        network, recipe = checkpoint.load(options.checkpoint)
+        every = [metrics_file.read(path) for path in options.metrics]
+        hashes = {"checkpoint.safetensors (the source)": sha256(options.checkpoint)}
+        for name, weights in zip(FILES, (torchvision_weights(network), openmmlab_weights(network)), strict=True):
+            with atomic(options.out / name) as temporary:
+                safetensors.torch.save_file({key: tensor.contiguous() for key, tensor in weights.items()}, temporary)
+            hashes[name] = sha256(options.out / name)
+        write_text(options.out / "README.md", card(options.run, network, recipe, every, hashes))
+        print(f"{options.out}: {', '.join(FILES)} and README.md")
+
+
+def _shown(value: Value) -> str:
+    number = f"{value.value:.1f} {value.unit}"
+    if value.std is not None:
+        return f"{number} ± {value.std:.1f} over {value.seeds} seeds"
+    return number if value.ci95 is None else f"{number} ± {value.ci95:.1f}"
+
+
+_LOAD_RESNET = """```python
+weights = safetensors.torch.load_file("torchvision.safetensors")
+network = torchvision.models.resnet50(num_classes={classes})
+network.load_state_dict(weights)  # strict=False for resnet50_mlp, whose MLP `head.*` torchvision does not have
+
+weights = safetensors.torch.load_file("openmmlab.safetensors")
+backbone = mmdet.models.backbones.ResNet(depth=50)  # of mmseg the same
+backbone.load_state_dict({{name.removeprefix("backbone."): weight for name, weight in weights.items()}})
+```"""
+
+_LOAD_OTHERS = """```python
+# torchvision.safetensors: torchvision's names (vgg16_bn without Sobel filters loads it); by this suite as
+# runs: {{mine: {{method: external, path: torchvision.safetensors, format: torchvision, arch: {arch}, …}}}}
+weights = safetensors.torch.load_file("openmmlab.safetensors")
+backbone = uic_core.openmmlab.backbones.UicBackbone("{arch}", sobel={sobel})
+backbone.load_state_dict({{name.removeprefix("backbone."): weight for name, weight in weights.items()}})
+```"""
+
+
+if __name__ == "__main__":
+    main()
