@@ -132,4 +132,4 @@ def metrics_of_seeds(wildcards):
 
 def metrics_of_run(wildcards):
     """Every metrics file of a run that a table shows."""
-    return [file for file in metrics_of(*TABLES) if os.path.dirname(file).endswith(f"/metrics/{wildcards.run}")]
+    return [file for file in metrics_of(*TABLES) if Path(file).parent.name == wildcards.run]
