@@ -11,10 +11,10 @@ TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 HUGE_PAGES := GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 TESTS := tests
 
-.PHONY: help setup demo test check bench lock clean
+.PHONY: help setup demo test test-slurm check bench lock clean
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup:  ## .venv from envs/lock.txt; nothing happens when it is there already
 	@envs/setup.sh
@@ -26,7 +26,11 @@ demo: setup  ## generate small data sets, then every table, figure and the repor
 		'  figures  results/figures/fig3.png fig4.png (and .svg)' '  report   results/report.html'
 
 test: check  ## lint and every test; TESTS=tests/data runs a part
-	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
+	@$(if $(filter tests,$(TESTS)),$(BIN)/python -m bench.one_node_slurm)
+	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/slurm $(TESTS)
+
+test-slurm: setup  ## tests on a real one-node SLURM cluster, which starts and stops here; as root
+	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -rs tests/slurm
 
 check: setup  ## format, lint, types, workflow lint: what pre-commit runs too
 	$(BIN)/ruff format --check .

@@ -23,6 +23,8 @@ CONFIG = validated_config()
 RESULTS = CONFIG.results
 refuse_other_scale()
 prepare_shell()
+outlive_time_limits()
+watch_jobs()
 
 
 wildcard_constraints:

@@ -264,3 +264,36 @@ def test_history_is_that_of_all_epochs(copied, undisturbed):
     lines = [json.loads(line) for line in (copied.folder / "history.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == list(range(RECIPE.epochs))
     assert np.isfinite([line["loss"] for line in lines]).all()
+
+
+def test_a_process_given_up_for_dead_writes_nothing_into_its_successors_run(tmp_path, index, undisturbed):
+    """Snakemake was killed, its job was not: the next Snakemake starts another in its place (FAULTS row 20)."""
+    orphan = Run(tmp_path, index)
+    process = orphan.start("--save-every", "0")
+    orphan.until_state(process)
+    process.send_signal(signal.SIGSTOP)
+    successor = Run(tmp_path, index)
+    taking_over = successor.start("--save-every", "0")
+    while len((tmp_path / "owner").read_text().split(f"process {taking_over.pid} ")) < 2:
+        assert taking_over.poll() is None, taking_over.communicate()
+        time.sleep(0.005)
+    process.send_signal(signal.SIGCONT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2, err
+    assert f"is now worked on by process {taking_over.pid} on" in err or "was finished by another process" in err
+    out, err = taking_over.communicate(timeout=120)
+    assert taking_over.returncode == 0, out + err
+    assert successor.outputs() == undisturbed()
+
+
+def test_a_process_that_wakes_after_its_successor_has_finished_writes_nothing(tmp_path, index, undisturbed):
+    orphan = Run(tmp_path, index)
+    process = orphan.start("--save-every", "0")
+    orphan.until_state(process)
+    process.send_signal(signal.SIGSTOP)
+    Run(tmp_path, index).finish()
+    process.send_signal(signal.SIGCONT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "was finished by another process; this one writes nothing" in err
+    assert orphan.outputs() == undisturbed()

@@ -80,6 +80,8 @@ def main(arguments: list[str] | None = None) -> None:
         }
         name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         state = State(options.out.parent, identity, name, prefix="linear_probe.")
+        if not ranks.rank:
+            state.claim()
         saver = Saver(state, ranks, signals, options.save_every)
         workers = runtime.workers(options.threads)
         probes = Probes(network, train_index, val_index, protocol, trained_by.resize, workers, ranks, saver)
@@ -98,6 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
             "processes": ranks.world,
         }
         if not ranks.rank:
+            state.check_owner()
             metrics.write(
                 options.out,
                 metrics.Metrics(

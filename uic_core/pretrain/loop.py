@@ -115,14 +115,17 @@ class Trainer:
 
         Raises:
             InputError: an unreadable image; a loss that is not finite, naming the step; a full disk; a state of
-                another run.
+                another run; another process has taken this run over.
             Interrupted: SIGTERM or SIGUSR1 came, and the state is saved.
         """
         state = State(folder, self.identity, self.recipe.hash())
         self.folder = folder
+        if not self.ranks.rank:
+            state.claim()
         with contextlib.closing(self.loader), Signals() as signals:
             self._train(Saver(state, self.ranks, signals, self.save_every))
         if not self.ranks.rank:
+            state.check_owner()
             with atomic(folder / "labels.npy") as temporary:
                 np.save(temporary, self.labels)
             write_text(folder / "history.jsonl", "".join(json.dumps(line) + "\n" for line in self.history))

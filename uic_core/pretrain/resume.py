@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import time
+import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
@@ -66,13 +68,40 @@ class State:
         self.previous = folder / f"{self._stem}.{name}.previous.safetensors"
         self._new = folder / f"{self._stem}.{name}.new.safetensors"
         self.marker = folder / f"{prefix}interrupted"
+        self.owner = folder / f"{prefix}owner"
+        self._own = ""
+
+    def claim(self) -> None:
+        """From here on this process works in the folder, and one that did before writes nothing more.
+
+        A killed Snakemake leaves its jobs in the cluster's queue; the next one starts others in their place.
+        """
+        job = f", SLURM job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
+        self._own = f"process {os.getpid()} on {socket.gethostname()}{job} ({uuid.uuid4()})"
+        write_text(self.owner, f"{self._own}\n")
+
+    def check_owner(self) -> None:
+        """Refuse to write into a folder that another process has claimed since.
+
+        Raises:
+            InputError: names that process, or says that the work is done.
+        """
+        if not self._own:
+            return
+        try:
+            owner = self.owner.read_text().strip()
+        except FileNotFoundError:
+            raise InputError(f"{self.folder}: was finished by another process; this one writes nothing") from None
+        if owner != self._own:
+            raise InputError(f"{self.folder}: is now worked on by {owner}; this process writes nothing more")
 
     def save(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
         """Keep tensors, and what else there is as JSON; the state before becomes the previous one.
 
         Raises:
-            InputError: the disk is full; the states already there stay.
+            InputError: the disk is full, or another process works here now; the states already there stay.
         """
+        self.check_owner()
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         with atomic(self._new) as temporary:
             safetensors.torch.save_file(tensors, temporary, metadata={"state": json.dumps(self.identity | content)})
@@ -108,7 +137,7 @@ class State:
 
     def remove(self) -> None:
         """The stage is complete; states of other names go too."""
-        for path in (*self.folder.glob(f"{self._stem}.*.safetensors"), self.marker):
+        for path in (*self.folder.glob(f"{self._stem}.*.safetensors"), self.marker, self.owner):
             path.unlink(missing_ok=True)
         self._clean()
 

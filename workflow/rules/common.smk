@@ -1,6 +1,8 @@
 # The only Python functions of the workflow: reading the config, and finding the files that rules ask for.
 import json
 import os
+import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import get_args
@@ -18,6 +20,8 @@ from uic_core.report.cells import needed  # noqa: E402
 DATASETS = get_args(DatasetName)
 TABLES = range(1, 8)
 FIGURES = (3, 4)
+# SLURM tells a stage two minutes before the end of its time (workflow/launch.sh).
+SIGNAL = "'--signal=USR1@120'"
 
 
 def validated_config():
@@ -51,16 +55,33 @@ def prepare_shell():
     prefix = f"export PYTHONPATH={str(workflow.basedir)!r} PYTHONNOUSERSITE=1; "
     # Training allocates the same large tensors every step: in huge pages a CPU does 15 to 25 % more images a second.
     prefix += 'export GLIBC_TUNABLES="${{GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}}"; '
-    # launch N MODULE …: a stage in as many processes as the job has GPUs. Without -- torchrun would take a stage's
-    # --run for an abbreviation of an option of its own.
-    prefix += (
-        'launch() {{ local n=$1; shift; if [ "$n" -gt 1 ]; then python -m torch.distributed.run --standalone'
-        ' --nproc-per-node "$n" -m -- "$@"; else python -m "$@"; fi; }}; '
-    )
+    prefix += f"source {str(Path(workflow.basedir, 'workflow', 'launch.sh'))!r}; "
     methods = {str(method) for method in workflow.deployment_settings.deployment_method}
     if not methods & {"conda", "apptainer"}:
         prefix += f'export PATH={os.path.dirname(sys.executable)!r}:"$PATH"; '
     shell.prefix(prefix)
+
+
+def outlive_time_limits():
+    """SLURM's USR1 goes to all processes of a job: Snakemake, waiting for the stage within it, must not die of it."""
+    signal.signal(signal.SIGUSR1, lambda *_: None)  # not SIG_IGN, which the stage's shell would inherit
+
+
+def watch_jobs():
+    """Snakemake asks workflow/slurm/squeue for its jobs, which sees every one of them end."""
+    own = str(Path(workflow.basedir, "workflow", "slurm"))
+    if shutil.which("squeue") and own not in os.environ["PATH"].split(os.pathsep):
+        os.environ["PATH"] = own + os.pathsep + os.environ["PATH"]
+
+
+def growing(amount):
+    """A resource that every retry asks more of."""
+    return lambda wildcards, attempt: amount * attempt
+
+
+def time_limit(wildcards):
+    """Minutes of a training job: a day, after which it queues again and goes on; untrained weights take none."""
+    return 1440 if CONFIG.runs[wildcards.run].epochs else 30
 
 
 def section(name):

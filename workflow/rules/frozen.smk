@@ -19,11 +19,14 @@ rule linear_probe:
         "../../envs/core.yaml"
     threads: 16
     resources:
-        mem_mb=64000,
-        runtime=2880,
+        mem_mb=growing(64000),
+        runtime=1440,
         gpu=1,
+        gres="",
+        nodes=1,
+        slurm_extra=SIGNAL,
     shell:
-        "launch {resources.gpu} uic_core.evaluate.linear_probe --run {wildcards.run} --checkpoint {input.checkpoint}"
+        "launch {resources.nodes} {resources.gpu} '{resources.gres}' uic_core.evaluate.linear_probe --run {wildcards.run} --checkpoint {input.checkpoint}"
         " --protocol {input.protocol} --train-index {input.train} --val-index {input.val} --out {output}"
         " --threads {threads} > {log} 2>&1"
 
@@ -45,8 +48,8 @@ rule clusters:
     conda:
         "../../envs/core.yaml"
     resources:
-        mem_mb=8000,
-        runtime=30,
+        mem_mb=growing(8000),
+        runtime=growing(30),
     shell:
         "python -m uic_core.evaluate.clusters --run {wildcards.run} --checkpoint {input.checkpoint}"
         " --labels {input.labels} --history {input.history} --protocol {input.protocol} --train-index {input.train}"
@@ -70,7 +73,7 @@ rule voc_classification:
         "../../envs/core.yaml"
     threads: 8
     resources:
-        mem_mb=32000,
+        mem_mb=growing(32000),
         runtime=1440,
         gpu=1,
     params:
@@ -95,8 +98,8 @@ rule fewshot:
         "../../envs/core.yaml"
     threads: 8
     resources:
-        mem_mb=16000,
-        runtime=240,
+        mem_mb=growing(16000),
+        runtime=growing(240),
         gpu=1,
     shell:
         "python -m uic_core.evaluate.fewshot --run {wildcards.run} --checkpoint {input.checkpoint}"

@@ -41,13 +41,16 @@ rule pretrain:
         "../../envs/core.yaml"
     threads: 16
     resources:
-        mem_mb=64000,
-        runtime=7200,
+        mem_mb=growing(64000),
+        runtime=time_limit,
         gpu=1,
+        gres="",
+        nodes=1,
+        slurm_extra=SIGNAL,
     params:
         folder=subpath(output.checkpoint, parent=True),
     shell:
-        "launch {resources.gpu} uic_core.pretrain --recipe {input.recipe} --train-index {input.index} --out {params.folder}"
+        "launch {resources.nodes} {resources.gpu} '{resources.gres}' uic_core.pretrain --recipe {input.recipe} --train-index {input.index} --out {params.folder}"
         " --threads {threads} > {log} 2>&1"
 
 
@@ -66,8 +69,8 @@ rule external:
     conda:
         "../../envs/core.yaml"
     resources:
-        mem_mb=8000,
-        runtime=30,
+        mem_mb=growing(8000),
+        runtime=growing(30),
     shell:
         "python -m uic_core.pretrain.external --recipe {input.recipe} --source {input.source:q} --out {output}"
         " > {log} 2>&1"
@@ -92,11 +95,14 @@ rule finetune:
         "../../envs/core.yaml"
     threads: 16
     resources:
-        mem_mb=64000,
+        mem_mb=growing(64000),
         runtime=1440,
         gpu=1,
+        gres="",
+        nodes=1,
+        slurm_extra=SIGNAL,
     params:
         folder=subpath(output.checkpoint, parent=True),
     shell:
-        "launch {resources.gpu} uic_core.pretrain.finetune --recipe {input.recipe} --train-index {input.index}"
+        "launch {resources.nodes} {resources.gpu} '{resources.gres}' uic_core.pretrain.finetune --recipe {input.recipe} --train-index {input.index}"
         " --pretrained {input.pretrained} --out {params.folder} --threads {threads} > {log} 2>&1"

@@ -40,8 +40,8 @@ rule export:
     conda:
         "../../envs/core.yaml"
     resources:
-        mem_mb=8000,
-        runtime=10,
+        mem_mb=growing(8000),
+        runtime=growing(10),
     params:
         folder=subpath(output.card, parent=True),
     shell:
@@ -74,8 +74,8 @@ for number in TABLES:
         conda:
             "../../envs/report.yaml"
         resources:
-            mem_mb=1000,
-            runtime=10,
+            mem_mb=growing(1000),
+            runtime=growing(10),
         params:
             number=number,
             scale=CONFIG.scale,
@@ -109,8 +109,8 @@ for number in FIGURES:
         conda:
             "../../envs/report.yaml"
         resources:
-            mem_mb=2000,
-            runtime=10,
+            mem_mb=growing(2000),
+            runtime=growing(10),
         params:
             number=number,
             scale=CONFIG.scale,

@@ -1,0 +1,181 @@
+"""The workflow on a real one-node SLURM cluster: what the queue costs, and what is left of 20 kills.
+
+    make bench-cluster
+
+As root, with Debian's slurm-wlm and munge. The whole small DAG runs three times: without a queue, in the queue, and
+in the queue while jobs, controller, node and Snakemake are killed; the tables must come out the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bench.measure import Bars
+from bench.one_node_slurm import Cluster, missing, one_node
+from bench.site import Site
+from bench.small_dag import ROOT, small_config
+from uic_core.files import read_yaml
+
+KILLS = 20
+SEEDS = 5
+CHAIN = "results/metrics/uic_10k/linear_probe.json"
+_PAUSE = (4.0, 16.0)  # seconds between kills
+
+
+def main() -> None:
+    """Print the bars; exit status 1 where one is missed."""
+    if reason := missing():
+        print(f"bench.cluster: nothing measured, {reason}")
+        return
+    bars = Bars("cluster")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        seconds, megabytes = dag_construction(folder)
+        bars.at_most("dag_construction_seconds", [seconds], 10)
+        bars.at_most("dag_construction_mb", [megabytes], 1000)
+        with one_node(folder / "cluster") as cluster:
+            bars.at_most("overhead_seconds_a_job", [overhead(folder, cluster)], 10)
+            expected = tables(whole(folder / "local", None))
+            undisturbed = whole(folder / "queue", cluster)
+            bars.at_least("whole_dag_in_the_queue_is_green", [float(tables(undisturbed) == expected)], 1)
+            found, kills = killed(folder / "killed", cluster)
+            bars.at_least("kills", [float(kills)], KILLS)
+            bars.at_least("tables_identical_after_kills", [float(tables(found) == expected)], 1)
+    bars.close()
+
+
+def dag_construction(folder: Path) -> tuple[float, float]:
+    """CPU seconds and megabytes of a dry run of config/paper.yaml with five seeds for every run."""
+    config = read_yaml(ROOT / "config" / "paper.yaml")
+    fixed = [name for name, recipe in config["runs"].items() if recipe["method"] == "external"]
+    config["seeds"] = {name: list(range(1, SEEDS)) for name in config["runs"] if name not in fixed}
+    path = folder / "paper.yaml"
+    path.write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "snakemake", "-n", "--quiet", "all", "--configfile", str(path)]
+    command += ["--directory", str(folder), "--snakefile", str(ROOT / "Snakefile"), "--replace-workflow-config"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before, after.ru_maxrss / 1024
+
+
+def overhead(folder: Path, cluster: Cluster) -> float:
+    """Seconds that a job on a serial chain takes longer in the queue than without one."""
+    taken = {}
+    for name, where in (("here", None), ("queue", cluster)):
+        site = Site(folder / f"chain_{name}", where, small_config())
+        started = time.monotonic()
+        output = _run(site, CHAIN)
+        taken[name] = time.monotonic() - started
+    jobs = len(re.findall(r"^rule \w+:", output, flags=re.MULTILINE))  # those that went through the queue
+    print(f"  chain of {jobs} jobs: {taken['here']:.0f} s here, {taken['queue']:.0f} s in the queue")
+    return (taken["queue"] - taken["here"]) / jobs
+
+
+def whole(folder: Path, cluster: Cluster | None) -> Site:
+    """The whole DAG, in one call of Snakemake."""
+    site = Site(folder, cluster, small_config())
+    started = time.monotonic()
+    _run(site)
+    print(f"  whole DAG {'in the queue' if cluster else 'here'}: {time.monotonic() - started:.0f} s", flush=True)
+    return site
+
+
+def tables(site: Site) -> dict[str, str]:
+    """Every table as text, its date left out."""
+    return {
+        path.name: re.sub(r"\d{4}-\d{2}-\d{2}", "", path.read_text())
+        for pattern in ("*.md", "*.csv")
+        for path in sorted((site.folder / "results" / "tables").glob(pattern))
+    }
+
+
+def killed(folder: Path, cluster: Cluster) -> tuple[Site, int]:
+    """The whole DAG while something is killed every few seconds; it is called again as long as it has not finished."""
+    site, chance, kills, calls = Site(folder, cluster, small_config()), random.Random(0), 0, 0
+    started = time.monotonic()
+    done = False
+    while not done:
+        calls += 1
+        assert calls < 3 * KILLS, "it does not come to an end"
+        process = site.start()
+        with (folder / "output").open("a") as log:
+            copying = subprocess.Popen(["cat"], stdin=process.stdout, stdout=log)
+        while process.poll() is None:
+            if kills < KILLS and _wait(process, chance.uniform(*_PAUSE)):
+                what = _kill(site, process, chance)
+                kills += bool(what)
+            else:
+                _wait(process, 1)
+            _release(site)
+        copying.wait()
+        done = process.returncode == 0
+        if process.returncode == -signal.SIGKILL:
+            _run(site, "--unlock")
+    print(f"  whole DAG under {kills} kills: {time.monotonic() - started:.0f} s, {calls} calls of snakemake")
+    return site, kills
+
+
+def _kill(site: Site, process: subprocess.Popen[str], chance: random.Random) -> str:
+    """Kill a job, the controller, the node's daemon or Snakemake; '' where there was nothing to kill."""
+    cluster = site.cluster
+    assert cluster is not None
+    running = [job for job, state in site.jobs().items() if state == "RUNNING"]
+    what = chance.choices(["job", "cancelled job", "controller", "snakemake"], [6, 6, 3, 2])[0]
+    if "job" in what and not running:
+        return ""
+    if what == "cancelled job":
+        cluster.ask("scancel", str(chance.choice(running)))
+    elif what == "job":
+        cluster.ask("scancel", "--signal=KILL", "--full", str(chance.choice(running)))
+    elif what == "controller":
+        cluster.kill("slurmctld")
+        time.sleep(3)
+        cluster.start_controller()
+    else:
+        os.killpg(process.pid, signal.SIGKILL)
+    print(f"  killed: {what}", flush=True)
+    return what
+
+
+def _wait(process: subprocess.Popen[str], seconds: float) -> bool:
+    """True: it still runs after so many seconds."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+        return False
+    return True
+
+
+def _release(site: Site) -> None:
+    """SLURM lets a requeued job wait for two minutes."""
+    assert site.cluster is not None
+    for job, state in site.jobs().items():
+        if state == "PENDING":
+            with contextlib.suppress(subprocess.CalledProcessError):
+                site.cluster.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+
+def _run(site: Site, *arguments: Any) -> str:
+    process = site.run(*arguments)
+    if process.returncode:
+        raise RuntimeError(
+            f"snakemake {' '.join(arguments)}: exit status {process.returncode}\n{process.stdout[-6000:]}"
+        )
+    return process.stdout
+
+
+if __name__ == "__main__":
+    main()

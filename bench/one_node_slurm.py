@@ -1,0 +1,271 @@
+"""A real SLURM cluster of one node on the loopback address, from Debian's packages, for as long as a block lasts.
+
+It has a cluster's every mechanism but the size: queue, time limits, requeueing, preemption, GPUs that are counted
+(there need be none), and with MariaDB and slurmdbd its accounting. It runs as root, in a folder of its own, with
+ports, keys and processes of its own; a SLURM that this machine is already part of is left alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_ETC = Path("/etc/slurm")
+_CPUS, _GPUS = 8, 4
+
+
+def missing() -> str:
+    """What keeps a cluster from starting here; '' if nothing does."""
+    if os.geteuid():
+        return "one must be root"
+    absent = [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if not shutil.which(name)]
+    if absent:
+        return f"{', '.join(absent)} not found: apt-get install slurm-wlm munge"
+    linked = [path for path in (_ETC / "slurm.conf", _ETC / "gres.conf") if path.exists()]
+    if linked:
+        return f"{linked[0]} is there: this machine has a SLURM of its own"
+    return ""
+
+
+def missing_accounting() -> str:
+    """The same for accounting."""
+    absent = [name for name in ("mariadbd", "mariadb-install-db", "slurmdbd") if not shutil.which(name)]
+    return f"{', '.join(absent)} not found: apt-get install mariadb-server slurmdbd" if absent else ""
+
+
+@dataclass
+class Cluster:
+    """The running cluster: its folder, its processes by name, and its configuration's path."""
+
+    folder: Path
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of commands that shall speak to this cluster."""
+        return {"SLURM_CONF": str(self.folder / "slurm.conf")}
+
+    def ask(self, *command: str) -> str:
+        """What a SLURM command prints.
+
+        Raises:
+            subprocess.CalledProcessError: it failed.
+        """
+        process = subprocess.run(
+            command, capture_output=True, text=True, check=True, env=os.environ | self.environment, timeout=60
+        )
+        return process.stdout
+
+    def start(self, name: str, *command: str) -> None:
+        """Start one of the cluster's own processes; its output goes to <name>.out."""
+        with (self.folder / f"{name}.out").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                env=os.environ | self.environment,
+            )  # fmt: skip
+
+    def kill(self, name: str) -> None:
+        """End one of them at once, as a crash would."""
+        process = self.processes.pop(name)
+        process.kill()
+        process.wait()
+
+    def start_controller(self) -> None:
+        """Start slurmctld (again) and wait for its answer."""
+        self.start("slurmctld", "slurmctld", "-D", "-f", str(self.folder / "slurm.conf"))
+        self._wait("slurmctld", "scontrol", "ping", expected="UP")
+
+    def start_node(self) -> None:
+        """Start slurmd (again) and wait until jobs can run."""
+        self.start("slurmd", "slurmd", "-D", "-f", str(self.folder / "slurm.conf"))
+        self._wait("slurmd", "sinfo", "-h", "-o", "%t", expected=("idle", "mix", "alloc"))
+
+    def _wait(self, name: str, *command: str, expected: str | tuple[str, ...], seconds: float = 60) -> None:
+        expected = (expected,) if isinstance(expected, str) else expected
+        said = ""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            with contextlib.suppress(subprocess.SubprocessError):
+                said = self.ask(*command)
+                if any(word in said.split() or f"is {word}" in said for word in expected):
+                    return
+            if self.processes[name].poll() is not None:
+                break
+            time.sleep(0.2)
+        log = (self.folder / f"{name}.out").read_text(errors="replace")[-2000:]
+        raise RuntimeError(f"{name} did not come up: {said}\n{log}")
+
+
+@contextlib.contextmanager
+def one_node(folder: Path, *, accounting: bool = False, **settings: str) -> Iterator[Cluster]:
+    """A cluster in `folder`, which is made; all its processes have ended after the block.
+
+    Args:
+        accounting: with MariaDB and slurmdbd, so that sacct answers.
+        settings: further lines of slurm.conf, key by key.
+
+    Raises:
+        RuntimeError: a part of it does not come up; with the end of its log.
+    """
+    assert not missing(), missing()
+    folder.mkdir(parents=True)
+    for name in ("state", "spool", "run"):
+        (folder / name).mkdir()
+    cluster = Cluster(folder)
+    links = []
+    try:
+        _start_munge(cluster)
+        if accounting:
+            _start_accounting(cluster)
+        _configure(cluster, accounting, settings)
+        # Job steps do not keep SLURM_CONF: what they call looks here.
+        for name in ("slurm.conf", "gres.conf"):
+            (_ETC / name).symlink_to(folder / name)
+            links.append(_ETC / name)
+        if accounting:
+            cluster.ask("sacctmgr", "-i", "add", "cluster", "one")
+        cluster.start_controller()
+        cluster.start_node()
+        yield cluster
+    finally:
+        with contextlib.suppress(subprocess.SubprocessError):
+            cluster.ask("scancel", "--user", "root", "--signal", "KILL", "--full")
+            cluster.ask("scancel", "--user", "root")
+            time.sleep(1)
+        for name in reversed(list(cluster.processes)):
+            process = cluster.processes[name]
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        for link in links:
+            link.unlink(missing_ok=True)
+
+
+def _start_munge(cluster: Cluster) -> None:
+    folder = cluster.folder / "run"
+    key = folder / "munge.key"
+    key.write_bytes(os.urandom(128))
+    key.chmod(0o400)
+    cluster.start(
+        "munged", "munged", "--foreground", "--force", f"--key-file={key}", f"--socket={folder}/munge.socket",
+        f"--pid-file={folder}/munged.pid", f"--log-file={folder}/munged.log", f"--seed-file={folder}/munged.seed",
+    )  # fmt: skip
+    _until((folder / "munge.socket").exists, "munged")
+
+
+def _start_accounting(cluster: Cluster) -> None:
+    folder, port, database_port = cluster.folder, _free_port(), _free_port()
+    data, sock = folder / "database", folder / "run" / "mariadb.socket"
+    subprocess.run(
+        ["mariadb-install-db", f"--datadir={data}", "--auth-root-authentication-method=normal", "--user=root"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    cluster.start(
+        "mariadbd", "mariadbd", "--no-defaults", f"--datadir={data}", f"--socket={sock}", f"--port={database_port}",
+        "--bind-address=127.0.0.1", "--user=root", f"--pid-file={folder}/run/mariadb.pid",
+    )  # fmt: skip
+    _until(sock.exists, "mariadbd")
+    password = os.urandom(8).hex()
+    statements = (
+        f"create database slurm; create user slurm@localhost identified by '{password}'; "
+        f"create user slurm@'127.0.0.1' identified by '{password}'; "
+        "grant all on slurm.* to slurm@localhost; grant all on slurm.* to slurm@'127.0.0.1';"
+    )
+    subprocess.run(["mariadb", "--no-defaults", f"--socket={sock}", "-e", statements], check=True)
+    conf = folder / "slurmdbd.conf"
+    conf.write_text(
+        f"AuthType=auth/munge\nAuthInfo=socket={folder}/run/munge.socket\nDbdHost=localhost\nDbdPort={port}\n"
+        f"SlurmUser=root\nPidFile={folder}/run/slurmdbd.pid\nLogFile={folder}/slurmdbd.log\n"
+        f"StorageType=accounting_storage/mysql\nStorageHost=127.0.0.1\nStoragePort={database_port}\n"
+        f"StorageUser=slurm\nStoragePass={password}\nStorageLoc=slurm\n"
+    )
+    conf.chmod(0o600)
+    (folder / "slurmdbd.port").write_text(str(port))
+    # Looks for its configuration beside slurm.conf alone.
+    (folder / "slurm.conf").touch()
+    cluster.start("slurmdbd", "slurmdbd", "-D")
+    _until(lambda: _listens(port), "slurmdbd")
+
+
+def _configure(cluster: Cluster, accounting: bool, settings: dict[str, str]) -> None:
+    folder, host = cluster.folder, socket.gethostname()
+    memory = max(4000, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20 - 1000)
+    lines = {
+        "ClusterName": "one",
+        "SlurmctldHost": f"{host}(127.0.0.1)",
+        "SlurmctldPort": str(_free_port()),
+        "SlurmdPort": str(_free_port()),
+        "SlurmUser": "root",
+        "SlurmdUser": "root",
+        "AuthType": "auth/munge",
+        "AuthInfo": f"socket={folder}/run/munge.socket",
+        "StateSaveLocation": f"{folder}/state",
+        "SlurmdSpoolDir": f"{folder}/spool",
+        "SlurmctldPidFile": f"{folder}/run/slurmctld.pid",
+        "SlurmdPidFile": f"{folder}/run/slurmd.pid",
+        "SlurmctldLogFile": f"{folder}/slurmctld.log",
+        "SlurmdLogFile": f"{folder}/slurmd.log",
+        "ProctrackType": "proctrack/linuxproc",
+        "TaskPlugin": "task/none",
+        "SelectType": "select/cons_tres",
+        "SelectTypeParameters": "CR_CPU_Memory",
+        "SlurmdParameters": "config_overrides",  # more CPUs than there are, so that jobs are not all in line
+        "GresTypes": "gpu",
+        "ReturnToService": "2",
+        "JobRequeue": "1",
+        "KillWait": "10",
+        "SchedulerParameters": "batch_sched_delay=1,sched_interval=5,bf_interval=5",
+        "MpiDefault": "none",
+        "MailProg": "/bin/true",
+    }
+    if accounting:
+        lines |= {
+            "AccountingStorageType": "accounting_storage/slurmdbd",
+            "AccountingStorageHost": "localhost",
+            "AccountingStoragePass": f"{folder}/run/munge.socket",
+            "AccountingStoragePort": (folder / "slurmdbd.port").read_text(),
+            "JobAcctGatherType": "jobacct_gather/none",
+        }
+    lines |= settings
+    for number in range(_GPUS):  # a GPU is a file to SLURM
+        (folder / f"gpu{number}").touch()
+    (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-{_GPUS - 1}]\n")
+    (folder / "slurm.conf").write_text(
+        "".join(f"{key}={value}\n" for key, value in lines.items())
+        + f"NodeName={host} NodeAddr=127.0.0.1 CPUs={_CPUS} RealMemory={memory} Gres=gpu:{_GPUS} State=UNKNOWN\n"
+        + f"PartitionName=gpu Nodes={host} Default=YES MaxTime=INFINITE State=UP\n"
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _until(true: object, name: str, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not true():  # type: ignore[operator]
+        if time.monotonic() > end:
+            raise RuntimeError(f"{name} did not come up in {seconds:.0f} s")
+        time.sleep(0.05)
+
+
+if __name__ == "__main__":
+    reason = missing()
+    print(f"tests/slurm, on a real one-node cluster: {f'skipped, {reason}' if reason else 'make test-slurm'}")

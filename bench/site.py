@@ -1,0 +1,78 @@
+"""A checkout of this repository on a one-node cluster, with what a site edits: config/paper.yaml and the profile."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bench.one_node_slurm import Cluster
+
+ROOT = Path(__file__).parents[1]
+_MADE = (".*", "results", "data", "tests", "docs", "__pycache__")
+_THREADED = (
+    "pretrain", "finetune", "linear_probe", "voc_classification", "fewshot", "proposals", "detection", "segmentation",
+)  # fmt: skip
+
+
+class Site:
+    """The checkout, in a folder of its own; `snakemake --profile slurm` from its root.
+
+    Args:
+        folder: must not exist yet.
+        cluster: that the jobs go to; None: the jobs run on this machine, under profiles/demo.
+        config: takes the place of config/paper.yaml.
+        resources: of single rules, added to the profile.
+    """
+
+    def __init__(
+        self, folder: Path, cluster: Cluster | None, config: dict[str, Any], **resources: dict[str, Any]
+    ) -> None:
+        self.folder, self.cluster = folder, cluster
+        shutil.copytree(ROOT, folder, symlinks=True, ignore=shutil.ignore_patterns(*_MADE))
+        (folder / "config" / "paper.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+        profile = folder / "profiles" / "slurm" / "config.yaml"
+        lines = [line for line in profile.read_text().splitlines() if "deployment-method" not in line]
+        settings = yaml.safe_load("\n".join(lines))
+        # One CPU a job, and of memory what the node has.
+        settings["default-resources"]["mem_mb"] = 2000
+        settings["set-threads"] = dict.fromkeys(_THREADED, 1)
+        settings["set-resources"] = {rule: {"mem_mb": 3000} | resources.get(rule, {}) for rule in _THREADED}
+        profile.write_text(yaml.safe_dump(settings, sort_keys=False))
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Snakemake as a process; its output is stdout, both streams in one."""
+        profile = ["--profile", "slurm"]
+        if self.cluster is None:
+            profile = ["--profile", "profiles/demo", "--configfile", "config/paper.yaml"]
+        environment = self.cluster.environment if self.cluster else {}
+        return subprocess.Popen(
+            [sys.executable, "-m", "snakemake", *profile, *arguments],
+            cwd=self.folder, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env=os.environ | environment | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
+        )  # fmt: skip
+
+    def run(self, *arguments: str, seconds: float = 1800) -> subprocess.CompletedProcess[str]:
+        """Snakemake to its end.
+
+        Raises:
+            subprocess.TimeoutExpired: it did not end; it is killed.
+        """
+        process = self.start(*arguments)
+        try:
+            output, _ = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        return subprocess.CompletedProcess(process.args, process.returncode, output)
+
+    def jobs(self) -> dict[int, str]:
+        """The cluster's jobs that have not ended, by their numbers: PENDING, RUNNING …"""
+        assert self.cluster is not None
+        lines = self.cluster.ask("/usr/bin/squeue", "-h", "-o", "%i %T").splitlines()
+        return {int(line.split()[0]): line.split()[1] for line in lines}

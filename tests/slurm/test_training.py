@@ -1,0 +1,186 @@
+"""A pretraining that outlives its job: whatever ends it, it goes on, and ends with an undisturbed run's bytes."""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from bench.site import Site
+from bench.small_dag import small_config
+
+TARGET = "results/runs/uic_3k/checkpoint.safetensors"
+OUTPUTS = ("checkpoint.safetensors", "labels.npy", "history.jsonl")
+
+
+def config(epochs: int) -> dict:
+    config = small_config()
+    config["runs"]["uic_3k"]["epochs"] = epochs
+    return config
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory):
+    """What a run of so many epochs leaves on this machine without a cluster."""
+    known: dict[int, list[bytes]] = {}
+
+    def outputs(epochs: int) -> list[bytes]:
+        if epochs not in known:
+            site = Site(tmp_path_factory.mktemp("local") / "site", None, config(epochs))
+            process = site.run(TARGET)
+            assert process.returncode == 0, process.stdout
+            known[epochs] = left(site)
+        return known[epochs]
+
+    return outputs
+
+
+def left(site: Site) -> list[bytes]:
+    """The run's files; nothing of its state is left beside them."""
+    folder = site.folder / "results/runs/uic_3k"
+    assert not [path for path in folder.iterdir() if path.name.startswith(("state", "interrupted", "owner", "."))]
+    return [(folder / name).read_bytes() for name in OUTPUTS]
+
+
+def log(site: Site) -> str:
+    path = site.folder / "results/logs/uic_3k/pretrain.log"
+    return path.read_text() if path.exists() else ""
+
+
+def until(true, process: subprocess.Popen[str], seconds: float = 300) -> None:
+    """Wait for something while Snakemake runs."""
+    end = time.monotonic() + seconds
+    while not true():
+        if process.poll() is not None:
+            pytest.fail(f"snakemake ended:\n{process.stdout.read()[-4000:]}")
+        if time.monotonic() > end:
+            process.kill()
+            pytest.fail(f"nothing in {seconds} s:\n{process.stdout.read()[-4000:]}")
+        time.sleep(0.1)
+
+
+def until_training(site: Site, process: subprocess.Popen[str]) -> int:
+    """Wait until the run has had a random number of epochs; its job."""
+    until(lambda: log(site).count("\nepoch ") > random.randint(1, 8), process)
+    (job,) = [job for job, state in site.jobs().items() if state == "RUNNING"]
+    return job
+
+
+def finish(process: subprocess.Popen[str], seconds: float = 600) -> str:
+    output, _ = process.communicate(timeout=seconds)
+    assert process.returncode == 0, output[-6000:]
+    return output
+
+
+def start_now(site: Site) -> None:
+    """SLURM lets a requeued job wait for two minutes."""
+    for job, state in site.jobs().items():
+        if state == "PENDING":
+            with contextlib.suppress(subprocess.CalledProcessError):
+                site.cluster.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+
+def processes_of(job: int) -> list[int]:
+    """Every process of a job on this machine, its step managers too."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                environment = (entry / "environ").read_bytes().split(b"\0")
+                command = (entry / "cmdline").read_bytes()
+                if f"SLURM_JOB_ID={job}".encode() in environment or f"slurmstepd: [{job}.".encode() in command:
+                    found.append(int(entry.name))
+    return found
+
+
+def test_a_run_longer_than_its_job_may_last_goes_back_into_the_queue_and_on(cluster, tmp_path, undisturbed):
+    """A time limit of a minute, for a training of several (FAULTS row 24)."""
+    limited = {"runtime": 1, "slurm_extra": "'--signal=USR1@5'"}
+    site = Site(tmp_path / "site", cluster, config(300), pretrain=limited)
+    process = site.start(TARGET)
+    while process.poll() is None:
+        start_now(site)
+        time.sleep(1)
+    output = finish(process)
+    text = log(site)
+    assert "Trying to restart" not in output  # no retry is spent
+    assert "going on from" in text
+    assert left(site) == undisturbed(300)
+
+
+def test_a_cancelled_job_is_started_again_and_goes_on(cluster, tmp_path, undisturbed):
+    site = Site(tmp_path / "site", cluster, config(120))
+    process = site.start(TARGET)
+    cluster.ask("scancel", str(until_training(site, process)))
+    assert "Trying to restart" in finish(process)
+    assert "going on from" in log(site)
+    assert left(site) == undisturbed(120)
+
+
+def test_a_dead_node_costs_its_job_no_more_than_the_time(cluster, tmp_path, undisturbed):
+    site = Site(tmp_path / "site", cluster, config(120))
+    process = site.start(TARGET)
+    job = until_training(site, process)
+    cluster.kill("slurmd")
+    for pid in processes_of(job):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    cluster.start_node()
+    until(lambda: site.jobs().get(job) != "RUNNING", process)
+    while process.poll() is None:
+        start_now(site)
+        time.sleep(1)
+    finish(process)
+    assert left(site) == undisturbed(120)
+
+
+def test_a_controller_that_is_down_for_a_while_is_waited_for(cluster, tmp_path, undisturbed):
+    site = Site(tmp_path / "site", cluster, config(120))
+    process = site.start(TARGET)
+    until_training(site, process)
+    cluster.kill("slurmctld")
+    time.sleep(15)
+    assert process.poll() is None
+    cluster.start_controller()
+    finish(process)
+    assert left(site) == undisturbed(120)
+
+
+def test_a_killed_snakemake_is_started_again_and_its_orphan_overwrites_nothing(cluster, tmp_path, undisturbed):
+    """FAULTS row 20, with a job that goes on in the queue."""
+    site = Site(tmp_path / "site", cluster, config(120))
+    process = site.start(TARGET)
+    orphan = until_training(site, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    again = site.run(TARGET)
+    assert again.returncode != 0
+    assert "--unlock" in again.stdout
+    assert site.run("--unlock").returncode == 0
+    assert site.jobs() == {orphan: "RUNNING"}
+    again = site.run(TARGET)
+    assert again.returncode == 0, again.stdout[-6000:]
+    assert left(site) == undisturbed(120)
+    until(lambda: orphan not in site.jobs(), site.start("--version"), 60) if orphan in site.jobs() else None
+    assert left(site) == undisturbed(120)
+
+
+def test_a_failing_rule_runs_retries_and_one_times_and_shows_its_log(cluster, tmp_path):
+    """FAULTS row 25."""
+    site = Site(tmp_path / "site", cluster, config(1))
+    index = site.folder / "results/index/imagenet_train.npz"
+    assert site.run(str(index.relative_to(site.folder))).returncode == 0
+    recipe = site.folder / "results/runs/uic_3k/recipe.yaml"
+    assert site.run(str(recipe.relative_to(site.folder))).returncode == 0
+    # As a disk that loses bytes: neither file is made again, for nothing says that it should be.
+    whole = index.read_bytes()
+    index.write_bytes(whole[: len(whole) // 2])
+    process = site.run(TARGET, "--rerun-triggers", "mtime")
+    assert process.returncode != 0
+    assert process.stdout.count("Error in rule pretrain") == 3
+    assert process.stdout.count("Trying to restart job") == 2
+    assert "imagenet_train.npz" in process.stdout.split("Logfile")[-1]

@@ -1,0 +1,74 @@
+"""The whole DAG through the queue of a real one-node cluster: every table, with nobody's help."""
+
+import csv
+import json
+import re
+
+import pytest
+
+from bench.site import Site
+from bench.small_dag import small_config
+from uic_core import metrics
+
+
+@pytest.fixture(scope="module")
+def finished(cluster, tmp_path_factory) -> Site:
+    """A site whose `snakemake --profile slurm` has run to its end, once."""
+    site = Site(tmp_path_factory.mktemp("dag") / "site", cluster, small_config())
+    process = site.run()
+    assert process.returncode == 0, process.stdout[-6000:]
+    (site.folder / "output").write_text(process.stdout)
+    return site
+
+
+def test_every_table_and_figure_is_there(finished):
+    results = finished.folder / "results"
+    for number in range(1, 8):
+        rows = list(csv.reader((results / f"tables/table{number}.csv").read_text().splitlines()))
+        assert len(rows) > 2
+    for number in (3, 4):
+        assert (results / f"figures/fig{number}.png").stat().st_size > 1000
+    for file in results.glob("metrics/*/*.json"):
+        assert metrics.read(file).run == file.parent.name
+    assert finished.jobs() == {}
+
+
+def test_no_job_was_started_twice(finished):
+    assert "Trying to restart" not in (finished.folder / "output").read_text()
+
+
+def test_logs_are_where_snakemake_says_they_are(finished):
+    said = re.findall(r"^    log: (\S+)", (finished.folder / "output").read_text(), flags=re.MULTILINE)
+    assert len(said) > 60
+    assert [log for log in said if not (finished.folder / log).exists()] == []
+    kept = list((finished.folder / ".snakemake/slurm_logs").rglob("*.log"))
+    assert len(kept) > 40  # of the jobs themselves, also of those that succeeded
+
+
+def test_jobs_asked_for_what_the_rules_and_the_profile_say(finished):
+    """The GPU of a training; the memory and the CPUs that the site set."""
+    (log,) = (finished.folder / ".snakemake/slurm_logs/rule_pretrain/uic_3k").glob("*.log")
+    text = log.read_text()
+    assert "gpu=1" in text
+    assert "mem_mb=3000" in text
+    assert "slurm_partition=gpu" in text
+
+
+def test_a_second_call_submits_nothing(finished):
+    process = finished.run()
+    assert process.returncode == 0
+    assert "Nothing to be done" in process.stdout
+
+
+def test_an_exchanged_checkpoint_reruns_its_evaluations_and_their_tables_alone(finished):
+    other = finished.folder / "results/runs/uic_3k/checkpoint.safetensors"
+    mine = finished.folder / "results/runs/uic_5k/checkpoint.safetensors"
+    before = json.loads((finished.folder / "results/metrics/uic_5k/linear_probe.json").read_text())
+    mine.unlink()
+    mine.write_bytes(other.read_bytes())
+    process = finished.run()
+    assert process.returncode == 0, process.stdout[-4000:]
+    ran = re.findall(r"^(?:local)?rule (\w+):", process.stdout, flags=re.MULTILINE)
+    assert sorted(ran) == ["clusters", "linear_probe", "table1"]
+    after = json.loads((finished.folder / "results/metrics/uic_5k/linear_probe.json").read_text())
+    assert after["provenance"]["checkpoint_hash"] != before["provenance"]["checkpoint_hash"]

@@ -1,0 +1,62 @@
+# launch NODES GPUS GRES MODULE ARGUMENT…: a stage in as many processes as its job has GPUs.
+#
+# GRES is how some clusters count GPUs (gpu:4, gpu:a100:4); where it is given, GPUS is not read.
+#
+# Under SLURM a stage may take longer than a job may last. Two minutes before the limit SLURM sends USR1 to every process
+# of the job (the rules' slurm_extra); the stage saves its state and ends with status 75. The job then goes back into the
+# queue under its own number: Snakemake waits on, and no retry is spent. TERM, for preemption and scancel, saves as well.
+
+launch() {
+    local nodes=$1 processes=$2 gres=$3
+    shift 3
+    if [[ $gres =~ :([0-9]+)$ ]]; then
+        processes=${BASH_REMATCH[1]}
+    fi
+    # Without -- torchrun would take a stage's --run for an abbreviation of an option of its own.
+    local stage=(-m -- "$@") torchrun=(python -m torch.distributed.run --nproc-per-node "$processes")
+    local command=(python -m "$@") saved=75
+    if ((nodes > 1)); then
+        # Inside a job step the queue alone knows the hosts.
+        local hosts
+        hosts=$(scontrol show hostnames "$(squeue -h -j "$SLURM_JOB_ID" -o %N)")
+        command=(
+            srun --nodes "$nodes" --ntasks "$nodes" --ntasks-per-node 1 --cpu-bind none --kill-on-bad-exit=1
+            ${gres:+--gres "$gres"} bash -c 'trap "" USR1; exec "$@"' _
+            "${torchrun[@]}" --nnodes "$nodes" --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID"
+            --rdzv-endpoint "${hosts%%$'\n'*}:$((20000 + SLURM_JOB_ID % 10000))" "${stage[@]}"
+        )
+    elif ((processes > 1)); then
+        command=("${torchrun[@]}" --standalone "${stage[@]}")
+    fi
+    if ((nodes > 1 || processes > 1)); then
+        saved=1 # torchrun ends so, whatever its processes ended with
+    fi
+    if [[ ! ${SLURM_JOB_ID:-} ]]; then
+        "${command[@]}"
+        return
+    fi
+
+    local child told="" watchdog="" status
+    # A stage that was still being imported did not hear it; torchrun passes TERM on.
+    trap 'told=USR1; { sleep 60; kill -TERM "$child"; } >/dev/null 2>&1 & watchdog=$!' USR1
+    trap 'told=${told:-TERM}; kill -TERM "$child" 2>/dev/null || true' TERM
+    # torchrun would die of USR1 and its processes with it; they take it themselves, as a single stage does.
+    (
+        trap '' USR1
+        exec "${command[@]}"
+    ) &
+    child=$!
+    until
+        wait "$child"
+        status=$?
+        ! kill -0 "$child" 2>/dev/null
+    do :; done
+    if [[ $watchdog ]]; then
+        kill "$watchdog" 2>/dev/null || true
+    fi
+    if [[ $told == USR1 && $status == "$saved" ]]; then
+        echo "launch: the time of job $SLURM_JOB_ID is up; it goes back into the queue"
+        scontrol requeue "$SLURM_JOB_ID" && sleep 600 # until SLURM ends this attempt
+    fi
+    return "$status"
+}
