@@ -1,4 +1,4 @@
-"""A real SLURM cluster of one node on the loopback address, from Debian's packages, for as long as a block lasts.
+"""A real SLURM cluster on the loopback address, of one node or two, from Debian's packages, as long as a block lasts.
 
 It has a cluster's every mechanism but the size: queue, time limits, requeueing, preemption, GPUs that are counted
 (there need be none), and with MariaDB and slurmdbd its accounting. It runs as root, in a folder of its own, with
@@ -42,9 +42,10 @@ def missing_accounting() -> str:
 
 @dataclass
 class Cluster:
-    """The running cluster: its folder, its processes by name, and its configuration's path."""
+    """The running cluster: its folder, its nodes' names, and its processes by name (`slurmd` is the first node's)."""
 
     folder: Path
+    nodes: tuple[str, ...]
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
@@ -82,10 +83,12 @@ class Cluster:
         self.start("slurmctld", "slurmctld", "-D", "-f", str(self.folder / "slurm.conf"))
         self._wait("slurmctld", "scontrol", "ping", expected="UP")
 
-    def start_node(self) -> None:
-        """Start slurmd (again) and wait until jobs can run."""
-        self.start("slurmd", "slurmd", "-D", "-f", str(self.folder / "slurm.conf"))
-        self._wait("slurmd", "sinfo", "-h", "-o", "%t", expected=("idle", "mix", "alloc"))
+    def start_node(self, number: int = 0) -> None:
+        """Start a node's slurmd (again) and wait until jobs can run there."""
+        name = f"slurmd{number or ''}"
+        self.start(name, "slurmd", "-D", "-N", self.nodes[number], "-f", str(self.folder / "slurm.conf"))
+        ready = ("idle", "mix", "alloc")
+        self._wait(name, "sinfo", "-h", "-n", self.nodes[number], "-o", "%t", expected=ready)
 
     def _wait(self, name: str, *command: str, expected: str | tuple[str, ...], seconds: float = 60) -> None:
         expected = (expected,) if isinstance(expected, str) else expected
@@ -104,10 +107,11 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def one_node(folder: Path, *, accounting: bool = False, **settings: str) -> Iterator[Cluster]:
+def one_node(folder: Path, *, nodes: int = 1, accounting: bool = False, **settings: str) -> Iterator[Cluster]:
     """A cluster in `folder`, which is made; all its processes have ended after the block.
 
     Args:
+        nodes: 1 or 2, both on this machine under names that lead to it.
         accounting: with MariaDB and slurmdbd, so that sacct answers.
         settings: further lines of slurm.conf, key by key.
 
@@ -118,7 +122,7 @@ def one_node(folder: Path, *, accounting: bool = False, **settings: str) -> Iter
     folder.mkdir(parents=True)
     for name in ("state", "spool", "run"):
         (folder / name).mkdir()
-    cluster = Cluster(folder)
+    cluster = Cluster(folder, (socket.gethostname(), "localhost")[:nodes])
     links = []
     try:
         _start_munge(cluster)
@@ -132,7 +136,8 @@ def one_node(folder: Path, *, accounting: bool = False, **settings: str) -> Iter
         if accounting:
             cluster.ask("sacctmgr", "-i", "add", "cluster", "one")
         cluster.start_controller()
-        cluster.start_node()
+        for number in range(nodes):
+            cluster.start_node(number)
         yield cluster
     finally:
         with contextlib.suppress(subprocess.SubprocessError):
@@ -198,23 +203,22 @@ def _start_accounting(cluster: Cluster) -> None:
 
 
 def _configure(cluster: Cluster, accounting: bool, settings: dict[str, str]) -> None:
-    folder, host = cluster.folder, socket.gethostname()
+    folder = cluster.folder
     memory = max(4000, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20 - 1000)
     lines = {
         "ClusterName": "one",
-        "SlurmctldHost": f"{host}(127.0.0.1)",
+        "SlurmctldHost": f"{cluster.nodes[0]}(127.0.0.1)",
         "SlurmctldPort": str(_free_port()),
-        "SlurmdPort": str(_free_port()),
         "SlurmUser": "root",
         "SlurmdUser": "root",
         "AuthType": "auth/munge",
         "AuthInfo": f"socket={folder}/run/munge.socket",
         "StateSaveLocation": f"{folder}/state",
-        "SlurmdSpoolDir": f"{folder}/spool",
+        "SlurmdSpoolDir": f"{folder}/spool/%n",
         "SlurmctldPidFile": f"{folder}/run/slurmctld.pid",
-        "SlurmdPidFile": f"{folder}/run/slurmd.pid",
+        "SlurmdPidFile": f"{folder}/run/%n.pid",
         "SlurmctldLogFile": f"{folder}/slurmctld.log",
-        "SlurmdLogFile": f"{folder}/slurmd.log",
+        "SlurmdLogFile": f"{folder}/%n.log",
         "ProctrackType": "proctrack/linuxproc",
         "TaskPlugin": "task/none",
         "SelectType": "select/cons_tres",
@@ -242,8 +246,12 @@ def _configure(cluster: Cluster, accounting: bool, settings: dict[str, str]) -> 
     (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-{_GPUS - 1}]\n")
     (folder / "slurm.conf").write_text(
         "".join(f"{key}={value}\n" for key, value in lines.items())
-        + f"NodeName={host} NodeAddr=127.0.0.1 CPUs={_CPUS} RealMemory={memory} Gres=gpu:{_GPUS} State=UNKNOWN\n"
-        + f"PartitionName=gpu Nodes={host} Default=YES MaxTime=INFINITE State=UP\n"
+        + "".join(
+            f"NodeName={node} NodeHostname={cluster.nodes[0]} NodeAddr=127.0.0.1 Port={_free_port()} CPUs={_CPUS} "
+            f"RealMemory={memory} Gres=gpu:{_GPUS} State=UNKNOWN\n"
+            for node in cluster.nodes
+        )
+        + f"PartitionName=gpu Nodes={','.join(cluster.nodes)} Default=YES MaxTime=INFINITE State=UP\n"
     )
 
 

@@ -38,7 +38,7 @@ launch() {
 
     local child told="" watchdog="" status
     # A stage that was still being imported did not hear it; torchrun passes TERM on.
-    trap 'told=USR1; { sleep 60; kill -TERM "$child"; } >/dev/null 2>&1 & watchdog=$!' USR1
+    trap 'told=USR1; { sleep 30; kill -TERM "$child"; } >/dev/null 2>&1 & watchdog=$!' USR1
     trap 'told=${told:-TERM}; kill -TERM "$child" 2>/dev/null || true' TERM
     # torchrun would die of USR1 and its processes with it; they take it themselves, as a single stage does.
     (
