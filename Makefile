@@ -50,4 +50,4 @@ lock: setup  ## compile envs/*.in into the lock and the conda environments; UPGR
 
 clean:  ## remove caches; RESULTS=1 removes results/ and the demo's data too
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	$(if $(RESULTS),rm -rf data/demo && find results -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +)
+	$(if $(RESULTS),rm -rf data/demo && find results -mindepth 1 -maxdepth 1 ! -name .gitignore -exec rm -rf {} +)

@@ -47,6 +47,7 @@ localrules:
     dataset,
     partial,
     seeds,
+    summary,
 
 
 rule all:
@@ -54,3 +55,4 @@ rule all:
     input:
         expand(f"{RESULTS}/tables/table{{number}}.md", number=TABLES),
         expand(f"{RESULTS}/figures/fig{{number}}.png", number=FIGURES),
+        f"{RESULTS}/README.md",

@@ -230,6 +230,8 @@ def _configure(cluster: Cluster, accounting: bool, settings: dict[str, str]) -> 
         "KillWait": "10",
         "SchedulerParameters": "batch_sched_delay=1,sched_interval=5,bf_interval=5",
         "MpiDefault": "none",
+        "PreemptType": "preempt/partition_prio",
+        "PreemptMode": "REQUEUE",
         "MailProg": "/bin/true",
     }
     if accounting:
@@ -251,7 +253,8 @@ def _configure(cluster: Cluster, accounting: bool, settings: dict[str, str]) -> 
             f"RealMemory={memory} Gres=gpu:{_GPUS} State=UNKNOWN\n"
             for node in cluster.nodes
         )
-        + f"PartitionName=gpu Nodes={','.join(cluster.nodes)} Default=YES MaxTime=INFINITE State=UP\n"
+        + f"PartitionName=gpu Nodes={','.join(cluster.nodes)} Default=YES MaxTime=INFINITE PriorityTier=1 State=UP\n"
+        + f"PartitionName=urgent Nodes={','.join(cluster.nodes)} PriorityTier=9 PreemptMode=OFF State=UP\n"
     )
 
 

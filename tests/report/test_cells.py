@@ -21,6 +21,7 @@ SMALL = """
 tables:
   1:
     title: A table
+    tolerance: 1.0
     stub: Methods
     columns:
       - {name: Arch, text: true}

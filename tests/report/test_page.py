@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 
-from uic_core.report.page import Grid, Points, Quote, Text, to_html, to_markdown
+from uic_core.report.page import Grid, Points, Quote, Text, to_html, to_latex, to_markdown
 
 BLOCKS = [
     Quote("**Look** here:", ["a < b"]),
@@ -55,3 +55,15 @@ def test_html_is_well_formed_and_escaped() -> None:
     assert "<title>&lt;Table&gt;</title>" in page
     assert '<tr class="heading"><td colspan="2"><em>Others</em></td></tr>' in page
     assert "a &lt; b" in page
+
+
+def test_latex() -> None:
+    assert to_latex("tab:1", [BLOCKS[0], Text("**Table 1.** 5% of $a_b$"), *BLOCKS[2:]]) == (
+        "\\begin{table}\n\\centering\n"
+        "\\par{\\footnotesize \\textbf{Look} here:}\n\\par{\\footnotesize a < b}\n"
+        "\\caption{5\\% of \\$a\\_b\\$}\n\\label{tab:1}\n"
+        "\\begin{tabular}{lr}\n\\toprule\nMethods & conv3|x \\\\\n\\midrule\n"
+        "\\textbf{Ours} & \\textbf{1.0} (2.0) \\\\\n\\multicolumn{2}{l}{\\emph{Others}} \\\\\nA|B & 3.0 \\\\\n"
+        "\\bottomrule\n\\end{tabular}\n"
+        "\\par{\\footnotesize one}\n\\par{\\footnotesize two}\n\\end{table}\n"
+    )

@@ -23,7 +23,8 @@ Matrix = dict[tuple[str, str], Path]
 def run(number: int, paths: list[Path], out: Path, *more: str, scale: str = "demo") -> tuple[str, list[dict[str, str]]]:
     """Run the stage; returns the Markdown and the CSV's records."""
     arguments = ["--table", number, "--tables", TABLES, "--published", PUBLISHED, "--scale", scale]
-    arguments += ["--metrics", *paths, "--out", out / "t.md", "--csv", out / "t.csv", "--html", out / "t.html", *more]
+    arguments += ["--metrics", *paths, "--out", out / "t.md", "--csv", out / "t.csv", "--html", out / "t.html"]
+    arguments += ["--tex", out / "t.tex", *more]
     tables.main([str(argument) for argument in arguments])
     with open(out / "t.csv", newline="", encoding="utf-8") as file:
         return (out / "t.md").read_text(encoding="utf-8"), list(csv.DictReader(file))
@@ -90,7 +91,7 @@ def test_first_line_says_demo_and_last_line_where_it_is_from(matrix: Matrix, tmp
 
 def test_same_bytes_whatever_the_order_of_the_files(matrix: Matrix, tmp_path: Path) -> None:
     # Property: a table is a function of its inputs' contents; files it does not need change nothing.
-    files = [tmp_path / f"t.{kind}" for kind in ("md", "csv", "html")]
+    files = [tmp_path / f"t.{kind}" for kind in ("md", "csv", "html", "tex")]
     run(4, needed(matrix, 4), tmp_path)
     first = [file.read_bytes() for file in files]
     run(4, list(reversed(matrix.values())), tmp_path)
@@ -138,6 +139,75 @@ def test_mixed_commits_dates_and_seeds_are_told(
     assert "**Mixed commits**, 0123456789ab: uic_3k/fewshot; ffff (dirty): deepcluster/fewshot." in markdown
     assert "Date: 2026-01-02 to 2026-02-03. Seeds: 0, 7." in markdown
     assert {record["commit"] for record in records} == {"0123456789ab", "ffff-dirty"}
+
+
+def test_papers_scale_holds_ours_against_the_papers(matrix: Matrix, tmp_path: Path) -> None:
+    # Table 6's NMI of UIC is 38.5 in the paper; the tolerance is one point, its border included.
+    path = matrix["uic_3k", "clusters"]
+    text = path.read_text()
+    value = json.loads(text)["values"]["nmi"]["value"]
+    for ours, shown, within in (
+        (38.5, "+0.0 ✓", "yes"),
+        (37.5, "−1.0 ✓", "yes"),
+        (39.6, "+1.1 ✗", "no"),
+        (30.0, "−8.5 ✗", "no"),
+    ):
+        path.write_text(text.replace(str(value), str(ours)))
+        markdown, records = run(6, needed(matrix, 6), tmp_path, scale="paper")
+        assert f"**{ours:.1f}** (38.5, {shown})" in markdown
+        (record,) = [record for record in records if record["ours"] == str(ours)]
+        assert (record["tolerance"], record["within"]) == ("1.0", within)
+    verdicts = [record["within"] for record in records if record["within"]]
+    assert f"within 1 points (✓) or not (✗): {verdicts.count('yes')} of {len(verdicts)} are." in markdown
+
+
+def test_the_demo_is_not_held_against_the_paper(matrix: Matrix, tmp_path: Path) -> None:
+    markdown, records = run(6, needed(matrix, 6), tmp_path)
+    assert not {"✗", "−"} & set(markdown)
+    assert {(record["tolerance"], record["within"]) for record in records} == {("", "")}
+
+
+def test_columns_have_tolerances_of_their_own(matrix: Matrix, tmp_path: Path) -> None:
+    _, records = run(4, needed(matrix, 4), tmp_path, scale="paper")
+    tolerances = {record["column"]: record["tolerance"] for record in records if record["within"]}
+    assert tolerances["Segmentation ALL"] == "1.5"
+    assert tolerances["Detection ALL"] == "1.0"
+
+
+def test_latex_has_every_line_of_the_table(matrix: Matrix, tmp_path: Path) -> None:
+    for number in range(1, 8):
+        run(number, needed(matrix, number), tmp_path, scale="paper")
+        tex = (tmp_path / "t.tex").read_text()
+        table = cells.table(TABLES, number)
+        assert tex.count(" \\\\\n") == 1 + len(table.rows) + sum(bool(row.heading) for row in table.rows)
+        assert f"\\label{{tab:{number}}}" in tex
+        assert tex.count("{") == tex.count("}")
+        assert tex.isascii() or not set(tex) & set("×✓✗±−≤ᵃᵇᶜᵈ")
+        assert not re.search(r"(?<!\\)[%#_$](?!\\|-)", re.sub(r"\$.*?\$", "", tex))
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        ('"recipe_hash": "r"', "**Mixed recipes** of uic_3k: `r`: linear_probe; `other`: clusters."),
+        ('"checkpoint_hash": "c"', "**Mixed checkpoints** of uic_3k: `c`: linear_probe; `other`: clusters."),
+    ],
+)
+def test_one_run_from_two_recipes_or_checkpoints_is_told(
+    damage: str, told: str, matrix: Matrix, tmp_path: Path
+) -> None:
+    assert "**Mixed" not in run(1, needed(matrix, 1), tmp_path)[0]
+    path = matrix["uic_3k", "clusters"]
+    path.write_text(path.read_text().replace(damage, re.sub(r'"\w"$', '"other"', damage)))
+    assert told in run(1, needed(matrix, 1), tmp_path)[0]
+
+
+def test_one_evaluation_with_two_settings_is_told(matrix: Matrix, tmp_path: Path) -> None:
+    path = matrix["deepcluster", "voc_classification_all"]
+    path.write_text(path.read_text().replace("affine_trained", "frozen"))
+    markdown, _ = run(4, needed(matrix, 4), tmp_path)
+    assert '**Mixed settings** of voc_classification_all, batch_norm: "affine_trained": supervised' in markdown
+    assert '; "frozen": deepcluster.' in markdown
 
 
 def test_different_data_in_one_column_is_told(matrix: Matrix, tmp_path: Path) -> None:

@@ -126,6 +126,19 @@ def test_a_cancelled_job_is_started_again_and_goes_on(cluster, tmp_path, undistu
     assert left(site) == undisturbed(120)
 
 
+def test_a_preempted_job_comes_back_and_goes_on(cluster, tmp_path, undisturbed):
+    site = Site(tmp_path / "site", cluster, config(120))
+    process = site.start(TARGET)
+    job = until_training(site, process)
+    cluster.ask("sbatch", "--partition", "urgent", "--exclusive", "--wrap", "sleep 5", "--output", "/dev/null")
+    until(lambda: site.jobs().get(job) == "PENDING", process)
+    while process.poll() is None:
+        start_now(site)
+        time.sleep(1)
+    assert "Trying to restart" not in finish(process)
+    assert left(site) == undisturbed(120)
+
+
 def test_a_dead_node_costs_its_job_no_more_than_the_time(cluster, tmp_path, undisturbed):
     site = Site(tmp_path / "site", cluster, config(120))
     process = site.start(TARGET)

@@ -29,6 +29,7 @@ class Column(Strict):
     text: bool = False
     evaluation: str = ""
     value: str = ""
+    tolerance: float = Field(0.0, ge=0, description="points; 0: the table's")
 
 
 class Override(Strict):
@@ -77,6 +78,7 @@ class Table(Strict):
     stub: str = Field(description="heading of the first column")
     decimals: int = Field(1, ge=0, le=6)
     intervals: bool = Field(False, description="show ± ci95 beside our numbers")
+    tolerance: float = Field(gt=0, description="points that ours may be from the paper's and count as reproduced")
     columns: list[Column]
     rows: list[Row]
     footnotes: list[Footnote] = Field(default_factory=list)

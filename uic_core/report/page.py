@@ -1,4 +1,4 @@
-"""A small page of quotes, paragraphs, one-level lists and grids, written as Markdown or as HTML.
+"""A small page of quotes, paragraphs, one-level lists and grids, written as Markdown, HTML or LaTeX.
 
 Texts may hold **bold**, *italic* and `code`; nothing else of Markdown. The same page gives the same bytes.
 """
@@ -70,6 +70,14 @@ class Grid:
 
 Block = Quote | Text | Points | Grid
 
+_SUPERSCRIPTS = dict(zip("ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻ", "abcdefghijklmnoprstuvwxyz", strict=True))
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "×": r"$\times$", "✓": r"\checkmark{}", "✗": r"$\times$",
+    "±": r"$\pm$", "−": "$-$", "–": "--", "≤": r"$\leq$", "≥": r"$\geq$", "→": r"$\to$",
+    "Δ": r"$\Delta$", "·": r"$\cdot$", "²": r"\textsuperscript{2}", "…": r"\dots{}",
+}  # fmt: skip
+
 
 def to_markdown(blocks: Sequence[Block]) -> str:
     """The page as Markdown (GitHub's, for the grid)."""
@@ -79,6 +87,54 @@ def to_markdown(blocks: Sequence[Block]) -> str:
 def to_html(title: str, blocks: Sequence[Block]) -> str:
     """The page as one HTML file that needs no other."""
     return _HTML.format(title=html.escape(title), body="\n".join(_html(block) for block in blocks))
+
+
+def to_latex(label: str, blocks: Sequence[Block]) -> str:
+    """The page as a LaTeX table, to be \\input: booktabs, amssymb, UTF-8. Its first paragraph is the caption."""
+    caption = next(block for block in blocks if isinstance(block, Text))
+    (grid,) = (block for block in blocks if isinstance(block, Grid))
+    before = [_latex_small(block) for block in blocks[: blocks.index(caption)]]
+    after = [_latex_small(block) for block in blocks if block not in (caption, grid)][len(before) :]
+    title = _latex_inline(re.sub(r"^\*\*.+?\*\* ", "", caption.text))
+    lines = [
+        r"\begin{table}", r"\centering", *before, rf"\caption{{{title}}}", rf"\label{{{label}}}",
+        rf"\begin{{tabular}}{{{''.join(side[0] for side in grid.alignment)}}}", r"\toprule",
+        _latex_line(grid.header), r"\midrule",
+        *(
+            _latex_line(line)
+            if len(line) == len(grid.header)
+            else rf"\multicolumn{{{len(grid.header)}}}{{l}}{{{_latex_inline(line[0])}}} \\"
+            for line in grid.lines
+        ),
+        r"\bottomrule", r"\end{tabular}", *after, r"\end{table}",
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _latex_line(cells: Sequence[str]) -> str:
+    return " & ".join(map(_latex_inline, cells)) + r" \\"
+
+
+def _latex_small(block: Block) -> str:
+    match block:
+        case Quote(text, points):
+            texts = [text, *points]
+        case Points(points):
+            texts = list(points)
+        case _:
+            assert isinstance(block, Text)
+            texts = [block.text]
+    return "\n".join(rf"\par{{\footnotesize {_latex_inline(text)}}}" for text in texts)
+
+
+def _latex_inline(text: str) -> str:
+    text = "".join(
+        _LATEX.get(sign, rf"\textsuperscript{{{_SUPERSCRIPTS[sign]}}}" if sign in _SUPERSCRIPTS else sign)
+        for sign in text
+    )
+    text = re.sub(r"`(.+?)`", r"\\texttt{\1}", text)
+    text = re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", text)
+    return re.sub(r"\*(.+?)\*", r"\\emph{\1}", text)
 
 
 def _markdown(block: Block) -> str:

@@ -1,4 +1,4 @@
-"""Stage `tables`: one table of the paper, as Markdown (and HTML) for the reader and CSV for the next program.
+"""Stage `tables`: one table of the paper, as Markdown, HTML and LaTeX for the reader, CSV for the next program.
 
 Our numbers come from metrics JSONs and nowhere else; what goes where is declared in config/tables.yaml. The same
 inputs give the same bytes: dates and commits are those of the metrics. Imports no torch.
@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from uic_core import metrics as metrics_file
@@ -18,7 +19,8 @@ from uic_core.errors import InputError, stage
 from uic_core.files import write_text
 from uic_core.metrics import Metrics, Value
 from uic_core.report.cells import Published, Row, Source, Table, read_published, table
-from uic_core.report.page import Block, Grid, Points, Quote, Text, to_html, to_markdown
+from uic_core.report.origin import commit, foot
+from uic_core.report.page import Block, Grid, Points, Quote, Text, to_html, to_latex, to_markdown
 
 CSV_HEADER = (
     "table",
@@ -27,6 +29,8 @@ CSV_HEADER = (
     "ours",
     "paper",
     "difference",
+    "tolerance",
+    "within",
     "ci95",
     "n",
     "std",
@@ -55,6 +59,19 @@ class Cell:
     ours: Value | None = None
     metrics: Metrics | None = None
     missing: str = ""
+    tolerance: float = 0.0
+
+    @property
+    def difference(self) -> float | None:
+        """Ours − the paper's, in points; None where one of them is not there."""
+        if self.ours is None or self.paper is None:
+            return None
+        return self.ours.value - float(self.paper.text)
+
+    @property
+    def within(self) -> bool | None:
+        """Whether the difference is within the tolerance; None where there is nothing to compare."""
+        return None if self.difference is None else abs(self.difference) <= self.tolerance
 
 
 @dataclass(frozen=True)
@@ -122,7 +139,10 @@ def fill(
         for column in table.columns:
             key = (row.name, column.name)
             if not column.text:
-                cells[key] = _cell(key, published.get(key), sources.get(key), found)
+                cell = _cell(key, published.get(key), sources.get(key), found)
+                # The demo's images are others than the paper's: there is nothing to hold against each other.
+                tolerance = column.tolerance or table.tolerance
+                cells[key] = replace(cell, tolerance=tolerance if scale == "paper" else math.inf)
     reasons = dict.fromkeys(cell.missing for cell in cells.values() if cell.missing)
     problems = list(dict.fromkeys([*problems, *reasons]))
     notes = [(note.row, note.column, note.text) for note in table.footnotes]
@@ -198,7 +218,7 @@ def page(filled: Filled) -> list[Block]:
     blocks += [_grid(filled, marks), Text(_legend(filled), foot=True)]
     if notes:
         blocks.append(Points(notes))
-    return [*blocks, *(Text(line, foot=True) for line in _origin(filled))]
+    return [*blocks, *(Text(line, foot=True) for line in foot(_metrics(filled.cells), filled.scale))]
 
 
 def _marks(filled: Filled) -> tuple[dict[Key, str], list[str]]:
@@ -246,11 +266,23 @@ def _number(cell: Cell, table: Table) -> str:
         spread = cell.ours.std if cell.ours.seeds else cell.ours.ci95 if table.intervals else None
         if spread is not None:
             ours += f" ± {spread:.{table.decimals}f}"
-    return f"{ours} ({cell.paper.text})" if cell.paper else ours
+    if not cell.paper:
+        return ours
+    if cell.difference is None or math.isinf(cell.tolerance):
+        return f"{ours} ({cell.paper.text})"
+    sign = "−" if round(cell.difference, table.decimals) < 0 else "+"
+    verdict = "✓" if cell.within else "✗"
+    return f"{ours} ({cell.paper.text}, {sign}{abs(cell.difference):.{table.decimals}f} {verdict})"
 
 
 def _legend(filled: Filled) -> str:
-    legend = "**Bold**: computed here, with the paper's number in parentheses."
+    legend = "**Bold**: computed here, with the paper's number in parentheses"
+    compared = [cell for cell in filled.cells.values() if cell.within is not None and not math.isinf(cell.tolerance)]
+    if compared:
+        bounds = "/".join(f"{bound:g}" for bound in sorted({cell.tolerance for cell in compared}))
+        share = f"{sum(bool(cell.within) for cell in compared)} of {len(compared)}"
+        legend += f", ours − the paper's, and whether that is within {bounds} points (✓) or not (✗): {share} are"
+    legend += "."
     seeds = {cell.ours.seeds for cell in filled.cells.values() if cell.ours and cell.ours.seeds}
     if seeds:
         legend += f" ±: standard deviation over {' or '.join(map(str, sorted(seeds)))} seeds."
@@ -266,48 +298,11 @@ def _legend(filled: Filled) -> str:
     return legend
 
 
-def _origin(filled: Filled) -> list[str]:
-    """Foot lines: data sets, scale, commit, date, seed."""
-    metrics = _metrics(filled.cells)
-    if not metrics:
-        return [f"Scale: {filled.scale}."]
-    data: dict[tuple[str, str], str] = {}
-    prints: dict[tuple[str, str], set[str]] = {}
-    for item in metrics:
-        sizes = ", ".join(f"{split} {size:,}" for split, size in item.dataset.sizes.items())
-        name, fingerprint = item.dataset.name, item.dataset.fingerprint
-        data[name, fingerprint] = f"{name} `{fingerprint}` ({sizes})"
-        prints.setdefault((item.evaluation, name), set()).add(fingerprint)
-    lines = [f"Data: {'; '.join(data.values())}."]
-    differing = sorted(f"{evaluation} on {name}" for (evaluation, name), found in prints.items() if len(found) > 1)
-    if differing:
-        lines.append(f"**Different data in one column**: {', '.join(differing)}; see the fingerprints.")
-    dates = sorted({item.provenance.date for item in metrics})
-    seeds = sorted({item.provenance.seed for item in metrics})
-    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-    lines.append(
-        f"Scale: {filled.scale}. {_commits(metrics)} Date: {when}. "
-        f"Seed{'s' if len(seeds) > 1 else ''}: {', '.join(map(str, seeds))}."
-    )
-    return lines
-
-
-def _commits(metrics: Sequence[Metrics]) -> str:
-    commits: dict[str, list[str]] = {}
-    for item in metrics:
-        commits.setdefault(_commit(item, " (dirty)"), []).append(f"{item.run}/{item.evaluation}")
-    if len(commits) == 1:
-        return f"Commit: {next(iter(commits))}."
-    told = "; ".join(f"{commit}: {', '.join(names)}" for commit, names in commits.items())
-    return f"**Mixed commits**, {told}."
-
-
-def _commit(metrics: Metrics, dirty: str) -> str:
-    return metrics.provenance.commit + (dirty if metrics.provenance.dirty else "")
-
-
 def to_csv(filled: Filled) -> str:
-    """The numbers as CSV, a line a cell, cited rows too (`ours` empty); percent, difference = ours − paper."""
+    """The numbers as CSV, a line a cell, cited rows too (`ours` empty); percent, difference = ours − paper.
+
+    `within` is yes or no: whether the difference is within the `tolerance`; both are empty for the demo's data.
+    """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(CSV_HEADER)
@@ -316,13 +311,17 @@ def to_csv(filled: Filled) -> str:
             continue
         ours = None if cell.ours is None else round(cell.ours.value, 4)
         paper = cell.paper.text if cell.paper else ""
-        difference = "" if ours is None or not paper else round(ours - float(paper), 4)
+        difference = "" if cell.difference is None else round(cell.difference, 4)
+        compared = cell.within is not None and not math.isinf(cell.tolerance)
+        verdict = [cell.tolerance, "yes" if cell.within else "no"] if compared else ["", ""]
         facts = [getattr(cell.ours, name, None) for name in ("ci95", "n", "std", "seeds")]
         spread = ["" if fact is None else round(fact, 4) for fact in facts]
         origin = (cell.source.run, cell.source.evaluation) if cell.source else ("", "")
-        commit = _commit(cell.metrics, "-dirty") if cell.metrics else ""
+        made_by = commit(cell.metrics, "-dirty") if cell.metrics else ""
         shown = "" if ours is None else ours
-        writer.writerow([filled.number, cell.row, cell.column, shown, paper, difference, *spread, *origin, commit])
+        writer.writerow(
+            [filled.number, cell.row, cell.column, shown, paper, difference, *verdict, *spread, *origin, made_by]
+        )
     return buffer.getvalue()
 
 
@@ -337,6 +336,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="Markdown")
     parser.add_argument("--csv", type=Path, required=True)
     parser.add_argument("--html", type=Path, help="a page of its own, for the HTML report")
+    parser.add_argument("--tex", type=Path, help="a table environment, to be input")
     parser.add_argument("--partial", action="store_true", help="show – and the reason where metrics are missing")
     options = parser.parse_args(arguments)
     with stage():
@@ -346,6 +346,8 @@ def main(arguments: list[str] | None = None) -> None:
         write_text(options.csv, to_csv(filled))
         if options.html:
             write_text(options.html, to_html(f"Table {options.table}", page(filled)))
+        if options.tex:
+            write_text(options.tex, to_latex(f"tab:{options.table}", page(filled)))
         write_text(options.out, to_markdown(page(filled)))
 
 

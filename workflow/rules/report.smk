@@ -1,6 +1,6 @@
 # Metrics -> Tables 1-7, Figs. 3 and 4. Each is a target of its own: `snakemake table4`, `snakemake fig3`.
 #   in   results/metrics/<run>/<evaluation>.json, config/tables.yaml, config/published.csv
-#   out  results/metrics/<run>/<evaluation>.seeds.json for runs of several seeds, results/tables/table<n>.{md,csv,html},
+#   out  results/metrics/<run>/<evaluation>.seeds.json for runs of several seeds, results/tables/table<n>.{md,csv,tex,html},
 #        results/figures/fig<n>.{png,svg}; on request results/export/<run>/
 
 
@@ -61,6 +61,7 @@ for number in TABLES:
         output:
             md=f"{RESULTS}/tables/table{number}.md",
             csv=f"{RESULTS}/tables/table{number}.csv",
+            tex=f"{RESULTS}/tables/table{number}.tex",
             html=report(
                 f"{RESULTS}/tables/table{number}.html",
                 caption=f"../report/table{number}.rst",
@@ -82,7 +83,7 @@ for number in TABLES:
         shell:
             "python -m uic_core.report.tables --table {params.number} --scale {params.scale} --tables {input.tables:q}"
             " --published {input.published:q} --metrics {input.metrics} --out {output.md} --csv {output.csv}"
-            " --html {output.html} > {log} 2>&1"
+            " --tex {output.tex} --html {output.html} > {log} 2>&1"
 
 
 for number in FIGURES:
@@ -118,6 +119,28 @@ for number in FIGURES:
             "python -m uic_core.report.figures --figure {params.number} --scale {params.scale}"
             " --metrics {input.metrics} --arrays {input.arrays} --index {input.index}"
             " --out {output.png} --svg {output.svg} > {log} 2>&1"
+
+
+rule summary:
+    input:
+        csv=expand(f"{RESULTS}/tables/table{{number}}.csv", number=TABLES),
+        tables=workflow.source_path("../../config/tables.yaml"),
+    output:
+        f"{RESULTS}/README.md",
+    log:
+        f"{RESULTS}/logs/report/summary.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/report/summary.tsv"
+    conda:
+        "../../envs/report.yaml"
+    resources:
+        mem_mb=500,
+        runtime=5,
+    params:
+        scale=CONFIG.scale,
+    shell:
+        "python -m uic_core.report.summary --csv {input.csv} --tables {input.tables:q} --scale {params.scale}"
+        " --out {output} > {log} 2>&1"
 
 
 # What can be shown today, `–` and the reason where a number is missing: `snakemake partial`. No outputs are declared,

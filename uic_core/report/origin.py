@@ -1,0 +1,83 @@
+"""Where a table's numbers are from: its foot lines, and a warning where they do not belong together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from uic_core.config import Evaluations
+from uic_core.metrics import Metrics
+
+# The keys of an evaluation's section of the config: the same for every row, unless files of several configs are mixed.
+_SECTIONS = {
+    name: tuple(field.annotation.model_fields)
+    for name, field in Evaluations.model_fields.items()
+    if field.annotation is not None
+}
+
+
+def foot(metrics: Sequence[Metrics], scale: str) -> list[str]:
+    """Foot lines: data sets, scale, commit, date, seed; and what is mixed in the metrics that fill one table."""
+    if not metrics:
+        return [f"Scale: {scale}."]
+    data: dict[tuple[str, str], str] = {}
+    prints: dict[tuple[str, str], set[str]] = {}
+    for item in metrics:
+        sizes = ", ".join(f"{split} {size:,}" for split, size in item.dataset.sizes.items())
+        name, fingerprint = item.dataset.name, item.dataset.fingerprint
+        data[name, fingerprint] = f"{name} `{fingerprint}` ({sizes})"
+        prints.setdefault((item.evaluation, name), set()).add(fingerprint)
+    lines = [f"Data: {'; '.join(data.values())}."]
+    differing = sorted(f"{evaluation} on {name}" for (evaluation, name), found in prints.items() if len(found) > 1)
+    if differing:
+        lines.append(f"**Different data in one column**: {', '.join(differing)}; see the fingerprints.")
+    dates = sorted({item.provenance.date for item in metrics})
+    seeds = sorted({item.provenance.seed for item in metrics})
+    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    lines += _mixed(metrics)
+    lines.append(
+        f"Scale: {scale}. {_commits(metrics)} Date: {when}. "
+        f"Seed{'s' if len(seeds) > 1 else ''}: {', '.join(map(str, seeds))}."
+    )
+    return lines
+
+
+def _commits(metrics: Sequence[Metrics]) -> str:
+    commits: dict[str, list[str]] = {}
+    for item in metrics:
+        commits.setdefault(commit(item, " (dirty)"), []).append(f"{item.run}/{item.evaluation}")
+    if len(commits) == 1:
+        return f"Commit: {next(iter(commits))}."
+    told = "; ".join(f"{made_by}: {', '.join(names)}" for made_by, names in commits.items())
+    return f"**Mixed commits**, {told}."
+
+
+def _mixed(metrics: Sequence[Metrics]) -> list[str]:
+    """A line each where one run's numbers come from several recipes or checkpoints, or one evaluation's from several
+    settings."""
+    lines = []
+    for kind, attribute in (("recipes", "recipe_hash"), ("checkpoints", "checkpoint_hash")):
+        found: dict[str, dict[str, list[str]]] = {}
+        for item in metrics:
+            value = getattr(item.provenance, attribute)
+            found.setdefault(item.run, {}).setdefault(value, []).append(item.evaluation)
+        for run, values in found.items():
+            if len(values) > 1:
+                told = "; ".join(f"`{value}`: {', '.join(evaluations)}" for value, evaluations in values.items())
+                lines.append(f"**Mixed {kind}** of {run}: {told}.")
+    settings: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for item in metrics:
+        for key in _SECTIONS.get(item.evaluation, ()):
+            if key in item.protocol:
+                value = json.dumps(item.protocol[key], sort_keys=True)
+                settings.setdefault((item.evaluation, key), {}).setdefault(value, []).append(item.run)
+    for (evaluation, key), values in settings.items():
+        if len(values) > 1:
+            told = "; ".join(f"{value}: {', '.join(runs)}" for value, runs in values.items())
+            lines.append(f"**Mixed settings** of {evaluation}, {key}: {told}.")
+    return lines
+
+
+def commit(metrics: Metrics, dirty: str) -> str:
+    """The commit that made them, and `dirty` after it if the tree had changes."""
+    return metrics.provenance.commit + (dirty if metrics.provenance.dirty else "")

@@ -1,0 +1,89 @@
+"""Stage `summary`: the results folder's README, an index of every table and figure. Imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from uic_core.errors import InputError, stage
+from uic_core.files import write_text
+from uic_core.report.cells import read_tables
+from uic_core.report.page import Block, Grid, Quote, Text, to_markdown
+from uic_core.report.tables import DEMO
+
+_FIGURES = {3: "Class sizes of the pseudo-labels", 4: "Images of the pseudo-classes with the lowest entropy"}
+_FOLDERS = {
+    "runs/<run>/": "`recipe.yaml`, `checkpoint.safetensors`, `labels.npy`, `history.jsonl`; resume state beside them",
+    "metrics/<run>/<evaluation>.json": "what an evaluation says of a checkpoint: values, protocol, provenance",
+    "tables/, figures/": "what the paper shows; `tables/partial/` by `snakemake partial`",
+    "export/<run>/": "weights as torchvision and OpenMMLab name them, on request",
+    "logs/, benchmarks/": "what each job printed; its time and memory",
+    "protocols/<evaluation>.yaml": "that section of the config, as the stages read it",
+    "data/, index/, proposals/": "what the checks found; the image lists; selective-search boxes",
+    "report.html": "tables and figures with captions in one file, by `snakemake --report`",
+}
+
+
+def page(titles: dict[int, str], csvs: dict[int, Path], scale: str) -> list[Block]:
+    """The index: a line a table with how many of its numbers were computed and came within the tolerance, the figures,
+    and what else the folder holds.
+
+    Args:
+        titles: of the tables, by number.
+        csvs: the tables' CSV files, by number.
+        scale: 'demo' or 'paper'.
+
+    Raises:
+        InputError: a CSV is missing or is not a table's.
+    """
+    lines = []
+    for number, path in csvs.items():
+        computed, compared, within = _count(path)
+        verdict = f"{within} of {compared}" if compared else "–"
+        files = " ".join(f"[{kind}](tables/table{number}.{kind})" for kind in ("csv", "tex", "html"))
+        lines.append([f"[Table {number}](tables/table{number}.md)", titles[number], str(computed), verdict, files])
+    head = ["table", "shows", "computed numbers", "within tolerance of the paper", "also as"]
+    figures = [
+        [f"[Fig. {number}](figures/fig{number}.png)", shows, f"[svg](figures/fig{number}.svg)"]
+        for number, shows in _FIGURES.items()
+    ]
+    folders = [[f"`{path}`", what] for path, what in _FOLDERS.items()]
+    return [
+        Text("# Results"),
+        *([Quote(DEMO)] if scale == "demo" else []),
+        Grid(head, lines, ["left", "left", "right", "right", "left"]),
+        Grid(["figure", "shows", "also as"], figures, ["left"] * 3),
+        Grid(["path", "what it is"], folders, ["left"] * 2),
+    ]
+
+
+def _count(path: Path) -> tuple[int, int, int]:
+    """Numbers of ours, those of them that are compared with the paper, and those that came within the tolerance."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            records = list(csv.DictReader(file))
+        ours = [record for record in records if record["ours"]]
+        verdicts = [record["within"] for record in ours if record["within"]]
+    except (OSError, KeyError, csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: is no table ({error}); delete it and run snakemake again") from error
+    return len(ours), len(verdicts), verdicts.count("yes")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the index of a results folder."""
+    parser = argparse.ArgumentParser(prog="python -m uic_core.report.summary", description=__doc__)
+    parser.add_argument("--tables", type=Path, required=True, help="config/tables.yaml")
+    parser.add_argument("--csv", type=Path, nargs="+", required=True, help="table1.csv and so on, in order")
+    parser.add_argument("--scale", choices=("demo", "paper"), required=True)
+    parser.add_argument("--out", type=Path, required=True, help="Markdown")
+    options = parser.parse_args(arguments)
+    with stage():
+        titles = {number: table.title for number, table in read_tables(options.tables).items()}
+        csvs = dict(zip(titles, options.csv, strict=True))
+        write_text(options.out, to_markdown(page(titles, csvs, options.scale)))
+
+
+if __name__ == "__main__":
+    main()
