@@ -10,8 +10,9 @@ TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 # As the rules' jobs have it (workflow/rules/common.smk).
 HUGE_PAGES := GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 TESTS := tests
+CONFIG := config/paper.yaml
 
-.PHONY: help setup demo test test-slurm check bench lock clean
+.PHONY: help setup demo test test-slurm check bench plan check-data status lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +45,16 @@ bench: setup  ## speed and memory beside peers, a line a bar; make bench-boundar
 
 bench-%: setup
 	@$(HUGE_PAGES) $(BIN)/python -m bench.$*
+
+plan: setup  ## jobs, GPU-hours, disk, wall time of CONFIG=config/paper.yaml; GPUS=8, PEAK=312 (TFLOP/s) or MEASURE=1
+	@$(BIN)/python -m uic_core.overview.plan --config $(CONFIG) --tables config/tables.yaml \
+		$(if $(GPUS),--gpus $(GPUS)) $(if $(PEAK),--peak $(PEAK)) $(if $(MEASURE),--measure)
+
+check-data: setup  ## whether every data set of CONFIG is there, and where to get what is not
+	@$(BIN)/python -m uic_core.overview.datasets --config $(CONFIG)
+
+status: setup  ## how far the runs of CONFIG have come: epochs, evaluations, jobs, failures
+	@$(BIN)/python -m uic_core.overview.status --config $(CONFIG) --tables config/tables.yaml
 
 lock: setup  ## compile envs/*.in into the lock and the conda environments; UPGRADE=1 takes newer versions
 	$(BIN)/python envs/lock.py $(if $(UPGRADE),--upgrade)

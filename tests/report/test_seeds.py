@@ -78,10 +78,11 @@ def test_a_table_shows_the_deviation_and_says_over_how_many_seeds(paths, tmp_pat
             "stub": "Methods",
             "columns": [{"name": "conv1", "evaluation": "linear_probe", "value": "conv1"}],
             "rows": [{"name": "UIC 3k", "run": "uic_3k", "extra": True}],
+            "tolerance": 1.0,
         }
     )
     filled = tables.fill(1, table, {}, [tmp_path / "out.json"], "paper")
     shown = tables.to_markdown(tables.page(filled))
     assert "**63.0** ± 3.6" in shown
     assert "±: standard deviation over 3 seeds." in shown
-    assert ",63.0,,,,400,3.6056,3,uic_3k,linear_probe,a+b" in tables.to_csv(filled)
+    assert ",63.0,,,,,,400,3.6056,3,uic_3k,linear_probe,a+b" in tables.to_csv(filled)

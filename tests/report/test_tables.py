@@ -158,7 +158,7 @@ def test_papers_scale_holds_ours_against_the_papers(matrix: Matrix, tmp_path: Pa
         (record,) = [record for record in records if record["ours"] == str(ours)]
         assert (record["tolerance"], record["within"]) == ("1.0", within)
     verdicts = [record["within"] for record in records if record["within"]]
-    assert f"within 1 points (✓) or not (✗): {verdicts.count('yes')} of {len(verdicts)} are." in markdown
+    assert f"within 1 point (✓) or not (✗): {verdicts.count('yes')} of {len(verdicts)} are." in markdown
 
 
 def test_the_demo_is_not_held_against_the_paper(matrix: Matrix, tmp_path: Path) -> None:

@@ -280,8 +280,9 @@ def _legend(filled: Filled) -> str:
     compared = [cell for cell in filled.cells.values() if cell.within is not None and not math.isinf(cell.tolerance)]
     if compared:
         bounds = "/".join(f"{bound:g}" for bound in sorted({cell.tolerance for cell in compared}))
+        bounds += " point" if bounds == "1" else " points"
         share = f"{sum(bool(cell.within) for cell in compared)} of {len(compared)}"
-        legend += f", ours − the paper's, and whether that is within {bounds} points (✓) or not (✗): {share} are"
+        legend += f", ours − the paper's, and whether that is within {bounds} (✓) or not (✗): {share} are"
     legend += "."
     seeds = {cell.ours.seeds for cell in filled.cells.values() if cell.ours and cell.ours.seeds}
     if seeds:

@@ -1,0 +1,72 @@
+"""Costs are PROTOCOL section 9's, and follow the config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from uic_core.config import Config, validate
+from uic_core.files import read_yaml
+from uic_core.overview import costs
+
+CONFIG = Path(__file__).parents[2] / "config"
+
+
+@pytest.fixture
+def paper() -> Config:
+    path = CONFIG / "paper.yaml"
+    return validate(read_yaml(path), str(path))
+
+
+@pytest.mark.parametrize(
+    ("arch", "sobel", "forward", "training"),
+    [("alexnet", True, 2.2, 6.5), ("resnet50", False, 8.2, 24.3), ("vgg16", False, 31.0, 92.7)],
+)
+def test_networks_cost_what_the_protocol_says(arch: str, sobel: bool, forward: float, training: float) -> None:
+    size = costs.network(arch, 3000, 224, sobel)
+    assert size.forward / 1e9 == pytest.approx(forward, rel=0.03)
+    assert size.training / 1e9 == pytest.approx(training, rel=0.03)
+
+
+def test_a_linear_layer_by_hand() -> None:
+    # AlexNet's classifier at 224 with 3000 classes: 9216·4096 + 4096·4096 + 4096·3000 multiply-adds.
+    size = costs.network("alexnet", 3000, 224, True)
+    assert size.classifier == 2 * (9216 * 4096 + 4096 * 4096 + 4096 * 3000)
+
+
+def test_uic_takes_no_pass_of_its_own_and_deepcluster_one_an_epoch(paper: Config) -> None:
+    uic, deepcluster = costs.training(paper, "uic_3k"), costs.training(paper, "deepcluster")
+    images, epochs = paper.datasets.imagenet.train_images, paper.runs["uic_3k"].epochs
+    assert uic.images == images * epochs
+    assert deepcluster.images == 2 * images * paper.runs["deepcluster"].epochs
+    size = costs.network("alexnet", paper.runs["deepcluster"].classes, 224, True)
+    assert deepcluster.flops == deepcluster.images / 2 * (size.training + size.forward)
+    # PROTOCOL section 9: the extra forward is .33 of training compute
+    assert size.forward / size.training == pytest.approx(0.33, abs=0.01)
+
+
+def test_labels_from_a_centre_crop_take_a_pass_an_epoch_and_fine_tuning_one(paper: Config) -> None:
+    images = paper.datasets.imagenet.train_images
+    crop, tuned = costs.training(paper, "uic_3k_center_crop"), costs.training(paper, "uic_3k_fft")
+    assert crop.images == 2 * images * paper.runs["uic_3k_center_crop"].epochs
+    assert tuned.images == images * (1 + paper.runs["uic_3k_fft"].epochs)
+    assert ("pretrain", "uic_3k") in tuned.needs
+    assert costs.training(paper, "random_rgb").flops == 0
+
+
+def test_probes_decode_every_training_image_an_epoch_and_test_in_few_passes(paper: Config) -> None:
+    job = costs.evaluation(paper, "uic_3k", "linear_probe")
+    imagenet = paper.datasets.imagenet
+    assert job.images == 32 * imagenet.train_images + 3 * imagenet.val_images
+    assert job.needs[0] == ("pretrain", "uic_3k")
+
+
+@pytest.mark.parametrize("key", ["iterations", "images_per_batch"])
+def test_detection_grows_with_its_settings(paper: Config, key: str) -> None:
+    # Property: twice the training costs between one and two times the job.
+    before = costs.evaluation(paper, "uic_3k_fft", "detection").flops
+    changed = paper.evaluations.detection.model_copy(update={key: 2 * getattr(paper.evaluations.detection, key)})
+    evaluations = paper.evaluations.model_copy(update={"detection": changed})
+    after = costs.evaluation(paper.model_copy(update={"evaluations": evaluations}), "uic_3k_fft", "detection").flops
+    assert before < after <= 2 * before

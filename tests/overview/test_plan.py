@@ -1,0 +1,120 @@
+"""The plan has the workflow's jobs, and schedules them as n slots can."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from uic_core.config import validate
+from uic_core.files import read_yaml
+from uic_core.overview import plan
+from uic_core.overview.costs import Job
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "config"
+
+
+def rates(slots: int, *, gpu: bool = True, cpus: int = 16) -> plan.Rates:
+    """A FLOP a second, an image a second, no start."""
+    start = {"core": 0.0, "openmmlab": 0.0, "report": 0.0}
+    return plan.Rates({"alexnet": 1.0}, 1.0, 1.0, start, cpus, slots, gpu, "test")
+
+
+def work(name: str, seconds: float, *needs: str, arch: str = "alexnet") -> Job:
+    return Job(name, "", tuple((need, "") for need in needs), "core", arch, flops=seconds if arch else 0)
+
+
+def wall(jobs: list[Job], slots: int, **more: bool) -> float:
+    return plan.wall({job.key: job for job in jobs}, rates(slots, **more))
+
+
+def test_a_case_by_hand() -> None:
+    # a(3) and b(2) first; c(4) after a; d(1) after b and c: 8 on any number of GPUs, 10 on one.
+    jobs = [work("a", 3), work("b", 2), work("c", 4, "a"), work("d", 1, "b", "c")]
+    assert [wall(jobs, slots) for slots in (1, 2, 3)] == [10, 8, 8]
+
+
+def test_the_longest_chain_goes_first() -> None:
+    jobs = [work("short", 1), work("other", 1), work("head", 1), work("tail", 8, "head")]
+    assert wall(jobs, 2) == 9
+
+
+def test_jobs_without_a_gpu_wait_for_none() -> None:
+    jobs = [work("gpu", 5), *(work(f"cpu{n}", 0, arch="") for n in range(9))]
+    assert wall(jobs, 1) == 5
+
+
+def test_a_schedule_is_between_its_bounds() -> None:
+    # Property: no faster than the work over the slots or than the longest chain; no slower than both together (Graham).
+    chance = random.Random(0)
+    for _, slots in itertools.product(range(30), (1, 2, 5)):
+        jobs: list[Job] = []
+        chain: dict[str, float] = {}
+        for number in range(12):
+            needs = [job.rule for job in jobs if chance.random() < 0.2]
+            seconds = chance.randint(1, 9)
+            jobs.append(work(str(number), seconds, *needs))
+            chain[str(number)] = seconds + max((chain[need] for need in needs), default=0)
+        total, longest, taken = sum(job.flops for job in jobs), max(chain.values()), wall(jobs, slots)
+        assert max(total / slots, longest) <= taken <= total / slots + longest
+        assert slots > 1 or taken == total
+
+
+def test_a_job_lasts_as_long_as_the_slower_of_arithmetic_and_decoding() -> None:
+    job = Job("a", "", (), "core", "alexnet", flops=10, images=150)
+    assert rates(1).seconds(job) == 10  # 15 of 16 CPUs decode
+    assert rates(1, cpus=2).seconds(job) == 150
+    assert rates(1, gpu=False, cpus=1).seconds(job) == 160
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["paper", "demo"])
+def test_it_has_the_jobs_of_the_workflow(name: str, tmp_path: Path) -> None:
+    """Rule by rule, but for those that only write a part of the config to a file."""
+    path = CONFIG / f"{name}.yaml"
+    config = validate(read_yaml(path), str(path))
+    text = plan.report(config, CONFIG / "tables.yaml", plan.assumed(config, 312, 8))
+    planned = {match[1]: int(match[2]) for match in re.finditer(r"^(\w+)  +(\d+)  +[\d.]+  +[\d.]+  +", text, re.M)}
+    planned = {rule: count for rule, count in planned.items() if not re.match("table|all|alone", rule)}
+    process = subprocess.run(
+        [
+            sys.executable, "-m", "snakemake", "-n", "--snakefile", str(ROOT / "Snakefile"), "--configfile", str(path),
+            "--replace-workflow-config", "--directory", str(tmp_path), "--cores", "1",
+        ],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    counted = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", process.stdout, re.M)}
+    merged = {"voc_classification": sum(planned.pop(f"voc_classification_{part}") for part in ("fc6_8", "all"))}
+    planned |= merged
+    written = {"all", "total", "recipe", "protocol", "dataset", "summary"}
+    expected = {rule: n for rule, n in counted.items() if rule not in written and not re.match(r"table\d|fig\d", rule)}
+    # one line for both index files of ImageNet
+    expected["index"] -= 1
+    assert planned == expected
+
+
+def test_seeds_multiply_runs(tmp_path: Path) -> None:
+    path = CONFIG / "paper.yaml"
+    content = read_yaml(path)
+    plain = validate(content, str(path))
+    several = validate(content | {"seeds": {"uic_5k": [1, 2, 3]}}, str(path))
+    hours = {}
+    for name, config in (("plain", plain), ("several", several)):
+        jobs = plan.jobs_of(config, [("uic_5k", "linear_probe")])
+        hours[name] = sum(job.flops for job in jobs.values())
+    assert hours["several"] == 4 * hours["plain"]
+
+
+def test_a_wrong_config_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text((CONFIG / "paper.yaml").read_text().replace("scale: paper", "scales: paper"))
+    with pytest.raises(SystemExit) as caught:
+        plan.main(["--config", str(path), "--tables", str(CONFIG / "tables.yaml")])
+    assert caught.value.code == 2
+    assert "did you mean 'scale'?" in capsys.readouterr().err

@@ -1,0 +1,137 @@
+"""Status and data check tell what is there, and what is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from uic_core.config import Config, validate
+from uic_core.files import read_yaml
+from uic_core.overview import datasets, status
+
+CONFIG = Path(__file__).parents[2] / "config"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    content = read_yaml(CONFIG / "demo.yaml") | {"results": str(tmp_path / "results")}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    return validate(content, "config.yaml")
+
+
+def state(folder: Path, epoch: int) -> Path:
+    """A state as safetensors writes it: eight bytes of length, then the head."""
+    folder.mkdir(parents=True, exist_ok=True)
+    head = json.dumps({"__metadata__": {"state": json.dumps({"position": {"epoch": epoch}})}}).encode()
+    path = folder / f"state.{epoch}.safetensors"
+    path.write_bytes(len(head).to_bytes(8, "little") + head + b"tensors")
+    return path
+
+
+def shown(config: Config, run: str) -> status.RunStatus:
+    (found,) = [each for each in status.runs(config, CONFIG / "tables.yaml") if each.name == run]
+    return found
+
+
+def test_a_run_goes_from_nothing_to_trained_and_evaluated(config: Config) -> None:
+    folder = Path(config.results) / "runs" / "uic_3k"
+    total = config.runs["uic_3k"].epochs
+    assert shown(config, "uic_3k") == status.RunStatus(
+        "uic_3k", False, 0, total, (), ("linear_probe", "clusters", "fewshot")
+    )
+    state(folder, 7)
+    state(folder, 9)
+    assert shown(config, "uic_3k").epochs == 9
+    (folder / "checkpoint.safetensors").touch()
+    (Path(config.results) / "metrics" / "uic_3k").mkdir(parents=True)
+    (Path(config.results) / "metrics" / "uic_3k" / "clusters.json").touch()
+    found = shown(config, "uic_3k")
+    assert (found.trained, found.epochs) == (True, total)
+    assert (found.present, found.missing) == (("clusters",), ("linear_probe", "fewshot"))
+
+
+@pytest.mark.parametrize("content", [b"", b"1234", b"\xff" * 8, b"\x05\0\0\0\0\0\0\0{nope", b"\x02\0\0\0\0\0\0\0{}"])
+def test_a_state_that_is_being_written_is_passed_over(config: Config, content: bytes) -> None:
+    folder = Path(config.results) / "runs" / "uic_3k"
+    state(folder, 4)
+    (folder / "state.9.safetensors").write_bytes(content)
+    assert shown(config, "uic_3k").epochs == 4
+
+
+def test_runs_that_no_table_shows_but_one_starts_from_are_there(config: Config) -> None:
+    assert shown(config, "uic_3k_center_crop").missing == ()
+
+
+def test_failures_are_told_until_the_job_is_done(config: Config) -> None:
+    log = Path(config.results) / "logs" / "uic_3k" / "linear_probe.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("one\ntwo\nthree\nerror: no such image; get it\n")
+    (log.parent / "pretrain.log").write_text("epoch 1/9\n")  # runs
+    assert list(status.failures(config)) == [(log, ["two", "three", "error: no such image; get it"])]
+    made = Path(config.results) / "metrics" / "uic_3k" / "linear_probe.json"
+    made.parent.mkdir(parents=True)
+    made.touch()
+    assert list(status.failures(config)) == []
+
+
+def test_the_command_prints_all_of_it_and_the_queue(config: Config, tmp_path: Path) -> None:
+    """squeue is a stand-in; tests/slurm has a real one."""
+    state(Path(config.results) / "runs" / "uic_3k", 7)
+    (tmp_path / "squeue").write_text(
+        "#!/bin/sh\necho '12|RUNNING|1:02|rule_pretrain_wildcards_uic_3k'\necho '13|PENDING|0:00|other'\n"
+    )
+    (tmp_path / "squeue").chmod(0o755)
+    before = sorted(Path(config.results).rglob("*"))
+    process = subprocess.run(
+        [
+            sys.executable, "-m", "uic_core.overview.status", "--config", str(tmp_path / "config.yaml"),
+            "--tables", str(CONFIG / "tables.yaml"),
+        ],
+        cwd=CONFIG.parent, capture_output=True, text=True, check=True,
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert "7/" in process.stdout
+    assert "12     RUNNING  1:02    rule_pretrain_wildcards_uic_3k" in process.stdout
+    assert "other" not in process.stdout
+    assert process.stdout.rstrip().endswith("42 evaluations made, 1 jobs in the queue, 0 failed")
+    assert sorted(Path(config.results).rglob("*")) == before
+
+
+def test_it_imports_no_torch() -> None:
+    code = "import sys, uic_core.overview.status, uic_core.overview.datasets; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=CONFIG.parent)
+    assert done.stdout.strip() == "False"
+
+
+def test_every_data_set_is_checked_though_the_first_is_missing(
+    config: Config, demo_data: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = config.model_dump(mode="json") | {"seeds": {}}
+    content["datasets"] = demo_data.datasets.model_dump() | {"generated": False}
+    content["datasets"]["imagenet"]["root"] = str(tmp_path / "nowhere")
+    content["evaluations"]["fewshot"]["ways"] = 5
+    for recipe in content["runs"].values():
+        recipe["classes"] = 4
+        recipe["images"] = 0
+    content["evaluations"]["linear_probe"] |= {
+        key: dict.fromkeys(content["evaluations"]["linear_probe"][key], 0) for key in ("images", "val_images")
+    }
+    content["evaluations"]["fewshot"] |= {"shots": 5, "queries": 15}
+    path = tmp_path / "real.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(SystemExit) as caught:
+        datasets.main(["--config", str(path), "--threads", "1"])
+    assert caught.value.code == 2
+    told = capsys.readouterr().out
+    assert "imagenet: MISSING" in told
+    assert "datasets.imagenet.root" in told
+    assert "get ILSVRC-2012" in told
+    for name in ("voc07", "voc_segmentation", "miniimagenet"):
+        assert f"{name}: ok" in told

@@ -1,0 +1,49 @@
+"""`make check-data`: every data set that a config names, without starting the workflow. Imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from uic_core.config import Config, DatasetName, validate
+from uic_core.data.check import check
+from uic_core.errors import InputError, stage
+from uic_core.files import read_yaml
+
+NAMES: tuple[DatasetName, ...] = ("imagenet", "voc07", "voc_segmentation", "miniimagenet")
+
+
+def verdicts(config: Config, processes: int) -> dict[DatasetName, tuple[bool, str]]:
+    """For each data set: whether all of it is there, and what was found, or is wrong and where to get it."""
+    found: dict[DatasetName, tuple[bool, str]] = {}
+    for name in NAMES:
+        dataset = config.datasets.one(name)
+        if dataset.generated and not Path(dataset.section.root).exists():
+            found[name] = (True, f"{dataset.section.root}: not there yet; the workflow generates it\n")
+            continue
+        try:
+            found[name] = (True, check(dataset, processes))
+        except InputError as error:
+            found[name] = (False, f"{error}\n")
+    return found
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print what is there and what is missing; exit status 2 where something is."""
+    parser = argparse.ArgumentParser(prog="python -m uic_core.overview.datasets", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="processes that decode VOC's images")
+    options = parser.parse_args(arguments)
+    with stage():
+        config = validate(read_yaml(options.config), str(options.config))
+        found = verdicts(config, options.threads)
+        for name, (whole, text) in found.items():
+            print(f"{name}: {'ok' if whole else 'MISSING'}")
+            print("".join(f"  {line}\n" for line in text.splitlines()), end="")
+        sys.exit(0 if all(whole for whole, _ in found.values()) else 2)
+
+
+if __name__ == "__main__":
+    main()

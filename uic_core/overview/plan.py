@@ -1,0 +1,207 @@
+"""`make plan`: what a config will take, before the first GPU hour: jobs, GPU-hours, disk, memory, wall time on n GPUs.
+
+Costs are counted, rates are measured here (--measure) or those of a named GPU. A job lasts as long as the slower of its
+arithmetic and its decoding, with one CPU their sum, after the seconds that it takes to start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tabulate import tabulate
+
+from uic_core.config import Config, validate
+from uic_core.errors import stage
+from uic_core.files import read_yaml
+from uic_core.overview.costs import Job, evaluation, preparation, training
+from uic_core.recipe import External
+from uic_core.report.cells import needed
+
+TABLES = range(1, 8)
+FIGURES = ("fig3", "fig4")
+Key = tuple[str, str]
+
+# Shares of the bf16 matrix rate that training reaches: what `make bench-gpu` asks for.
+_SHARES = {"alexnet": 0.35, "alexnet_torchvision": 0.35, "vgg16": 0.5, "resnet50": 0.14, "resnet50_mlp": 0.14}
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How fast a machine is.
+
+    Attributes:
+        flops: FLOP/s that training reaches, by architecture.
+        decode: images a CPU-second.
+        search: seconds of selective search an image and CPU.
+        start: seconds until a job works, by environment.
+        cpus: of one job.
+        slots: GPUs; without any, CPUs, and then every job takes one.
+        gpu: whether `slots` are GPUs.
+        said: where the rates are from, for the reader.
+    """
+
+    flops: dict[str, float]
+    decode: float
+    search: float
+    start: dict[str, float]
+    cpus: int
+    slots: int
+    gpu: bool
+    said: str
+
+    def seconds(self, job: Job) -> float:
+        """How long a job takes."""
+        arithmetic = job.flops / self.flops[job.arch] if job.arch else 0.0
+        processes = max(1, self.cpus - 1)
+        decoding = job.images / self.decode / processes
+        work = arithmetic + decoding if self.cpus == 1 else max(arithmetic, decoding)
+        return self.start[job.environment] + work + job.searched * self.search / self.cpus
+
+
+def assumed(config: Config, peak: float, gpus: int) -> Rates:
+    """Rates of a GPU whose bf16 matrix rate is `peak` TFLOP/s, with 16 CPUs a job (bench/RESULTS.md)."""
+    flops: dict[str, float] = {recipe.arch: _SHARES[recipe.arch] * peak * 1e12 for recipe in config.runs.values()}
+    start = {"core": 20.0, "openmmlab": 40.0, "report": 10.0}
+    said = f"assumed: a GPU of {peak:g} TFLOP/s in bf16, 16 CPUs of 750 images/s a job; --measure measures here"
+    return Rates(flops, 750.0, 2.0, start, 16, gpus, True, said)
+
+
+def jobs_of(config: Config, pairs: Iterable[Key], tables: Sequence[str] = ()) -> dict[Key, Job]:
+    """The jobs that make the metrics of `pairs` (run, evaluation), with all that they need, and then `tables`."""
+    prepared = {job.key: job for job in preparation(config)}
+    found: dict[Key, Job] = {}
+
+    def add(job: Job) -> None:
+        for key in job.needs:
+            if key not in found:
+                add(prepared[key] if key in prepared else training(config, key[1]))
+        found[job.key] = job
+
+    for run, name in pairs:
+        for repeat in config.repeats(run):
+            add(evaluation(config, repeat, name))
+    last = tuple(found)
+    for name in tables:
+        found[name, ""] = Job(name, "", last, "report")
+    return found
+
+
+def wall(jobs: dict[Key, Job], rates: Rates) -> float:
+    """Seconds until all jobs are done on the slots: list scheduling, what the longest chain hangs on first."""
+    seconds = {key: rates.seconds(job) for key, job in jobs.items()}
+    after: dict[Key, list[Key]] = {key: [] for key in jobs}
+    waiting = {}
+    for key, job in jobs.items():
+        needs = [need for need in job.needs if need in jobs]
+        waiting[key] = len(needs)
+        for need in needs:
+            after[need].append(key)
+    rank: dict[Key, float] = {}
+    for key in reversed(list(jobs)):  # a job comes after what it needs
+        rank[key] = seconds[key] + max((rank[each] for each in after[key]), default=0.0)
+    ready = [(-rank[key], key) for key in jobs if not waiting[key]]
+    heapq.heapify(ready)
+    running: list[tuple[float, Key]] = []
+    now, free = 0.0, rates.slots
+    held: list[tuple[float, Key]] = []
+    while ready or running or held:
+        while ready:
+            priority, key = heapq.heappop(ready)
+            takes = jobs[key].gpu or not rates.gpu
+            if takes and not free:
+                held.append((priority, key))
+                continue
+            free -= takes
+            heapq.heappush(running, (now + seconds[key], key))
+        now, done = heapq.heappop(running)
+        free += jobs[done].gpu or not rates.gpu
+        for key in after[done]:
+            waiting[key] -= 1
+            if not waiting[key]:
+                held.append((-rank[key], key))
+        ready, held = held, []
+        heapq.heapify(ready)
+    return now
+
+
+def report(config: Config, tables: Path, rates: Rates) -> str:
+    """The plan as text.
+
+    Args:
+        tables: config/tables.yaml.
+    """
+    pairs = {number: needed(tables, number) for number in TABLES}
+    figures = [("uic_3k", "clusters")]
+    everything = jobs_of(
+        config, dict.fromkeys([pair for each in pairs.values() for pair in each] + figures),
+        [f"table{number}" for number in TABLES] + list(FIGURES),
+    )  # fmt: skip
+    unit = "GPU-hours" if rates.gpu else "CPU-hours"
+    rules: dict[str, list[Job]] = {}
+    for job in everything.values():
+        rules.setdefault("table, figure" if job.environment == "report" else job.rule, []).append(job)
+    lines = [[rule, len(jobs), *_sums(jobs, rates)] for rule, jobs in rules.items()]
+    lines.append(["all", len(everything), *_sums(everything.values(), rates)])
+    by_rule = tabulate(lines, ["rule", "jobs", unit, "longest job, h", "GB"], floatfmt=".2f")
+    rows: list[tuple[str, int, int, float, float]] = []
+    for number in TABLES:
+        alone = jobs_of(config, pairs[number], [f"table{number}"])
+        runs = [job for job in alone.values() if job.rule in ("pretrain", "finetune", "external")]
+        hours = _sums(alone.values(), rates)[0]
+        rows.append((f"table{number}", len(runs), len(alone), hours, wall(alone, rates) / 3600))
+    by_table = tabulate(rows, ["alone", "runs", "jobs", unit, "wall, h"], floatfmt=".2f")
+    trained = {run: 1 + len(config.seeds.get(run, [])) for run in config.runs if (run not in _seeds(config))}
+    several = f", {sum(trained.values())} with their seeds" if any(config.seeds.values()) else ""
+    foreign = sum(isinstance(recipe, External) for recipe in config.runs.values())
+    elsewhere = f" ({foreign} trained elsewhere)" if foreign else ""
+    slots = f"{rates.slots} {'GPU' if rates.gpu else 'CPU'}{'s' if rates.slots > 1 else ''}"
+    return (
+        f"{len(trained)} runs{elsewhere}{several}; rates {rates.said}\n\n{by_rule}\n\n"
+        f"What each table takes by itself; the cheapest is {min(rows, key=lambda row: row[3])[0]}:\n\n{by_table}\n\n"
+        f"wall time of everything on {slots}: {_hours(wall(everything, rates))}\n"
+    )
+
+
+def _seeds(config: Config) -> set[str]:
+    return {repeat for run in config.seeds for repeat in config.repeats(run)[1:]}
+
+
+def _sums(jobs: Iterable[Job], rates: Rates) -> tuple[float, float, float]:
+    """Hours on the slots, hours of the longest job, gigabytes left."""
+    jobs = list(jobs)
+    hours = [rates.seconds(job) / 3600 for job in jobs]
+    counted = sum(each for each, job in zip(hours, jobs, strict=True) if job.gpu or not rates.gpu)
+    return counted, max(hours), sum(job.bytes for job in jobs) / 1e9
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 60:.1f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print the plan of a config."""
+    parser = argparse.ArgumentParser(prog="python -m uic_core.overview.plan", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--tables", type=Path, required=True, help="config/tables.yaml")
+    parser.add_argument("--gpus", type=int, default=8, help="used at once")
+    parser.add_argument("--peak", type=float, default=312.0, help="bf16 matrix rate of one GPU, TFLOP/s (A100: 312)")
+    parser.add_argument("--measure", action="store_true", help="measure the rates of this machine: a minute or two")
+    options = parser.parse_args(arguments)
+    with stage():
+        config = validate(read_yaml(options.config), str(options.config))
+        if options.measure:
+            from uic_core.overview.rates import measured  # imports the stages
+
+            rates = measured(config, options.gpus, os.cpu_count() or 1)
+        else:
+            rates = assumed(config, options.peak, options.gpus)
+        print(report(config, options.tables, rates), end="")
+
+
+if __name__ == "__main__":
+    main()

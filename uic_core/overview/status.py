@@ -1,0 +1,161 @@
+"""`make status`: how far a results folder has come. Reads, writes nothing, imports no torch.
+
+A run's epochs are those of its last saved state; the jobs are those that squeue knows, where there is one; a failure is
+a log that ends in an error while the file it was to make is not there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tabulate import tabulate
+
+from uic_core.config import Config, validate
+from uic_core.errors import stage
+from uic_core.files import read_yaml
+from uic_core.recipe import External
+from uic_core.report.cells import needed
+
+TABLES = range(1, 8)
+_TAIL = 3
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """A run: whether it is trained, how many epochs of how many, and which of its evaluations are there."""
+
+    name: str
+    trained: bool
+    epochs: int
+    of: int
+    present: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
+def runs(config: Config, tables: Path) -> list[RunStatus]:
+    """The status of every run that a table shows, and of those they start from.
+
+    Args:
+        tables: config/tables.yaml.
+    """
+    evaluations: dict[str, list[str]] = {}
+    for number in TABLES:
+        for run, evaluation in needed(tables, number):
+            for name in config.repeats(run):
+                evaluations.setdefault(name, [])
+                if evaluation not in evaluations[name]:
+                    evaluations[name].append(evaluation)
+    for name in list(evaluations):
+        start = getattr(config.runs[name], "pretrained", "")
+        if start:
+            evaluations.setdefault(start, [])
+    return [_run(config, name, evaluations[name]) for name in config.runs if name in evaluations]
+
+
+def _run(config: Config, name: str, evaluations: list[str]) -> RunStatus:
+    results, recipe = Path(config.results), config.runs[name]
+    folder = results / "runs" / name
+    trained = (folder / "checkpoint.safetensors").exists()
+    total = 0 if isinstance(recipe, External) else recipe.epochs
+    done = [(results / "metrics" / name / f"{evaluation}.json").exists() for evaluation in evaluations]
+    present = tuple(each for each, there in zip(evaluations, done, strict=True) if there)
+    missing = tuple(each for each, there in zip(evaluations, done, strict=True) if not there)
+    return RunStatus(name, trained, total if trained else _epochs(folder), total, present, missing)
+
+
+def _epochs(folder: Path) -> int:
+    """Finished epochs by the newest state in a run's folder; 0 where there is none, or it is just being written."""
+    found = [0]
+    for path in folder.glob("state.*.safetensors"):
+        try:
+            with path.open("rb") as file:
+                head = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            found.append(int(json.loads(head["__metadata__"]["state"])["position"]["epoch"]))
+        except (OSError, ValueError, KeyError, TypeError, MemoryError, OverflowError):
+            continue
+    return max(found)
+
+
+def failures(config: Config) -> Iterator[tuple[Path, list[str]]]:
+    """Logs that end in an error whose job has not been done since, with their last lines."""
+    logs = Path(config.results) / "logs"
+    for path in sorted(logs.glob("*/*.log")):
+        if _made_by(config, path).exists():
+            continue
+        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+        if any(line.startswith(("error: ", "Traceback ")) for line in lines):
+            yield path, lines[-_TAIL:]
+
+
+def _made_by(config: Config, log: Path) -> Path:
+    """The file that the job of a log makes."""
+    results, owner, job = Path(config.results), log.parent.name, log.stem
+    if owner == "data":
+        kind, _, name = job.partition("_")
+        suffix = {"check": ("data", ".checked"), "index": ("index", ".npz"), "synthetic": ("data", ".generated")}
+        if kind in suffix:
+            return results / suffix[kind][0] / f"{name}{suffix[kind][1]}"
+        return results / "proposals" / f"voc07_{name}.npz" if kind == "proposals" else results / "data" / f"{job}.yaml"
+    if owner == "report":
+        return next(results.glob(f"*/{job}.md"), results / "figures" / f"{job}.png")
+    if owner == "protocols":
+        return results / "protocols" / f"{job}.yaml"
+    trained = job in ("pretrain", "finetune", "external")
+    return (
+        results / "runs" / owner / "checkpoint.safetensors" if trained else results / "metrics" / owner / f"{job}.json"
+    )
+
+
+def jobs() -> list[list[str]]:
+    """[number, state, time so far, rule and wildcards] of this user's jobs that Snakemake has in SLURM's queue."""
+    if not shutil.which("squeue"):
+        return []
+    process = subprocess.run(
+        ["squeue", "--me", "-h", "-o", "%i|%T|%M|%k"], capture_output=True, text=True, check=False, timeout=60
+    )
+    lines = [line.split("|", 3) for line in process.stdout.splitlines()]
+    return [line for line in lines if len(line) == 4 and line[3].startswith("rule_")]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print runs, epochs, evaluations, jobs in the queue, and failures with the ends of their logs."""
+    parser = argparse.ArgumentParser(prog="python -m uic_core.overview.status", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--tables", type=Path, required=True, help="config/tables.yaml")
+    options = parser.parse_args(arguments)
+    with stage():
+        config = validate(read_yaml(options.config), str(options.config))
+        found = runs(config, options.tables)
+        rows = [
+            [
+                run.name,
+                "trained" if run.trained else f"{run.epochs}/{run.of} epochs",
+                f"{len(run.present)}/{len(run.present) + len(run.missing)}",
+                ", ".join(run.missing),
+            ]
+            for run in found
+        ]
+        print(tabulate(rows, ["run", "training", "evaluations", "missing"], disable_numparse=True))
+        queue = jobs()
+        if queue:
+            print("\n" + tabulate(queue, ["job", "state", "time", "what"], disable_numparse=True))
+        failed = list(failures(config))
+        for path, tail in failed:
+            print(f"\nfailed: {path}")
+            print("\n".join(f"  {line}" for line in tail))
+        present = sum(len(run.present) for run in found)
+        of = present + sum(len(run.missing) for run in found)
+        print(
+            f"\n{config.results}: {sum(run.trained for run in found)} of {len(found)} runs trained, {present} of {of} "
+            f"evaluations made, {len(queue)} jobs in the queue, {len(failed)} failed"
+        )
+
+
+if __name__ == "__main__":
+    main()
