@@ -52,7 +52,7 @@ class Site:
             profile = ["--profile", "profiles/demo", "--configfile", "config/paper.yaml"]
         environment = self.cluster.environment if self.cluster else {}
         return subprocess.Popen(
-            [sys.executable, "-m", "snakemake", *profile, *arguments],
+            [sys.executable, "-m", "snakemake", *arguments, *profile],
             cwd=self.folder, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             env=os.environ | environment | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
         )  # fmt: skip

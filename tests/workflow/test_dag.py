@@ -19,6 +19,7 @@ import torch
 import torchvision
 import yaml
 
+from bench import browser
 from bench.small_dag import small_config
 from uic_core import metrics
 
@@ -288,6 +289,35 @@ def test_the_report_is_one_file_with_every_table_and_figure(finished):
         assert json.dumps(f"results/{name}") in html
     for caption in ("Table 4: transfer to PASCAL VOC", "Fig. 4: images of the pseudo-classes"):
         assert caption in html
+
+
+def test_a_browser_shows_every_table_figure_and_caption_of_the_report(finished, tmp_path):
+    if reason := browser.missing():
+        pytest.skip(reason)
+    process = snakemake("--report", "results/report.html", folder=finished.folder, config=finished.config)
+    assert process.returncode == 0, process.stderr
+    with browser.Browser() as reader:
+        for category, count, kind in (("Tables", 7, "iframe"), ("Figures", 2, "img")):
+            for number in range(1, count + 1):
+                reader.open(finished.folder / "results/report.html")
+                reader.click(f"//*[text()='{category}']")
+                row = f"(//tr)[{number + 1}]"
+                name = reader.see(f"{row}/td[1]")
+                assert reader.see(f"{row}/td[2]")
+                reader.click(f"{row}//a[@iconname='eye']")
+                shown = f"//{kind}[contains(@src, 'filename={category.lower()[:-1].replace('ure', '')}{name}.')]"
+                reader.see(shown)
+                if kind == "img":
+                    loaded = "return [...document.querySelectorAll('img')].every(each => each.naturalWidth > 0)"
+                    assert reader.run(loaded)
+                reader.click(f"{row}//a[@iconname='information-circle']")
+                caption = f"{'Table' if kind == 'iframe' else 'Fig.'} {name}: "
+                assert caption in reader.see(f"//*[starts-with(normalize-space(.), '{caption}')]")
+        reader.open(finished.folder / "results/report.html")
+        reader.click("//*[text()='Statistics']")
+        reader.see("//canvas")  # the rules' times, drawn
+        broken = [error for error in reader.errors() if "SEVERE" in error or "ERR_" in error]
+        assert broken == []
 
 
 def test_the_plan_of_a_fresh_clone_on_a_cluster_covers_the_paper(tmp_path):

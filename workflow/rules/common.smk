@@ -15,11 +15,11 @@ sys.path.insert(0, str(workflow.basedir))
 from uic_core.config import DatasetName, validate  # noqa: E402
 from uic_core.errors import InputError  # noqa: E402
 from uic_core.files import read_yaml  # noqa: E402
-from uic_core.report.cells import needed  # noqa: E402
+from uic_core.report.cells import needed, read_tables  # noqa: E402
 
 DATASETS = get_args(DatasetName)
 TABLES = range(1, 8)
-FIGURES = (3, 4)
+FIGURES = {3: "Class sizes", 4: "Images of the lowest-entropy classes"}
 # SLURM tells a stage two minutes before the end of its time (workflow/launch.sh).
 SIGNAL = "'--signal=USR1@120'"
 
@@ -122,6 +122,11 @@ def train_index():
     """ImageNet's training images: from their files, or from the cache if the config asks for one."""
     cached = "" if CONFIG.datasets.cache.format == "none" else "_cached"
     return f"{RESULTS}/index/imagenet_train{cached}.npz"
+
+
+def shows(number):
+    """What a table shows, in a few words."""
+    return read_tables(Path(workflow.basedir) / "config" / "tables.yaml")[number].title.partition(".")[0]
 
 
 def metrics_of(*tables):
