@@ -55,7 +55,7 @@ class Browser:
                 if time.monotonic() > end:
                     raise
             time.sleep(0.1)
-        options = {"args": [*_FLAGS, f"--user-data-dir={self._profile.name}"]}
+        options: dict[str, Any] = {"args": [*_FLAGS, f"--user-data-dir={self._profile.name}"]}
         options |= {"binary": shutil.which("chromium")}
         wanted = {"alwaysMatch": {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}}
         self._root += f"/session/{self._ask('POST', '/session', {'capabilities': wanted})['sessionId']}"

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import random
-import re
 import signal
 import subprocess
 import time
@@ -99,22 +98,19 @@ def processes_of(job: int) -> list[int]:
 
 
 def test_a_run_longer_than_its_job_may_last_goes_back_into_the_queue_and_on(cluster, tmp_path, undisturbed):
-    """A time limit of a minute, for a training of several (FAULTS row 24)."""
-    limited = {"runtime": 1, "slurm_extra": "'--signal=USR1@5'"}
-    site = Site(tmp_path / "site", cluster, config(300), pretrain=limited)
+    """FAULTS row 24: SLURM's own signal before its own limit, two minutes of which one is the warning's."""
+    site = Site(tmp_path / "site", cluster, config(120), pretrain={"slurm_extra": "'--signal=USR1@60'"})
     process = site.start(TARGET)
-    restarts = 0
-    while process.poll() is None:
-        for job in site.jobs():
-            with contextlib.suppress(subprocess.CalledProcessError):
-                found = re.search(r"Restarts=(\d+)", cluster.ask("scontrol", "show", "job", str(job)))
-                restarts = max(restarts, int(found[1]))
-        start_now(site)
-        time.sleep(1)
-    finish(process)
-    assert restarts  # under its own number
+    job = until_training(site, process)
+    cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=2")
+    until(lambda: site.jobs().get(job) == "PENDING", process)
+    assert "goes back into the queue" in log(site)
+    cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=60")
+    start_now(site)
+    until(lambda: site.jobs().get(job) == "RUNNING", process)
+    assert "Trying to restart" not in finish(process)  # no retry is spent
     assert "going on from" in log(site)
-    assert left(site) == undisturbed(300)
+    assert left(site) == undisturbed(120)
 
 
 def test_a_cancelled_job_is_started_again_and_goes_on(cluster, tmp_path, undisturbed):

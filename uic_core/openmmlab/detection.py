@@ -13,10 +13,12 @@ from typing import Any
 
 from uic_core import config, metrics, models, recipe
 from uic_core.data import voc
-from uic_core.errors import stage
+from uic_core.errors import InputError, stage
+from uic_core.files import sha256
 from uic_core.openmmlab import backbones, runner
-from uic_core.pretrain import checkpoint
-from uic_core.runtime import add_threads, hardware
+from uic_core.pretrain import checkpoint, parallel
+from uic_core.runtime import add_threads, device, hardware
+from uic_core.runtime import workers as decoders
 
 _STRIDE = 16
 _SCORE_THRESHOLD = 0.001
@@ -41,8 +43,13 @@ def build_config(
         workers: decoding processes; 0 decodes in this one.
 
     Raises:
-        InputError: an architecture without fc6.
+        InputError: an architecture without fc6; more processes than images in a batch.
     """
+    if protocol.images_per_batch % runner.world():
+        raise InputError(
+            f"detection.images_per_batch: {protocol.images_per_batch} images do not divide over {runner.world()} "
+            "processes; take fewer GPUs"
+        )
     train_scales = [(protocol.train_max, side) for side in protocol.train_scales]
     train_resize = {"type": "RandomChoiceResize", "scales": train_scales, "keep_ratio": True}
     test_resize = {"type": "Resize", "scale": (protocol.test_max, protocol.test_scale), "keep_ratio": True}
@@ -52,10 +59,11 @@ def build_config(
         "custom_imports": {"imports": ["uic_core.openmmlab.backbones", "uic_core.openmmlab.fast_rcnn"]},
         "model": _model(network, weights, protocol),
         "train_dataloader": runner.dataloader(
-            _dataset(root, "trainval", proposals["trainval"], train_resize, flip=True),
-            protocol.images_per_batch,
+            _dataset(root, "trainval", proposals["trainval"], train_resize, flip=True) | {"seed": protocol.seed},
+            protocol.images_per_batch // runner.world(),
             workers,
             train=True,
+            seed=protocol.seed,
         ),
         "test_dataloader": runner.dataloader(
             _dataset(root, "test", proposals["test"], test_resize, flip=False), 1, workers, train=False
@@ -169,43 +177,49 @@ def main(arguments: list[str] | None = None) -> None:
     for name in ("checkpoint", "protocol", "voc", "train-proposals", "test-proposals", "out", "work-dir"):
         parser.add_argument(f"--{name}", required=True, type=Path)
     parser.add_argument("--run", required=True)
+    parser.add_argument("--save-every", type=float, default=300, help="seconds between saved states")
     add_threads(parser)
     options = parser.parse_args(arguments)
-    with stage():
+    with stage(), parallel.group(device()) as ranks:
         protocol = recipe.load(config.Detection, options.protocol)
         network, run_recipe = checkpoint.load(options.checkpoint)
         proposals = {"trainval": options.train_proposals, "test": options.test_proposals}
-        workers = options.threads - 1
+        workers = decoders(options.threads)
         content = build_config(network, options.checkpoint, protocol, options.voc, proposals, options.work_dir, workers)
         sizes = {split: len(voc.read_list(options.voc, "Main", split)) for split in proposals}
-        values = runner.train_and_test(content)
-        metrics.write(
-            options.out,
-            metrics.Metrics(
-                evaluation="detection",
-                run=options.run,
-                dataset=metrics.Dataset(
-                    name="voc07", fingerprint=voc.fingerprint(options.voc, 2007, list(proposals)), sizes=sizes
+        fingerprint = voc.fingerprint(options.voc, 2007, list(proposals))
+        identity = {"checkpoint": sha256(options.checkpoint), "protocol": protocol.model_dump(), "data": fingerprint}
+        identity["proposals"] = {split: sha256(path) for split, path in proposals.items()}
+        with runner.train_and_test(content, identity, ranks, options.save_every) as values:
+            if ranks.rank:
+                return
+            metrics.write(
+                options.out,
+                metrics.Metrics(
+                    evaluation="detection",
+                    run=options.run,
+                    dataset=metrics.Dataset(name="voc07", fingerprint=fingerprint, sizes=sizes),
+                    values={
+                        name: metrics.Value(value=value, unit="%", n=sizes["test"]) for name, value in values.items()
+                    },
+                    protocol=protocol.model_dump()
+                    | {
+                        "roi_size": backbones.classifier_kernel(network)[1],
+                        "batch_norm": "frozen",
+                        "score_threshold": _SCORE_THRESHOLD,
+                        "boxes_per_image": _BOXES_PER_IMAGE,
+                        "average_precision": "11 points, IoU .5, difficult ignored",
+                        "processes": ranks.world,
+                    },
+                    provenance=metrics.provenance(
+                        recipe_hash=run_recipe.hash(),
+                        checkpoint=options.checkpoint,
+                        coverage=network.coverage,
+                        seed=protocol.seed,
+                        hardware=hardware(),
+                    ),
                 ),
-                values={name: metrics.Value(value=value, unit="%", n=sizes["test"]) for name, value in values.items()},
-                protocol=protocol.model_dump()
-                | {
-                    "roi_size": backbones.classifier_kernel(network)[1],
-                    "batch_norm": "frozen",
-                    "score_threshold": _SCORE_THRESHOLD,
-                    "boxes_per_image": _BOXES_PER_IMAGE,
-                    "average_precision": "11 points, IoU .5, difficult ignored",
-                    "workers": workers,  # each draws flips and scales of its own
-                },
-                provenance=metrics.provenance(
-                    recipe_hash=run_recipe.hash(),
-                    checkpoint=options.checkpoint,
-                    coverage=network.coverage,
-                    seed=protocol.seed,
-                    hardware=hardware(),
-                ),
-            ),
-        )
+            )
 
 
 if __name__ == "__main__":

@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from uic_core.data import voc
 from uic_core.models import Network
 from uic_core.openmmlab import proposals
+from uic_core.openmmlab.resume import SeededDraws
 
 
 @DATASETS.register_module()
-class VocProposals(VOCDataset):  # type: ignore[misc]
+class VocProposals(SeededDraws, VOCDataset):  # type: ignore[misc]
     """mmdet's VOC data set, read strictly, with `proposal_file` in our own format (mmdet's is a pickle).
 
     Takes the keys of any mmdet VOC config: data_root, ann_file "VOC2007/ImageSets/Main/<split>.txt",

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from uic_core.data import voc
 from uic_core.errors import InputError
 from uic_core.models import Network
+from uic_core.openmmlab.resume import SeededDraws
 
 STRIDE = 32
 
@@ -118,7 +119,7 @@ class Fcn32sHead(BaseDecodeHead):  # type: ignore[misc]
 
 
 @DATASETS.register_module()
-class VocSegmentation(PascalVOCDataset):  # type: ignore[misc]
+class VocSegmentation(SeededDraws, PascalVOCDataset):  # type: ignore[misc]
     """mmseg's VOC data set with a strictly read list; takes the keys of any mmseg VOC config."""
 
     def load_data_list(self) -> list[dict[str, Any]]:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +15,9 @@ from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
 
 from uic_core import config
+from uic_core.openmmlab.resume import Resume, state_of
+from uic_core.pretrain.parallel import Ranks
+from uic_core.pretrain.resume import Signals
 from uic_core.runtime import seed_everything
 
 
@@ -22,14 +30,19 @@ def training(
         accumulate: forward-backward passes a step.
         biases: mmengine's `paramwise_cfg`, which biases learn faster and do not decay.
     """
-    rare = max(1, protocol.iterations // 20)
+    iterations, steps = protocol.iterations, list(protocol.lr_steps)
+    if isinstance(protocol, config.Segmentation):  # so many images, of which each process takes its share
+        processes = world()
+        iterations, steps = iterations // processes, [step // processes for step in steps]
+    rare = max(1, iterations // 20)
     return {
         "work_dir": str(work_dir),
-        "launcher": "none",
+        "launcher": "pytorch" if world() > 1 else "none",
+        "model_wrapper_cfg": {"type": "MMDistributedDataParallel"},
         "log_level": "INFO",
         "load_from": None,
         "resume": False,
-        "train_cfg": {"type": "IterBasedTrainLoop", "max_iters": protocol.iterations},
+        "train_cfg": {"type": "IterBasedTrainLoop", "max_iters": iterations},
         "test_cfg": {"type": "TestLoop"},
         "optim_wrapper": {
             "type": "OptimWrapper",
@@ -42,9 +55,7 @@ def training(
             "paramwise_cfg": biases,
             "accumulative_counts": accumulate,
         },
-        "param_scheduler": [
-            {"type": "MultiStepLR", "by_epoch": False, "milestones": list(protocol.lr_steps), "gamma": 0.1}
-        ],
+        "param_scheduler": [{"type": "MultiStepLR", "by_epoch": False, "milestones": steps, "gamma": 0.1}],
         "default_hooks": {
             "timer": {"type": "IterTimerHook"},
             "logger": {"type": "LoggerHook", "interval": rare, "log_metric_by_epoch": False},
@@ -52,12 +63,11 @@ def training(
             "checkpoint": {
                 "type": "CheckpointHook",
                 "by_epoch": False,
-                "interval": protocol.iterations,
+                "interval": iterations,
                 "max_keep_ckpts": 1,
                 "save_optimizer": False,
                 "save_param_scheduler": False,
             },
-            "sampler_seed": {"type": "DistSamplerSeedHook"},
         },
         "custom_hooks": [{"type": "StopIfNotFinite", "interval": 10}],
         "log_processor": {"type": "LogProcessor", "by_epoch": False, "window_size": rare},
@@ -71,9 +81,18 @@ def training(
     }
 
 
-def dataloader(dataset: dict[str, Any], batch_size: int, workers: int, *, train: bool) -> dict[str, Any]:
-    """Config of a data loader: an endless shuffled stream to train on, or the list once, in order."""
-    sampler = {"type": "InfiniteSampler", "shuffle": True} if train else {"type": "DefaultSampler", "shuffle": False}
+def world() -> int:
+    """Processes that torchrun started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def dataloader(dataset: dict[str, Any], batch_size: int, workers: int, *, train: bool, seed: int = 0) -> dict[str, Any]:
+    """Config of a data loader: an endless shuffled stream to train on, or the list once, in order.
+
+    Args:
+        batch_size: of one process.
+    """
+    sampler = {"type": "Draws", "seed": seed} if train else {"type": "DefaultSampler", "shuffle": False}
     return {
         "batch_size": batch_size,
         "num_workers": workers,
@@ -83,18 +102,38 @@ def dataloader(dataset: dict[str, Any], batch_size: int, workers: int, *, train:
     }
 
 
-def train_and_test(content: dict[str, Any]) -> dict[str, float]:
+@contextlib.contextmanager
+def train_and_test(
+    content: dict[str, Any], identity: dict[str, Any], ranks: Ranks, save_every: float
+) -> Iterator[dict[str, float]]:
     """Train, then test; the same config gives the same numbers on one CPU (RoI pooling adds in any order on a GPU).
 
-    Logs, the config and the last weights stay in `work_dir`, as mmengine users expect.
+    A training that was interrupted goes on from the state in `work_dir`, which is removed when the block ends. Logs,
+    the config and the last weights stay there, as mmengine users expect.
 
-    Returns:
+    Args:
+        content: the config.
+        identity: what a state must share to be gone on from.
+        save_every: seconds between states.
+
+    Yields:
         The test metrics by their bare names, without the evaluator's prefix.
+
+    Raises:
+        Interrupted: SIGTERM or SIGUSR1 came, and the state is saved.
     """
     cfg = Config(content)
     import_modules_from_strings(**cfg.custom_imports)
     seed_everything(cfg.randomness.seed)
-    runner = Runner.from_cfg(cfg)
-    assert runner.test_loop  # builds the test data now: what is wrong with it must not come out after the training
-    runner.train()
-    return {name: float(value) for name, value in runner.test().items()}
+    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    state = state_of(Path(cfg.work_dir), identity, name)
+    with Signals() as signals:
+        runner = Runner.from_cfg(cfg)
+        accumulate = cfg.optim_wrapper.accumulative_counts
+        resume = Resume(state, ranks, signals, cfg.randomness.seed, accumulate, save_every)
+        runner.register_hook(resume, priority="LOWEST")
+        assert runner.test_loop  # builds the test data now: what is wrong with it must not come out after the training
+        runner.train()
+        yield {name: float(value) for name, value in runner.test().items()}
+    if not ranks.rank:
+        state.remove()

@@ -16,9 +16,11 @@ from mmengine.registry import MODELS
 from uic_core import config, metrics, models, recipe
 from uic_core.data import voc
 from uic_core.errors import InputError, stage
+from uic_core.files import sha256
 from uic_core.openmmlab import backbones, fcn, runner
-from uic_core.pretrain import checkpoint
-from uic_core.runtime import add_threads, hardware
+from uic_core.pretrain import checkpoint, parallel
+from uic_core.runtime import add_threads, device, hardware
+from uic_core.runtime import workers as decoders
 
 
 def build_config(
@@ -37,15 +39,25 @@ def build_config(
         workers: decoding processes; 0 decodes in this one.
 
     Raises:
-        InputError: a padding that leaves pixels without a score, an architecture without fc6.
+        InputError: a padding that leaves pixels without a score, an architecture without fc6; processes that a step's
+            images do not divide over.
     """
+    if protocol.accumulate % runner.world() or protocol.iterations % runner.world():
+        raise InputError(
+            f"segmentation.accumulate: a step's {protocol.accumulate} passes do not divide over {runner.world()} "
+            "processes; take another number of GPUs"
+        )
     biases = {"custom_keys": {"decode_head.conv_seg.bias": {"lr_mult": 2.0, "decay_mult": 0.0}}}
-    return runner.training(protocol, work_dir, protocol.accumulate, biases) | {
+    return runner.training(protocol, work_dir, protocol.accumulate // runner.world(), biases) | {
         "default_scope": "mmseg",
         "custom_imports": {"imports": ["uic_core.openmmlab.backbones", "uic_core.openmmlab.fcn"]},
         "model": _model(network, weights, protocol.pad),
         "train_dataloader": runner.dataloader(
-            _dataset(Path(data.root), data.train_list, test=False), protocol.batch_size, workers, train=True
+            _dataset(Path(data.root), data.train_list, test=False) | {"seed": protocol.seed},
+            protocol.batch_size,
+            workers,
+            train=True,
+            seed=protocol.seed,
         ),
         "test_dataloader": runner.dataloader(
             _dataset(Path(data.root), data.val_list, test=True), 1, workers, train=False
@@ -97,9 +109,10 @@ def main(arguments: list[str] | None = None) -> None:
     for name in ("checkpoint", "protocol", "dataset", "out", "work-dir"):
         parser.add_argument(f"--{name}", required=True, type=Path)
     parser.add_argument("--run", required=True)
+    parser.add_argument("--save-every", type=float, default=300, help="seconds between saved states")
     add_threads(parser)
     options = parser.parse_args(arguments)
-    with stage():
+    with stage(), parallel.group(device()) as ranks:
         protocol = recipe.load(config.Segmentation, options.protocol)
         data = recipe.load(config.Dataset, options.dataset).section
         if not isinstance(data, config.VocSegmentation):
@@ -111,41 +124,47 @@ def main(arguments: list[str] | None = None) -> None:
         # all masks first: a bad one must not end a training of days
         for image in sorted({image for split in lists for image in images[split]}):
             voc.read_mask(voc.mask_path(root, image))
-        content = build_config(network, options.checkpoint, protocol, data, options.work_dir, options.threads - 1)
-        values = runner.train_and_test(content)
+        workers = decoders(options.threads)
+        content = build_config(network, options.checkpoint, protocol, data, options.work_dir, workers)
+        fingerprint = voc.fingerprint(root, 2012, lists)
+        identity = {"checkpoint": sha256(options.checkpoint), "protocol": protocol.model_dump(), "data": fingerprint}
         head = content["model"]["decode_head"]
-        metrics.write(
-            options.out,
-            metrics.Metrics(
-                evaluation="segmentation",
-                run=options.run,
-                dataset=metrics.Dataset(
-                    name="voc_segmentation",
-                    fingerprint=voc.fingerprint(root, 2012, lists),
-                    sizes={split: len(images[split]) for split in lists},
+        with runner.train_and_test(content, identity, ranks, options.save_every) as values:
+            if ranks.rank:
+                return
+            metrics.write(
+                options.out,
+                metrics.Metrics(
+                    evaluation="segmentation",
+                    run=options.run,
+                    dataset=metrics.Dataset(
+                        name="voc_segmentation",
+                        fingerprint=fingerprint,
+                        sizes={split: len(images[split]) for split in lists},
+                    ),
+                    values={
+                        name: metrics.Value(value=value, unit="%", n=len(images[data.val_list]))
+                        for name, value in values.items()
+                    },
+                    protocol=protocol.model_dump()
+                    | {
+                        "train_list": data.train_list,
+                        "val_list": data.val_list,
+                        "fc6_kernel": head["kernel"],
+                        "crop": head["crop"],
+                        "batch_norm": "frozen",
+                        "loss": "mean over counted pixels",
+                        "processes": ranks.world,
+                    },
+                    provenance=metrics.provenance(
+                        recipe_hash=run_recipe.hash(),
+                        checkpoint=options.checkpoint,
+                        coverage=network.coverage,
+                        seed=protocol.seed,
+                        hardware=hardware(),
+                    ),
                 ),
-                values={
-                    name: metrics.Value(value=value, unit="%", n=len(images[data.val_list]))
-                    for name, value in values.items()
-                },
-                protocol=protocol.model_dump()
-                | {
-                    "train_list": data.train_list,
-                    "val_list": data.val_list,
-                    "fc6_kernel": head["kernel"],
-                    "crop": head["crop"],
-                    "batch_norm": "frozen",
-                    "loss": "mean over counted pixels",
-                },
-                provenance=metrics.provenance(
-                    recipe_hash=run_recipe.hash(),
-                    checkpoint=options.checkpoint,
-                    coverage=network.coverage,
-                    seed=protocol.seed,
-                    hardware=hardware(),
-                ),
-            ),
-        )
+            )
 
 
 if __name__ == "__main__":

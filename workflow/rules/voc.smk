@@ -19,8 +19,8 @@ rule proposals:
         "../../envs/openmmlab.yaml"
     threads: 16
     resources:
-        mem_mb=16000,
-        runtime=720,
+        mem_mb=growing(16000),
+        runtime=growing(720),
     params:
         root=CONFIG.datasets.voc07.root,
     shell:
@@ -44,14 +44,17 @@ rule detection:
         "../../envs/openmmlab.yaml"
     threads: 8
     resources:
-        mem_mb=32000,
-        runtime=2880,
+        mem_mb=growing(32000),
+        runtime=1440,
         gpu=1,
+        gres="",
+        nodes=1,
+        slurm_extra=SIGNAL,
     params:
         root=CONFIG.datasets.voc07.root,
         folder=f"{RESULTS}/runs/{{run}}/detection",
     shell:
-        "python -m uic_core.openmmlab.detection --run {wildcards.run} --checkpoint {input.checkpoint}"
+        "launch {resources.nodes} {resources.gpu} '{resources.gres}' uic_core.openmmlab.detection --run {wildcards.run} --checkpoint {input.checkpoint}"
         " --protocol {input.protocol} --voc {params.root:q} --train-proposals {input.train}"
         " --test-proposals {input.test} --out {output} --work-dir {params.folder} --threads {threads} > {log} 2>&1"
 
@@ -72,12 +75,15 @@ rule segmentation:
         "../../envs/openmmlab.yaml"
     threads: 8
     resources:
-        mem_mb=32000,
-        runtime=2880,
+        mem_mb=growing(32000),
+        runtime=1440,
         gpu=1,
+        gres="",
+        nodes=1,
+        slurm_extra=SIGNAL,
     params:
         folder=f"{RESULTS}/runs/{{run}}/segmentation",
     shell:
-        "python -m uic_core.openmmlab.segmentation --run {wildcards.run} --checkpoint {input.checkpoint}"
+        "launch {resources.nodes} {resources.gpu} '{resources.gres}' uic_core.openmmlab.segmentation --run {wildcards.run} --checkpoint {input.checkpoint}"
         " --protocol {input.protocol} --dataset {input.dataset} --out {output} --work-dir {params.folder}"
         " --threads {threads} > {log} 2>&1"

@@ -1,0 +1,234 @@
+"""Detection and segmentation that end early go on as if nothing was, in one process and in two."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from uic_core import config, metrics, models, recipe
+from uic_core.errors import INTERRUPTED
+from uic_core.openmmlab import proposals
+from uic_core.openmmlab.resume import Draws, SeededDraws
+from uic_core.pretrain import checkpoint
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+DETECTION: dict[str, Any] = {
+    "train_scales": [64, 80], "train_max": 120, "test_scale": 64, "test_max": 100, "iterations": 30, "lr": 0.005,
+    "lr_steps": [10, 20], "momentum": 0.9, "weight_decay": 5e-4, "images_per_batch": 2, "rois_per_batch": 16,
+    "foreground": 0.25, "nms": 0.3, "rescale": True, "seed": 0,
+}  # fmt: skip
+SEGMENTATION: dict[str, Any] = {
+    "pad": 16, "iterations": 60, "batch_size": 1, "accumulate": 2, "lr": 0.001, "lr_steps": [20, 40], "momentum": 0.9,
+    "weight_decay": 5e-4, "seed": 0,
+}  # fmt: skip
+
+
+class Task:
+    """A stage as a process, in a folder of its own."""
+
+    def __init__(self, folder: Path, name: str, inputs: SimpleNamespace, ranks: int = 1) -> None:
+        self.folder, self.name, self.ranks = folder, name, ranks
+        settings = config.Detection(**DETECTION) if name == "detection" else config.Segmentation(**SEGMENTATION)
+        recipe.save(settings, folder / "protocol.yaml")
+        self.arguments = [
+            "--checkpoint",
+            str(inputs.weights),
+            "--protocol",
+            str(folder / "protocol.yaml"),
+            "--run",
+            "run",
+        ]
+        self.arguments += ["--out", str(folder / "out.json")]
+        self.arguments += ["--work-dir", str(folder / "work"), "--save-every", "0"]
+        if name == "detection":
+            self.arguments += ["--voc", str(inputs.voc07), "--train-proposals", str(inputs.boxes["trainval"])]
+            self.arguments += ["--test-proposals", str(inputs.boxes["test"])]
+        else:
+            self.arguments += ["--dataset", str(inputs.dataset)]
+
+    def start(self, *more: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m"]
+        if self.ranks > 1:
+            command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(self.ranks), "-m", "--"]
+        command += [f"uic_core.openmmlab.{self.name}", *self.arguments, *more]
+        return subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+
+    def finish(self, *more: str) -> tuple[str, dict[str, float]]:
+        process = self.start(*more)
+        out, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, out[-4000:]
+        assert not list((self.folder / "work").glob("state*"))
+        assert not (self.folder / "work" / "interrupted").exists()
+        return out, self.values()
+
+    def values(self) -> dict[str, float]:
+        return {name: value.value for name, value in metrics.read(self.folder / "out.json").values.items()}
+
+    def until_state(self, process: subprocess.Popen[str]) -> None:
+        while not list((self.folder / "work").glob("state.*.safetensors")):
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.005)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """What mmengine keeps of the end of the training."""
+        (path,) = (self.folder / "work").glob("iter_*.pth")
+        return torch.load(path, weights_only=False)["state_dict"]
+
+
+@pytest.fixture(scope="module")
+def inputs(demo_data: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    folder = tmp_path_factory.mktemp("inputs")
+    made = recipe.Recipe(
+        method="random", arch="alexnet", sobel=True, classes=5, image_size=64, resize=64, images=0, epochs=0,
+        batch_size=2, lr=0.1, schedule="linear", momentum=0.9, weight_decay=0.0, augmentation="standard",
+        label_view="training", pretrained="", pca=1, kmeans_iterations=1, precision="fp32", seed=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    weights = folder / "checkpoint.safetensors"
+    checkpoint.save(weights, models.build("alexnet", classes=5, image_size=64, sobel=True), made, {})
+    settings = config.Proposals(mode="fast", shorter_side=48, max_boxes=40, min_side=8, seed=0)
+    boxes = {split: folder / f"{split}.npz" for split in ("trainval", "test")}
+    for split, path in boxes.items():
+        proposals.make(demo_data.voc07, split, settings, processes=1).save(path)
+    dataset = folder / "voc_segmentation.yaml"
+    recipe.save(demo_data.datasets.one("voc_segmentation"), dataset)
+    return SimpleNamespace(weights=weights, boxes=boxes, dataset=dataset, voc07=demo_data.voc07)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(inputs: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    known: dict[str, Task] = {}
+
+    def task(name: str) -> Task:
+        if name not in known:
+            known[name] = Task(tmp_path_factory.mktemp(name), name, inputs)
+            known[name].finish()
+        return known[name]
+
+    return task
+
+
+def equal(one: Task, other: Task) -> bool:
+    a, b = one.weights(), other.weights()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("name", ["detection", "segmentation"])
+def test_killed_in_training_it_ends_with_the_weights_of_an_undisturbed_one(
+    name: str, tmp_path: Path, inputs: SimpleNamespace, undisturbed: Any
+) -> None:
+    task = Task(tmp_path, name, inputs)
+    process = task.start()
+    task.until_state(process)
+    time.sleep(0.3)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "out.json").exists()
+    out, values = task.finish("--threads", "3")  # with two decoding processes where there was none
+    assert "going on from iteration" in out
+    assert equal(task, undisturbed(name))
+    assert values == {
+        key: value.value for key, value in metrics.read(undisturbed(name).folder / "out.json").values.items()
+    }
+
+
+@pytest.mark.parametrize("name", ["detection", "segmentation"])
+def test_told_to_end_it_saves_and_says_so(name: str, tmp_path: Path, inputs: SimpleNamespace) -> None:
+    task = Task(tmp_path, name, inputs)
+    process = task.start()
+    task.until_state(process)
+    process.send_signal(signal.SIGUSR1)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == INTERRUPTED, out
+    assert "interrupted: SIGUSR1, saved before iteration" in out
+    assert (tmp_path / "work" / "interrupted").exists()
+
+
+@pytest.mark.parametrize("name", ["detection", "segmentation"])
+def test_two_processes_share_the_batches_and_the_test(
+    name: str, tmp_path: Path, inputs: SimpleNamespace, undisturbed: Any
+) -> None:
+    task = Task(tmp_path, name, inputs, ranks=2)
+    task.finish()
+    found = metrics.read(tmp_path / "out.json")
+    assert found.protocol["processes"] == 2
+    assert found.values.keys() == metrics.read(undisturbed(name).folder / "out.json").values.keys()
+    if name == "segmentation":  # the same images in every step: the same weights, but for the sums' order and dropout
+        a, b = task.weights(), undisturbed(name).weights()
+        bias = "decode_head.conv_seg.bias"
+        assert torch.allclose(a[bias], b[bias], rtol=0.05, atol=1e-4)
+
+
+def test_a_state_of_other_settings_is_refused(tmp_path: Path, inputs: SimpleNamespace) -> None:
+    task = Task(tmp_path, "segmentation", inputs)
+    process = task.start()
+    task.until_state(process)
+    process.kill()
+    process.wait()
+    (state,) = (path for path in (tmp_path / "work").glob("state.*") if "previous" not in path.name)
+    changed = config.Segmentation(**(SEGMENTATION | {"lr": 0.002}))
+    recipe.save(changed, tmp_path / "protocol.yaml")
+    out, _ = task.finish()  # a state of another name is left alone, and goes when this one is done
+    assert "going on from" not in out
+    assert not state.exists()
+
+
+def test_batches_that_do_not_divide_are_refused(tmp_path: Path, inputs: SimpleNamespace) -> None:
+    task = Task(tmp_path, "detection", inputs, ranks=3)
+    process = task.start()
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert "detection.images_per_batch: 2 images do not divide over 3 processes" in out
+
+
+def test_draws_cover_every_image_once_a_pass_and_go_on_where_they_were() -> None:
+    # Property, over several sizes: a pass is a permutation, draws are told apart, skipping n is leaving out n.
+    for size in (1, 2, 7, 40):
+
+        def take(number: int, skip: int = 0, seed: int = 3, size: int = size) -> list[int]:
+            draws = Draws(range(size), seed)
+            draws.skip(skip)
+            return [draw for draw, _ in zip(draws, range(number), strict=False)]
+
+        draws = take(5 * size)
+        assert len(set(draws)) == 5 * size
+        for number in range(5):
+            assert sorted(draw % size for draw in draws[number * size : (number + 1) * size]) == list(range(size))
+        assert take(3 * size, skip=2 * size) == draws[2 * size :]
+        assert size < 7 or take(5 * size, seed=4) != draws
+
+
+def test_an_items_randomness_is_its_draws_own() -> None:
+    class Items:
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int) -> tuple[int, float]:
+            return index, float(np.random.random())
+
+    class Drawn(SeededDraws, Items):
+        pass
+
+    items = Drawn(seed=1)
+    first = [items[draw] for draw in range(12)]
+    assert [index for index, _ in first] == [0, 1, 2, 3] * 3
+    assert [items[draw] for draw in reversed(range(12))] == first[::-1]
+    assert len({number for _, number in first}) == 12
+    assert Drawn(seed=2)[0] != first[0]
+    assert json.dumps(first)

@@ -1,0 +1,152 @@
+"""Resuming an mmengine training: draws that depend on nothing but seed, pass and image, and a state of our own.
+
+mmengine goes on from pickles that may run code; ours are tensors and JSON (uic_core.pretrain.resume). Between two
+optimiser steps, a state is the weights, the momenta, the schedule and the iteration: all randomness comes from the seed
+and the iteration, or the draw.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator, Sized
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import get_dist_info
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import DATA_SAMPLERS
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+
+from uic_core.pretrain.parallel import Ranks
+from uic_core.pretrain.resume import Saver, Signals, State, momenta, part, restore_momenta
+
+
+@DATA_SAMPLERS.register_module()
+class Draws(Sampler[int]):
+    """Endless shuffled passes over a data set. Yields draws: pass · N + image, this rank's every world-th.
+
+    The data set takes the image from a draw, and its randomness too (see SeededDraws).
+    """
+
+    def __init__(self, dataset: Sized, seed: int) -> None:
+        self._size, self._seed = len(dataset), seed
+        self._first, self._step = get_dist_info()
+
+    def __iter__(self) -> Iterator[int]:
+        yield from itertools.islice(self._draws(), self._first, None, self._step)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def skip(self, samples: int) -> None:
+        """Begin after so many draws of this rank; mmengine's training loop calls it when it goes on."""
+        self._first += samples * self._step
+
+    def _draws(self) -> Iterator[int]:
+        for number in itertools.count():
+            order = np.random.default_rng([self._seed, number]).permutation(self._size)
+            yield from (number * self._size + order).tolist()
+
+
+class SeededDraws:
+    """Mixed into an mmengine data set: item `pass · N + image` is that image, flipped and scaled as (seed, draw) says.
+
+    Workers, their number and restarts then change nothing.
+    """
+
+    def __init__(self, *args: Any, seed: int = 0, **others: Any) -> None:
+        self.seed = seed
+        super().__init__(*args, **others)
+
+    def __getitem__(self, draw: int) -> Any:
+        numbers = np.random.SeedSequence([self.seed, draw]).generate_state(2)
+        random.seed(int(numbers[0]))
+        np.random.seed(int(numbers[1]))
+        return super().__getitem__(draw % len(self))  # type: ignore[misc, arg-type]
+
+
+class Resume(Hook):
+    """Goes on from the state in the runner's folder, saves one every few minutes, and when the job is told to end.
+
+    Args:
+        state: where it is, and what it must share to be gone on from.
+        accumulate: iterations between optimiser steps; a state is of the end of one.
+        every: seconds between states.
+    """
+
+    def __init__(self, state: State, ranks: Ranks, signals: Signals, seed: int, accumulate: int, every: float) -> None:
+        self._state, self._ranks, self._seed, self._accumulate = state, ranks, seed, accumulate
+        self._saver = Saver(state, ranks, signals, every)
+
+    def before_train(self, runner: Any) -> None:
+        """Fill model, optimiser and schedule from the newest state, if there is one.
+
+        Raises:
+            InputError: it is of other settings, weights or data; or none that can be read is left.
+        """
+        if not self._ranks.rank:
+            self._state.claim()
+        found = self._state.load(runner.logger.info)
+        if found is None:
+            return
+        path, content, tensors = found
+        _network(runner).load_state_dict(part(tensors, "model."))
+        restore_momenta(runner.optim_wrapper.optimizer, _parameters(runner), tensors)
+        for group, lr in zip(runner.optim_wrapper.optimizer.param_groups, content["lr"], strict=True):
+            group["lr"] = lr
+        for scheduler, values in zip(runner.param_schedulers, content["schedulers"], strict=True):
+            vars(scheduler).update(values)
+        runner.train_loop._iter = runner.optim_wrapper._inner_count = content["iteration"]
+        runner.logger.info(f"{path}: going on from iteration {content['iteration'] + 1}")
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """RoI sampling and dropout are this iteration's, whatever came before."""
+        seeds = np.random.SeedSequence([self._seed, runner.iter, self._ranks.rank])
+        torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Save where it is time to.
+
+        Raises:
+            Interrupted: the job was told to end, and the state is saved.
+        """
+        done = runner.iter + 1
+        if done % self._accumulate == 0:
+            wishes = self._ranks.mean(torch.tensor(self._saver.wishes(self._saver.every))).tolist()
+            self._saver.obey(wishes, f"iteration {done + 1}", lambda: self._save(runner, done))
+
+    def after_train(self, runner: Any) -> None:
+        """What is killed in its test needs no second training."""
+        if not self._ranks.rank:
+            self._save(runner, runner.iter)
+
+    def _save(self, runner: Any, iteration: int) -> None:
+        tensors: dict[str, Tensor] = {f"model.{name}": each for name, each in _network(runner).state_dict().items()}
+        tensors |= momenta(runner.optim_wrapper.optimizer, _parameters(runner))
+        counters = ("last_step", "_global_step")
+        content = {
+            "iteration": iteration,
+            "lr": [group["lr"] for group in runner.optim_wrapper.optimizer.param_groups],
+            "schedulers": [{name: getattr(each, name) for name in counters} for each in runner.param_schedulers],
+        }
+        self._state.save(tensors, content)
+
+
+def state_of(work_dir: Path, identity: dict[str, Any], name: str) -> State:
+    """The state of a task in its folder, which is made if need be."""
+    work_dir.mkdir(parents=True, exist_ok=True)
+    return State(work_dir, identity, name)
+
+
+def _network(runner: Any) -> nn.Module:
+    network: nn.Module = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    return network
+
+
+def _parameters(runner: Any) -> list[nn.Parameter]:
+    return [each for group in runner.optim_wrapper.optimizer.param_groups for each in group["params"]]
