@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 def add_threads(parser: argparse.ArgumentParser) -> None:
     """Add `--threads`, the CPUs of this job, to a stage's arguments.
 
-    One is the stage's own, each further one decodes images. No setting of the config: numbers do not depend on it
-    (but for detection's, which says so in its metrics), so another machine reruns nothing.
+    One is the stage's own, each further one decodes images. No setting of the config: numbers do not depend on it, so
+    another machine reruns nothing.
     """
     parser.add_argument(
         "--threads", type=int, default=1, help="CPUs of this job; all but one decode images in processes of their own"

@@ -99,7 +99,7 @@ def processes_of(job: int) -> list[int]:
 
 def test_a_run_longer_than_its_job_may_last_goes_back_into_the_queue_and_on(cluster, tmp_path, undisturbed):
     """FAULTS row 24: SLURM's own signal before its own limit, two minutes of which one is the warning's."""
-    site = Site(tmp_path / "site", cluster, config(120), pretrain={"slurm_extra": "'--signal=USR1@60'"})
+    site = Site(tmp_path / "site", cluster, config(60), pretrain={"slurm_extra": "'--signal=USR1@60'"})
     process = site.start(TARGET)
     job = until_training(site, process)
     cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=2")
@@ -110,20 +110,20 @@ def test_a_run_longer_than_its_job_may_last_goes_back_into_the_queue_and_on(clus
     until(lambda: site.jobs().get(job) == "RUNNING", process)
     assert "Trying to restart" not in finish(process)  # no retry is spent
     assert "going on from" in log(site)
-    assert left(site) == undisturbed(120)
+    assert left(site) == undisturbed(60)
 
 
 def test_a_cancelled_job_is_started_again_and_goes_on(cluster, tmp_path, undisturbed):
-    site = Site(tmp_path / "site", cluster, config(120))
+    site = Site(tmp_path / "site", cluster, config(60))
     process = site.start(TARGET)
     cluster.ask("scancel", str(until_training(site, process)))
     assert "Trying to restart" in finish(process)
     assert "going on from" in log(site)
-    assert left(site) == undisturbed(120)
+    assert left(site) == undisturbed(60)
 
 
 def test_a_preempted_job_comes_back_and_goes_on(cluster, tmp_path, undisturbed):
-    site = Site(tmp_path / "site", cluster, config(120))
+    site = Site(tmp_path / "site", cluster, config(60))
     process = site.start(TARGET)
     job = until_training(site, process)
     cluster.ask("sbatch", "--partition", "urgent", "--exclusive", "--wrap", "sleep 5", "--output", "/dev/null")
@@ -132,11 +132,11 @@ def test_a_preempted_job_comes_back_and_goes_on(cluster, tmp_path, undisturbed):
         start_now(site)
         time.sleep(1)
     assert "Trying to restart" not in finish(process)
-    assert left(site) == undisturbed(120)
+    assert left(site) == undisturbed(60)
 
 
 def test_a_dead_node_costs_its_job_no_more_than_the_time(cluster, tmp_path, undisturbed):
-    site = Site(tmp_path / "site", cluster, config(120))
+    site = Site(tmp_path / "site", cluster, config(60))
     process = site.start(TARGET)
     job = until_training(site, process)
     cluster.kill("slurmd")
@@ -149,11 +149,24 @@ def test_a_dead_node_costs_its_job_no_more_than_the_time(cluster, tmp_path, undi
         start_now(site)
         time.sleep(1)
     finish(process)
-    assert left(site) == undisturbed(120)
+    assert left(site) == undisturbed(60)
+
+
+def test_a_second_snakemake_is_refused_and_the_first_goes_on(cluster, tmp_path, undisturbed):
+    """FAULTS row 21."""
+    site = Site(tmp_path / "site", cluster, config(60))
+    process = site.start(TARGET)
+    job = until_training(site, process)
+    second = site.run(TARGET)
+    assert second.returncode != 0
+    assert "cannot be locked" in second.stdout
+    assert site.jobs() == {job: "RUNNING"}
+    finish(process)
+    assert left(site) == undisturbed(60)
 
 
 def test_a_controller_that_is_down_for_a_while_is_waited_for(cluster, tmp_path, undisturbed):
-    site = Site(tmp_path / "site", cluster, config(120))
+    site = Site(tmp_path / "site", cluster, config(60))
     process = site.start(TARGET)
     until_training(site, process)
     cluster.kill("slurmctld")
@@ -161,12 +174,12 @@ def test_a_controller_that_is_down_for_a_while_is_waited_for(cluster, tmp_path, 
     assert process.poll() is None
     cluster.start_controller()
     finish(process)
-    assert left(site) == undisturbed(120)
+    assert left(site) == undisturbed(60)
 
 
 def test_a_killed_snakemake_is_started_again_and_its_orphan_overwrites_nothing(cluster, tmp_path, undisturbed):
     """FAULTS row 20, with a job that goes on in the queue."""
-    site = Site(tmp_path / "site", cluster, config(120))
+    site = Site(tmp_path / "site", cluster, config(60))
     process = site.start(TARGET)
     orphan = until_training(site, process)
     os.killpg(process.pid, signal.SIGKILL)
@@ -178,12 +191,12 @@ def test_a_killed_snakemake_is_started_again_and_its_orphan_overwrites_nothing(c
     assert site.jobs() == {orphan: "RUNNING"}
     again = site.run(TARGET)
     assert again.returncode == 0, again.stdout[-6000:]
-    assert left(site) == undisturbed(120)
+    assert left(site) == undisturbed(60)
     end = time.monotonic() + 120
     while orphan in site.jobs() and time.monotonic() < end:
         time.sleep(0.5)
     assert site.jobs() == {}
-    assert left(site) == undisturbed(120)
+    assert left(site) == undisturbed(60)
 
 
 def test_a_failing_rule_runs_retries_and_one_times_and_shows_its_log(cluster, tmp_path):

@@ -91,6 +91,13 @@ def jobs_of(config: Config, pairs: Iterable[Key], tables: Sequence[str] = ()) ->
     return found
 
 
+def everything(config: Config, tables: Path) -> dict[Key, Job]:
+    """All jobs of a config, its figures too."""
+    pairs = dict.fromkeys(pair for number in TABLES for pair in needed(tables, number))
+    pairs["uic_3k", "clusters"] = None
+    return jobs_of(config, pairs, [f"table{number}" for number in TABLES] + list(FIGURES))
+
+
 def wall(jobs: dict[Key, Job], rates: Rates) -> float:
     """Seconds until all jobs are done on the slots: list scheduling, what the longest chain hangs on first."""
     seconds = {key: rates.seconds(job) for key, job in jobs.items()}
@@ -136,17 +143,13 @@ def report(config: Config, tables: Path, rates: Rates) -> str:
         tables: config/tables.yaml.
     """
     pairs = {number: needed(tables, number) for number in TABLES}
-    figures = [("uic_3k", "clusters")]
-    everything = jobs_of(
-        config, dict.fromkeys([pair for each in pairs.values() for pair in each] + figures),
-        [f"table{number}" for number in TABLES] + list(FIGURES),
-    )  # fmt: skip
+    jobs = everything(config, tables)
     unit = "GPU-hours" if rates.gpu else "CPU-hours"
     rules: dict[str, list[Job]] = {}
-    for job in everything.values():
+    for job in jobs.values():
         rules.setdefault("table, figure" if job.environment == "report" else job.rule, []).append(job)
-    lines = [[rule, len(jobs), *_sums(jobs, rates)] for rule, jobs in rules.items()]
-    lines.append(["all", len(everything), *_sums(everything.values(), rates)])
+    lines = [[rule, len(each), *_sums(each, rates)] for rule, each in rules.items()]
+    lines.append(["all", len(jobs), *_sums(jobs.values(), rates)])
     by_rule = tabulate(lines, ["rule", "jobs", unit, "longest job, h", "GB"], floatfmt=".2f")
     rows: list[tuple[str, int, int, float, float]] = []
     for number in TABLES:
@@ -163,7 +166,7 @@ def report(config: Config, tables: Path, rates: Rates) -> str:
     return (
         f"{len(trained)} runs{elsewhere}{several}; rates {rates.said}\n\n{by_rule}\n\n"
         f"What each table takes by itself; the cheapest is {min(rows, key=lambda row: row[3])[0]}:\n\n{by_table}\n\n"
-        f"wall time of everything on {slots}: {_hours(wall(everything, rates))}\n"
+        f"wall time of everything on {slots}: {_hours(wall(jobs, rates))}\n"
     )
 
 
