@@ -59,20 +59,28 @@ class Task:
         else:
             self.arguments += ["--dataset", str(inputs.dataset)]
 
-    def start(self, *more: str) -> subprocess.Popen[str]:
+    def start(self, *more: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m"]
         if self.ranks > 1:
             command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(self.ranks), "-m", "--"]
         command += [f"uic_core.openmmlab.{self.name}", *self.arguments, *more]
-        return subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+        with self.log.open("w") as log:  # not a pipe, which mmengine's log would fill
+            return subprocess.Popen(
+                command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log"
+
+    def ended(self, process: subprocess.Popen[bytes]) -> tuple[int, str]:
+        """Exit status, and what was printed."""
+        return process.wait(600), self.log.read_text()
 
     def finish(self, *more: str) -> tuple[str, dict[str, float]]:
-        process = self.start(*more)
-        out, _ = process.communicate(timeout=600)
-        assert process.returncode == 0, out[-4000:]
+        status, out = self.ended(self.start(*more))
+        assert status == 0, out[-4000:]
         assert not list((self.folder / "work").glob("state*"))
         assert not (self.folder / "work" / "interrupted").exists()
         return out, self.values()
@@ -80,9 +88,9 @@ class Task:
     def values(self) -> dict[str, float]:
         return {name: value.value for name, value in metrics.read(self.folder / "out.json").values.items()}
 
-    def until_state(self, process: subprocess.Popen[str]) -> None:
+    def until_state(self, process: subprocess.Popen[bytes]) -> None:
         while not list((self.folder / "work").glob("state.*.safetensors")):
-            assert process.poll() is None, process.communicate()[0]
+            assert process.poll() is None, self.log.read_text()
             time.sleep(0.005)
 
     def weights(self) -> dict[str, torch.Tensor]:
@@ -154,8 +162,8 @@ def test_told_to_end_it_saves_and_says_so(name: str, tmp_path: Path, inputs: Sim
     process = task.start()
     task.until_state(process)
     process.send_signal(signal.SIGUSR1)
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode == INTERRUPTED, out
+    status, out = task.ended(process)
+    assert status == INTERRUPTED, out
     assert "interrupted: SIGUSR1, saved before iteration" in out
     assert (tmp_path / "work" / "interrupted").exists()
 
@@ -191,9 +199,8 @@ def test_a_state_of_other_settings_is_refused(tmp_path: Path, inputs: SimpleName
 
 def test_batches_that_do_not_divide_are_refused(tmp_path: Path, inputs: SimpleNamespace) -> None:
     task = Task(tmp_path, "detection", inputs, ranks=3)
-    process = task.start()
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode != 0
+    status, out = task.ended(task.start())
+    assert status != 0
     assert "detection.images_per_batch: 2 images do not divide over 3 processes" in out
 
 

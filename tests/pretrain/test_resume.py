@@ -201,10 +201,11 @@ def test_a_state_of_other_images_is_refused(copied, demo_data, tmp_path):
 
 
 def test_what_a_killed_process_was_writing_is_ignored_and_cleaned(copied):
-    leftover = copied.folder / ".state.x.new.1.partial.safetensors"
-    leftover.write_bytes(b"half")
+    leftovers = [copied.folder / name for name in (".state.x.new.1.partial.safetensors", ".tmpr2TK69")]
+    for leftover in leftovers:
+        leftover.write_bytes(b"half")
     copied.finish()
-    assert not leftover.exists()
+    assert not any(leftover.exists() for leftover in leftovers)
 
 
 def test_another_number_of_processes_may_go_on(copied):

@@ -98,11 +98,11 @@ def processes_of(job: int) -> list[int]:
 
 
 def test_a_run_longer_than_its_job_may_last_goes_back_into_the_queue_and_on(cluster, tmp_path, undisturbed):
-    """FAULTS row 24: SLURM's own signal before its own limit, two minutes of which one is the warning's."""
-    site = Site(tmp_path / "site", cluster, config(60), pretrain={"slurm_extra": "'--signal=USR1@60'"})
+    """FAULTS row 24: SLURM's own signal before a limit of a minute, set once training is under way."""
+    site = Site(tmp_path / "site", cluster, config(200), pretrain={"slurm_extra": "'--signal=USR1@60'"})
     process = site.start(TARGET)
     job = until_training(site, process)
-    cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=2")
+    cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=1")
     until(lambda: site.jobs().get(job) == "PENDING", process)
     assert "goes back into the queue" in log(site)
     cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=60")
@@ -110,7 +110,7 @@ def test_a_run_longer_than_its_job_may_last_goes_back_into_the_queue_and_on(clus
     until(lambda: site.jobs().get(job) == "RUNNING", process)
     assert "Trying to restart" not in finish(process)  # no retry is spent
     assert "going on from" in log(site)
-    assert left(site) == undisturbed(60)
+    assert left(site) == undisturbed(200)
 
 
 def test_a_cancelled_job_is_started_again_and_goes_on(cluster, tmp_path, undisturbed):

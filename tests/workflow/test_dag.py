@@ -85,6 +85,8 @@ def test_every_table_figure_and_metric_is_there(finished):
     for number in range(1, 8):
         assert (results / "tables" / f"table{number}.md").read_text().startswith("> ")
         assert (results / "tables" / f"table{number}.csv").stat().st_size > 0
+        assert "tabular" in (results / "tables" / f"table{number}.tex").read_text()
+        assert f"(tables/table{number}.md)" in (results / "README.md").read_text()
     for number in (3, 4):
         assert (results / "figures" / f"fig{number}.png").read_bytes().startswith(b"\x89PNG")
         assert "<svg" in (results / "figures" / f"fig{number}.svg").read_text()
@@ -113,6 +115,13 @@ def test_memory_of_every_job_stays_below_6_gb(finished):
 
 def test_a_second_run_does_nothing(copy):
     assert planned(copy) == set()
+
+
+def test_results_moved_to_another_machine_are_not_made_again(finished, tmp_path):
+    """Data and results, with their times; not what Snakemake remembers of them (.snakemake)."""
+    moved = SimpleNamespace(folder=tmp_path / "moved", config=tmp_path / "moved" / "small.yaml")
+    shutil.copytree(finished.folder, moved.folder, copy_function=os.link, ignore=shutil.ignore_patterns(".snakemake"))
+    assert planned(moved) == set()
 
 
 def test_a_mere_touch_of_a_checkpoint_reruns_nothing(copy):

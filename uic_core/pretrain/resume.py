@@ -143,7 +143,9 @@ class State:
 
     def _clean(self) -> None:
         """Remove what a process left that was killed while it wrote."""
-        for path in (*self.folder.glob(f".{self._stem}.*.partial.*"), self._new):
+        # The second are safetensors' own, while it writes the first.
+        leftovers = (*self.folder.glob(f".{self._stem}.*.partial.*"), *self.folder.glob(".tmp??????"))
+        for path in (*leftovers, self._new):
             path.unlink(missing_ok=True)
 
     def _check(self, path: Path, content: dict[str, Any]) -> None:
