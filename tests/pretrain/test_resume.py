@@ -15,7 +15,7 @@ import pytest
 
 from uic_core.data.index import build_imagenet
 from uic_core.errors import INTERRUPTED
-from uic_core.pretrain import checkpoint
+from uic_core.pretrain import checkpoint, resume
 from uic_core.recipe import Recipe, save
 
 ROOT = Path(__file__).parents[2]
@@ -298,3 +298,19 @@ def test_a_process_that_wakes_after_its_successor_has_finished_writes_nothing(tm
     assert process.returncode == 2
     assert "was finished by another process; this one writes nothing" in err
     assert orphan.outputs() == undisturbed()
+
+
+def test_a_signal_ends_a_process_forked_while_it_is_waited_for():
+    """Decoding processes and pools are ended so; they have nothing to save."""
+    with resume.Signals() as signals:
+        child = os.fork()
+        if not child:
+            time.sleep(60)
+            os._exit(0)
+        time.sleep(0.2)
+        os.kill(child, signal.SIGTERM)
+        _, status = os.waitpid(child, 0)
+        assert os.WTERMSIG(status) == signal.SIGTERM
+        assert signals.caught is None
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.caught == "SIGTERM"

@@ -40,6 +40,7 @@ class Signals:
         self.caught: str | None = None
 
     def __enter__(self) -> Signals:
+        self._process = os.getpid()
         self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
         return self
 
@@ -48,6 +49,10 @@ class Signals:
             signal.signal(number, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a process forked from this one, which has no state to save
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
         self.caught = signal.Signals(number).name
 
 
