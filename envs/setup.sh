@@ -160,7 +160,8 @@ build_mmcv() { # and drop what the lock no longer holds
         export FORCE_CUDA=0 CUDA_VISIBLE_DEVICES=""
     fi
     [[ ! -f $stamp || "$(tail -n 1 $stamp)" == "mmcv $build" ]] || options+=(--reinstall-package onedl-mmcv)
-    PATH=$PWD/$venv/bin:$PATH quietly uv pip sync --require-hashes --no-build-isolation \
+    # Compiled once: where Python may not write bytecode, every job would spend seconds on it while it imports.
+    PATH=$PWD/$venv/bin:$PATH quietly uv pip sync --require-hashes --no-build-isolation --compile-bytecode \
         "${options[@]}" "$lock" envs/uv.txt
     # A wheel from the cache may have been built against another torch: build it once more then.
     if ! $venv/bin/python -c 'import mmcv.ops' >>"$log" 2>&1; then
