@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from uic_core.data import voc
 from uic_core.models import Network
 from uic_core.openmmlab import proposals
-from uic_core.openmmlab.resume import SeededDraws
+from uic_core.openmmlab.resume import SeededDraws, unwrapped
 
 
 @DATASETS.register_module()
@@ -155,7 +155,7 @@ class RescaleClassifier(Hook):  # type: ignore[misc]
     @torch.no_grad()
     def before_train(self, runner: Any) -> None:
         """Changes weights and biases of `roi_head.bbox_head.shared_fcs` in place."""
-        model = runner.model
+        model = unwrapped(runner)
         model.eval()
         loader = runner.train_dataloader  # not iterated: a loop left early would end its endless sampler
         spread = np.linspace(0, len(loader.dataset) - 1, min(self.images, len(loader.dataset))).round()

@@ -95,7 +95,7 @@ class Resume(Hook):
         if found is None:
             return
         path, content, tensors = found
-        _network(runner).load_state_dict(part(tensors, "model."))
+        unwrapped(runner).load_state_dict(part(tensors, "model."))
         restore_momenta(runner.optim_wrapper.optimizer, _parameters(runner), tensors)
         for group, lr in zip(runner.optim_wrapper.optimizer.param_groups, content["lr"], strict=True):
             group["lr"] = lr
@@ -126,7 +126,7 @@ class Resume(Hook):
             self._save(runner, runner.iter)
 
     def _save(self, runner: Any, iteration: int) -> None:
-        tensors: dict[str, Tensor] = {f"model.{name}": each for name, each in _network(runner).state_dict().items()}
+        tensors: dict[str, Tensor] = {f"model.{name}": each for name, each in unwrapped(runner).state_dict().items()}
         tensors |= momenta(runner.optim_wrapper.optimizer, _parameters(runner))
         counters = ("last_step", "_global_step")
         content = {
@@ -143,9 +143,9 @@ def state_of(work_dir: Path, identity: dict[str, Any], name: str) -> State:
     return State(work_dir, identity, name)
 
 
-def _network(runner: Any) -> nn.Module:
-    network: nn.Module = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    return network
+def unwrapped(runner: Any) -> Any:
+    """The model itself, where several processes wrap it."""
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 def _parameters(runner: Any) -> list[nn.Parameter]:

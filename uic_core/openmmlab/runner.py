@@ -38,7 +38,12 @@ def training(
     return {
         "work_dir": str(work_dir),
         "launcher": "pytorch" if world() > 1 else "none",
-        "model_wrapper_cfg": {"type": "MMDistributedDataParallel"},
+        # mmengine's own choice of device_ids fails on a CPU
+        "model_wrapper_cfg": {
+            "type": "MMDistributedDataParallel",
+            "device_ids": None,
+            "broadcast_buffers": False,
+        },
         "log_level": "INFO",
         "load_from": None,
         "resume": False,
