@@ -70,8 +70,8 @@ def outlive_time_limits():
 def watch_jobs():
     """Snakemake asks workflow/slurm/squeue for its jobs, which sees every one of them end."""
     own = str(Path(workflow.basedir, "workflow", "slurm"))
-    if shutil.which("squeue") and own not in os.environ["PATH"].split(os.pathsep):
-        os.environ["PATH"] = own + os.pathsep + os.environ["PATH"]
+    if shutil.which("squeue") and own not in os.get_exec_path():
+        os.environ.update(PATH=os.pathsep.join([own, *os.get_exec_path()]))
 
 
 def growing(amount):
