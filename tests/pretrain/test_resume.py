@@ -275,13 +275,13 @@ def test_a_process_given_up_for_dead_writes_nothing_into_its_successors_run(tmp_
     process.send_signal(signal.SIGSTOP)
     successor = Run(tmp_path, index)
     taking_over = successor.start("--save-every", "0")
-    while len((tmp_path / "owner").read_text().split(f"process {taking_over.pid} ")) < 2:
+    while f"process {taking_over.pid} " not in (tmp_path / "owner").read_text():
         assert taking_over.poll() is None, taking_over.communicate()
         time.sleep(0.005)
     process.send_signal(signal.SIGCONT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2, err
-    assert f"is now worked on by process {taking_over.pid} on" in err or "was finished by another process" in err
+    assert f"is now worked on by process {taking_over.pid} on" in err or "took it over and has ended" in err
     out, err = taking_over.communicate(timeout=120)
     assert taking_over.returncode == 0, out + err
     assert successor.outputs() == undisturbed()
@@ -296,7 +296,7 @@ def test_a_process_that_wakes_after_its_successor_has_finished_writes_nothing(tm
     process.send_signal(signal.SIGCONT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert "was finished by another process; this one writes nothing" in err
+    assert "another process took it over and has ended; this one writes nothing" in err
     assert orphan.outputs() == undisturbed()
 
 
@@ -314,3 +314,17 @@ def test_a_signal_ends_a_process_forked_while_it_is_waited_for():
         assert signals.caught is None
         os.kill(os.getpid(), signal.SIGTERM)
         assert signals.caught == "SIGTERM"
+
+
+def test_a_time_limit_that_is_near_ends_no_process_that_decodes():
+    """SLURM's USR1 reaches all of a job's processes; the one that saves may still need the others."""
+    with resume.Signals() as signals:
+        child = os.fork()
+        if not child:
+            time.sleep(0.5)
+            os._exit(0)
+        time.sleep(0.2)
+        os.kill(child, signal.SIGUSR1)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert signals.caught is None

@@ -133,7 +133,7 @@ def test_a_mere_touch_of_a_checkpoint_reruns_nothing(copy):
 def test_another_checkpoint_reruns_its_evaluations_and_their_tables(copy):
     checkpoint = copy.folder / "results/runs/uic_5k/checkpoint.safetensors"
     replace(checkpoint, checkpoint.read_bytes() + b"\0")
-    assert planned(copy) == {"linear_probe:uic_5k", "clusters:uic_5k", "table1"}
+    assert planned(copy) == {"linear_probe:uic_5k", "clusters:uic_5k", "table1", "summary"}
 
 
 def test_another_checkpoint_reaches_the_runs_fine_tuned_from_it(copy):
@@ -143,6 +143,7 @@ def test_another_checkpoint_reaches_the_runs_fine_tuned_from_it(copy):
         "finetune:uic_3k_center_crop_fft",
         "linear_probe:uic_3k_center_crop_fft",
         "table2",
+        "summary",
     }
 
 
@@ -156,6 +157,7 @@ def test_changed_settings_of_a_run_rerun_that_run_alone(copy):
         "linear_probe:uic_10k",
         "clusters:uic_10k",
         "table1",
+        "summary",
     }
 
 
@@ -197,7 +199,7 @@ def test_further_seeds_train_runs_of_their_own_and_tables_take_their_means(copy)
     replace(copy.config, yaml.safe_dump(config).encode())
     rules = ("recipe", "pretrain", "linear_probe", "clusters")
     new = {f"{rule}:uic_5k_seed{seed}" for rule in rules for seed in (1, 2)}
-    assert planned(copy) == new | {"seeds:uic_5k", "table1"}
+    assert planned(copy) == new | {"seeds:uic_5k", "table1", "summary"}
 
 
 def test_a_cache_is_read_by_all_that_trains_on_imagenet(copy):
@@ -214,7 +216,7 @@ def test_changed_settings_of_an_evaluation_rerun_that_evaluation_alone(copy):
     config = small_config()
     config["evaluations"]["fewshot"]["episodes"] = 30
     replace(copy.config, yaml.safe_dump(config).encode())
-    assert planned(copy) == {"protocol", "fewshot:uic_3k", "fewshot:deepcluster", "table5"}
+    assert planned(copy) == {"protocol", "fewshot:uic_3k", "fewshot:deepcluster", "table5", "summary"}
 
 
 def test_a_changed_data_set_reruns_what_reads_it_and_nothing_else(copy):
@@ -229,6 +231,7 @@ def test_a_changed_data_set_reruns_what_reads_it_and_nothing_else(copy):
         "fewshot:uic_3k",
         "fewshot:deepcluster",
         "table5",
+        "summary",
     }
 
 

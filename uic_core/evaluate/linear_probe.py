@@ -80,13 +80,6 @@ def main(arguments: list[str] | None = None) -> None:
         }
         name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         state = State(options.out.parent, identity, name, prefix="linear_probe.")
-        if not ranks.rank:
-            state.claim()
-        saver = Saver(state, ranks, signals, options.save_every)
-        workers = runtime.workers(options.threads)
-        probes = Probes(network, train_index, val_index, protocol, trained_by.resize, workers, ranks, saver)
-        with contextlib.closing(probes):
-            found = values(probes.run(), len(val_index))
         beyond: dict[str, Any] = {
             "layers": layers,
             "crop": crop,
@@ -99,30 +92,36 @@ def main(arguments: list[str] | None = None) -> None:
             "precision": "fp32",
             "processes": ranks.world,
         }
-        if not ranks.rank:
-            state.check_owner()
-            metrics.write(
-                options.out,
-                metrics.Metrics(
-                    evaluation="linear_probe",
-                    run=options.run,
-                    dataset=metrics.Dataset(
-                        name="imagenet",
-                        fingerprint=f"{train_index.fingerprint}+{val_index.fingerprint}",
-                        sizes={"train": len(train_index), "val": len(val_index)},
+        with state.claimed(ranks):
+            saver = Saver(state, ranks, signals, options.save_every)
+            workers = runtime.workers(options.threads)
+            probes = Probes(network, train_index, val_index, protocol, trained_by.resize, workers, ranks, saver)
+            with contextlib.closing(probes):
+                found = values(probes.run(), len(val_index))
+            if not ranks.rank:
+                state.check_owner()
+                metrics.write(
+                    options.out,
+                    metrics.Metrics(
+                        evaluation="linear_probe",
+                        run=options.run,
+                        dataset=metrics.Dataset(
+                            name="imagenet",
+                            fingerprint=f"{train_index.fingerprint}+{val_index.fingerprint}",
+                            sizes={"train": len(train_index), "val": len(val_index)},
+                        ),
+                        values=found,
+                        protocol={**protocol.model_dump(), **beyond},
+                        provenance=metrics.provenance(
+                            recipe_hash=trained_by.hash(),
+                            checkpoint=options.checkpoint,
+                            coverage=network.coverage,
+                            seed=protocol.seed,
+                            hardware=runtime.hardware(),
+                        ),
                     ),
-                    values=found,
-                    protocol={**protocol.model_dump(), **beyond},
-                    provenance=metrics.provenance(
-                        recipe_hash=trained_by.hash(),
-                        checkpoint=options.checkpoint,
-                        coverage=network.coverage,
-                        seed=protocol.seed,
-                        hardware=runtime.hardware(),
-                    ),
-                ),
-            )
-            state.remove()
+                )
+                state.remove()
         shown = "  ".join(f"{layer} {found[layer].value:.1f}" for layer in layers)
         probes.say(f"{options.run}: top-1 % over {len(val_index)} validation images: {shown}")
         ranks.barrier()

@@ -89,8 +89,6 @@ class Resume(Hook):
         Raises:
             InputError: it is of other settings, weights or data; or none that can be read is left.
         """
-        if not self._ranks.rank:
-            self._state.claim()
         found = self._state.load(runner.logger.info)
         if found is None:
             return

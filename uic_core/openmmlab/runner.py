@@ -125,6 +125,7 @@ def train_and_test(
         The test metrics by their bare names, without the evaluator's prefix.
 
     Raises:
+        InputError: another process has taken the work over.
         Interrupted: SIGTERM or SIGUSR1 came, and the state is saved.
     """
     cfg = Config(content)
@@ -132,13 +133,15 @@ def train_and_test(
     seed_everything(cfg.randomness.seed)
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     state = state_of(Path(cfg.work_dir), identity, name)
-    with Signals() as signals:
+    with state.claimed(ranks), Signals() as signals:
         runner = Runner.from_cfg(cfg)
         accumulate = cfg.optim_wrapper.accumulative_counts
         resume = Resume(state, ranks, signals, cfg.randomness.seed, accumulate, save_every)
         runner.register_hook(resume, priority="LOWEST")
         assert runner.test_loop  # builds the test data now: what is wrong with it must not come out after the training
         runner.train()
-        yield {name: float(value) for name, value in runner.test().items()}
-    if not ranks.rank:
-        state.remove()
+        values = {name: float(value) for name, value in runner.test().items()}
+        state.check_owner()
+        yield values
+        if not ranks.rank:
+            state.remove()

@@ -120,18 +120,16 @@ class Trainer:
         """
         state = State(folder, self.identity, self.recipe.hash())
         self.folder = folder
-        if not self.ranks.rank:
-            state.claim()
-        with contextlib.closing(self.loader), Signals() as signals:
+        with state.claimed(self.ranks), contextlib.closing(self.loader), Signals() as signals:
             self._train(Saver(state, self.ranks, signals, self.save_every))
-        if not self.ranks.rank:
-            state.check_owner()
-            with atomic(folder / "labels.npy") as temporary:
-                np.save(temporary, self.labels)
-            write_text(folder / "history.jsonl", "".join(json.dumps(line) + "\n" for line in self.history))
-            extra = {"data": self.index.fingerprint}
-            checkpoint.save(folder / "checkpoint.safetensors", self.network, self.recipe, extra)
-            state.remove()
+            if not self.ranks.rank:
+                state.check_owner()
+                with atomic(folder / "labels.npy") as temporary:
+                    np.save(temporary, self.labels)
+                write_text(folder / "history.jsonl", "".join(json.dumps(line) + "\n" for line in self.history))
+                extra = {"data": self.index.fingerprint}
+                checkpoint.save(folder / "checkpoint.safetensors", self.network, self.recipe, extra)
+                state.remove()
         if self._writer is not None:
             self._writer.close()
         self.ranks.barrier()

@@ -7,13 +7,14 @@ previous one is used.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -49,11 +50,12 @@ class Signals:
             signal.signal(number, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a process forked from this one, which has no state to save
+        if os.getpid() == self._process:
+            self.caught = signal.Signals(number).name
+        elif number == signal.SIGTERM:  # a process forked from this one, which has no state to save
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-            return
-        self.caught = signal.Signals(number).name
+        # USR1 reaches all of a job's processes; one that decodes for this one must still do so while it saves.
 
 
 class State:
@@ -76,27 +78,35 @@ class State:
         self.owner = folder / f"{prefix}owner"
         self._own = ""
 
-    def claim(self) -> None:
-        """From here on this process works in the folder, and one that did before writes nothing more.
+    @contextlib.contextmanager
+    def claimed(self, ranks: Ranks) -> Iterator[None]:
+        """In this block rank 0's process works in the folder, and one that did before writes nothing more.
 
         A killed Snakemake leaves its jobs in the cluster's queue; the next one starts others in their place.
         """
+        if ranks.rank:
+            yield
+            return
         job = f", SLURM job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
         self._own = f"process {os.getpid()} on {socket.gethostname()}{job} ({uuid.uuid4()})"
         write_text(self.owner, f"{self._own}\n")
+        try:
+            yield
+        finally:
+            if self._owner() == self._own:
+                self.owner.unlink()
 
     def check_owner(self) -> None:
         """Refuse to write into a folder that another process has claimed since.
 
         Raises:
-            InputError: names that process, or says that the work is done.
+            InputError: names that process, or says that it has ended.
         """
         if not self._own:
             return
-        try:
-            owner = self.owner.read_text().strip()
-        except FileNotFoundError:
-            raise InputError(f"{self.folder}: was finished by another process; this one writes nothing") from None
+        owner = self._owner()
+        if not owner:
+            raise InputError(f"{self.folder}: another process took it over and has ended; this one writes nothing")
         if owner != self._own:
             raise InputError(f"{self.folder}: is now worked on by {owner}; this process writes nothing more")
 
@@ -142,9 +152,16 @@ class State:
 
     def remove(self) -> None:
         """The stage is complete; states of other names go too."""
-        for path in (*self.folder.glob(f"{self._stem}.*.safetensors"), self.marker, self.owner):
+        for path in (*self.folder.glob(f"{self._stem}.*.safetensors"), self.marker):
             path.unlink(missing_ok=True)
         self._clean()
+
+    def _owner(self) -> str:
+        """Who works in the folder; '' if nobody does."""
+        try:
+            return self.owner.read_text().strip()
+        except FileNotFoundError:
+            return ""
 
     def _clean(self) -> None:
         """Remove what a process left that was killed while it wrote."""
