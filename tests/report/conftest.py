@@ -10,14 +10,28 @@ from typing import Any
 import pytest
 
 from uic_core import metrics
+from uic_core.config import Config, validate
+from uic_core.files import read_yaml
 from uic_core.report import cells
 
 CONFIG = Path(__file__).parents[2] / "config"
 
 
+@pytest.fixture(scope="session")
+def paper() -> Config:
+    return validate(read_yaml(CONFIG / "paper.yaml"), "config/paper.yaml")
+
+
+def protocol(config: Config, run: str, evaluation: str) -> dict[str, Any]:
+    """The settings as the stages record them: the probes' by architecture are those of the run's."""
+    settings: dict[str, Any] = getattr(config.evaluations, evaluation).model_dump()
+    by_arch = ("layers", "crop", "images", "val_images") if evaluation == "linear_probe" else ()
+    return settings | {key: settings[key][config.runs[run.partition("_seed")[0]].arch] for key in by_arch}
+
+
 @pytest.fixture
-def make_metrics() -> Callable[..., metrics.Metrics]:
-    """Build metrics; keywords replace parts of the provenance."""
+def make_metrics(paper: Config) -> Callable[..., metrics.Metrics]:
+    """Build metrics of the paper's settings; keywords replace parts of the provenance."""
 
     def make(run: str, evaluation: str, values: dict[str, metrics.Value], **changes: Any) -> metrics.Metrics:
         data = {"detection": "voc07", "segmentation": "voc_segmentation", "fewshot": "miniimagenet_test"}
@@ -33,7 +47,7 @@ def make_metrics() -> Callable[..., metrics.Metrics]:
                 name=data.get(evaluation, "imagenet"), fingerprint="00ff00ff00ff00ff", sizes={"train": 2000, "val": 400}
             ),
             values=values,
-            protocol={"batch_norm": "affine_trained" if evaluation.startswith("voc") else False, "rescale": False},
+            protocol=protocol(paper, run, evaluation),
             provenance=metrics.Provenance(**{**facts, **changes}),
         )
 

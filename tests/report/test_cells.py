@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,6 +89,66 @@ def test_runs_are_in_the_config(name: str) -> None:
         assert {run for run, _ in cells.needed(TABLES, number)} <= set(runs)
 
 
+@pytest.mark.parametrize("name", ["paper.yaml", "demo.yaml"])
+def test_every_cell_is_of_a_layer_that_is_evaluated(name: str) -> None:
+    cells.check_cells(TABLES, config.validate(files.read_yaml(ROOT / "config" / name), name))
+
+
+MOCO = {
+    "method": "external", "path": "their.pth", "format": "moco", "arch": "resnet50", "sobel": False,
+    "image_size": 224, "resize": 256,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (
+            "evaluations.linear_probe.layers.resnet50_mlp",
+            ["avgpool"],
+            "tables.7: row 'UIC + strong aug (Ours), Res50 + MLP-head', column 'Top-1': takes 'mlp', which evaluations."
+            "linear_probe.layers.resnet50_mlp of the config does not make (it makes: avgpool, avgpool/last)",
+        ),
+        (
+            "evaluations.fewshot.layers",
+            ["conv3", "conv4", "conv5"],
+            "tables.5: row 'UIC 3k, 224×224', column 'conv5+MP': takes 'upsampled/conv5+MP', which "
+            "evaluations.fewshot.layers of the config does not make (it makes: upsampled/conv3, ",
+        ),
+        ("runs.uic_5k", None, "tables.1: row 'UIC 5k', column 'conv3': takes cells from runs that the config lacks"),
+        ("runs.uic_resnet50_strong", MOCO, "run uic_resnet50_strong was trained elsewhere and has no pseudo-labels"),
+    ],
+)
+def test_a_cell_that_the_config_does_not_fill_is_named(path: str, value: Any, message: str) -> None:
+    content = files.read_yaml(ROOT / "config" / "paper.yaml")
+    *parents, last = path.split(".")
+    node = content
+    for part in parents:
+        node = node[part]
+    if value is None:
+        del node[last]
+    else:
+        node[last] = value
+    with pytest.raises(InputError) as caught:
+        cells.check_cells(TABLES, config.validate(content, "mine.yaml"))
+    assert str(caught.value).startswith(f"{TABLES}: ")
+    assert message in str(caught.value)
+
+
+def test_fewshot_layers_by_architecture_are_understood() -> None:
+    """As a mapping they are those of the run's architecture."""
+    paper = config.validate(files.read_yaml(ROOT / "config" / "paper.yaml"), "mine.yaml")
+    by_arch: Any = {"alexnet": ["conv3", "conv4", "conv5", "conv5+MP"]}
+    for layers, fits in ((by_arch, True), ({"alexnet": ["conv3"]}, False), ({}, False)):
+        fewshot = paper.evaluations.fewshot.model_copy(update={"layers": layers})
+        changed = paper.model_copy(update={"evaluations": paper.evaluations.model_copy(update={"fewshot": fewshot})})
+        if fits:
+            cells.check_cells(TABLES, changed)
+        else:
+            with pytest.raises(InputError, match=r"which evaluations\.fewshot\.layers\.alexnet of the config"):
+                cells.check_cells(TABLES, changed)
+
+
 def test_needed() -> None:
     assert cells.needed(TABLES, 5) == [("uic_3k", "fewshot"), ("deepcluster", "fewshot")]
     assert cells.needed(TABLES, 2) == [("uic_3k_center_crop_fft", "linear_probe"), ("uic_3k_fft", "linear_probe")]
@@ -124,6 +185,7 @@ def test_small_is_fine(small: tuple[Path, Path]) -> None:
     ("old", "new", "message"),
     [
         ("title: A table", "titel: A table", "tables.1.titel: unknown key; did you mean 'title'?"),
+        ("  1:\n", "  8:\n", "tables.8: the paper has Tables 1 to 7; give the rows to one of them, with extra: true"),
         ("name: conv3", "name: NMI", "columns: 'NMI' stands twice"),
         ('name: "Cited [1]"', "name: Ours", "rows: 'Ours' stands twice"),
         ("cells: {NMI:", "cells: {NMY:", "unknown column 'NMY'; did you mean 'NMI'?"),

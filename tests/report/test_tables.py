@@ -210,6 +210,22 @@ def test_one_evaluation_with_two_settings_is_told(matrix: Matrix, tmp_path: Path
     assert '; "frozen": deepcluster.' in markdown
 
 
+@pytest.mark.parametrize("number", range(1, 8))
+def test_the_papers_matrix_mixes_nothing(number: int, matrix: Matrix, tmp_path: Path) -> None:
+    # Table 7's rows are of three architectures: other layers and crops by design.
+    markdown, _ = run(number, needed(matrix, number), tmp_path, scale="paper")
+    assert "Mixed" not in markdown
+    assert "Different data" not in markdown
+
+
+def test_probes_of_one_architecture_with_two_crops_are_told(matrix: Matrix, tmp_path: Path) -> None:
+    path = matrix["uic_5k", "linear_probe"]
+    path.write_text(path.read_text().replace("random_crop", "resized_crop"))
+    markdown, _ = run(1, needed(matrix, 1), tmp_path, scale="paper")
+    assert '**Mixed settings** of linear_probe, crop: "random_crop": uic_3k, uic_10k' in markdown
+    assert '; "resized_crop": uic_5k.' in markdown
+
+
 def test_different_data_in_one_column_is_told(matrix: Matrix, tmp_path: Path) -> None:
     path = matrix["deepcluster", "fewshot"]
     path.write_text(path.read_text().replace("00ff00ff00ff00ff", "1111111111111111"))

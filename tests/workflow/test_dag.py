@@ -22,6 +22,8 @@ import yaml
 from bench import browser
 from bench.small_dag import small_config
 from uic_core import metrics
+from uic_core.config import validate
+from uic_core.recipe import save
 
 pytestmark = pytest.mark.slow
 
@@ -364,6 +366,21 @@ def test_the_paper_does_not_train_over_the_demo(copy):
     assert process.returncode != 0
     told = process.stdout + process.stderr  # a dry run reports on stdout
     assert "results holds results of generated data sets; name another folder under `results`" in told
+
+
+def test_every_data_set_of_the_results_is_looked_at_before_anything_is_written(tmp_path):
+    """Not the first alone; and one that cannot be read is named."""
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(small_config()))
+    datasets = validate(small_config(), "small.yaml").datasets
+    save(datasets.one("imagenet"), tmp_path / "results/data/imagenet.yaml")
+    receipt = tmp_path / "results/data/voc07.yaml"
+    save(datasets.one("voc07").model_copy(update={"generated": False}), receipt)
+    for told in ("results holds results of real data sets", "results/data/voc07.yaml: generated: missing"):
+        process = snakemake("-n", "table1", folder=tmp_path, config=tmp_path / "small.yaml")
+        assert process.returncode != 0
+        assert told in process.stdout + process.stderr
+        assert "KeyError" not in process.stdout + process.stderr
+        receipt.write_text(receipt.read_text().replace("generated: false\n", ""))
 
 
 def test_an_unreadable_image_stops_before_any_training_and_nothing_made_is_lost(copy):

@@ -20,9 +20,8 @@ from uic_core.errors import stage
 from uic_core.files import read_yaml
 from uic_core.overview.costs import Job, evaluation, preparation, training
 from uic_core.recipe import External
-from uic_core.report.cells import needed
+from uic_core.report.cells import TABLES, check_cells, needed
 
-TABLES = range(1, 8)
 FIGURES = ("fig3", "fig4")
 Key = tuple[str, str]
 
@@ -197,6 +196,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     with stage():
         config = validate(read_yaml(options.config), str(options.config))
+        check_cells(options.tables, config)
         if options.measure:
             from uic_core.overview.rates import measured  # imports the stages
 

@@ -20,9 +20,8 @@ from uic_core.config import Config, validate
 from uic_core.errors import stage
 from uic_core.files import read_yaml
 from uic_core.recipe import External
-from uic_core.report.cells import needed
+from uic_core.report.cells import TABLES, check_cells, needed
 
-TABLES = range(1, 8)
 _TAIL = 3
 
 
@@ -131,6 +130,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     with stage():
         config = validate(read_yaml(options.config), str(options.config))
+        check_cells(options.tables, config)
         found = runs(config, options.tables)
         rows = [
             [

@@ -11,13 +11,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
+from typing import Any
 
 from pydantic import Field
 
-from uic_core.config import Evaluations
+from uic_core.config import Config, Evaluations
 from uic_core.errors import InputError
-from uic_core.recipe import Strict, load
+from uic_core.recipe import External, Strict, load
 
+TABLES = range(1, 8)
+"""The paper's tables."""
 PUBLISHED_HEADER = ("table", "row", "column", "value", "source")
 
 
@@ -126,10 +129,16 @@ def read_tables(path: Path) -> dict[int, Table]:
 
     Raises:
         InputError: "<file>: tables.<n>…: <what is wrong>": unknown or missing keys; a name that stands twice; a cell,
-            footnote or text that names an unknown row or column; an unknown evaluation; a `{…}` without its fill.
+            footnote or text that names an unknown row or column; an unknown evaluation; a `{…}` without its fill; a
+            table that the paper does not have.
     """
     tables = load(Tables, path).tables
     for number, table in tables.items():
+        if number not in TABLES:
+            raise InputError(
+                f"{path}: tables.{number}: the paper has Tables {TABLES[0]} to {TABLES[-1]}; give the rows to one of "
+                "them, with extra: true"
+            )
         _check(table, f"{path}: tables.{number}")
     return tables
 
@@ -150,6 +159,49 @@ def needed(tables_yaml: Path, number: int) -> list[tuple[str, str]]:
     """
     sources = table(tables_yaml, number).sources().values()
     return list(dict.fromkeys((source.run, source.evaluation) for source in sources))
+
+
+def check_cells(tables_yaml: Path, config: Config) -> None:
+    """Whether every computed cell can be filled at a config's settings: what else came out after the last job.
+
+    Raises:
+        InputError: a cell's run is not in the config; its value is of a layer that is not evaluated; it asks for the
+            pseudo-labels of a run that was trained elsewhere.
+    """
+    for number, table in read_tables(tables_yaml).items():
+        for (row, column), source in table.sources().items():
+            where = f"{tables_yaml}: tables.{number}: row '{row}', column '{column}'"
+            if source.run not in config.runs:
+                raise InputError(
+                    f"{where}: takes cells from runs that the config lacks: {source.run}; add them under runs: "
+                    f"(known: {', '.join(config.runs)})"
+                )
+            if source.evaluation == "clusters" and isinstance(config.runs[source.run], External):
+                raise InputError(
+                    f"{where}: run {source.run} was trained elsewhere and has no pseudo-labels; name the columns of "
+                    "evaluation 'clusters' under `absent` of its row"
+                )
+            key, values = _evaluated(source, config)
+            if values and source.value not in values:
+                raise InputError(
+                    f"{where}: takes '{source.value}', which evaluations.{key} of the config does not make (it makes: "
+                    f"{', '.join(values)}); add the layer there, or correct the cell"
+                )
+
+
+def _evaluated(source: Source, config: Config) -> tuple[str, list[str]]:
+    """The key of the layers that an evaluation looks at, and the values it makes of them; none if it has no layers."""
+    arch = config.runs[source.run].arch
+    if source.evaluation == "linear_probe":
+        layers = config.evaluations.linear_probe.layers[arch]
+        return f"linear_probe.layers.{arch}", [*layers, *(f"{layer}/last" for layer in layers)]
+    if source.evaluation == "fewshot":
+        fewshot: Any = config.evaluations.fewshot  # its layers: one list, or one an architecture
+        by_arch = isinstance(fewshot.layers, dict)
+        layers = fewshot.layers.get(arch, []) if by_arch else fewshot.layers
+        key = f"fewshot.layers.{arch}" if by_arch else "fewshot.layers"
+        return key, [f"{view}/{layer}" for view in fewshot.resolutions for layer in layers] or ["nothing"]
+    return source.evaluation, []
 
 
 def read_published(path: Path, number: int, table: Table) -> dict[tuple[str, str], Published]:

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import get_args
 
 from uic_core.config import Evaluations
 from uic_core.metrics import Metrics
+from uic_core.recipe import Arch
 
 # The keys of an evaluation's section of the config: the same for every row, unless files of several configs are mixed.
 _SECTIONS = {
     name: tuple(field.annotation.model_fields)
     for name, field in Evaluations.model_fields.items()
     if field.annotation is not None
+}
+# Those of them that the config states by architecture: rows of several architectures differ in them.
+_BY_ARCH = {
+    (name, key)
+    for name, section in Evaluations.model_fields.items()
+    if section.annotation is not None
+    for key, field in section.annotation.model_fields.items()
+    if get_args(field.annotation)[:1] == (Arch,)
 }
 
 
@@ -54,7 +64,8 @@ def _commits(metrics: Sequence[Metrics]) -> str:
 
 def _mixed(metrics: Sequence[Metrics]) -> list[str]:
     """A line each where one run's numbers come from several recipes or checkpoints, or one evaluation's from several
-    settings."""
+    settings. What the config states by architecture is compared among the rows of the same layers only.
+    """
     lines = []
     for kind, attribute in (("recipes", "recipe_hash"), ("checkpoints", "checkpoint_hash")):
         found: dict[str, dict[str, list[str]]] = {}
@@ -65,13 +76,15 @@ def _mixed(metrics: Sequence[Metrics]) -> list[str]:
             if len(values) > 1:
                 told = "; ".join(f"`{value}`: {', '.join(evaluations)}" for value, evaluations in values.items())
                 lines.append(f"**Mixed {kind}** of {run}: {told}.")
-    settings: dict[tuple[str, str], dict[str, list[str]]] = {}
+    settings: dict[tuple[str, str, str], dict[str, list[str]]] = {}
     for item in metrics:
+        layers = json.dumps(item.protocol.get("layers"), sort_keys=True)
         for key in _SECTIONS.get(item.evaluation, ()):
             if key in item.protocol:
+                among = layers if (item.evaluation, key) in _BY_ARCH else ""
                 value = json.dumps(item.protocol[key], sort_keys=True)
-                settings.setdefault((item.evaluation, key), {}).setdefault(value, []).append(item.run)
-    for (evaluation, key), values in settings.items():
+                settings.setdefault((item.evaluation, key, among), {}).setdefault(value, []).append(item.run)
+    for (evaluation, key, _), values in settings.items():
         if len(values) > 1:
             told = "; ".join(f"{value}: {', '.join(runs)}" for value, runs in values.items())
             lines.append(f"**Mixed settings** of {evaluation}, {key}: {told}.")

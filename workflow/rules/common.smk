@@ -12,13 +12,13 @@ from snakemake.exceptions import WorkflowError
 # The checkout is the package's home: no installation is needed to run from a clone.
 sys.path.insert(0, str(workflow.basedir))
 
-from uic_core.config import DatasetName, validate  # noqa: E402
+from uic_core.config import Dataset, DatasetName, validate  # noqa: E402
 from uic_core.errors import InputError  # noqa: E402
 from uic_core.files import read_yaml  # noqa: E402
-from uic_core.report.cells import needed, read_tables  # noqa: E402
+from uic_core.recipe import load  # noqa: E402
+from uic_core.report.cells import TABLES, check_cells, needed, read_tables  # noqa: E402
 
 DATASETS = get_args(DatasetName)
-TABLES = range(1, 8)
 FIGURES = {3: "Class sizes", 4: "Images of the lowest-entropy classes"}
 # SLURM tells a stage two minutes before the end of its time (workflow/launch.sh).
 SIGNAL = "'--signal=USR1@120'"
@@ -34,15 +34,20 @@ def validated_config():
     try:
         for file in files:
             read_yaml(Path(file))
-        return validate(config, str(os.path.relpath(files[-1])))
+        checked = validate(config, str(os.path.relpath(files[-1])))
+        check_cells(Path(workflow.basedir) / "config" / "tables.yaml", checked)
+        return checked
     except InputError as error:
         raise WorkflowError(f"the config is wrong\n{error}") from None
 
 
 def refuse_other_scale():
     """The demo must not train over the paper's checkpoints, nor the other way round."""
-    made = [read_yaml(file)["generated"] for file in Path(CONFIG.results).glob("data/*.yaml")]
-    if made and made[0] != CONFIG.datasets.generated:
+    try:
+        made = {load(Dataset, file).generated for file in Path(CONFIG.results).glob("data/*.yaml")}
+    except InputError as error:
+        raise WorkflowError(f"{error}; delete the file and run snakemake again") from None
+    if made - {CONFIG.datasets.generated}:
         raise WorkflowError(
             f"{CONFIG.results} holds results of {'real' if CONFIG.datasets.generated else 'generated'} data sets; "
             "name another folder under `results` in the config, or move that one away"
@@ -95,11 +100,6 @@ def runs(*methods):
     return "|".join(names) or "no_run"
 
 
-def foreign_runs():
-    """The runs that were trained elsewhere."""
-    return [name for name, recipe in CONFIG.runs.items() if recipe.method == "external"]
-
-
 def source_checkpoint(wildcards):
     """Checkpoint that further fine-tuning starts from."""
     return f"{RESULTS}/runs/{CONFIG.runs[wildcards.run].pretrained}/checkpoint.safetensors"
@@ -135,18 +135,6 @@ def metrics_of(*tables):
         pairs = {pair for table in tables for pair in needed(Path(workflow.basedir) / "config" / "tables.yaml", table)}
     except InputError as error:
         raise WorkflowError(str(error)) from None
-    unknown = sorted({run for run, _ in pairs} - set(CONFIG.runs))
-    if unknown:
-        raise WorkflowError(
-            f"config/tables.yaml: takes cells from runs that the config lacks: {', '.join(unknown)}; "
-            f"add them under runs: (known: {', '.join(CONFIG.runs)})"
-        )
-    foreign = [run for run, evaluation in sorted(pairs) if evaluation == "clusters" and run in foreign_runs()]
-    if foreign:
-        raise WorkflowError(
-            f"config/tables.yaml: run {foreign[0]} was trained elsewhere and has no pseudo-labels; name the columns of "
-            "evaluation 'clusters' under `absent` of its row"
-        )
     several = {run: ".seeds" for run in CONFIG.seeds if CONFIG.seeds[run]}
     return sorted(f"{RESULTS}/metrics/{run}/{evaluation}{several.get(run, '')}.json" for run, evaluation in pairs)
 
