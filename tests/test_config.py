@@ -94,6 +94,9 @@ def _broken(paper, path, value):
         ("runs.uic_3k.images", 2_000_000, "runs.uic_3k.images: 2000000, but datasets.imagenet.train_images is"),
         ("runs.uic_3k.pretrained", "uic_5k", "pretrained: names a run for method 'finetune'"),
         ("runs.uic_3k_fft.pretrained", "uic_4k", "no run 'uic_4k'; did you mean 'uic_"),
+        ("runs.uic_3k_fft.pretrained", "uic_3k_fft", "uic_3k_fft.pretrained: uic_3k_fft from uic_3k_fft has no beg"),
+        ("runs.supervised.label_view", "center_crop", "runs.supervised: label_view: only method 'uic' makes labels"),
+        ("datasets.voc_segmentation.val_list", "train_sbd", "voc_segmentation: val_list: must not be train_list"),
         ("runs.uic_3k_fft.classes", 10, "runs.uic_3k_fft: classes must equal those of run 'uic_3k'"),
         ("runs.uic_3k.resize", 100, "resize: must not be smaller than image_size"),
         ("runs.random_rgb.epochs", 3, "epochs: method 'random' saves the initial weights"),
@@ -164,6 +167,18 @@ def test_further_seeds_are_runs_of_their_own(paper):
     assert other.model_dump() == first.model_dump() | {"seed": 7}
     starts = {name: config.runs[name].pretrained for name in config.repeats("uic_3k_fft")}
     assert starts == {"uic_3k_fft": "uic_3k", "uic_3k_fft_seed7": "uic_3k_seed7", "uic_3k_fft_seed8": "uic_3k"}
+
+
+def test_runs_that_start_from_each_other_are_named(paper):
+    paper = copy.deepcopy(paper)
+    paper["runs"]["uic_3k_fft"]["pretrained"] = "uic_3k_center_crop_fft"
+    paper["runs"]["uic_3k_center_crop_fft"]["pretrained"] = "uic_3k_fft"
+    told = r"runs\.uic_3k_fft\.pretrained: uic_3k_fft from uic_3k_center_crop_fft from uic_3k_fft has no beginning"
+    with pytest.raises(InputError, match=told):
+        validate(paper, "config/mine.yaml")
+    chained = paper["runs"]["uic_3k_center_crop_fft"] | {"pretrained": "uic_3k"}
+    paper["runs"]["uic_3k_center_crop_fft"] = chained
+    assert validate(paper, "config/mine.yaml").runs["uic_3k_fft"].pretrained == "uic_3k_center_crop_fft"
 
 
 FOREIGN = {

@@ -37,6 +37,12 @@ class VocSegmentation(Strict):
     val_list: str
     val_images: int = Field(ge=1)
 
+    @model_validator(mode="after")
+    def _consistent(self) -> VocSegmentation:
+        if self.train_list == self.val_list:
+            raise ValueError("val_list: must not be train_list, the test images would be trained on")
+        return self
+
 
 class MiniImageNet(Strict):
     """<root>/images/*.jpg and train.csv, val.csv, test.csv (filename,label), Ravi & Larochelle's split."""
@@ -313,6 +319,12 @@ def validate(value: dict[str, Any], source: str) -> Config:
                     f"{where}.pretrained: no run '{recipe.pretrained}'; did you mean '{near}'? "
                     f"(known: {', '.join(config.runs)})"
                 )
+            chain = [name]
+            while start := getattr(config.runs.get(chain[-1]), "pretrained", ""):
+                if start in chain:
+                    told = " from ".join([*chain, start])
+                    raise InputError(f"{where}.pretrained: {told} has no beginning; name a run that starts from none")
+                chain.append(start)
             if isinstance(source_run, External):
                 raise InputError(
                     f"{where}.pretrained: '{recipe.pretrained}' was trained elsewhere; further fine-tuning starts from "

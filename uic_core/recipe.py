@@ -70,6 +70,8 @@ class Recipe(_Run):
             raise ValueError("epochs: method 'random' saves the initial weights and takes 0 epochs")
         if self.method != "random" and not self.epochs:
             raise ValueError(f"epochs: method '{self.method}' trains, so it takes at least 1 epoch")
+        if self.method != "uic" and self.label_view != "training":
+            raise ValueError(f"label_view: only method 'uic' makes labels anew each epoch; '{self.method}' reads none")
         if self.resize < self.image_size:
             raise ValueError("resize: must not be smaller than image_size, the crop is taken from it")
         return self

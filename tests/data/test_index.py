@@ -242,11 +242,11 @@ def test_all_unusable_images_are_listed_at_once_and_nothing_is_written(
         run(protocol, "imagenet_train", tmp_path / "out.npz")
     assert exit.value.code == 2
     lines = capsys.readouterr().err.strip().splitlines()
-    assert lines[0] == "error: imagenet_train: 4 of 12 images are unusable:"
+    assert lines[0] == "error: datasets.imagenet.root: imagenet_train: 4 of 12 images are unusable:"
     named = [line.split(": ", 1)[0] for line in lines[1:]]
     assert named == [str(path) for path in (cut, folder, *(imagenet / f"train/cat/cat_{i}.JPEG" for i in (2, 3)))]
     assert "truncated" in lines[1]
-    assert all(line.endswith("replace it with an intact image, or remove it") for line in lines[1:])
+    assert all(line.endswith("fetch it again") for line in lines[1:])
     assert not (tmp_path / "out.npz").exists()
 
 
@@ -261,6 +261,20 @@ def test_one_process_and_several_find_the_same(imagenet: Path):
     assert messages[0] == messages[1]
 
 
+def test_an_unusable_image_of_miniimagenet_is_named_with_its_key(
+    protocol: Path, miniimagenet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    bad = miniimagenet / "images" / "n10003.jpg"
+    bad.write_bytes(b"GIF89a")
+    with pytest.raises(SystemExit) as exit:
+        run(protocol, "miniimagenet_test", tmp_path / "out.npz")
+    assert exit.value.code == 2
+    first, second = capsys.readouterr().err.strip().splitlines()
+    assert first == "error: datasets.miniimagenet.root: miniimagenet_test: 1 of 100 images are unusable:"
+    assert second.startswith(f"{bad}: cannot be read (")
+    assert second.endswith("; fetch it again")
+
+
 @pytest.mark.parametrize(
     ("dataset", "what"), [("imagenet_train", "11 images, expected 12"), ("imagenet_val", "2 classes")]
 )
@@ -273,7 +287,7 @@ def test_other_sizes_than_the_configs_are_refused(
     with pytest.raises(SystemExit):
         run(protocol, dataset, tmp_path / "out.npz")
     message = capsys.readouterr().err
-    assert f"{imagenet}: {dataset} has {what}" in message
+    assert f"error: datasets.imagenet.root: {imagenet}: {dataset} has {what}" in message
     assert "correct datasets.imagenet in the config" in message
 
 

@@ -161,7 +161,7 @@ def test_unreadable_files_are_named_with_reason_and_remedy(tmp_path: Path):
             message = str(caught.value)
             assert message.startswith(f"{tmp_path / name}: cannot be read (")
             assert reason in message
-            assert message.endswith("replace it with an intact image, or remove it")
+            assert message.endswith("fetch it again")
 
 
 def test_a_jpeg_cut_anywhere_is_found_by_the_reduced_decode(tmp_path: Path):

@@ -14,7 +14,7 @@ from mmseg.evaluation import IoUMetric
 from PIL import Image
 from torch import nn
 
-from uic_core import models
+from uic_core import geometry, models
 from uic_core.data import voc
 from uic_core.errors import InputError
 from uic_core.openmmlab import backbones, fcn
@@ -40,6 +40,20 @@ def test_kernel_and_crop_are_the_published_ones() -> None:
     """FCN's code upsamples AlexNet with a kernel of 63 and crops 18, VGG16 with 64 and 19; both padded by 100."""
     for arch, kernel, expected in (("alexnet", 6, (63, 18)), ("vgg16", 7, (64, 19)), ("alexnet", 1, (63, 98))):
         assert fcn.placement(backbones.UicBackbone(arch, False, pad=100).features, kernel) == expected
+
+
+@pytest.mark.parametrize("arch", ["alexnet", "alexnet_torchvision", "vgg16"])
+@pytest.mark.parametrize("image_size", [64, 96, 128, 224])
+def test_the_least_padding_that_a_config_may_state_is_the_layers(arch: str, image_size: int) -> None:
+    with torch.device("meta"):
+        network = models.build(arch, classes=2, image_size=image_size, sobel=False)
+    kernel = backbones.classifier_kernel(network)[1]
+    assert geometry.fc6_side(arch, image_size) == kernel
+    least = geometry.least_pad(arch, image_size)
+    fcn.placement(backbones.UicBackbone(arch, False, pad=least).features, kernel)
+    if least:
+        with pytest.raises(InputError, match="too small by 1"):
+            fcn.placement(backbones.UicBackbone(arch, False, pad=least - 1).features, kernel)
 
 
 @pytest.mark.parametrize(("pad", "kernel"), [(100, 6), (100, 1), (16, 1)])

@@ -115,6 +115,12 @@ MOCO = {
             "tables.5: row 'UIC 3k, 224×224', column 'conv5+MP': takes 'upsampled/conv5+MP', which "
             "evaluations.fewshot.layers of the config does not make (it makes: upsampled/conv3, ",
         ),
+        (
+            "evaluations.segmentation.pad",
+            84,
+            "tables.4: row 'ImageNet Labels', column 'Segmentation ALL': evaluations.segmentation.pad of the config: "
+            "84 leaves pixels of run supervised without a score (alexnet at 224 pixels); raise it to 85 or more",
+        ),
         ("runs.uic_5k", None, "tables.1: row 'UIC 5k', column 'conv3': takes cells from runs that the config lacks"),
         ("runs.uic_resnet50_strong", MOCO, "run uic_resnet50_strong was trained elsewhere and has no pseudo-labels"),
     ],
@@ -133,6 +139,19 @@ def test_a_cell_that_the_config_does_not_fill_is_named(path: str, value: Any, me
         cells.check_cells(TABLES, config.validate(content, "mine.yaml"))
     assert str(caught.value).startswith(f"{TABLES}: ")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("evaluation", ["detection", "segmentation"])
+def test_what_an_architecture_cannot_do_is_named(small: tuple[Path, Path], evaluation: str) -> None:
+    paper = config.validate(files.read_yaml(ROOT / "config" / "paper.yaml"), "mine.yaml")
+    text = SMALL.replace("linear_probe", evaluation).replace("run: uic_3k", "run: uic_resnet50_strong")
+    small[0].write_text(text)
+    with pytest.raises(InputError) as caught:
+        cells.check_cells(small[0], paper)
+    assert str(caught.value) == (
+        f"{small[0]}: tables.1: row 'Ours', column 'conv3': {evaluation} takes alexnet or vgg16, and run "
+        "uic_resnet50_strong is resnet50; name the column under `absent` of its row"
+    )
 
 
 def test_fewshot_layers_by_architecture_are_understood() -> None:

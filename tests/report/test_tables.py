@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
@@ -246,6 +247,29 @@ def test_missing_metrics_fail_the_table_and_show_in_the_partial_one(
     assert "– (38.5)" in markdown
     assert [r["column"] for r in records if r["run"] and not r["ours"]] == ["NMI t/labels"]
     assert run(6, [], tmp_path, "--partial")[0].count("– (") == 11
+
+
+def test_no_room_is_named_and_leaves_no_half_table(matrix: Matrix, tmp_path: Path) -> None:
+    """A limit on the size of files is what a test can have of a full disk without being root (FAULTS row 5)."""
+    arguments = ["--table", "5", "--scale", "demo", "--tables", str(TABLES), "--published", str(PUBLISHED)]
+    arguments += ["--metrics", *map(str, needed(matrix, 5)), "--out", "t.md", "--csv", "t.csv", "--html", "t.html"]
+    program = f"""
+import resource, signal
+from uic_core.report import tables
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+tables.main({arguments!r})
+"""
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    path = os.environ | {"PYTHONPATH": str(ROOT)}
+    ended = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, env=path)
+    assert ended.returncode == 2
+    assert re.fullmatch(r"error: t\.\w+: the disk is full; free some space .*\n", ended.stderr)
+    written = [path.name for path in folder.iterdir()]
+    assert all(path.stat().st_size < 2000 for path in folder.iterdir())
+    assert not [name for name in written if "partial" in name]
+    assert "t.md" not in written
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from PIL import Image
 
 from uic_core import recipe
 from uic_core.config import Dataset, ImageFolder, MiniImageNet, Voc07, VocSegmentation
-from uic_core.data import voc
+from uic_core.data import reader, voc
 from uic_core.data.index import build_miniimagenet, unreadable
 from uic_core.errors import InputError, stage
 from uic_core.files import write_text
@@ -208,7 +208,7 @@ def _listed(
 def _size(file: Path) -> tuple[int, int] | None:
     """Width and height as the file's head says; None where it says nothing (the stage `index` names such files)."""
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=reader.FORMATS) as image:
             return image.size
     except (OSError, Image.DecompressionBombError):
         return None

@@ -214,8 +214,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="processes that decode")
     options = parser.parse_args(arguments)
     with stage():
-        index = build(recipe.load(Dataset, options.dataset), options.split)
-        check_images(index, options.threads)
+        dataset = recipe.load(Dataset, options.dataset)
+        try:
+            index = build(dataset, options.split)
+            check_images(index, options.threads)
+        except InputError as error:
+            raise InputError(f"datasets.{dataset.name}.root: {error}") from error
         index.save(options.out)
         print(f"{index.name}: {len(index)} images, {len(index.classes)} classes, fingerprint {index.fingerprint}")
 

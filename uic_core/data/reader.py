@@ -22,7 +22,7 @@ Box = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels of the upright image; right and bottom are exclusive, fractions allowed."""
 
 # A closed list: among Pillow's other formats are some that start programs (EPS) or are rarely fuzzed.
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -180,7 +180,7 @@ def ten_crop(image: Image.Image, resize: int, crop: int) -> NDArray[np.uint8]:
 def _open(path: Path, data: bytes | None = None) -> Image.Image:
     """Read the header, so that size and orientation are known; only JPEGs can wait with their pixels."""
     try:
-        image = Image.open(path if data is None else io.BytesIO(data), formats=_FORMATS)
+        image = Image.open(path if data is None else io.BytesIO(data), formats=FORMATS)
         if not _is_jpeg(image):
             image.load()
         return image
@@ -204,7 +204,7 @@ def _unreadable(path: Path, error: Exception) -> InputError:
         reason = error.strerror
     else:
         reason = str(error) or type(error).__name__
-    return InputError(f"{path}: cannot be read ({reason}); replace it with an intact image, or remove it")
+    return InputError(f"{path}: cannot be read ({reason}); fetch it again")
 
 
 def _is_jpeg(image: Image.Image) -> bool:

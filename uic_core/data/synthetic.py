@@ -216,8 +216,6 @@ def _voc07(drawing: Plan, section: Voc07, seed: int) -> None:
 
 
 def _segmentation(drawing: Plan, section: VocSegmentation, seed: int) -> None:
-    if section.train_list == section.val_list:
-        raise InputError("datasets.voc_segmentation.val_list: must differ from train_list")
     number = 0
     lists = {
         "train_list": (section.train_list, section.train_images),

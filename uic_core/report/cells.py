@@ -17,6 +17,7 @@ from pydantic import Field
 
 from uic_core.config import Config, Evaluations
 from uic_core.errors import InputError
+from uic_core.geometry import least_pad
 from uic_core.recipe import External, Strict, load
 
 TABLES = range(1, 8)
@@ -166,7 +167,8 @@ def check_cells(tables_yaml: Path, config: Config) -> None:
 
     Raises:
         InputError: a cell's run is not in the config; its value is of a layer that is not evaluated; it asks for the
-            pseudo-labels of a run that was trained elsewhere.
+            pseudo-labels of a run that was trained elsewhere; detection or segmentation of an architecture that they
+            do not take, or segmentation at too small a padding.
     """
     for number, table in read_tables(tables_yaml).items():
         for (row, column), source in table.sources().items():
@@ -181,12 +183,30 @@ def check_cells(tables_yaml: Path, config: Config) -> None:
                     f"{where}: run {source.run} was trained elsewhere and has no pseudo-labels; name the columns of "
                     "evaluation 'clusters' under `absent` of its row"
                 )
+            if source.evaluation in ("detection", "segmentation"):
+                _check_fc6(source, config, where)
             key, values = _evaluated(source, config)
             if values and source.value not in values:
                 raise InputError(
                     f"{where}: takes '{source.value}', which evaluations.{key} of the config does not make (it makes: "
                     f"{', '.join(values)}); add the layer there, or correct the cell"
                 )
+
+
+def _check_fc6(source: Source, config: Config, where: str) -> None:
+    run = config.runs[source.run]
+    least = least_pad(run.arch, run.image_size)
+    if least is None:
+        raise InputError(
+            f"{where}: {source.evaluation} takes alexnet or vgg16, and run {source.run} is {run.arch}; name the column "
+            "under `absent` of its row"
+        )
+    pad = config.evaluations.segmentation.pad
+    if source.evaluation == "segmentation" and pad < least:
+        raise InputError(
+            f"{where}: evaluations.segmentation.pad of the config: {pad} leaves pixels of run {source.run} without a "
+            f"score ({run.arch} at {run.image_size} pixels); raise it to {least} or more"
+        )
 
 
 def _evaluated(source: Source, config: Config) -> tuple[str, list[str]]:
