@@ -109,6 +109,17 @@ def test_sizes_by_hand() -> None:
     }
 
 
+def test_the_most_frequent_annotated_label_is_the_whole_classs() -> None:
+    """Of all members, not of the shown ones; of equals the lowest."""
+    labels = np.array([0, 0, 0, 1, 1, 1, 1, 1])
+    annotated = index_of(np.array([0, 1, 1, 2, 2, 3, 3, 3]))
+    _, arrays = clusters.evaluate(labels, annotated, 2, protocol(min_images=1, grid_images=1))
+    named = dict(zip(arrays.grid_classes.tolist(), arrays.grid_annotated.tolist(), strict=True))
+    assert named == {0: 1, 1: 3}
+    _, arrays = clusters.evaluate(np.zeros(4, int), index_of(np.array([3, 3, 1, 1])), 1, protocol(min_images=1))
+    assert arrays.grid_annotated.tolist() == [1]
+
+
 def test_entropy_of_sizes_is_whole_for_equal_classes_and_nothing_for_one() -> None:
     assert clusters.size_entropy(np.full(30, 7)) == pytest.approx(1)
     assert clusters.size_entropy(np.array([0, 50, 0])) == 0

@@ -35,6 +35,7 @@ def made(tmp_path: Path, make_metrics: Callable[..., metrics.Metrics]) -> Simple
         "grid_classes": np.array([2, 0]),
         "grid_images": np.array([[0, 1, 2, 4], [8, 9, 10, 11]]),
         "grid_entropy": np.array([0.25, 0.5]),
+        "grid_annotated": np.array([0, 2]),
     }
     np.savez(tmp_path / "clusters.npz", **arrays)
     content = make_metrics("uic_3k", "clusters", {"nmi": metrics.Value(value=30.0, unit="%")}).model_dump()
@@ -111,6 +112,16 @@ def test_figure_4_shows_the_images_their_class_and_frames_the_others(made: Simpl
     assert texts == ["blue", "entropy 0.25 nats", "class 2, 4 images", "red", "entropy 0.50 nats", "class 0, 2 images"]
 
 
+def test_figure_4_names_the_whole_classs_most_frequent_label_not_the_shown_images(made: SimpleNamespace) -> None:
+    """Three of four shown are blue, but the pseudo-class is green for the most part: the three have frames."""
+    clusters = figures.Clusters(**made.arrays | {"grid_annotated": np.array([1, 2])})
+    (axes,) = figures.grid_figure(clusters, made.index).axes
+    side = figures.THUMBNAIL + figures.GAP
+    frames = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+    assert [(frame.get_x() // side, frame.get_y() // side) for frame in frames] == [(0, 0), (1, 0), (2, 0)]
+    assert axes.texts[0].get_text() == "green"
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
@@ -120,6 +131,8 @@ def test_figure_4_shows_the_images_their_class_and_frames_the_others(made: Simpl
         ("grid_classes", np.array([2, 5]), "grid_classes outside 0…4"),
         ("grid_classes", np.array([2]), "differ in length"),
         ("grid_entropy", np.array([0.1, np.nan]), "grid_entropy must be finite"),
+        ("grid_annotated", np.array([0, 3]), "the grid names annotated class 3, the index has 3"),
+        ("grid_annotated", None, "grid_annotated is not a file"),
         ("grid_images", np.array([[0], [12]]), "the grid shows image 12, the index has 12"),
         ("grid_images", None, "grid_images is not a file"),
         ("class_sizes", np.array([{"pickled": 1}], object), "does not hold the arrays of clusters"),

@@ -33,12 +33,14 @@ class Arrays:
         grid_classes: int64 [G], the shown classes, the lowest entropy first.
         grid_images: int64 [G, M], positions in the whole training index.
         grid_entropy: float64 [G], entropy of the annotated labels in each shown class, nats.
+        grid_annotated: int64 [G], the most frequent annotated label of each shown class; of equals the lowest.
     """
 
     class_sizes: NDArray[np.int64]
     grid_classes: NDArray[np.int64]
     grid_images: NDArray[np.int64]
     grid_entropy: NDArray[np.float64]
+    grid_annotated: NDArray[np.int64]
 
 
 def read_labels(path: Path, images: int, classes: int) -> NDArray[np.int32]:
@@ -165,6 +167,7 @@ def evaluate(
         grid_classes=chosen,
         grid_images=choose_images(labels, sizes, chosen, protocol.grid_images),
         grid_entropy=entropies[chosen],
+        grid_annotated=np.array([np.bincount(index.labels[labels == number]).argmax() for number in chosen]),
     )
     images = len(labels)
     values = {

@@ -60,12 +60,14 @@ class Clusters:
         grid_classes: int array [G], the classes of lowest entropy, in 0…K-1.
         grid_images: int array [G, M], positions in the index of the training images.
         grid_entropy: float array [G], entropy of the annotated labels in a class, nats, ≥ 0.
+        grid_annotated: int array [G], the most frequent annotated label of all images of a class.
     """
 
     class_sizes: NDArray[np.integer]
     grid_classes: NDArray[np.integer]
     grid_images: NDArray[np.integer]
     grid_entropy: NDArray[np.floating]
+    grid_annotated: NDArray[np.integer]
 
     @classmethod
     def load(cls, path: Path) -> Clusters:
@@ -80,6 +82,7 @@ class Clusters:
             "grid_classes": ("iu", 1),
             "grid_images": ("iu", 2),
             "grid_entropy": ("f", 1),
+            "grid_annotated": ("iu", 1),
         }
         try:
             with np.load(path, allow_pickle=False) as archive:
@@ -93,8 +96,8 @@ class Clusters:
             if array.dtype.kind not in kinds or array.ndim != dimensions or not array.size:
                 raise InputError(f"{path}: {name} has the form {array.dtype}{list(array.shape)}; {remedy}")
         clusters = cls(**arrays)
-        if not len(clusters.grid_classes) == len(clusters.grid_images) == len(clusters.grid_entropy):
-            raise InputError(f"{path}: grid_classes, grid_images and grid_entropy differ in length; {remedy}")
+        if len({len(arrays[name]) for name in forms if name.startswith("grid_")}) > 1:
+            raise InputError(f"{path}: {', '.join(forms)}: those of the grid differ in length; {remedy}")
         if clusters.class_sizes.min() < 0 or not clusters.class_sizes.any():
             raise InputError(f"{path}: class_sizes must be counts, not all 0; {remedy}")
         if clusters.grid_classes.min() < 0 or clusters.grid_classes.max() >= len(clusters.class_sizes):
@@ -166,17 +169,22 @@ def class_sizes_figure(sizes: NDArray[np.integer], note: str = "") -> Figure:
 def grid_figure(clusters: Clusters, index: Index, note: str = "") -> Figure:
     """Fig. 4: images of the pseudo-classes whose annotated labels have the lowest entropy, a row a class.
 
-    Beside each row: the annotated class that most of the shown images belong to, the entropy of the annotated labels
-    of the whole pseudo-class, its number and size; shown images of another annotated class have a frame.
+    Beside each row, of the whole pseudo-class: its most frequent annotated class, the entropy of its annotated labels,
+    its number and size. Shown images of another annotated class have a frame.
 
     Raises:
-        InputError: an image position outside the index, or an image that cannot be read.
+        InputError: an image position or an annotated label outside the index, or an image that cannot be read.
     """
     rows, columns = clusters.grid_images.shape
     if clusters.grid_images.min() < 0 or clusters.grid_images.max() >= len(index):
         raise InputError(
             f"{index.name}: the grid shows image {clusters.grid_images.max()}, the index has {len(index)}; "
             "the clusters were made from another index: delete them and run snakemake again"
+        )
+    if clusters.grid_annotated.min() < 0 or clusters.grid_annotated.max() >= len(index.classes):
+        raise InputError(
+            f"{index.name}: the grid names annotated class {clusters.grid_annotated.max()}, the index has "
+            f"{len(index.classes)}; the clusters were made from another index: delete them and run snakemake again"
         )
     label_width, foot = 1.3, 0.3
     cell = (WIDTH - label_width) / columns
@@ -191,7 +199,7 @@ def grid_figure(clusters: Clusters, index: Index, note: str = "") -> Figure:
         framed = False
         for row, positions in enumerate(clusters.grid_images):
             labels = index.labels[positions]
-            dominant = int(np.bincount(labels).argmax())
+            dominant = int(clusters.grid_annotated[row])
             for column, position in enumerate(positions):
                 y, x = row * side + GAP // 2, column * side + GAP // 2
                 canvas[y : y + THUMBNAIL, x : x + THUMBNAIL] = _thumbnail(index.file(int(position)))
@@ -202,7 +210,7 @@ def grid_figure(clusters: Clusters, index: Index, note: str = "") -> Figure:
                     )
             _describe(axes, clusters, row, (row + 0.5) * side, index.classes[dominant])
         axes.imshow(canvas, extent=(0, columns * side, rows * side, 0), interpolation="none", aspect="auto", zorder=1)
-        legend = "framed: annotated as another class than most of the row's" if framed else ""
+        legend = "framed: annotated otherwise than as the row's most frequent class" if framed else ""
         _note(figure, "   ·   ".join(part for part in (legend, note) if part), height)
     return figure
 
