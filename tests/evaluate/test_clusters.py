@@ -116,7 +116,7 @@ def test_the_most_frequent_annotated_label_is_the_whole_classs() -> None:
     _, arrays = clusters.evaluate(labels, annotated, 2, protocol(min_images=1, grid_images=1))
     named = dict(zip(arrays.grid_classes.tolist(), arrays.grid_annotated.tolist(), strict=True))
     assert named == {0: 1, 1: 3}
-    _, arrays = clusters.evaluate(np.zeros(4, int), index_of(np.array([3, 3, 1, 1])), 1, protocol(min_images=1))
+    _, arrays = clusters.evaluate(np.zeros(4, int), index_of(np.array([3, 3, 1, 1])), 2, protocol(min_images=1))
     assert arrays.grid_annotated.tolist() == [1]
 
 
