@@ -50,9 +50,12 @@ def test_the_demo_compares_nothing(matrix, tmp_path) -> None:
     assert " of " not in "".join(line for line in text.splitlines() if "[Table" in line and "NMI" in line).split("|")[4]
 
 
-def test_a_file_that_is_no_table_is_named(matrix, tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "content", [b"row,column\nx,y\n", b"", b"ours,within\n1,2\n1,2,3,4\n", b"ours,within\n\xff,1\n"]
+)
+def test_a_file_that_is_no_table_is_named(content: bytes, matrix, tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     csvs = make(matrix, tmp_path, "demo")
-    csvs[3].write_text("row,column\nx,y\n")
+    csvs[3].write_bytes(content)
     with pytest.raises(SystemExit) as caught:
         index(csvs, tmp_path / "README.md", "demo")
     assert caught.value.code == 2

@@ -73,6 +73,7 @@ def test_every_cell_is_the_metrics_value_beside_the_papers(number: int, matrix: 
                 ours += " ± 0.40" if number == 5 else ""
                 assert text == (ours if row.extra else f"{ours} ({paper[row.name, column.name]})")
     assert {(r["row"], r["column"]) for r in records} == set(paper) | set(sources)
+    assert {(r["table"], r["scale"]) for r in records} == {(str(number), "demo")}
     for record in records:
         assert record["paper"] == paper.get((record["row"], record["column"]), "")
         if record["ours"] and record["paper"]:

@@ -7,12 +7,12 @@ inputs give the same bytes: dates and commits are those of the metrics. Imports 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import pandas as pd
 
 from uic_core import metrics as metrics_file
 from uic_core.errors import InputError, stage
@@ -22,23 +22,6 @@ from uic_core.report.cells import Published, Row, Source, Table, read_published,
 from uic_core.report.origin import commit, foot
 from uic_core.report.page import Block, Grid, Points, Quote, Text, to_html, to_latex, to_markdown
 
-CSV_HEADER = (
-    "table",
-    "row",
-    "column",
-    "ours",
-    "paper",
-    "difference",
-    "tolerance",
-    "within",
-    "ci95",
-    "n",
-    "std",
-    "seeds",
-    "run",
-    "evaluation",
-    "commit",
-)
 DEMO = (
     "**Demo data.** Our numbers come from generated images, not ImageNet: they show that every part runs, and are "
     "not to be held against the paper's. Names (3k, 224×224, ImageNet) are the paper's; the demo's sizes are smaller."
@@ -302,28 +285,35 @@ def _legend(filled: Filled) -> str:
 def to_csv(filled: Filled) -> str:
     """The numbers as CSV, a line a cell, cited rows too (`ours` empty); percent, difference = ours − paper.
 
-    `within` is yes or no: whether the difference is within the `tolerance`; both are empty for the demo's data.
+    `scale` is demo or paper: whose images our numbers are of. `within` is yes or no: whether the difference is within
+    the `tolerance`; both are empty for the demo's data.
     """
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(CSV_HEADER)
-    for cell in filled.cells.values():
-        if cell.source is None and cell.paper is None:
-            continue
-        ours = None if cell.ours is None else round(cell.ours.value, 4)
-        paper = cell.paper.text if cell.paper else ""
-        difference = "" if cell.difference is None else round(cell.difference, 4)
-        compared = cell.within is not None and not math.isinf(cell.tolerance)
-        verdict = [cell.tolerance, "yes" if cell.within else "no"] if compared else ["", ""]
-        facts = [getattr(cell.ours, name, None) for name in ("ci95", "n", "std", "seeds")]
-        spread = ["" if fact is None else round(fact, 4) for fact in facts]
-        origin = (cell.source.run, cell.source.evaluation) if cell.source else ("", "")
-        made_by = commit(cell.metrics, "-dirty") if cell.metrics else ""
-        shown = "" if ours is None else ours
-        writer.writerow(
-            [filled.number, cell.row, cell.column, shown, paper, difference, *verdict, *spread, *origin, made_by]
-        )
-    return buffer.getvalue()
+    records = [_record(filled, cell) for cell in filled.cells.values() if cell.source or cell.paper]
+    # As objects: a column of whole numbers stays one where some are missing.
+    text: str = pd.DataFrame(records, dtype=object).to_csv(index=False, lineterminator="\n")
+    return text
+
+
+def _record(filled: Filled, cell: Cell) -> dict[str, object]:
+    def rounded(number: float | None) -> float | None:
+        return None if number is None else round(number, 4)
+
+    compared = cell.within is not None and not math.isinf(cell.tolerance)
+    return {
+        "table": filled.number,
+        "scale": filled.scale,
+        "row": cell.row,
+        "column": cell.column,
+        "ours": rounded(cell.ours.value if cell.ours else None),
+        "paper": cell.paper and cell.paper.text,
+        "difference": rounded(cell.difference),
+        "tolerance": cell.tolerance if compared else None,
+        "within": ("yes" if cell.within else "no") if compared else None,
+        **{name: rounded(getattr(cell.ours, name, None)) for name in ("ci95", "n", "std", "seeds")},
+        "run": cell.source and cell.source.run,
+        "evaluation": cell.source and cell.source.evaluation,
+        "commit": cell.metrics and commit(cell.metrics, "-dirty"),
+    }
 
 
 def main(arguments: list[str] | None = None) -> None:
