@@ -1,0 +1,89 @@
+"""What the demo's tables must show, and what it may take, against a demo that has run.
+
+    make demo && make bench-demo
+
+Orderings are of the computed cells in results/tables; time and memory are those of results/benchmarks.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from statistics import fmean
+
+import pandas as pd
+
+from bench.measure import Bars
+from bench.plan import spent
+from uic_core.config import validate
+from uic_core.errors import InputError, stage
+from uic_core.files import read_yaml
+
+ROOT = Path(__file__).parents[1]
+DEMO = ROOT / "config" / "demo.yaml"
+_ABOVE = 0.01  # points: a tie is not above, and an image of 300 more is 0.07 points of a mean over five layers
+
+
+def main() -> None:
+    """Print the bars; exit status 1 if one is missed."""
+    with stage():
+        config = validate(read_yaml(DEMO), str(DEMO))
+        results = ROOT / config.results
+        if not (results / "tables" / "table3.csv").exists():
+            print("bench.demo: there is no demo to look at; make demo")
+            return
+        bars = Bars("demo")
+        report(bars, results, 100 / config.datasets.imagenet.classes)
+        bars.close()
+
+
+def report(bars: Bars, results: Path, chance: float) -> None:
+    """Hold a results folder against the bars.
+
+    Args:
+        results: the folder of a finished demo.
+        chance: accuracy of guessing, percent.
+
+    Raises:
+        InputError: a table is missing, or is not of the demo's data.
+    """
+    probes, clusters = ours(results / "tables" / "table3.csv"), ours(results / "tables" / "table1.csv")
+    layers = ("conv1", "conv2", "conv3", "conv4", "conv5")
+    supervised, uic = (fmean(probes[run, layer] for layer in layers) for run in ("supervised", "uic_3k"))
+    bars.at_least("demo-supervised-above-uic", [supervised - uic], _ABOVE)
+    bars.at_least("demo-uic-above-chance", [uic - chance], _ABOVE)
+    for layer in layers[:3]:
+        difference = probes["uic_3k", layer] - probes["random_sobel", layer]
+        bars.at_least(f"demo-uic-above-random-{layer}", [difference], _ABOVE)
+    bars.at_least("demo-nmi", [clusters["uic_3k", "NMI t/labels"] / 100], 0.2)
+    bars.at_most("demo-memory-gb", [peak(results / "benchmarks")], 6)
+    bars.at_most("demo-minutes", [spent(results / "benchmarks") / 60], 15)
+
+
+def ours(path: Path) -> dict[tuple[str, str], float]:
+    """The computed cells of a table, percent, by run and column."""
+    try:
+        cells = pd.read_csv(path).dropna(subset="ours")
+        scales = set(cells["scale"])
+        found = {
+            (run, column): float(value)
+            for run, column, value in zip(cells["run"], cells["column"], cells["ours"], strict=True)
+        }
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(f"{path}: is no table ({error}); delete it and make demo") from error
+    if scales != {"demo"}:
+        raise InputError(f"{path}: is of scale {', '.join(sorted(scales))}, not of the demo's data; make demo")
+    return found
+
+
+def peak(benchmarks: Path) -> float:
+    """Memory of the largest job, GB."""
+    peaks = []
+    for path in benchmarks.rglob("*.tsv"):
+        with path.open() as file:
+            peaks += [float(job["max_rss"]) for job in csv.DictReader(file, delimiter="\t") if job["max_rss"] != "NA"]
+    return max(peaks, default=0.0) / 1024
+
+
+if __name__ == "__main__":
+    main()
