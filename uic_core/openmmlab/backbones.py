@@ -15,17 +15,21 @@ import torch
 from mmcv.transforms import BaseTransform
 from mmengine.hooks import Hook
 from mmengine.model import BaseModule
-from mmengine.registry import HOOKS, MODELS, TRANSFORMS, WEIGHT_INITIALIZERS
+from mmengine.registry import FUNCTIONS, HOOKS, MODELS, TRANSFORMS, WEIGHT_INITIALIZERS
 from torch import Tensor, nn
 
 from uic_core import models
 from uic_core.data import reader
 from uic_core.data.augment import MEAN, STD
+from uic_core.data.loader import ignore_foreign_sigterm
 from uic_core.errors import InputError
 from uic_core.pretrain import checkpoint as checkpoints
 
 # Features do not depend on the classifier: the smallest one costs nothing to build.
 _ANY_SIZE, _ANY_CLASSES = 64, 2
+
+# SIGTERM reaches every process of a job: those that decode must live on while this one saves its state.
+FUNCTIONS.register_module(module=ignore_foreign_sigterm)
 
 
 def preprocessor(kind: str, **extra: Any) -> dict[str, Any]:

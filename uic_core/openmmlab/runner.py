@@ -18,7 +18,7 @@ from uic_core import config
 from uic_core.openmmlab.resume import Resume, state_of
 from uic_core.pretrain.parallel import Ranks
 from uic_core.pretrain.resume import Signals
-from uic_core.runtime import seed_everything
+from uic_core.runtime import device, seed_everything
 
 
 def training(
@@ -34,7 +34,7 @@ def training(
     if isinstance(protocol, config.Segmentation):  # so many images, of which each process takes its share
         processes = world()
         iterations, steps = iterations // processes, [step // processes for step in steps]
-    rare = max(1, iterations // 20)
+    every = max(1, min(50, iterations // 20))  # iterations from one line of the log to the next
     return {
         "work_dir": str(work_dir),
         "launcher": "pytorch" if world() > 1 else "none",
@@ -63,7 +63,7 @@ def training(
         "param_scheduler": [{"type": "MultiStepLR", "by_epoch": False, "milestones": steps, "gamma": 0.1}],
         "default_hooks": {
             "timer": {"type": "IterTimerHook"},
-            "logger": {"type": "LoggerHook", "interval": rare, "log_metric_by_epoch": False},
+            "logger": {"type": "LoggerHook", "interval": every, "log_metric_by_epoch": False},
             "param_scheduler": {"type": "ParamSchedulerHook"},
             "checkpoint": {
                 "type": "CheckpointHook",
@@ -75,7 +75,7 @@ def training(
             },
         },
         "custom_hooks": [{"type": "StopIfNotFinite", "interval": 10}],
-        "log_processor": {"type": "LogProcessor", "by_epoch": False, "window_size": rare},
+        "log_processor": {"type": "LogProcessor", "by_epoch": False, "window_size": every},
         "visualizer": {"type": "Visualizer", "vis_backends": [{"type": "LocalVisBackend"}]},
         "env_cfg": {
             "cudnn_benchmark": False,
@@ -102,6 +102,7 @@ def dataloader(dataset: dict[str, Any], batch_size: int, workers: int, *, train:
         "batch_size": batch_size,
         "num_workers": workers,
         "persistent_workers": workers > 0,
+        "worker_init_fn": {"type": "ignore_foreign_sigterm"},
         "sampler": sampler,
         "dataset": dataset,
     }
@@ -136,7 +137,7 @@ def train_and_test(
     with state.claimed(ranks), Signals() as signals:
         runner = Runner.from_cfg(cfg)
         accumulate = cfg.optim_wrapper.accumulative_counts
-        resume = Resume(state, ranks, signals, cfg.randomness.seed, accumulate, save_every)
+        resume = Resume(state, ranks, signals, cfg.randomness.seed, accumulate, save_every, device())
         runner.register_hook(resume, priority="LOWEST")
         assert runner.test_loop  # builds the test data now: what is wrong with it must not come out after the training
         runner.train()
