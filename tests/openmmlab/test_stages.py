@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
 from PIL import Image
 
 from uic_core import config, metrics, models, recipe
@@ -110,7 +112,13 @@ def test_detection_trains_tests_and_repeats_itself(
     assert first.protocol["roi_size"] == 1
     assert other.protocol["rescale"] is True
     assert list((tmp_path / "first").glob("*/*.log"))
-    assert list((tmp_path / "first").glob("*.py")), "the config, for mmdet's tools"
+    # A user of mmdet goes on from the folder: its config and its weights give the same numbers.
+    cfg = Config.fromfile(tmp_path / "first" / "config.py")
+    cfg.load_from = str(tmp_path / "first" / f"iter_{DETECTION['iterations']}.pth")
+    cfg.work_dir = str(tmp_path / "tested")
+    tested = Runner.from_cfg(cfg).test()
+    assert tested == {name: first.values[name].value for name in tested}
+    assert "map" in tested
 
 
 def test_segmentation_trains_tests_and_repeats_itself(

@@ -115,7 +115,7 @@ def train_and_test(
     """Train, then test; the same config gives the same numbers on one CPU (RoI pooling adds in any order on a GPU).
 
     A training that was interrupted goes on from the state in `work_dir`, which is removed when the block ends. Logs,
-    the config and the last weights stay there, as mmengine users expect.
+    `config.py`, which mmengine's tools read, and the last weights stay there.
 
     Args:
         content: the config.
@@ -129,7 +129,8 @@ def train_and_test(
         InputError: another process has taken the work over.
         Interrupted: SIGTERM or SIGUSR1 came, and the state is saved.
     """
-    cfg = Config(content)
+    # Named, so that the run's folder holds one config.py; the text is only shown where a config was read from a file.
+    cfg = Config(content, cfg_text=" ", filename="config.py")
     import_modules_from_strings(**cfg.custom_imports)
     seed_everything(cfg.randomness.seed)
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
