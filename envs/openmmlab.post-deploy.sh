@@ -27,20 +27,42 @@ PINS
 
 export MMCV_WITH_OPS=1 MAX_JOBS="${MAX_JOBS:-$(nproc)}"
 export CFLAGS="${CFLAGS:-} -O1 -g0" CXXFLAGS="${CXXFLAGS:-} -O1 -g0"
-if [[ "${FORCE_CUDA:-0}" == 1 ]]; then
-    # torch refuses to build extensions with another major version of CUDA than its own.
-    cuda=$(python -c 'import torch; print(torch.version.cuda)')
-    nvcc --version | grep -q "release ${cuda%%.*}\." || {
-        echo "error: FORCE_CUDA=1 and no nvcc of CUDA ${cuda%%.*}, torch's version, is first in PATH; add it" >&2
+
+# torch refuses to build extensions with another major version of CUDA than its own.
+cuda=$(python -c 'import torch; print(torch.version.cuda)')
+has_nvcc() { command -v nvcc >/dev/null && nvcc --version | grep -q "release ${cuda%%.*}\."; }
+
+install() { # install FORCE_CUDA: pip's cache may hold a wheel built for the other or against another torch
+    export FORCE_CUDA=$1
+    # Where it sees a GPU, mmcv builds for CUDA whatever FORCE_CUDA says.
+    if [[ $1 == 0 ]]; then export CUDA_VISIBLE_DEVICES=""; fi
+    python -m pip install --no-cache-dir --no-deps --no-build-isolation --require-hashes -r "$pins"
+}
+
+forced=${FORCE_CUDA:-}
+build=CPU
+if [[ $forced != 0 ]] && has_nvcc; then
+    # Snakemake builds on the machine it was started on, often without a GPU for torch to compile for: then for all
+    # kinds since Turing that CUDA 13 knows.
+    if ! compgen -G '/dev/nvidia[0-9]*' >/dev/null; then
+        export TORCH_CUDA_ARCH_LIST="${TORCH_CUDA_ARCH_LIST:-7.5;8.0;9.0+PTX}"
+    fi
+    if install 1; then
+        build=CUDA
+    elif [[ $forced == 1 ]]; then
+        echo "error: FORCE_CUDA=1 and mmcv's CUDA kernels do not compile, see above; FORCE_CUDA=0 leaves them out" >&2
         exit 1
-    }
-    export FORCE_CUDA=1
+    else
+        echo "openmmlab: mmcv's CUDA kernels do not compile, see above; now without them"
+    fi
+elif [[ $forced == 1 ]]; then
+    echo "error: FORCE_CUDA=1 and no nvcc of CUDA ${cuda%%.*}, torch's version, is first in PATH; add it" >&2
+    exit 1
+fi
+if [[ $build == CPU ]]; then install 0; fi
+python -c 'import mmcv.ops, mmdet, mmengine, mmseg'
+if [[ $build == CUDA ]]; then
     echo "openmmlab: mmcv with CUDA kernels ($(nvcc --version | tail -n 1))"
 else
-    # Where it sees a GPU, mmcv builds for CUDA whatever FORCE_CUDA says.
-    export FORCE_CUDA=0 CUDA_VISIBLE_DEVICES=""
-    echo "openmmlab: mmcv with CPU kernels, all that this suite calls; FORCE_CUDA=1 adds the CUDA ones"
+    echo "openmmlab: mmcv with CPU kernels, all that this suite calls; with nvcc of CUDA ${cuda%%.*} in PATH also CUDA's"
 fi
-# pip's cache may hold a wheel built for the CPU or against another torch.
-python -m pip install --no-cache-dir --no-deps --no-build-isolation --require-hashes -r "$pins"
-python -c 'import mmcv.ops, mmdet, mmengine, mmseg'

@@ -83,14 +83,19 @@ check_disk() {
         die "$PWD has $free_gb GB free and the environment needs $need_gb GB; free some space and run make setup again"
 }
 
+has_gpu() { compgen -G '/dev/nvidia[0-9]*' >/dev/null; }
+
+has_nvcc() { # torch refuses to build extensions with another major version than its own
+    command -v nvcc >/dev/null && nvcc --version | grep -q "release ${cuda%%.*}\."
+}
+
 wants_cuda() {
     case "${FORCE_CUDA:-}" in
         0) return 1 ;;
         1) command -v nvcc >/dev/null || die "FORCE_CUDA=1 and no nvcc in PATH; add CUDA $cuda's bin folder to PATH" ;;
-        *) command -v nvcc >/dev/null && compgen -G '/dev/nvidia[0-9]*' >/dev/null || return 1 ;;
+        *) has_gpu || return 1 ;; # hours of compiling that a machine without one, as CI's, has no use for
     esac
-    # torch refuses to build extensions with another major version than its own.
-    nvcc --version | grep -q "release ${cuda%%.*}\." && return
+    has_nvcc && return
     [[ "${FORCE_CUDA:-}" != 1 ]] ||
         die "FORCE_CUDA=1 and nvcc is not of CUDA ${cuda%%.*}, torch's version; put that one first in PATH"
     return 1
@@ -152,6 +157,8 @@ build_mmcv() { # and drop what the lock no longer holds
     # The optimiser takes most of the build's time, and the operators in use are few.
     export CFLAGS=${CFLAGS:--O1 -g0} CXXFLAGS=${CXXFLAGS:--O1 -g0}
     if [[ $build == cuda ]]; then
+        # Without a GPU to ask, torch would compile for every kind there is.
+        has_gpu || export TORCH_CUDA_ARCH_LIST="${TORCH_CUDA_ARCH_LIST:-7.5;8.0;9.0+PTX}"
         export FORCE_CUDA=1 CUDA_HOME=${CUDA_HOME:-$(dirname "$(dirname "$(readlink -f "$(command -v nvcc)")")")}
         # uv keys its cache of built wheels by these settings: a CPU wheel is never taken for a CUDA one.
         options=(--config-settings-package "onedl-mmcv:cuda=$cuda")
@@ -185,8 +192,12 @@ find_python
 check_python
 find_compiler
 check_disk
-if [[ $build == cpu && "${FORCE_CUDA:-}" != 0 ]] && compgen -G '/dev/nvidia[0-9]*' >/dev/null; then
-    echo "note: a GPU but no nvcc of CUDA ${cuda%%.*} in PATH: no CUDA kernels; with it, make setup builds them"
+if [[ $build == cpu && "${FORCE_CUDA:-}" != 0 ]]; then
+    if has_gpu; then
+        echo "note: a GPU but no nvcc of CUDA ${cuda%%.*} in PATH: no CUDA kernels; with it, make setup builds them"
+    elif has_nvcc; then
+        echo "note: nvcc but no GPU: mmcv gets the CPU kernels, all that this suite calls; FORCE_CUDA=1 builds CUDA's too"
+    fi
 fi
 # Until the end .venv holds no lock, not even the one it held before.
 if [[ -f $stamp ]]; then sed -i '1s/^lock [^ ]*/lock unfinished/' "$stamp"; fi

@@ -30,6 +30,7 @@ def demo_data(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
             "voc07": {"root": str(folder / "voc07"), "trainval_images": 10, "test_images": 8},
             "voc_segmentation": {
                 "root": str(folder / "voc_segmentation"),
+                "sbd": "",
                 "train_list": "train",
                 "train_images": 6,
                 "val_list": "val",

@@ -420,6 +420,37 @@ def test_post_deploy_script_refuses_another_cuda_than_torchs(tmp_path: Path) -> 
     assert "error: FORCE_CUDA=1 and no nvcc of CUDA 13, torch's version, is first in PATH" in process.stderr
 
 
+@pytest.mark.parametrize(
+    ("nvcc", "compiles", "forced", "calls", "says"),
+    [
+        ("13.0", True, "", ["1"], "mmcv with CUDA kernels"),
+        ("13.0", False, "", ["1", "0"], "mmcv's CUDA kernels do not compile, see above; now without them"),
+        ("13.0", True, "0", ["0"], "mmcv with CPU kernels"),
+        ("12.4", True, "", ["0"], "mmcv with CPU kernels"),
+    ],
+)
+def test_post_deploy_script_builds_for_cuda_where_nvcc_is_found(
+    tmp_path: Path, nvcc: str, compiles: bool, forced: str, calls: list[str], says: str
+) -> None:
+    log = tmp_path / "log"
+    python = f"""#!/bin/sh
+case "$*" in
+*torch.version*) echo 13.0 ;;
+*pip*) echo "$FORCE_CUDA" >>{log}; [ "$FORCE_CUDA" = 0 ] || {str(compiles).lower()} ;;
+esac
+"""
+    for name, text in (("python", python), ("nvcc", f"#!/bin/sh\necho 'Cuda compilation tools, release {nvcc}, V'\n")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    process = subprocess.run(
+        ["bash", ROOT / "envs" / "openmmlab.post-deploy.sh"],
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "FORCE_CUDA": forced},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert log.read_text().split() == calls
+    assert says in process.stdout
+
+
 def imported(path: Path) -> set[str]:
     """Top-level names that a module imports, anywhere in it."""
     names = set()

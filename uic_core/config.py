@@ -29,9 +29,10 @@ class Voc07(Strict):
 
 
 class VocSegmentation(Strict):
-    """<root>/VOC2012: JPEGImages, SegmentationClass and the two lists in ImageSets/Segmentation."""
+    """<root>/VOC2012: JPEGImages, SegmentationClass and lists in ImageSets/Segmentation; SBD's folder to train on."""
 
     root: str = Field(min_length=1)
+    sbd: str = Field(description="SBD's dataset/ with img/, cls/ and the train_list; '' trains on VOC2012's own masks")
     train_list: str
     train_images: int = Field(ge=1)
     val_list: str
@@ -154,8 +155,9 @@ class VocClassification(Strict):
 
 
 class Proposals(Strict):
-    """Selective search (PROTOCOL section 6)."""
+    """Selective search (PROTOCOL section 6), or what others found by it."""
 
+    source: str = Field(description="folder of Fast R-CNN's voc_2007_<split>.mat; '' searches with the keys below")
     mode: Literal["fast", "quality"]
     shorter_side: int = Field(ge=32, description="images are resized to this before the search; boxes are mapped back")
     max_boxes: int = Field(ge=1)

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
 
 from uic_core import recipe
 from uic_core.config import Dataset, DatasetName, Datasets
+from uic_core.data import voc
 from uic_core.data.check import check, main
 from uic_core.errors import InputError
 
@@ -144,6 +146,21 @@ FAULTS: list[tuple[str, Spoil, list[str]]] = [
         [r"voc_segmentation\.train_list: \S+/2012_000002\.png: mask values \[21\] are no classes"],
     ),
     (
+        "voc_segmentation",
+        lambda root: Image.new("L", (10, 9)).save(root / "VOC2012/SegmentationClass/2012_000002.png"),
+        [r"voc_segmentation\.train_list: \S+/2012_000002\.png: is for 10×9 pixels, but 2012_000002\.jpg is 160×120"],
+    ),
+    (
+        "voc_segmentation",
+        lambda root: replace(root / "VOC2012/ImageSets/Segmentation/val.txt", "2012_000008\n", "2012_000003\n"),
+        [r"voc_segmentation\.val_list: \S+/Segmentation/val\.txt: 1 images are in train_list too, as 2012_000003"],
+    ),
+    (
+        "voc07",
+        lambda root: Image.new("RGB", (10, 9)).save(root / "VOC2007/JPEGImages/000012.jpg"),
+        [r"voc07\.test_images: \S+/Annotations/000012\.xml: is for \d+×\d+ pixels, but 000012\.jpg is 10×9"],
+    ),
+    (
         "miniimagenet",
         lambda root: (root / "test.csv").unlink(),
         [r"miniimagenet\.test_classes: \S+/test\.csv: cannot be read"],
@@ -220,6 +237,32 @@ def test_images_that_lie_flat_are_told_from_class_folders(demo_data: SimpleNames
     with pytest.raises(InputError, match=r"imagenet\.classes: \S+/val: expected 4 class folders, found 0") as caught:
         check(changed(demo_data.datasets, "imagenet", root=str(root)))
     assert re.search(r"imagenet\.root: \S+/val: 12 files lie outside the class folders", str(caught.value))
+
+
+def test_sbd_is_checked_where_it_lies(demo_data: SimpleNamespace, tmp_path: Path) -> None:
+    """Training masks of SBD's own kind and folder; VOC's, borders and all, are left alone and tested on."""
+    one = demo_data.datasets.one("voc_segmentation")
+    train, _ = voc.segmentation_lists(demo_data.voc_segmentation, "", "train", "val")
+    (tmp_path / "cls").mkdir()
+    shutil.copytree(train.images, tmp_path / "img")
+    shutil.copy(train.path, tmp_path / "train.txt")
+    for image in train.ids():
+        mask = voc.read_mask(train.mask(image))
+        savemat(tmp_path / "cls" / f"{image}.mat", {"GTcls": {"Segmentation": np.where(mask == 255, 0, mask)}})
+    found = check(changed(demo_data.datasets, "voc_segmentation", generated=False, sbd=str(tmp_path)))
+    assert f"{tmp_path}/train.txt: 6 images" in found
+    (tmp_path / "cls" / "2012_000001.mat").unlink()
+    savemat(tmp_path / "cls" / "2012_000002.mat", {"GTcls": {"Segmentation": np.zeros((3, 4), np.uint8)}})
+    with pytest.raises(InputError) as caught:
+        check(changed(demo_data.datasets, "voc_segmentation", generated=False, sbd=str(tmp_path)))
+    lines = str(caught.value).splitlines()
+    assert lines[:2] == [
+        f"datasets.voc_segmentation.train_list: {tmp_path}/cls: 1 listed masks are not there: 2012_000001",
+        f"datasets.voc_segmentation.train_list: {tmp_path}/cls/2012_000002.mat: is for 4×3 pixels, "
+        "but 2012_000002.jpg is 160×120",
+    ]
+    assert "seg11valid.txt" in lines[2]
+    assert one.section.sbd == ""
 
 
 def test_the_stage(demo_data: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

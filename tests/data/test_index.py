@@ -57,7 +57,7 @@ def protocol(tmp_path: Path, imagenet: Path, miniimagenet: Path) -> Path:
             "seed": 0,
             "imagenet": {"root": str(imagenet), "classes": 3, "train_images": 12, "val_images": 3},
             "voc07": {"root": "unused", "trainval_images": 1, "test_images": 1},
-            "voc_segmentation": unused | {"train_list": "train", "val_list": "val"},
+            "voc_segmentation": unused | {"sbd": "", "train_list": "train", "val_list": "val"},
             "miniimagenet": {
                 "root": str(miniimagenet),
                 "train_classes": 1,

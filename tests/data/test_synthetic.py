@@ -33,6 +33,7 @@ def at(root: Path, seed: int = 0, classes: int = 4, train_list: str = "train") -
         "voc07": {"root": str(root / "voc"), "trainval_images": 3, "test_images": 2},
         "voc_segmentation": {
             "root": str(root / "voc"),
+            "sbd": "",
             "train_list": train_list,
             "train_images": 2,
             "val_list": "val",

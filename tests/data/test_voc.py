@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import pickle
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
 from torchvision.datasets import VOCDetection, VOCSegmentation
 
 from uic_core.data import voc
@@ -83,6 +87,7 @@ def test_annotations_read_as_torchvision_reads_them(demo_data: SimpleNamespace, 
         (annotation(("cat", ("nan", 1, 5, 5), 0)), "has no number in <bndbox/xmin>"),
         ("<annotation></annotation>", "has no number in <size/width>"),
         (annotation(("cat", (1, 1, 2, 2), 0), size=(0, 9)), "size is 0×9"),
+        (annotation(("cat", (1, 1, 2, 2), 2)), "object 1 (cat): <difficult> is '2'; expected 0 or 1"),
         ("<annotation>", "is not a VOC annotation"),
         ("", "is not a VOC annotation"),
         (
@@ -219,3 +224,65 @@ def test_torchvision_reads_the_segmentation_layout(demo_data: SimpleNamespace, t
     assert [Path(path).stem for path in reference.masks] == list(ids)
     for (_, mask), image in zip(reference, ids, strict=True):
         np.testing.assert_array_equal(np.asarray(mask), voc.read_mask(voc.mask_path(demo_data.voc_segmentation, image)))
+
+
+def sbd_mask(path: Path, mask: Any) -> Path:
+    """A mask as SBD gives it: struct GTcls with the fields Boundaries, Segmentation and CategoriesPresent."""
+    truth = {"Boundaries": np.zeros((20, 1), object), "Segmentation": mask, "CategoriesPresent": np.unique(mask)}
+    savemat(path, {"GTcls": truth}, do_compression=True)
+    return path
+
+
+def test_sbd_s_masks_are_read_from_matlab_files(tmp_path: Path) -> None:
+    mask = np.random.default_rng(0).integers(0, 21, (30, 40), np.uint8)
+    read = voc.read_mask(sbd_mask(tmp_path / "m.mat", mask))
+    assert read.dtype == np.uint8
+    np.testing.assert_array_equal(read, mask)
+    np.testing.assert_array_equal(voc.read_mask(sbd_mask(tmp_path / "m.mat", mask.astype(float))), mask)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: sbd_mask(path, np.array([[0, 21]], np.uint8)), r"mask values \[21\] are no classes"),
+        (lambda path: sbd_mask(path, np.array([[0, np.nan]])), r"mask values \[nan\] are no classes"),
+        (lambda path: sbd_mask(path, np.array([[0, 1.5]])), r"mask values \[1\.5\] are no classes"),
+        (lambda path: sbd_mask(path, np.zeros((2, 2, 2))), "GTcls has no matrix Segmentation"),
+        (lambda path: sbd_mask(path, "text"), "GTcls has no matrix Segmentation"),
+        (lambda path: savemat(path, {"GTcls": np.zeros((2, 2))}), "GTcls has no matrix Segmentation"),
+        (lambda path: savemat(path, {"GTinst": np.zeros((2, 2))}), "has no variable GTcls"),
+        (lambda path: path.write_bytes(sbd_mask(path, np.eye(40)).read_bytes()[:-60]), "is no MATLAB file of version"),
+        (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(600)), "is no MATLAB file of version 7 or before"),
+        (lambda path: path.write_bytes(pickle.dumps([1])), "is no MATLAB file of version 7 or before"),
+        (lambda path: None, r"cannot be read \(No such file"),
+    ],
+)
+def test_wrong_matlab_masks_are_named(tmp_path: Path, spoil: Callable[[Path], Any], message: str) -> None:
+    spoil(tmp_path / "m.mat")
+    with pytest.raises(InputError, match=rf"m\.mat: {message}"):
+        voc.read_mask(tmp_path / "m.mat")
+
+
+def test_segmentation_lists_lie_in_voc_or_train_in_sbd(demo_data: SimpleNamespace, tmp_path: Path) -> None:
+    root = demo_data.voc_segmentation
+    train, val = voc.segmentation_lists(root, "", "train", "val")
+    assert train.ids() == voc.read_list(root, "Segmentation", "train")
+    assert val.mask(val.ids()[0]) == voc.mask_path(root, val.ids()[0])
+    assert voc.segmentation_fingerprint((train, val)) == voc.fingerprint(root, 2012, ("train", "val"))
+    (tmp_path / "cls").mkdir()
+    (tmp_path / "img").mkdir()
+    (tmp_path / "train.txt").write_text("2008_000002\n")
+    (tmp_path / "img" / "2008_000002.jpg").write_bytes(b"jpeg")
+    Image.fromarray(np.zeros((2, 2), np.uint8)).save(tmp_path / "cls" / "2008_000002.png")  # converted
+    sbd, same = voc.segmentation_lists(root, str(tmp_path), "train", "val")
+    assert same == val
+    assert (sbd.ids(), sbd.mask("2008_000002").suffix) == (("2008_000002",), ".png")
+    before = voc.segmentation_fingerprint((sbd, val))
+    sbd_mask(tmp_path / "cls" / "2008_000002.mat", np.zeros((2, 2), np.uint8))
+    sbd, _ = voc.segmentation_lists(root, str(tmp_path), "train", "val")
+    assert voc.read_mask(sbd.mask("2008_000002")).shape == (2, 2)
+    assert sbd.mask("2008_000002").suffix == ".mat"
+    assert voc.segmentation_fingerprint((sbd, val)) != before
+    (tmp_path / "train.txt").unlink()
+    with pytest.raises(InputError, match=r"train\.txt: the image list cannot be read .*SBD's dataset folder"):
+        sbd.ids()

@@ -7,15 +7,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
+from mmdet.datasets.transforms import PackDetInputs
+from mmdet.models import DetDataPreprocessor
 from PIL import Image
 from torch import nn
 
 from uic_core import models
+from uic_core.data import reader
+from uic_core.data.augment import normalize
 from uic_core.errors import InputError
 from uic_core.openmmlab import backbones
-from uic_core.pretrain import checkpoint
+from uic_core.pretrain import checkpoint, export
 from uic_core.recipe import Recipe
 
 
@@ -75,9 +81,64 @@ def test_the_classifier_says_its_kernel() -> None:
     assert backbones.classifier_kernel(whole) == (256, 6, 4096)
 
 
+@pytest.mark.parametrize(("arch", "sobel"), [("resnet50", False), ("resnet50_mlp", True)])
+def test_resnet_gives_the_maps_of_its_stages(arch: str, sobel: bool) -> None:
+    network = build(arch, sobel)
+    backbone = backbones.UicBackbone(arch, sobel, frozen=("conv1", "layer1"))
+    backbone.load_network(network)
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        maps = backbone.train()(images)
+        assert torch.equal(maps[-1], network.maps(images))
+    assert [tuple(each.shape[1:]) for each in maps] == [(256, 16, 24), (512, 8, 12), (1024, 4, 6), (2048, 2, 3)]
+    trained = {name.split(".")[1] for name, weight in backbone.named_parameters() if weight.requires_grad}
+    assert trained == {"layer2", "layer3", "layer4"}
+    assert not any(weight.requires_grad for name, weight in backbone.named_parameters() if ".bn" in name)
+    with pytest.raises(InputError, match="FCN-32s takes alexnet or vgg16"):
+        backbones.UicBackbone(arch, sobel, pad=100)
+
+
+@pytest.mark.parametrize(("arch", "sobel", "layer"), [("alexnet", True, "conv5"), ("vgg16", False, "conv13")])
+def test_a_jpeg_gives_the_features_that_it_gives_in_uic_core(
+    tmp_path: Path, arch: str, sobel: bool, layer: str
+) -> None:
+    path = tmp_path / "image.jpg"
+    Image.effect_noise((112, 80), 60).convert("RGB").save(path)
+    network = build(arch, sobel)
+    model = backbones.preprocessor("DetDataPreprocessor", pad_size_divisor=1)
+    preprocess = DetDataPreprocessor(**{key: model[key] for key in model if key != "type"})
+    packed = PackDetInputs(meta_keys=("img_shape",)).transform(backbones.LoadRgb().transform({"img_path": str(path)}))
+    batch = preprocess({"inputs": [packed["inputs"]], "data_samples": [packed["data_samples"]]})
+    backbone = backbones.UicBackbone(arch, sobel)
+    backbone.load_network(network)
+    pixels = torch.from_numpy(np.array(reader.read_rgb(path))).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        (features,) = backbone(batch["inputs"])
+        expected = network.taps(normalize(pixels), [layer])[layer]
+    assert features.std() > 0.1
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("arch", "sobel"), [("alexnet", True), ("vgg16", False), ("resnet50", False)])
+def test_an_exported_backbone_is_the_checkpoint_s(tmp_path: Path, arch: str, sobel: bool) -> None:
+    network, path = build(arch, sobel), tmp_path / "openmmlab.safetensors"
+    weights = export.openmmlab_weights(network)
+    safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path)
+    backbone = backbones.UicBackbone(arch, sobel, init_cfg={"type": "UicCheckpoint", "checkpoint": str(path)})
+    backbone.init_weights()
+    expected = network.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in backbone.state_dict().items())
+    other = backbones.UicBackbone(arch, not sobel, init_cfg={"type": "UicCheckpoint", "checkpoint": str(path)})
+    with pytest.raises(InputError, match=rf"{path}: is no exported backbone .*conv1\.weight is \["):
+        other.init_weights()
+    with pytest.raises(InputError, match="is an exported backbone, without fc6 and fc7"):
+        backbones.UicCheckpoint(str(path))(nn.Linear(2, 2))
+    weights.popitem()
+    with pytest.raises(InputError, match="is None, expected"):
+        backbone.load_exported({name.removeprefix("backbone."): each for name, each in weights.items()}, path)
+
+
 def test_architectures_without_fc6_are_refused() -> None:
-    with pytest.raises(InputError, match="take alexnet or vgg16"):
-        backbones.UicBackbone("resnet50", False)
     with pytest.raises(InputError, match="resnet50 has no fc6"):
         backbones.classifier_kernel(models.build("resnet50", classes=5, image_size=64, sobel=False))
 

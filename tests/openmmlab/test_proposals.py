@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from scipy.io import savemat
 
 from uic_core import recipe
 from uic_core.config import Proposals as Settings
@@ -16,7 +19,7 @@ from uic_core.data import voc
 from uic_core.errors import InputError
 from uic_core.openmmlab import proposals
 
-SETTINGS = Settings(mode="fast", shorter_side=60, max_boxes=50, min_side=8, seed=0)
+SETTINGS = Settings(source="", mode="fast", shorter_side=60, max_boxes=50, min_side=8, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -151,3 +154,77 @@ def test_overlap_and_recall_by_hand() -> None:
     assert proposals.recall([boxes], [truth], 0.3) == 1.0
     assert proposals.recall([boxes[:0]], [truth], 0.3) == 0.0
     assert proposals.recall([boxes], [truth[:0]], 0.5) == 1.0
+
+
+def matlab_file(path: Path, images: list[str], boxes: list[np.ndarray]) -> Path:
+    """As Fast R-CNN's authors published them: cell arrays, one column, ids and matrices [n, 4]."""
+    cells = {"images": np.empty((len(images), 1), object), "boxes": np.empty((len(boxes), 1), object)}
+    cells["images"][:, 0], cells["boxes"][:, 0] = images, boxes
+    savemat(path, cells, do_compression=True)
+    return path
+
+
+def as_published(made: proposals.Proposals) -> list[np.ndarray]:
+    """Top, left, bottom, right, counted from 1."""
+    return [made.of(n)[:, [1, 0, 3, 2]].astype(np.uint16) + 1 for n in range(len(made.ids))]
+
+
+def test_published_boxes_are_read_as_ours(
+    demo_data: SimpleNamespace, tmp_path: Path, made: proposals.Proposals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    boxes = as_published(made)
+    boxes[1] = np.concatenate([boxes[1], boxes[1][:2]])  # some boxes stand there twice
+    matlab_file(tmp_path / "voc_2007_test.mat", list(made.ids), boxes)
+    settings = SETTINGS.model_copy(update={"source": str(tmp_path)})
+    recipe.save(settings, tmp_path / "proposals.yaml")
+    common = ["--protocol", str(tmp_path / "proposals.yaml"), "--voc", str(demo_data.voc07), "--split", "test"]
+    proposals.main([*common, "--out", str(tmp_path / "p.npz")])
+    assert f"{tmp_path}/voc_2007_test.mat: 8 images" in capsys.readouterr().out
+    read = proposals.open_for(demo_data.voc07, "test", tmp_path / "p.npz")
+    assert (read.ids, read.settings) == (made.ids, settings)
+    np.testing.assert_array_equal(read.boxes, made.boxes)
+    np.testing.assert_array_equal(read.offsets, made.offsets)
+    fewer = proposals.make(demo_data.voc07, "test", settings.model_copy(update={"max_boxes": 3}), processes=1)
+    np.testing.assert_array_equal(fewer.of(1), made.of(1)[:3])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda ids, boxes: (ids[:-1], boxes[:-1]), r"holds boxes of other images than the list \(7 against 8, "),
+        (
+            lambda ids, boxes: ([*ids[:-1], "zebra"], boxes),
+            r"holds boxes of other images than the list \(8 against 8, ",
+        ),
+        (
+            lambda ids, boxes: ([*ids, ids[0]], [*boxes, boxes[0]]),
+            r"holds boxes .* \(9 against 8, 'one of them twice'\)",
+        ),
+        (lambda ids, boxes: (ids, [boxes[0] * 50, *boxes[1:]]), r"{first}: box \(.*\) is not inside the image"),
+        (lambda ids, boxes: (ids, [boxes[0] - boxes[0], *boxes[1:]]), r"{first}: box \(-1, -1, -1, -1\) is not inside"),
+        (lambda ids, boxes: (ids, [np.full((1, 4), np.nan), *boxes[1:]]), r"{first}: box \(nan.*\) is not inside"),
+        (lambda ids, boxes: (ids, [boxes[0][:, :3], *boxes[1:]]), r"{first}: is no matrix of boxes \[n, 4\]"),
+        (lambda ids, boxes: (ids, ["text", *boxes[1:]]), r"{first}: is no matrix of boxes \[n, 4\]"),
+    ],
+)
+def test_published_boxes_that_do_not_fit_are_named(
+    demo_data: SimpleNamespace, tmp_path: Path, made: proposals.Proposals, spoil: Callable[..., Any], message: str
+) -> None:
+    matlab_file(tmp_path / "voc_2007_test.mat", *spoil(list(made.ids), as_published(made)))
+    settings = SETTINGS.model_copy(update={"source": str(tmp_path)})
+    with pytest.raises(InputError, match=r"voc_2007_test\.mat: " + message.replace("{first}", made.ids[0])):
+        proposals.make(demo_data.voc07, "test", settings, processes=1)
+
+
+def test_a_file_that_is_not_matlab_s_is_named(demo_data: SimpleNamespace, tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"source": str(tmp_path)})
+    path = tmp_path / "voc_2007_test.mat"
+    for write, message in (
+        (lambda: None, "cannot be read"),
+        (lambda: path.write_bytes(pickle.dumps(_Trap(tmp_path / "ran"))), "is no MATLAB file"),
+        (lambda: savemat(path, {"all_boxes": np.zeros((2, 4))}), "has no variable images and no boxes"),
+    ):
+        write()
+        with pytest.raises(InputError, match=rf"voc_2007_test\.mat: {message}"):
+            proposals.make(demo_data.voc07, "test", settings, processes=1)
+    assert not (tmp_path / "ran").exists()

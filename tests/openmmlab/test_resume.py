@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -10,17 +11,20 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import safetensors
 import torch
 
 from uic_core import config, metrics, models, recipe
-from uic_core.errors import INTERRUPTED
+from uic_core.errors import INTERRUPTED, InputError, Interrupted
 from uic_core.openmmlab import proposals
-from uic_core.openmmlab.resume import Draws, SeededDraws
+from uic_core.openmmlab.resume import Draws, Resume, SeededDraws
 from uic_core.pretrain import checkpoint
+from uic_core.pretrain.parallel import ALONE, Ranks
+from uic_core.pretrain.resume import Signals, State
 
 pytestmark = pytest.mark.slow
 
@@ -93,6 +97,17 @@ class Task:
             assert process.poll() is None, self.log.read_text()
             time.sleep(0.005)
 
+    def until_trained(self, process: subprocess.Popen[bytes]) -> None:
+        """Until the state at the training's end is saved: by the last iteration, then by the hook after all of them."""
+        last = (DETECTION if self.name == "detection" else SEGMENTATION)["iterations"]
+        done: list[int] = []
+        while done != [last, last]:
+            assert process.poll() is None, self.log.read_text()
+            done = []
+            for path in (self.folder / "work").glob("state.*.safetensors"):
+                with contextlib.suppress(RuntimeError, OSError), safetensors.safe_open(path, "pt") as file:  # replaced
+                    done.append(json.loads(file.metadata()["state"])["iteration"])
+
     def weights(self) -> dict[str, torch.Tensor]:
         """What mmengine keeps of the end of the training."""
         (path,) = (self.folder / "work").glob("iter_*.pth")
@@ -110,7 +125,7 @@ def inputs(demo_data: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory)
     torch.manual_seed(0)
     weights = folder / "checkpoint.safetensors"
     checkpoint.save(weights, models.build("alexnet", classes=5, image_size=64, sobel=True), made, {})
-    settings = config.Proposals(mode="fast", shorter_side=48, max_boxes=40, min_side=8, seed=0)
+    settings = config.Proposals(source="", mode="fast", shorter_side=48, max_boxes=40, min_side=8, seed=0)
     boxes = {split: folder / f"{split}.npz" for split in ("trainval", "test")}
     for split, path in boxes.items():
         proposals.make(demo_data.voc07, split, settings, processes=1).save(path)
@@ -156,16 +171,37 @@ def test_killed_in_training_it_ends_with_the_weights_of_an_undisturbed_one(
     }
 
 
-@pytest.mark.parametrize("name", ["detection", "segmentation"])
-def test_told_to_end_it_saves_and_says_so(name: str, tmp_path: Path, inputs: SimpleNamespace) -> None:
+@pytest.mark.parametrize(("name", "number"), [("detection", signal.SIGTERM), ("segmentation", signal.SIGUSR1)])
+def test_told_to_end_it_saves_and_says_so(
+    name: str, number: signal.Signals, tmp_path: Path, inputs: SimpleNamespace, undisturbed: Any
+) -> None:
     task = Task(tmp_path, name, inputs)
-    process = task.start()
+    process = task.start("--threads", "3")
     task.until_state(process)
-    process.send_signal(signal.SIGUSR1)
+    os.killpg(process.pid, number)  # SLURM signals every process of a job: those that decode too
     status, out = task.ended(process)
     assert status == INTERRUPTED, out
-    assert "interrupted: SIGUSR1, saved before iteration" in out
+    assert f"interrupted: {number.name}, saved before iteration" in out
     assert (tmp_path / "work" / "interrupted").exists()
+    if name == "segmentation":
+        (state,) = (path for path in (tmp_path / "work").glob("state.*") if "previous" not in path.name)
+        recipe.save(config.Segmentation(**(SEGMENTATION | {"lr": 0.002})), tmp_path / "protocol.yaml")
+        out, _ = task.finish()  # a state of other settings is left alone, and goes when this one is done
+        assert "going on from" not in out
+        assert not state.exists()
+        return
+    # Told to end in its test, it goes on with the test.
+    process = task.start()
+    task.until_trained(process)
+    process.send_signal(number)
+    status, out = task.ended(process)
+    assert status == INTERRUPTED, out
+    assert f"interrupted: {number.name}, saved before the test in" in out
+    assert (tmp_path / "work" / "interrupted").exists()
+    out, values = task.finish()
+    assert f"going on from iteration {DETECTION['iterations'] + 1}" in out
+    assert "Iter(train)" not in out
+    assert values == undisturbed(name).values()
 
 
 @pytest.mark.parametrize("name", ["detection", "segmentation"])
@@ -183,25 +219,54 @@ def test_two_processes_share_the_batches_and_the_test(
         assert torch.allclose(a[bias], b[bias], rtol=0.05, atol=1e-4)
 
 
-def test_a_state_of_other_settings_is_refused(tmp_path: Path, inputs: SimpleNamespace) -> None:
-    task = Task(tmp_path, "segmentation", inputs)
-    process = task.start()
-    task.until_state(process)
-    process.kill()
-    process.wait()
-    (state,) = (path for path in (tmp_path / "work").glob("state.*") if "previous" not in path.name)
-    changed = config.Segmentation(**(SEGMENTATION | {"lr": 0.002}))
-    recipe.save(changed, tmp_path / "protocol.yaml")
-    out, _ = task.finish()  # a state of another name is left alone, and goes when this one is done
-    assert "going on from" not in out
-    assert not state.exists()
-
-
 def test_batches_that_do_not_divide_are_refused(tmp_path: Path, inputs: SimpleNamespace) -> None:
     task = Task(tmp_path, "detection", inputs, ranks=3)
     status, out = task.ended(task.start())
     assert status != 0
     assert "detection.images_per_batch: 2 images do not divide over 3 processes" in out
+
+
+class _Group(Ranks):
+    """Two ranks, of which the other was told to end; notes where the tensors of the group are."""
+
+    devices: ClassVar[list[torch.device]] = []
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        self.devices.append(values.device)
+        return torch.tensor([0.5, 0.0])
+
+    def barrier(self) -> None:
+        pass
+
+
+def test_the_ranks_agree_on_the_device_of_their_group(tmp_path: Path) -> None:
+    device = torch.device("meta")  # nccl takes the GPUs' tensors only; on this machine there may be none
+    hook = Resume(State(tmp_path, {}, "a"), _Group(1, 2), Signals(), 0, 1, 60, device)
+    runner = SimpleNamespace(iter=4)
+    with pytest.raises(Interrupted, match="another rank was told to, saved before iteration 6"):
+        hook.after_train_iter(runner, 4)
+    with pytest.raises(Interrupted, match="another rank was told to, saved before the test"):
+        hook.before_test_iter(runner, 0)
+    assert _Group.devices == [device, device]
+
+
+def test_a_state_that_is_not_finite_replaces_no_good_one(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    runner = SimpleNamespace(
+        model=model, iter=0, optim_wrapper=SimpleNamespace(optimizer=optimizer), param_schedulers=[],
+        logger=SimpleNamespace(info=print),
+    )  # fmt: skip
+    state = State(tmp_path, {}, "a")
+    hook = Resume(state, ALONE, Signals(), 0, 1, 0, torch.device("cpu"))
+    hook.after_train_iter(runner, 0)
+    good = state.path.read_bytes()
+    torch.nn.init.constant_(model.weight, float("inf"))
+    runner.iter = 1
+    with pytest.raises(InputError, match=r"before iteration 3: model\.weight is not finite, .* lower its lr"):
+        hook.after_train_iter(runner, 1)
+    assert state.path.read_bytes() == good
+    assert not state.previous.exists()
 
 
 def test_draws_cover_every_image_once_a_pass_and_go_on_where_they_were() -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
 from PIL import Image
 
 from uic_core import config, metrics, models, recipe
@@ -20,7 +22,7 @@ from uic_core.pretrain import checkpoint
 
 pytestmark = pytest.mark.slow
 
-PROPOSALS = config.Proposals(mode="fast", shorter_side=48, max_boxes=40, min_side=8, seed=0)
+PROPOSALS = config.Proposals(source="", mode="fast", shorter_side=48, max_boxes=40, min_side=8, seed=0)
 DETECTION: dict[str, Any] = {
     "train_scales": [64, 80], "train_max": 120, "test_scale": 64, "test_max": 100, "iterations": 4, "lr": 0.005,
     "lr_steps": [3], "momentum": 0.9, "weight_decay": 5e-4, "images_per_batch": 2, "rois_per_batch": 16,
@@ -100,15 +102,23 @@ def test_detection_trains_tests_and_repeats_itself(
         for annotation in [voc.read_annotation(voc.annotation_path(demo_data.voc07, image))]
         for label in annotation.labels[~annotation.difficult]
     }
-    assert set(first.values) == {"map"} | {f"ap/{name}" for name in present}
+    assert set(first.values) == {"map", "proposal_recall"} | {f"ap/{name}" for name in present}
     assert first.values["map"].value == pytest.approx(
-        np.mean([value.value for name, value in first.values.items() if name != "map"]), abs=1e-4
+        np.mean([value.value for name, value in first.values.items() if name.startswith("ap/")]), abs=1e-4
     )
+    assert 50 < first.values["proposal_recall"].value <= 100
+    assert first.protocol["proposals"] == PROPOSALS.model_dump()
     assert first.dataset.sizes == {"trainval": 10, "test": 8}
     assert first.protocol["roi_size"] == 1
     assert other.protocol["rescale"] is True
     assert list((tmp_path / "first").glob("*/*.log"))
-    assert list((tmp_path / "first").glob("*.py")), "the config, for mmdet's tools"
+    # A user of mmdet goes on from the folder: its config and its weights give the same numbers.
+    cfg = Config.fromfile(tmp_path / "first" / "config.py")
+    cfg.load_from = str(tmp_path / "first" / f"iter_{DETECTION['iterations']}.pth")
+    cfg.work_dir = str(tmp_path / "tested")
+    tested = Runner.from_cfg(cfg).test()
+    assert tested == {name: first.values[name].value for name in tested}
+    assert "map" in tested
 
 
 def test_segmentation_trains_tests_and_repeats_itself(

@@ -11,10 +11,11 @@ import argparse
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from uic_core import recipe
 from uic_core.config import Dataset, ImageFolder, MiniImageNet, Voc07, VocSegmentation
@@ -28,8 +29,9 @@ _SOURCES = {
     "<root>/train/<class>/*.JPEG and <root>/val/<class>/*.JPEG",
     "voc07": "get VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar from "
     "http://host.robots.ox.ac.uk/pascal/VOC/voc2007 and unpack both; root is the folder with VOC2007/ in it",
-    "voc_segmentation": "get VOCtrainval_11-May-2012.tar from http://host.robots.ox.ac.uk/pascal/VOC/voc2012 (and, for "
-    "the paper's protocol, SBD's masks and lists, see config/README.md); root is the folder with VOC2012/ in it",
+    "voc_segmentation": "get VOCtrainval_11-May-2012.tar from http://host.robots.ox.ac.uk/pascal/VOC/voc2012; root is "
+    "the folder with VOC2012/ in it. For the paper's protocol get SBD's benchmark.tgz too (sbd is its folder dataset/) "
+    "and FCN's list seg11valid.txt, into <root>/VOC2012/ImageSets/Segmentation; config/README.md says from where",
     "miniimagenet": "put the images of Ravi & Larochelle's split, 84×84 pixels, in <root>/images and its train.csv, "
     "val.csv and test.csv beside them",
 }
@@ -59,6 +61,12 @@ class _Findings:
         """Note every image that cannot be read. ImageNet's and miniImageNet's are decoded when they are indexed."""
         for problem in unreadable([str(file) for file in files], self.processes):
             self.problems.append(f"datasets.{self.dataset}.{key}: {problem}")
+
+    def same_size(self, key: str, path: Path, said: tuple[int, int], image: Path) -> None:
+        """Note an annotation or mask that is of another (width, height) than its image."""
+        found = _size(image)
+        if found is not None and found != said:
+            self.wrong(key, path, f"is for {said[0]}×{said[1]} pixels, but {image.name} is {found[0]}×{found[1]}")
 
     def missing(self, key: str, folder: Path, what: str, names: Iterable[str]) -> None:
         """Note listed files that are not there, if any."""
@@ -136,34 +144,43 @@ def _voc07(section: Voc07, root: Path, findings: _Findings) -> None:
     images, annotations = _stems(root / "VOC2007" / "JPEGImages"), _stems(root / "VOC2007" / "Annotations")
     for split, expected in (("trainval", section.trainval_images), ("test", section.test_images)):
         key = f"{split}_images"
-        listed = _listed(root, "Main", split, ("root", key), expected, findings)
+        path = voc.list_path(root, "Main", split)
+        listed = _listed(path, partial(voc.read_list, root, "Main", split), ("root", key), expected, findings)
         findings.missing(key, root / "VOC2007" / "JPEGImages", "images", listed - images)
         findings.missing(key, root / "VOC2007" / "Annotations", "annotations", listed - annotations)
         findings.decode(key, [voc.image_path(root, 2007, image) for image in sorted(listed & images)])
         objects: Counter[str] = Counter()
         for image in sorted(listed & annotations):
             try:
-                annotation = voc.read_annotation(voc.annotation_path(root, image))
+                path = voc.annotation_path(root, image)
+                annotation = voc.read_annotation(path)
                 objects.update(voc.CLASSES[label] for label in annotation.labels)
+                findings.same_size(key, path, (annotation.width, annotation.height), voc.image_path(root, 2007, image))
             except InputError as error:
                 findings.problems.append(f"datasets.voc07.{key}: {error}")
         findings.lines.append(f"{split}: {objects.total()} objects of {len(objects)} classes")
 
 
 def _segmentation(section: VocSegmentation, root: Path, findings: _Findings) -> None:
-    images, masks = _stems(root / "VOC2012" / "JPEGImages"), _stems(root / "VOC2012" / "SegmentationClass")
-    splits = (("train", section.train_list, section.train_images), ("val", section.val_list, section.val_images))
-    for name, split, expected in splits:
-        keys = (f"{name}_list", f"{name}_images")
-        listed = _listed(root, "Segmentation", split, keys, expected, findings)
-        findings.missing(keys[0], root / "VOC2012" / "JPEGImages", "images", listed - images)
-        findings.missing(keys[0], root / "VOC2012" / "SegmentationClass", "masks", listed - masks)
-        findings.decode(keys[0], [voc.image_path(root, 2012, image) for image in sorted(listed & images)])
+    lists = voc.segmentation_lists(root, section.sbd, section.train_list, section.val_list)
+    seen: set[str] = set()
+    for name, one, expected in zip(("train", "val"), lists, (section.train_images, section.val_images), strict=True):
+        key = f"{name}_list"
+        listed = _listed(one.path, one.ids, (key, f"{name}_images"), expected, findings)
+        if both := sorted(seen & listed):
+            findings.wrong(key, one.path, f"{len(both)} images are in train_list too, as {both[0]}")
+        seen |= listed
+        images = _stems(one.images)
+        masks = {Path(file).stem for file in _names(one.masks) if file.endswith(one.suffix)}
+        findings.missing(key, one.images, "images", listed - images)
+        findings.missing(key, one.masks, "masks", listed - masks)
+        findings.decode(key, [one.image(image) for image in sorted(listed & images)])
         for image in sorted(listed & masks):
             try:
-                voc.read_mask(voc.mask_path(root, image))
+                height, width = voc.read_mask(one.mask(image)).shape
+                findings.same_size(key, one.mask(image), (width, height), one.image(image))
             except InputError as error:
-                findings.problems.append(f"datasets.voc_segmentation.{keys[0]}: {error}")
+                findings.problems.append(f"datasets.voc_segmentation.{key}: {error}")
 
 
 def _miniimagenet(section: MiniImageNet, root: Path, findings: _Findings) -> None:
@@ -193,30 +210,35 @@ def _miniimagenet(section: MiniImageNet, root: Path, findings: _Findings) -> Non
 
 
 def _listed(
-    root: Path, kind: voc.Kind, split: str, keys: tuple[str, str], expected: int, findings: _Findings
+    path: Path, read: Callable[[], tuple[str, ...]], keys: tuple[str, str], expected: int, findings: _Findings
 ) -> set[str]:
     """The ids of a list, counted; the keys are those of the list's name and of its size."""
     try:
-        listed = voc.read_list(root, kind, split)
+        listed = read()
     except InputError as error:
         findings.problems.append(f"datasets.{findings.dataset}.{keys[0]}: {error}")
         return set()
-    findings.count(keys[1], voc.list_path(root, kind, split), "images", expected, len(listed))
+    findings.count(keys[1], path, "images", expected, len(listed))
     return set(listed)
 
 
 def _size(file: Path) -> tuple[int, int] | None:
-    """Width and height as the file's head says; None where it says nothing (the stage `index` names such files)."""
+    """Width and height, upright, as the file's head says; None where it says nothing (others name such files)."""
     try:
         with Image.open(file, formats=reader.FORMATS) as image:
-            return image.size
+            lying = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+            return (image.height, image.width) if lying else image.size
     except (OSError, Image.DecompressionBombError):
         return None
 
 
 def _stems(folder: Path) -> set[str]:
     """Names without suffix of what is in a folder; none if there is no such folder (then all are missing)."""
-    return {Path(entry.name).stem for entry in os.scandir(folder)} if folder.is_dir() else set()
+    return {Path(name).stem for name in _names(folder)}
+
+
+def _names(folder: Path) -> set[str]:
+    return {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
 
 
 _CHECKS: dict[str, Callable[..., None]] = {

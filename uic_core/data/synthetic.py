@@ -70,7 +70,7 @@ def plan(dataset: Dataset) -> Plan:
         InputError: more classes asked for than the shapes can tell apart, or a list name with a path in it.
     """
     name, seed, section = dataset.name, dataset.seed, dataset.section
-    settings = {"version": _VERSION, "dataset": name, "seed": seed, **section.model_dump(exclude={"root"})}
+    settings = {"version": _VERSION, "dataset": name, "seed": seed, **section.model_dump(exclude={"root", "sbd"})}
     home = Path(section.root) / {"voc07": "VOC2007", "voc_segmentation": "VOC2012"}.get(name, "")
     drawing = Plan(home, settings, {"voc07": _draw_voc07, "voc_segmentation": _draw_segmentation}.get(name, _draw))
     _LAYOUTS[name](drawing, section, seed)
@@ -216,6 +216,8 @@ def _voc07(drawing: Plan, section: Voc07, seed: int) -> None:
 
 
 def _segmentation(drawing: Plan, section: VocSegmentation, seed: int) -> None:
+    if section.sbd:
+        raise InputError('datasets.voc_segmentation.sbd: is not generated; write "" to train on VOC2012')
     number = 0
     lists = {
         "train_list": (section.train_list, section.train_images),

@@ -1,18 +1,18 @@
 """The PASCAL VOC layout: image lists, object annotations, segmentation masks. Everything read here is hostile.
 
 `root` is always the devkit folder, the one that holds VOC2007/ and VOC2012/. Detection and classification read
-VOC2007 (lists in ImageSets/Main), segmentation reads VOC2012 (lists in ImageSets/Segmentation).
-Imports no torch.
+VOC2007 (lists in ImageSets/Main), segmentation reads VOC2012 (lists in ImageSets/Segmentation) and may train on SBD
+(Hariharan et al. 2011): the folder with img/, cls/ and train.txt, whose masks are MATLAB's. Imports no torch.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from xml.etree.ElementTree import Element, ParseError
 
 import defusedxml.ElementTree
@@ -21,6 +21,7 @@ from defusedxml.common import DefusedXmlException
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from uic_core.data import matlab
 from uic_core.errors import InputError
 
 Kind = Literal["Main", "Segmentation"]
@@ -60,6 +61,55 @@ class Annotation:
     boxes: NDArray[np.float32]
     labels: NDArray[np.int64]
     difficult: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """A list of images with class masks: VOC2012's own, or SBD's.
+
+    Attributes:
+        path: the list, one image id a line.
+        images, masks: folders of <id>.jpg and of <id><suffix>.
+        suffix: .png, or .mat where SBD is as its authors give it.
+    """
+
+    path: Path
+    images: Path
+    masks: Path
+    suffix: str = ".png"
+
+    def ids(self) -> tuple[str, ...]:
+        """Image ids in the list's order. Raises InputError as `read_list` does."""
+        source = "VOC2012" if self.suffix == ".png" else "SBD's dataset folder"
+        return _read_ids(self.path, f"expected one image id a line; {source} has such lists")
+
+    def image(self, image: str) -> Path:
+        """The JPEG of an image id."""
+        return self.images / f"{image}.jpg"
+
+    def mask(self, image: str) -> Path:
+        """The class mask of an image id."""
+        return self.masks / f"{image}{self.suffix}"
+
+
+def segmentation_lists(root: Path, sbd: str, train: str, val: str) -> tuple[Segmentation, Segmentation]:
+    """The lists to train and to test on, by their names without `.txt`.
+
+    Args:
+        sbd: the folder that holds SBD's img/, cls/ and lists, to train on; "" trains on VOC2012's own masks.
+    """
+
+    def own(split: str) -> Segmentation:
+        year = _year(root, 2012)
+        return Segmentation(list_path(root, "Segmentation", split), year / "JPEGImages", year / "SegmentationClass")
+
+    if not sbd:
+        return own(train), own(val)
+    folder = Path(sbd)
+    # SBD comes as .mat; many have converted it.
+    suffix = ".mat" if next((folder / "cls").glob("*.mat"), None) else ".png"
+    path = folder / f"{check_id(train, 'SBD list')}.txt"
+    return Segmentation(path, folder / "img", folder / "cls", suffix), own(val)
 
 
 def check_id(image: str, source: str) -> str:
@@ -102,11 +152,14 @@ def read_list(root: Path, kind: Kind, split: str) -> tuple[str, ...]:
     Raises:
         InputError: no such list, no text, no ids in it, an id twice, or an id that is no plain name.
     """
-    path = list_path(root, kind, split)
+    return _read_ids(list_path(root, kind, split), _remedy(kind))
+
+
+def _read_ids(path: Path, remedy: str) -> tuple[str, ...]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise InputError(f"{path}: the image list cannot be read ({error.strerror}); {_remedy(kind)}") from error
+        raise InputError(f"{path}: the image list cannot be read ({error.strerror}); {remedy}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is no text; expected one image id a line") from error
     first_line: dict[str, int] = {}
@@ -118,7 +171,7 @@ def read_list(root: Path, kind: Kind, split: str) -> tuple[str, ...]:
             raise InputError(f"{path}:{number}: {image} stands in line {first_line[image]} too; remove one of them")
         first_line[image] = number
     if not first_line:
-        raise InputError(f"{path}: lists no images; {_remedy(kind)}")
+        raise InputError(f"{path}: lists no images; {remedy}")
     return tuple(first_line)
 
 
@@ -127,7 +180,7 @@ def read_annotation(path: Path) -> Annotation:
 
     Raises:
         InputError: the file is missing, no XML, has no size, no objects, a class that VOC does not have, or a box
-            that is empty or reaches outside the image.
+            that is empty or reaches outside the image, or <difficult> that is neither 0 nor 1.
     """
     tree = _read_xml(path)
     width, height = (_number(path, tree, f"size/{side}") for side in ("width", "height"))
@@ -153,7 +206,10 @@ def read_annotation(path: Path) -> Annotation:
             )
         boxes[row] = np.array(box) - 1
         labels[row] = CLASSES.index(name)
-        difficult[row] = (node.findtext("difficult") or "0").strip() == "1"
+        said = (node.findtext("difficult") or "0").strip()
+        if said not in ("0", "1"):
+            raise InputError(f"{path}: object {row + 1} ({name}): <difficult> is {said!r}; expected 0 or 1")
+        difficult[row] = said == "1"
     return Annotation(int(width), int(height), boxes, labels, difficult)
 
 
@@ -177,27 +233,40 @@ def multilabels(root: Path, split: str) -> tuple[tuple[str, ...], NDArray[np.uin
 
 
 def read_mask(path: Path) -> NDArray[np.uint8]:
-    """Read a class mask.
+    """Read a class mask: VOC's PNG, or SBD's .mat (field Segmentation of the struct GTcls).
 
     Returns:
         uint8 [height, width]: positions in CLASSES_SEGMENTATION, or 255 where nothing is counted.
 
     Raises:
-        InputError: missing, truncated, no palette or grey PNG, or with a value that is no class.
+        InputError: missing, truncated, no palette or grey PNG, not SBD's, or with a value that is no class.
     """
+    mask = _sbd_mask(path) if path.suffix == ".mat" else _png_mask(path)
+    unknown = sorted(set(np.unique(mask).tolist()) - {*range(len(CLASSES_SEGMENTATION)), IGNORED})
+    if unknown:
+        raise InputError(f"{path}: mask values {unknown} are no classes; expected 0…{len(CLASSES)} and {IGNORED}")
+    return mask.astype(np.uint8, copy=False)
+
+
+def _png_mask(path: Path) -> NDArray[Any]:
     try:
         with Image.open(path, formats=("PNG",)) as image:
             if image.mode not in ("P", "L"):
                 raise InputError(f"{path}: mode {image.mode}; expected a PNG of class numbers with a palette")
-            mask = np.asarray(image)
+            return np.asarray(image)
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: the mask cannot be read ({error}); copy it again") from error
-    unknown = sorted(set(np.unique(mask).tolist()) - {*range(len(CLASSES_SEGMENTATION)), IGNORED})
-    if unknown:
-        raise InputError(f"{path}: mask values {unknown} are no classes; expected 0…{len(CLASSES)} and {IGNORED}")
-    return mask
+
+
+def _sbd_mask(path: Path) -> NDArray[Any]:
+    truth = matlab.variables(path, "GTcls")["GTcls"]
+    if truth.size == 1 and truth.dtype.names and "Segmentation" in truth.dtype.names:
+        mask = truth["Segmentation"].item()
+        if isinstance(mask, np.ndarray) and mask.ndim == 2 and mask.dtype.kind in "uif":
+            return mask
+    raise InputError(f"{path}: GTcls has no matrix Segmentation; expected a file of SBD's cls/")
 
 
 def fingerprint(root: Path, year: Year, lists: Sequence[str]) -> str:
@@ -213,17 +282,31 @@ def fingerprint(root: Path, year: Year, lists: Sequence[str]) -> str:
         InputError: a list, image, annotation or mask is missing.
     """
     kind: Kind = next(kind for kind, known in YEARS.items() if known == year)
-    digest = hashlib.sha256()
-    for split in lists:
-        digest.update(f"{split}\n".encode())
-        for image in read_list(root, kind, split):
-            truth = annotation_path(root, image) if year == 2007 else mask_path(root, image)
-            file = image_path(root, year, image)
-            try:
-                digest.update(f"{image} {file.stat().st_size} ".encode())
-                digest.update(hashlib.sha256(truth.read_bytes()).digest())
-            except OSError as error:
-                raise InputError(f"{error.filename}: {error.strerror}, but {split}.txt lists {image}") from error
+    truth = annotation_path if year == 2007 else mask_path
+    return _digest(
+        (split, image, image_path(root, year, image), truth(root, image))
+        for split in lists
+        for image in read_list(root, kind, split)
+    )
+
+
+def segmentation_fingerprint(lists: Sequence[Segmentation]) -> str:
+    """As `fingerprint`, of lists that may lie in SBD's folder: the same for VOC2012's own."""
+    return _digest((one.path.stem, image, one.image(image), one.mask(image)) for one in lists for image in one.ids())
+
+
+def _digest(files: Iterable[tuple[str, str, Path, Path]]) -> str:
+    """Of (split, id, image, annotation or mask), in order."""
+    digest, last = hashlib.sha256(), ""
+    for split, image, file, truth in files:
+        if split != last:
+            digest.update(f"{split}\n".encode())
+            last = split
+        try:
+            digest.update(f"{image} {file.stat().st_size} ".encode())
+            digest.update(hashlib.sha256(truth.read_bytes()).digest())
+        except OSError as error:
+            raise InputError(f"{error.filename}: {error.strerror}, but {split}.txt lists {image}") from error
     return digest.hexdigest()[:16]
 
 

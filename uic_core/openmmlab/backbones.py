@@ -11,21 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 import torch
 from mmcv.transforms import BaseTransform
 from mmengine.hooks import Hook
 from mmengine.model import BaseModule
-from mmengine.registry import HOOKS, MODELS, TRANSFORMS, WEIGHT_INITIALIZERS
+from mmengine.registry import FUNCTIONS, HOOKS, MODELS, TRANSFORMS, WEIGHT_INITIALIZERS
 from torch import Tensor, nn
 
 from uic_core import models
 from uic_core.data import reader
 from uic_core.data.augment import MEAN, STD
+from uic_core.data.loader import ignore_foreign_sigterm
 from uic_core.errors import InputError
 from uic_core.pretrain import checkpoint as checkpoints
 
 # Features do not depend on the classifier: the smallest one costs nothing to build.
 _ANY_SIZE, _ANY_CLASSES = 64, 2
+
+# SIGTERM reaches every process of a job: those that decode must live on while this one saves its state.
+FUNCTIONS.register_module(module=ignore_foreign_sigterm)
 
 
 def preprocessor(kind: str, **extra: Any) -> dict[str, Any]:
@@ -51,19 +56,23 @@ def classifier_kernel(network: models.Network) -> tuple[int, int, int]:
 
 @MODELS.register_module()
 class UicBackbone(BaseModule):
-    """Sobel (or not) and the convolutions of AlexNet or VGG16; BN frozen in statistics, scale and shift.
+    """Sobel (or not) and the convolutions of one of uic_core's networks; BN frozen in statistics, scale and shift.
 
-    Without `pad`: images [B, 3, H, W] to one map, up to the ReLU before the last pool, stride 16 (Fast R-CNN).
-    With `pad`: made dense as FCN-32s (PROTOCOL section 7): conv1 padded by `pad`, the last pool kept, pools rounding
-    up as Caffe's do (or the last pixels of some sizes would see no score), stride 32. The images come back beside
-    the map: the head needs their size to crop.
+    AlexNet and VGG16 without `pad`: images [B, 3, H, W] to one map, up to the ReLU before the last pool, stride 16
+    (Fast R-CNN). With `pad`: made dense as FCN-32s (PROTOCOL section 7): conv1 padded by `pad`, the last pool kept,
+    pools rounding up as Caffe's do (or the last pixels of some sizes would see no score), stride 32. The images come
+    back beside the map: the head needs their size to crop.
+    ResNet50: the maps of its four stages, strides 4, 8, 16, 32 and 256, 512, 1024, 2048 channels, as mmdet's and
+    mmseg's own ResNet gives them to their necks and heads.
 
     Args:
-        arch: alexnet or vgg16.
+        arch: one of uic_core.models.ARCHS; an MLP head is left out.
         sobel: whether conv1 sees Sobel responses.
-        frozen: names of convolutions that are not trained.
+        frozen: names of layers (conv1; of ResNet50 also layer1 …) that are not trained.
         pad: zero padding of conv1, pixels, or None.
         init_cfg: `dict(type="UicCheckpoint", checkpoint=…)`.
+
+    Raises InputError: ResNet50 with `pad`.
     """
 
     def __init__(
@@ -72,11 +81,13 @@ class UicBackbone(BaseModule):
         super().__init__(init_cfg)
         network = models.build(arch, classes=_ANY_CLASSES, image_size=_ANY_SIZE, sobel=sobel)
         layers = OrderedDict(network.features.named_children())
-        last = list(layers.values())[-1]
-        if not isinstance(last, nn.MaxPool2d):
-            raise InputError(f"arch {arch}: detection and segmentation take alexnet or vgg16")
-        if pad is None:
-            layers.popitem()
+        self._stages = tuple(name for name in layers if name.startswith("layer"))
+        if self._stages:
+            if pad is not None:
+                raise InputError(f"arch {arch}: FCN-32s takes alexnet or vgg16")
+        elif pad is None:
+            _, last = layers.popitem()
+            assert isinstance(last, nn.MaxPool2d)
         else:
             next(layer for layer in layers.values() if isinstance(layer, nn.Conv2d)).padding = (pad, pad)
             for layer in layers.values():
@@ -87,14 +98,22 @@ class UicBackbone(BaseModule):
         self.features = nn.Sequential(layers)
         self.sobel.requires_grad_(False)
         for name, layer in layers.items():
-            if isinstance(layer, nn.BatchNorm2d) or name in frozen:
-                layer.requires_grad_(False)
+            for module in layer.modules():
+                if isinstance(module, nn.BatchNorm2d) or name in frozen:
+                    module.requires_grad_(False)
         unknown = set(frozen) - set(layers)
         assert not unknown, f"no layers {unknown} to freeze"
         self.train()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Normalised RGB [B, 3, H, W] to (map [B, C, h, w],), with `pad` to (map, images)."""
+        """Normalised RGB [B, 3, H, W] to (map [B, C, h, w],), with `pad` to (map, images), of ResNet50 to four maps."""
+        if self._stages:
+            maps, x = [], self.sobel(images)
+            for name, layer in self.features.named_children():
+                x = layer(x)
+                if name in self._stages:
+                    maps.append(x)
+            return tuple(maps)
         features = self.features(self.sobel(images))
         return (features, images) if self.dense else (features,)
 
@@ -112,21 +131,71 @@ class UicBackbone(BaseModule):
         state = {name: value for name, value in network.state_dict().items() if name.startswith(own)}
         self.load_state_dict(state, strict=True)
 
+    def load_exported(self, weights: dict[str, Tensor], path: Path) -> None:
+        """Copy the weights of an `openmmlab.safetensors`, every key or an error.
+
+        Args:
+            weights: without the prefix `backbone.`; ResNet50's under torchvision's names.
+
+        Raises:
+            InputError: they are another network's, or not finite; names `path`.
+        """
+        prefix = "features."
+        there = {f"{prefix}{name.removeprefix(prefix)}": tensor for name, tensor in weights.items()}
+        here = {name: tensor for name, tensor in self.state_dict().items() if name.startswith(prefix)}
+        others = [name for name in here.keys() | there.keys() if _shape(here, name) != _shape(there, name)]
+        if others:
+            name = min(others)
+            raise InputError(
+                f"{path}: is no exported backbone of this arch and sobel: {name} is {_shape(there, name)}, expected "
+                f"{_shape(here, name)}"
+            )
+        for name, tensor in there.items():
+            if not torch.isfinite(tensor).all():
+                raise InputError(f"{path}: weight {name} is not finite; export the run again")
+        self.load_state_dict(there, strict=False)  # Sobel filters are not exported
+
+
+def _shape(tensors: dict[str, Tensor], name: str) -> list[int] | None:
+    return list(tensors[name].shape) if name in tensors else None
+
 
 @WEIGHT_INITIALIZERS.register_module()
 class UicCheckpoint:
-    """mmengine initializer `dict(type="UicCheckpoint", checkpoint=PATH)`: hands our checkpoint's tensors over.
+    """mmengine initializer `dict(type="UicCheckpoint", checkpoint=PATH)`: hands a checkpoint's tensors over.
 
-    Works on every module with a method `load_network` (the backbone, the heads).
+    A run's `checkpoint.safetensors` fills every module with a method `load_network` (the backbone, the heads), an
+    exported `openmmlab.safetensors` the backbone.
     """
 
     def __init__(self, checkpoint: str) -> None:
         self.checkpoint = Path(checkpoint)
 
     def __call__(self, module: Any) -> None:
-        """Raises InputError: the checkpoint is missing, damaged or foreign."""
-        network, _ = checkpoints.load(self.checkpoint)
-        module.load_network(network)
+        """Raises InputError: the checkpoint is missing, damaged or foreign, or lacks what the module needs."""
+        weights = _exported(self.checkpoint)
+        if weights is None:
+            network, _ = checkpoints.load(self.checkpoint)
+            module.load_network(network)
+        elif hasattr(module, "load_exported"):
+            module.load_exported(weights, self.checkpoint)
+        else:
+            raise InputError(
+                f"{self.checkpoint}: is an exported backbone, without fc6 and fc7; give the checkpoint itself"
+            )
+
+
+def _exported(path: Path) -> dict[str, Tensor] | None:
+    """The weights of an exported backbone without their prefix; None for any other file."""
+    prefix = "backbone."
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            if names and all(name.startswith(prefix) for name in names):
+                return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+    except (OSError, RuntimeError, safetensors.SafetensorError):
+        pass  # whoever reads it as a checkpoint says what is wrong with it
+    return None
 
 
 @TRANSFORMS.register_module()

@@ -15,7 +15,7 @@ from uic_core import config, metrics, models, recipe
 from uic_core.data import voc
 from uic_core.errors import InputError, stage
 from uic_core.files import sha256
-from uic_core.openmmlab import backbones, runner
+from uic_core.openmmlab import backbones, proposals, runner
 from uic_core.pretrain import checkpoint, parallel
 from uic_core.runtime import add_threads, device, hardware
 from uic_core.runtime import workers as decoders
@@ -30,7 +30,7 @@ def build_config(
     weights: Path,
     protocol: config.Detection,
     root: Path,
-    proposals: dict[str, Path],
+    files: dict[str, Path],
     work_dir: Path,
     workers: int = 0,
 ) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def build_config(
     Args:
         network: gives the architecture; its weights are read from `weights` when the model is initialised.
         root: the folder that holds VOC2007/.
-        proposals: files by split, trainval and test.
+        files: of proposals, by split, trainval and test.
         workers: decoding processes; 0 decodes in this one.
 
     Raises:
@@ -59,14 +59,14 @@ def build_config(
         "custom_imports": {"imports": ["uic_core.openmmlab.backbones", "uic_core.openmmlab.fast_rcnn"]},
         "model": _model(network, weights, protocol),
         "train_dataloader": runner.dataloader(
-            _dataset(root, "trainval", proposals["trainval"], train_resize, flip=True) | {"seed": protocol.seed},
+            _dataset(root, "trainval", files["trainval"], train_resize, flip=True) | {"seed": protocol.seed},
             protocol.images_per_batch // runner.world(),
             workers,
             train=True,
             seed=protocol.seed,
         ),
         "test_dataloader": runner.dataloader(
-            _dataset(root, "test", proposals["test"], test_resize, flip=False), 1, workers, train=False
+            _dataset(root, "test", files["test"], test_resize, flip=False), 1, workers, train=False
         ),
         "test_evaluator": {"type": "VocAp"},
     }
@@ -149,7 +149,7 @@ def _model(network: models.Network, weights: Path, protocol: config.Detection) -
     }
 
 
-def _dataset(root: Path, split: str, proposals: Path, resize: dict[str, Any], *, flip: bool) -> dict[str, Any]:
+def _dataset(root: Path, split: str, file: Path, resize: dict[str, Any], *, flip: bool) -> dict[str, Any]:
     meta = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor", "flip", "flip_direction")
     return {
         "type": "VocProposals",
@@ -157,7 +157,7 @@ def _dataset(root: Path, split: str, proposals: Path, resize: dict[str, Any], *,
         "ann_file": f"VOC2007/ImageSets/Main/{split}.txt",
         "data_prefix": {"sub_data_root": "VOC2007/"},
         # absolute, or mmdet looks for it below data_root
-        "proposal_file": str(proposals.resolve()),
+        "proposal_file": str(file.resolve()),
         "test_mode": not flip,
         "pipeline": [
             {"type": "LoadRgb"},
@@ -172,7 +172,7 @@ def _dataset(root: Path, split: str, proposals: Path, resize: dict[str, Any], *,
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train on trainval, test on test, write the metrics `map` and `ap/<class>` in per cent."""
+    """Train on trainval, test on test, write the metrics `map`, `ap/<class>` and `proposal_recall` in per cent."""
     parser = argparse.ArgumentParser(prog="python -m uic_core.openmmlab.detection", description=__doc__)
     for name in ("checkpoint", "protocol", "voc", "train-proposals", "test-proposals", "out", "work-dir"):
         parser.add_argument(f"--{name}", required=True, type=Path)
@@ -183,13 +183,17 @@ def main(arguments: list[str] | None = None) -> None:
     with stage(), parallel.group(device()) as ranks:
         protocol = recipe.load(config.Detection, options.protocol)
         network, run_recipe = checkpoint.load(options.checkpoint)
-        proposals = {"trainval": options.train_proposals, "test": options.test_proposals}
+        files = {"trainval": options.train_proposals, "test": options.test_proposals}
         workers = decoders(options.threads)
-        content = build_config(network, options.checkpoint, protocol, options.voc, proposals, options.work_dir, workers)
-        sizes = {split: len(voc.read_list(options.voc, "Main", split)) for split in proposals}
-        fingerprint = voc.fingerprint(options.voc, 2007, list(proposals))
+        content = build_config(network, options.checkpoint, protocol, options.voc, files, options.work_dir, workers)
+        sizes = {split: len(voc.read_list(options.voc, "Main", split)) for split in files}
+        found = {split: proposals.open_for(options.voc, split, path) for split, path in files.items()}
+        if found["trainval"].settings != found["test"].settings:
+            raise InputError(f"{files['test']}: made by other settings than {files['trainval']}; delete both")
+        covered, objects = proposals.recall_on(options.voc, found["test"])
+        fingerprint = voc.fingerprint(options.voc, 2007, list(files))
         identity = {"checkpoint": sha256(options.checkpoint), "protocol": protocol.model_dump(), "data": fingerprint}
-        identity["proposals"] = {split: sha256(path) for split, path in proposals.items()}
+        identity["proposals"] = {split: sha256(path) for split, path in files.items()}
         with runner.train_and_test(content, identity, ranks, options.save_every) as values:
             if ranks.rank:
                 return
@@ -201,9 +205,11 @@ def main(arguments: list[str] | None = None) -> None:
                     dataset=metrics.Dataset(name="voc07", fingerprint=fingerprint, sizes=sizes),
                     values={
                         name: metrics.Value(value=value, unit="%", n=sizes["test"]) for name, value in values.items()
-                    },
+                    }
+                    | {"proposal_recall": metrics.Value(value=100 * covered, unit="%", n=objects)},
                     protocol=protocol.model_dump()
                     | {
+                        "proposals": found["test"].settings.model_dump(),
                         "roi_size": backbones.classifier_kernel(network)[1],
                         "batch_norm": "frozen",
                         "score_threshold": _SCORE_THRESHOLD,

@@ -18,6 +18,7 @@ from mmdet.evaluation import VOCMetric
 from mmdet.evaluation.functional.mean_ap import average_precision, get_cls_results, tpfp_default
 from mmdet.models import Shared2FCBBoxHead, SingleRoIExtractor
 from mmdet.registry import DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS
+from mmengine.dist import broadcast
 from mmengine.hooks import Hook
 from torch import Tensor, nn
 
@@ -146,7 +147,8 @@ class RescaleClassifier(Hook):  # type: ignore[misc]
     """Data-dependent rescaling (Krähenbühl et al. 2016, "magic_init") of the pretrained fc6 and fc7.
 
     Each layer in turn is divided by the standard deviation of its outputs on the proposals of `images` training
-    images, so that both start with unit variance at this task's scales. Convolutions have BN, which does that already.
+    images, so that both start with unit variance at this task's scales; a bias also by what its inputs were divided
+    by, so that the two compute the same as before up to one factor. Convolutions have BN, which does that already.
     """
 
     def __init__(self, images: int) -> None:
@@ -160,7 +162,9 @@ class RescaleClassifier(Hook):  # type: ignore[misc]
         loader = runner.train_dataloader  # not iterated: a loop left early would end its endless sampler
         spread = np.linspace(0, len(loader.dataset) - 1, min(self.images, len(loader.dataset))).round()
         batches = [loader.collate_fn([loader.dataset[int(position)]]) for position in spread]
+        inputs = 1.0
         for number, layer in enumerate(model.roi_head.bbox_head.shared_fcs, start=6):
+            layer.bias /= inputs
             outputs: list[Tensor] = []
             # a copy: the ReLU after it works in place
             handle = layer.register_forward_hook(lambda _m, _i, output, kept=outputs: kept.append(output.clone()))
@@ -168,6 +172,8 @@ class RescaleClassifier(Hook):  # type: ignore[misc]
                 model(**model.data_preprocessor(batch, False), mode="tensor")
             handle.remove()
             deviation = torch.cat(outputs).std(dim=0).mean()
+            broadcast(deviation)  # the ranks' weights must not differ by what a GPU adds up in another order
+            inputs *= deviation.item()
             layer.weight /= deviation
             layer.bias /= deviation
             runner.logger.info(f"fc{number}: standard deviation {deviation.item():.4g} set to 1")

@@ -124,8 +124,7 @@ class VocSegmentation(SeededDraws, PascalVOCDataset):  # type: ignore[misc]
 
     def load_data_list(self) -> list[dict[str, Any]]:
         """As mmseg's. Raises InputError: a bad list, or an image of it without its files."""
-        year = Path(self.ann_file).parents[2]
-        images = voc.read_list(year.parent, "Segmentation", Path(self.ann_file).stem)
+        images = voc.Segmentation(Path(self.ann_file), Path(), Path()).ids()
         entries: list[dict[str, Any]] = super().load_data_list()
         if len(entries) != len(images):
             raise InputError(f"{self.ann_file}: has blank lines; remove them")

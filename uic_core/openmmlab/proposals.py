@@ -1,4 +1,5 @@
-"""Stage `proposals`: selective search over a VOC07 split (PROTOCOL section 6), the same bytes every time.
+"""Stage `proposals`: selective search over a VOC07 split (PROTOCOL section 6), the same bytes every time; or the boxes
+that Fast R-CNN's authors found by it and published as MATLAB files.
 
 A proposal file is an .npz without pickle: `ids` (unicode), `offsets` int64 [images + 1], `boxes` float32 [total, 4],
 `fingerprint` of the split it was made from, `settings` as JSON. Boxes are left, top, right, bottom in the original
@@ -25,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uic_core import config, recipe
-from uic_core.data import reader, voc
+from uic_core.data import matlab, reader, voc
 from uic_core.errors import InputError, stage
 from uic_core.files import atomic
 
@@ -102,14 +103,24 @@ def load(path: Path, fingerprint: str, sizes: Mapping[str, tuple[int, int]]) -> 
         or (np.diff(found.offsets) < 0).any()
     ):
         raise InputError(f"{path}: offsets and boxes do not fit together; {remake}")
-    for position, (image, (width, height)) in enumerate(sizes.items()):
-        left, top, right, bottom = found.of(position).T
-        # written so that NaN is outside too
-        inside = (left >= 0) & (top >= 0) & (left <= right) & (top <= bottom) & (right < width) & (bottom < height)
-        if not inside.all():
-            box = ", ".join(f"{edge:g}" for edge in found.of(position)[~inside][0])
-            raise InputError(f"{path}: {image}: box ({box}) is not inside the image, {width}×{height}; {remake}")
+    for position, (image, size) in enumerate(sizes.items()):
+        _check_inside(found.of(position), size, f"{path}: {image}", remake)
     return found
+
+
+def open_for(root: Path, split: str, path: Path) -> Proposals:
+    """`load` for the images of a VOC07 split."""
+    return load(path, voc.fingerprint(root, 2007, [split]), _sizes(root, voc.read_list(root, "Main", split)))
+
+
+def _check_inside(boxes: NDArray[np.floating], size: tuple[int, int], where: str, remedy: str) -> None:
+    """Raises InputError: a box reaches outside its image of `size` (width, height)."""
+    left, top, right, bottom = boxes.T
+    # written so that NaN is outside too
+    inside = (left >= 0) & (top >= 0) & (left <= right) & (top <= bottom) & (right < size[0]) & (bottom < size[1])
+    if not inside.all():
+        box = ", ".join(f"{edge:g}" for edge in boxes[~inside][0])
+        raise InputError(f"{where}: box ({box}) is not inside the image, {size[0]}×{size[1]}; {remedy}")
 
 
 def search(path: Path, settings: config.Proposals) -> NDArray[np.float32]:
@@ -145,18 +156,83 @@ def search(path: Path, settings: config.Proposals) -> NDArray[np.float32]:
 
 
 def make(root: Path, split: str, settings: config.Proposals, processes: int) -> Proposals:
-    """Search every image of a VOC07 split, one image a task, over `processes` processes."""
+    """The proposals of a VOC07 split, searched by `processes` processes or read from `settings.source`; prints which.
+
+    Raises:
+        InputError: an image cannot be read, or as `published` does.
+    """
     ids = voc.read_list(root, "Main", split)
     fingerprint = voc.fingerprint(root, 2007, [split])
-    paths = [voc.image_path(root, 2007, image) for image in ids]
-    one = partial(search, settings=settings)
-    if processes == 1:
-        found = [one(path) for path in paths]
+    if settings.source:
+        path = Path(settings.source) / f"voc_2007_{split}.mat"
+        found = published(path, _sizes(root, ids), settings.max_boxes)
+        print(f"{path}: {len(ids)} images")
     else:
-        with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("fork")) as pool:
-            found = list(pool.map(one, paths, chunksize=max(1, min(16, len(paths) // (4 * processes)))))
+        started = time.monotonic()
+        found = _search_all([voc.image_path(root, 2007, image) for image in ids], settings, processes)
+        print(f"{len(ids) / (time.monotonic() - started):.2f} images/s with {processes} processes")
     offsets = np.concatenate([[0], np.cumsum([len(boxes) for boxes in found])]).astype(np.int64)
     return Proposals(ids, offsets, np.concatenate(found), fingerprint, settings)
+
+
+def _search_all(paths: list[Path], settings: config.Proposals, processes: int) -> list[NDArray[np.float32]]:
+    one = partial(search, settings=settings)
+    if processes == 1:
+        return [one(path) for path in paths]
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("fork")) as pool:
+        # one by one: a search takes long enough, and with larger tasks some processes would idle at the end
+        return list(pool.map(one, paths))
+
+
+def _sizes(root: Path, ids: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """(width, height) of every image, as annotated."""
+    annotations = {image: voc.read_annotation(voc.annotation_path(root, image)) for image in ids}
+    return {image: (annotation.width, annotation.height) for image, annotation in annotations.items()}
+
+
+def published(path: Path, sizes: Mapping[str, tuple[int, int]], max_boxes: int) -> list[NDArray[np.float32]]:
+    """Read one of Fast R-CNN's proposal files: cell arrays `images` (ids) and `boxes`, a matrix [n, 4] an image.
+
+    Their boxes are top, left, bottom, right, counted from 1, last pixel included.
+
+    Args:
+        sizes: (width, height) of every image wanted, in the order wanted.
+
+    Returns:
+        Boxes of every image as `Proposals` has them, no box twice, at most `max_boxes`, in the file's order.
+
+    Raises:
+        InputError: missing, no such file, of other images, or a box outside its image.
+    """
+    remedy = "name the folder that Fast R-CNN's selective_search_data came in"
+    found = matlab.variables(path, "images", "boxes")
+    images, boxes = (found[name].ravel().tolist() for name in ("images", "boxes"))
+    ids = [str(cell.item()) if isinstance(cell, np.ndarray) and cell.size == 1 else "" for cell in images]
+    cells = {Path(image).stem: cell for image, cell in zip(ids, boxes, strict=False)}
+    if len(ids) != len(boxes) or cells.keys() != sizes.keys() or len(ids) != len(sizes):
+        other = min(cells.keys() ^ sizes.keys(), default="one of them twice")
+        raise InputError(
+            f"{path}: holds boxes of other images than the list ({len(boxes)} against {len(sizes)}, {other!r}); "
+            f"{remedy}"
+        )
+    kept = []
+    for image, size in sizes.items():
+        cell = cells[image]
+        if not (isinstance(cell, np.ndarray) and cell.ndim == 2 and cell.shape[1] == 4 and cell.dtype.kind in "uif"):
+            raise InputError(f"{path}: {image}: is no matrix of boxes [n, 4]; {remedy}")
+        ours = cell.astype(np.float64)[:, [1, 0, 3, 2]] - 1
+        _check_inside(ours, size, f"{path}: {image}", remedy)
+        first = np.unique(ours, axis=0, return_index=True)[1]
+        kept.append(np.asarray(ours[np.sort(first)][:max_boxes], np.float32))
+    return kept
+
+
+def recall_on(root: Path, proposals: Proposals) -> tuple[float, int]:
+    """Recall (0…1) at IoU .5 of VOC07's annotated objects that are not difficult, and how many these are."""
+    annotations = [voc.read_annotation(voc.annotation_path(root, image)) for image in proposals.ids]
+    truths = [annotation.boxes[~annotation.difficult] for annotation in annotations]
+    found = [proposals.of(position) for position in range(len(truths))]
+    return recall(found, truths, 0.5), sum(map(len, truths))
 
 
 def recall(proposals: Sequence[NDArray[np.float32]], truths: Sequence[NDArray[np.float32]], iou: float) -> float:
@@ -192,21 +268,11 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     with stage():
         settings = recipe.load(config.Proposals, options.protocol)
-        started = time.monotonic()
         proposals = make(options.voc, options.split, settings, max(1, options.threads))
-        seconds = time.monotonic() - started
         proposals.save(options.out)
         images = len(proposals.ids)
-        annotations = [voc.read_annotation(voc.annotation_path(options.voc, image)) for image in proposals.ids]
-        share = recall(
-            [proposals.of(position) for position in range(images)],
-            [annotation.boxes[~annotation.difficult] for annotation in annotations],
-            0.5,
-        )
-        print(
-            f"{images} images, {len(proposals.boxes) / images:.0f} boxes an image, recall at IoU .5: {share:.3f}, "
-            f"{images / seconds:.2f} images/s with {max(1, options.threads)} processes"
-        )
+        share, _ = recall_on(options.voc, proposals)
+        print(f"{images} images, {len(proposals.boxes) / images:.0f} boxes an image, recall at IoU .5: {share:.3f}")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from mmengine.registry import DATA_SAMPLERS
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 
+from uic_core.errors import InputError
 from uic_core.pretrain.parallel import Ranks
 from uic_core.pretrain.resume import Saver, Signals, State, momenta, part, restore_momenta
 
@@ -77,11 +78,21 @@ class Resume(Hook):
         state: where it is, and what it must share to be gone on from.
         accumulate: iterations between optimiser steps; a state is of the end of one.
         every: seconds between states.
+        device: of the process group's tensors.
     """
 
-    def __init__(self, state: State, ranks: Ranks, signals: Signals, seed: int, accumulate: int, every: float) -> None:
+    def __init__(
+        self,
+        state: State,
+        ranks: Ranks,
+        signals: Signals,
+        seed: int,
+        accumulate: int,
+        every: float,
+        device: torch.device,
+    ) -> None:
         self._state, self._ranks, self._seed, self._accumulate = state, ranks, seed, accumulate
-        self._saver = Saver(state, ranks, signals, every)
+        self._saver, self._device = Saver(state, ranks, signals, every), device
 
     def before_train(self, runner: Any) -> None:
         """Fill model, optimiser and schedule from the newest state, if there is one.
@@ -115,17 +126,36 @@ class Resume(Hook):
         """
         done = runner.iter + 1
         if done % self._accumulate == 0:
-            wishes = self._ranks.mean(torch.tensor(self._saver.wishes(self._saver.every))).tolist()
-            self._saver.obey(wishes, f"iteration {done + 1}", lambda: self._save(runner, done))
+            self._saver.obey(self._wishes(), f"iteration {done + 1}", lambda: self._save(runner, done))
 
     def after_train(self, runner: Any) -> None:
         """What is killed in its test needs no second training."""
         if not self._ranks.rank:
             self._save(runner, runner.iter)
 
+    def before_test_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """A test has no state: the next attempt begins it again, from the state that the training left.
+
+        Raises:
+            Interrupted: the job was told to end.
+        """
+        stop, _ = self._wishes()
+        self._saver.obey([stop, 0.0], "the test", lambda: None)
+
+    def _wishes(self) -> list[float]:
+        """[stop, save] over all ranks."""
+        return self._ranks.mean(torch.tensor(self._saver.wishes(self._saver.every), device=self._device)).tolist()
+
     def _save(self, runner: Any, iteration: int) -> None:
+        """Raises InputError: a weight or momentum is not finite; the states already there stay."""
         tensors: dict[str, Tensor] = {f"model.{name}": each for name, each in unwrapped(runner).state_dict().items()}
         tensors |= momenta(runner.optim_wrapper.optimizer, _parameters(runner))
+        for name, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
+                raise InputError(
+                    f"before iteration {iteration + 1}: {name} is not finite, the training diverged; lower its lr in "
+                    "the config (the last good state is kept)"
+                )
         counters = ("last_step", "_global_step")
         content = {
             "iteration": iteration,

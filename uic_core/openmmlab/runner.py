@@ -18,7 +18,7 @@ from uic_core import config
 from uic_core.openmmlab.resume import Resume, state_of
 from uic_core.pretrain.parallel import Ranks
 from uic_core.pretrain.resume import Signals
-from uic_core.runtime import seed_everything
+from uic_core.runtime import device, seed_everything
 
 
 def training(
@@ -34,7 +34,7 @@ def training(
     if isinstance(protocol, config.Segmentation):  # so many images, of which each process takes its share
         processes = world()
         iterations, steps = iterations // processes, [step // processes for step in steps]
-    rare = max(1, iterations // 20)
+    every = max(1, min(50, iterations // 20))  # iterations from one line of the log to the next
     return {
         "work_dir": str(work_dir),
         "launcher": "pytorch" if world() > 1 else "none",
@@ -63,7 +63,7 @@ def training(
         "param_scheduler": [{"type": "MultiStepLR", "by_epoch": False, "milestones": steps, "gamma": 0.1}],
         "default_hooks": {
             "timer": {"type": "IterTimerHook"},
-            "logger": {"type": "LoggerHook", "interval": rare, "log_metric_by_epoch": False},
+            "logger": {"type": "LoggerHook", "interval": every, "log_metric_by_epoch": False},
             "param_scheduler": {"type": "ParamSchedulerHook"},
             "checkpoint": {
                 "type": "CheckpointHook",
@@ -75,7 +75,7 @@ def training(
             },
         },
         "custom_hooks": [{"type": "StopIfNotFinite", "interval": 10}],
-        "log_processor": {"type": "LogProcessor", "by_epoch": False, "window_size": rare},
+        "log_processor": {"type": "LogProcessor", "by_epoch": False, "window_size": every},
         "visualizer": {"type": "Visualizer", "vis_backends": [{"type": "LocalVisBackend"}]},
         "env_cfg": {
             "cudnn_benchmark": False,
@@ -102,6 +102,7 @@ def dataloader(dataset: dict[str, Any], batch_size: int, workers: int, *, train:
         "batch_size": batch_size,
         "num_workers": workers,
         "persistent_workers": workers > 0,
+        "worker_init_fn": {"type": "ignore_foreign_sigterm"},
         "sampler": sampler,
         "dataset": dataset,
     }
@@ -114,7 +115,7 @@ def train_and_test(
     """Train, then test; the same config gives the same numbers on one CPU (RoI pooling adds in any order on a GPU).
 
     A training that was interrupted goes on from the state in `work_dir`, which is removed when the block ends. Logs,
-    the config and the last weights stay there, as mmengine users expect.
+    `config.py`, which mmengine's tools read, and the last weights stay there.
 
     Args:
         content: the config.
@@ -128,7 +129,8 @@ def train_and_test(
         InputError: another process has taken the work over.
         Interrupted: SIGTERM or SIGUSR1 came, and the state is saved.
     """
-    cfg = Config(content)
+    # Named, so that the run's folder holds one config.py; the text is only shown where a config was read from a file.
+    cfg = Config(content, cfg_text=" ", filename="config.py")
     import_modules_from_strings(**cfg.custom_imports)
     seed_everything(cfg.randomness.seed)
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
@@ -136,7 +138,7 @@ def train_and_test(
     with state.claimed(ranks), Signals() as signals:
         runner = Runner.from_cfg(cfg)
         accumulate = cfg.optim_wrapper.accumulative_counts
-        resume = Resume(state, ranks, signals, cfg.randomness.seed, accumulate, save_every)
+        resume = Resume(state, ranks, signals, cfg.randomness.seed, accumulate, save_every, device())
         runner.register_hook(resume, priority="LOWEST")
         assert runner.test_loop  # builds the test data now: what is wrong with it must not come out after the training
         runner.train()

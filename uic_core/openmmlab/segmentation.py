@@ -35,33 +35,34 @@ def build_config(
 
     Args:
         network: gives the architecture; its weights are read from `weights` when the model is initialised.
-        data: the folder that holds VOC2012/, and the two lists in its ImageSets/Segmentation.
+        data: the folder that holds VOC2012/, SBD's if it is trained on, and the names of the two lists.
         workers: decoding processes; 0 decodes in this one.
 
     Raises:
-        InputError: a padding that leaves pixels without a score, an architecture without fc6; processes that a step's
-            images do not divide over.
+        InputError: a padding that leaves pixels without a score, an architecture without fc6; passes that do not divide
+            over the processes.
     """
-    if protocol.accumulate % runner.world() or protocol.iterations % runner.world():
-        raise InputError(
-            f"segmentation.accumulate: a step's {protocol.accumulate} passes do not divide over {runner.world()} "
-            "processes; take another number of GPUs"
-        )
+    passes = {"accumulate": [protocol.accumulate], "iterations": [protocol.iterations], "lr_steps": protocol.lr_steps}
+    for key, counts in passes.items():
+        if any(count % runner.world() for count in counts):
+            raise InputError(
+                f"segmentation.{key}: {', '.join(map(str, counts))} passes do not divide over {runner.world()} "
+                "processes; take another number of GPUs"
+            )
+    train, val = lists_of(data)
     biases = {"custom_keys": {"decode_head.conv_seg.bias": {"lr_mult": 2.0, "decay_mult": 0.0}}}
     return runner.training(protocol, work_dir, protocol.accumulate // runner.world(), biases) | {
         "default_scope": "mmseg",
         "custom_imports": {"imports": ["uic_core.openmmlab.backbones", "uic_core.openmmlab.fcn"]},
         "model": _model(network, weights, protocol.pad),
         "train_dataloader": runner.dataloader(
-            _dataset(Path(data.root), data.train_list, test=False) | {"seed": protocol.seed},
+            _dataset(train, test=False) | {"seed": protocol.seed},
             protocol.batch_size,
             workers,
             train=True,
             seed=protocol.seed,
         ),
-        "test_dataloader": runner.dataloader(
-            _dataset(Path(data.root), data.val_list, test=True), 1, workers, train=False
-        ),
+        "test_dataloader": runner.dataloader(_dataset(val, test=True), 1, workers, train=False),
         "test_evaluator": {"type": "VocIu"},
     }
 
@@ -92,12 +93,17 @@ def _model(network: models.Network, weights: Path, pad: int) -> dict[str, Any]:
     }
 
 
-def _dataset(root: Path, split: str, *, test: bool) -> dict[str, Any]:
+def lists_of(data: config.VocSegmentation) -> tuple[voc.Segmentation, voc.Segmentation]:
+    """The lists to train and to test on."""
+    return voc.segmentation_lists(Path(data.root), data.sbd, data.train_list, data.val_list)
+
+
+def _dataset(images: voc.Segmentation, *, test: bool) -> dict[str, Any]:
     return {
         "type": "VocSegmentation",
-        "data_root": str(root),
-        "ann_file": f"VOC2012/ImageSets/Segmentation/{split}.txt",
-        "data_prefix": {"img_path": "VOC2012/JPEGImages", "seg_map_path": "VOC2012/SegmentationClass"},
+        "ann_file": str(images.path),
+        "data_prefix": {"img_path": str(images.images), "seg_map_path": str(images.masks)},
+        "seg_map_suffix": images.suffix,
         "test_mode": test,
         "pipeline": [{"type": "LoadRgb"}, {"type": "LoadMask"}, {"type": "PackSegInputs"}],
     }
@@ -117,16 +123,16 @@ def main(arguments: list[str] | None = None) -> None:
         data = recipe.load(config.Dataset, options.dataset).section
         if not isinstance(data, config.VocSegmentation):
             raise InputError(f"{options.dataset}: is not voc_segmentation; give that data set's file")
-        root = Path(data.root)
         network, run_recipe = checkpoint.load(options.checkpoint)
-        lists = [data.train_list, data.val_list]
-        images = {split: voc.read_list(root, "Segmentation", split) for split in lists}
+        lists = lists_of(data)
+        sizes = {one.path.stem: len(one.ids()) for one in lists}
         # all masks first: a bad one must not end a training of days
-        for image in sorted({image for split in lists for image in images[split]}):
-            voc.read_mask(voc.mask_path(root, image))
+        for one in lists:
+            for image in one.ids():
+                voc.read_mask(one.mask(image))
         workers = decoders(options.threads)
         content = build_config(network, options.checkpoint, protocol, data, options.work_dir, workers)
-        fingerprint = voc.fingerprint(root, 2012, lists)
+        fingerprint = voc.segmentation_fingerprint(lists)
         identity = {"checkpoint": sha256(options.checkpoint), "protocol": protocol.model_dump(), "data": fingerprint}
         head = content["model"]["decode_head"]
         with runner.train_and_test(content, identity, ranks, options.save_every) as values:
@@ -140,16 +146,17 @@ def main(arguments: list[str] | None = None) -> None:
                     dataset=metrics.Dataset(
                         name="voc_segmentation",
                         fingerprint=fingerprint,
-                        sizes={split: len(images[split]) for split in lists},
+                        sizes=sizes,
                     ),
                     values={
-                        name: metrics.Value(value=value, unit="%", n=len(images[data.val_list]))
+                        name: metrics.Value(value=value, unit="%", n=sizes[data.val_list])
                         for name, value in values.items()
                     },
                     protocol=protocol.model_dump()
                     | {
                         "train_list": data.train_list,
                         "val_list": data.val_list,
+                        "train_masks": "SBD" if data.sbd else "VOC2012",
                         "fc6_kernel": head["kernel"],
                         "crop": head["crop"],
                         "batch_norm": "frozen",

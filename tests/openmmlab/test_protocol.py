@@ -1,0 +1,153 @@
+"""The paper's numbers (PROTOCOL sections 6 and 7) as they reach mmdet and mmseg from config/paper.yaml."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mmdet.models
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, DefaultScope
+from torch import nn
+
+from uic_core import config, models
+from uic_core.errors import InputError
+from uic_core.files import read_yaml
+from uic_core.openmmlab import detection, fast_rcnn, fcn, segmentation
+
+assert mmdet.models
+assert fast_rcnn.VocProposals
+assert fcn.Fcn32sHead
+
+ROOT = Path(__file__).parents[2]
+BOXES = {"trainval": Path("trainval.npz"), "test": Path("test.npz")}
+
+
+@pytest.fixture(scope="module")
+def paper() -> config.Config:
+    file = ROOT / "config" / "paper.yaml"
+    return config.validate(read_yaml(file), str(file))
+
+
+def network(arch: str = "alexnet", sobel: bool = True) -> models.Network:
+    with torch.device("meta"):  # its shapes are all that a config takes of it
+        return models.build(arch, classes=1000, image_size=224, sobel=sobel)
+
+
+def detector(paper: config.Config, net: models.Network) -> dict[str, Any]:
+    protocol = paper.evaluations.detection
+    root = Path(paper.datasets.voc07.root)
+    return detection.build_config(net, Path("checkpoint.safetensors"), protocol, root, BOXES, Path("out"), 2)
+
+
+def segmenter(paper: config.Config, net: models.Network) -> dict[str, Any]:
+    protocol, data = paper.evaluations.segmentation, paper.datasets.voc_segmentation
+    return segmentation.build_config(net, Path("checkpoint.safetensors"), protocol, data, Path("out"), 2)
+
+
+def built(content: dict[str, Any]) -> nn.Module:
+    with DefaultScope.overwrite_default_scope(content["default_scope"]), torch.device("meta"):
+        return MODELS.build(Config(content).model)
+
+
+def groups(content: dict[str, Any], model: nn.Module) -> dict[str, tuple[float, float]]:
+    """Name of every trained parameter -> (lr, weight decay) in the optimiser that mmengine makes."""
+    optimizer = build_optim_wrapper(model, content["optim_wrapper"]).optimizer
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert {group["momentum"] for group in optimizer.param_groups} == {0.9}
+    names = {id(parameter): name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    settings = {
+        names[id(parameter)]: (group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if id(parameter) in names
+    }
+    assert settings.keys() == set(names.values())
+    return settings
+
+
+def test_fast_rcnn_is_the_protocol_s(paper: config.Config) -> None:
+    content = detector(paper, network())
+    assert content["train_cfg"]["max_iters"] == 150_000
+    (steps,) = content["param_scheduler"]
+    assert (steps["milestones"], steps["gamma"], steps["by_epoch"]) == ([50_000, 100_000], 0.1, False)
+    train, test = content["train_dataloader"], content["test_dataloader"]
+    assert (train["batch_size"], test["batch_size"]) == (2, 1)
+    assert train["worker_init_fn"] == {"type": "ignore_foreign_sigterm"}
+    (scales,) = (step for step in train["dataset"]["pipeline"] if step["type"] == "RandomChoiceResize")
+    assert scales["scales"] == [(2000, side) for side in (480, 576, 688, 864, 1200)]
+    assert {"type": "RandomFlip", "prob": 0.5} in train["dataset"]["pipeline"]
+    assert {"type": "Resize", "scale": (1000, 600), "keep_ratio": True} in test["dataset"]["pipeline"]
+    assert train["dataset"]["ann_file"].endswith("VOC2007/ImageSets/Main/trainval.txt")
+    assert test["dataset"]["ann_file"].endswith("VOC2007/ImageSets/Main/test.txt")
+    assert content["test_evaluator"] == {"type": "VocAp"}
+    assert content["default_hooks"]["logger"]["interval"] == 50
+    model = built(content)
+    head = model.roi_head
+    (pool,) = head.bbox_roi_extractor.roi_layers
+    assert (tuple(pool.output_size), pool.spatial_scale) == ((6, 6), 1 / 16)
+    assert (head.bbox_sampler.num, head.bbox_sampler.pos_fraction) == (64, 0.25)  # of each of the two images
+    assigner = head.bbox_assigner
+    assert (assigner.pos_iou_thr, assigner.neg_iou_thr, assigner.match_low_quality) == (0.5, (0.1, 0.5), False)
+    assert head.test_cfg.nms == {"type": "nms", "iou_threshold": 0.3}
+    assert [tuple(layer.weight.shape) for layer in head.bbox_head.shared_fcs] == [(4096, 9216), (4096, 4096)]
+    assert (head.bbox_head.fc_cls.out_features, head.bbox_head.fc_reg.out_features) == (21, 80)
+    trained = groups(content, model)
+    convolutions = {f"backbone.features.conv{number}" for number in (2, 3, 4, 5)}
+    layers = {"shared_fcs.0", "shared_fcs.1", "fc_cls", "fc_reg"}
+    names = convolutions | {f"roi_head.bbox_head.{layer}" for layer in layers}
+    assert trained == {f"{name}.weight": (0.001, 5e-4) for name in names} | {
+        f"{name}.bias": (0.002, 0.0) for name in names
+    }
+
+
+def test_fcn_32s_is_the_protocol_s(paper: config.Config) -> None:
+    content = segmenter(paper, network())
+    # 20 passes make a step: 50,000 steps at each of 1e-4, 1e-5 and 1e-6
+    assert (content["train_cfg"]["max_iters"], content["optim_wrapper"]["accumulative_counts"]) == (3_000_000, 20)
+    (steps,) = content["param_scheduler"]
+    assert (steps["milestones"], steps["gamma"], steps["by_epoch"]) == ([1_000_000, 2_000_000], 0.1, False)
+    train, test = content["train_dataloader"], content["test_dataloader"]
+    assert (train["batch_size"], test["batch_size"]) == (1, 1)
+    assert train["dataset"]["ann_file"].endswith("benchmark_RELEASE/dataset/train.txt")
+    assert test["dataset"]["ann_file"].endswith("VOC2012/ImageSets/Segmentation/seg11valid.txt")
+    assert [step["type"] for step in train["dataset"]["pipeline"]] == ["LoadRgb", "LoadMask", "PackSegInputs"]
+    model = built(content)
+    assert model.backbone.features.conv1.padding == (100, 100)
+    head = model.decode_head
+    assert (tuple(head.fc6.weight.shape), tuple(head.fc7.weight.shape)) == ((4096, 256, 6, 6), (4096, 4096, 1, 1))
+    assert (tuple(head.conv_seg.weight.shape), head.bilinear, head.crop) == ((21, 4096, 1, 1), 63, 18)
+    assert (head.drop.p, head.ignore_index) == (0.5, 255)
+    trained = groups(content, model)
+    names = {f"backbone.features.conv{number}" for number in (1, 2, 3, 4, 5)}
+    names |= {f"decode_head.{layer}" for layer in ("fc6", "fc7", "conv_seg")}
+    expected = {f"{name}.{kind}": (1e-4, 5e-4) for name in names for kind in ("weight", "bias")}
+    assert trained == expected | {"decode_head.conv_seg.bias": (2e-4, 0.0)}
+
+
+@pytest.mark.parametrize(("arch", "side", "placement"), [("alexnet_torchvision", 6, (63, 18)), ("vgg16", 7, (64, 19))])
+def test_networks_trained_elsewhere_fit(paper: config.Config, arch: str, side: int, placement: tuple[int, int]) -> None:
+    net = network(arch, sobel=False)
+    model = built(detector(paper, net))
+    assert tuple(model.roi_head.bbox_roi_extractor.roi_layers[0].output_size) == (side, side)
+    assert model.roi_head.bbox_head.shared_fcs[0].in_features == net.classifier.fc6.in_features
+    frozen = {name for name, weight in model.named_parameters() if not weight.requires_grad and ".bn" not in name}
+    assert frozen == {"backbone.features.conv1.weight", "backbone.features.conv1.bias"}
+    head = built(segmenter(paper, net)).decode_head
+    assert (head.fc6.kernel_size, (head.bilinear, head.crop)) == ((side, side), placement)
+
+
+def test_passes_that_do_not_divide_over_the_processes_are_refused(
+    paper: config.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    content = segmenter(paper, network())
+    assert content["optim_wrapper"]["accumulative_counts"] == 5
+    assert content["param_scheduler"][0]["milestones"] == [250_000, 500_000]
+    odd = paper.evaluations.segmentation.model_copy(update={"lr_steps": [1_000_000, 2_000_002]})
+    changed = paper.model_copy(update={"evaluations": paper.evaluations.model_copy(update={"segmentation": odd})})
+    with pytest.raises(InputError, match=r"segmentation\.lr_steps: 1000000, 2000002 passes do not divide over 4 proc"):
+        segmenter(changed, network())
