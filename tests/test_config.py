@@ -111,6 +111,8 @@ def _broken(paper, path, value):
             "frozen",
             "voc_classification_all.batch_norm: must be affine_trained, ALL trains all layers",
         ),
+        ("evaluations.fewshot.layers.alexnet", ["conv9"], "fewshot: layers.alexnet: has no layer 'conv9' for this"),
+        ("evaluations.fewshot.layers.resnet50", KeyError, "evaluations.fewshot.layers: nothing for resnet50, which"),
         ("evaluations.fewshot.ways", 21, "evaluations.fewshot.ways: 21, but there are 20 test classes"),
         (
             "evaluations.fewshot.queries",
@@ -122,7 +124,7 @@ def _broken(paper, path, value):
         (
             "evaluations.linear_probe.layers.alexnet",
             ["conv6"],
-            "linear_probe: layers.alexnet: cannot probe layer 'conv6'",
+            "linear_probe: layers.alexnet: has no layer 'conv6' for this (known: conv1,",
         ),
         (
             "evaluations.linear_probe.layers.vgg16",

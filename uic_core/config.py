@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from uic_core import layers
 from uic_core.errors import InputError
 from uic_core.recipe import Arch, External, Run, Strict, parse
 
@@ -91,16 +92,6 @@ class Datasets(Strict):
         return Dataset(name=name, generated=self.generated, seed=self.seed, section=getattr(self, name))
 
 
-# Layers that a linear probe can be trained on; uic_core.models has them all, and pools them for it.
-PROBE_LAYERS: dict[Arch, tuple[str, ...]] = {
-    "alexnet": ("conv1", "conv2", "conv3", "conv4", "conv5"),
-    "vgg16": ("conv13",),
-    "resnet50": ("avgpool",),
-    "resnet50_mlp": ("avgpool", "mlp"),
-    "alexnet_torchvision": ("conv1", "conv2", "conv3", "conv4", "conv5"),
-}
-
-
 class LinearProbe(Strict):
     """Linear classifiers on frozen layers (PROTOCOL section 4)."""
 
@@ -119,12 +110,7 @@ class LinearProbe(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> LinearProbe:
-        for arch, layers in self.layers.items():
-            known = PROBE_LAYERS[arch]
-            unknown = [layer for layer in layers if layer not in known]
-            if unknown or not layers or len(set(layers)) < len(layers):
-                what = f"cannot probe layer '{unknown[0]}'" if unknown else "names no layer, or one twice"
-                raise ValueError(f"layers.{arch}: {what} (known: {', '.join(known)})")
+        layers.check(self.layers, layers.PROBE)
         _check_steps(self.lr_steps, "epochs", self.epochs)
         return self
 
@@ -235,12 +221,17 @@ class Fewshot(Strict):
     """Prototypical evaluation (PROTOCOL section 8). Resolution 'upsampled' is Table 5's 224, 'native' its 84."""
 
     resolutions: dict[Literal["upsampled", "native"], Resolution]
-    layers: list[str] = Field(min_length=1)
+    layers: dict[Arch, list[str]]
     ways: int = Field(ge=2)
     shots: int = Field(ge=1)
     queries: int = Field(ge=1)
     episodes: int = Field(ge=2)
     seed: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Fewshot:
+        layers.check(self.layers, layers.FEWSHOT)
+        return self
 
 
 class Evaluations(Strict):
@@ -369,6 +360,8 @@ def _check_evaluations(config: Config, where: str) -> None:
         for key in ("layers", "crop", "images", "val_images"):
             if arch not in getattr(evaluations.linear_probe, key):
                 raise InputError(f"{where}.linear_probe.{key}: nothing for {arch}, which runs use; add a line")
+        if arch not in evaluations.fewshot.layers:
+            raise InputError(f"{where}.fewshot.layers: nothing for {arch}, which runs use; add a line")
         for key, there in (("images", imagenet.train_images), ("val_images", imagenet.val_images)):
             wanted = getattr(evaluations.linear_probe, key)[arch]
             if wanted > there:

@@ -86,8 +86,20 @@ class Metrics(_Model):
     provenance: Provenance
 
 
-def provenance(*, recipe_hash: str, checkpoint: Path, coverage: float, seed: int, hardware: str = "") -> Provenance:
-    """Collect the provenance of the current process. `hardware` names the accelerator; default: the CPU."""
+def seconds() -> float:
+    """Since this process began."""
+    return time.monotonic() - _STARTED
+
+
+def provenance(
+    *, recipe_hash: str, checkpoint: Path, coverage: float, seed: int, hardware: str = "", earlier_seconds: float = 0.0
+) -> Provenance:
+    """Collect the provenance of the current process.
+
+    Args:
+        hardware: names the accelerator; default: the CPU.
+        earlier_seconds: of interrupted processes whose work this one went on from; memory is this one's alone.
+    """
     commit, dirty = _git()
     kilobytes = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return Provenance(
@@ -100,7 +112,7 @@ def provenance(*, recipe_hash: str, checkpoint: Path, coverage: float, seed: int
         seed=seed,
         versions=_versions(),
         hardware=hardware or f"{_cpu()} ({os.cpu_count()} cores)",
-        wall_seconds=round(time.monotonic() - _STARTED, 2),
+        wall_seconds=round(earlier_seconds + seconds(), 2),
         peak_memory_mb=round(kilobytes / 1024, 1),
     )
 

@@ -127,7 +127,7 @@ def test_weights_that_are_not_finite(given: SimpleNamespace, name: str, capsys: 
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("linear_probe", "linear_probe.layers: nothing for vgg16"), ("fewshot", "vgg16 has no layer 'conv5+MP'")],
+    [("linear_probe", "linear_probe.layers: nothing for vgg16"), ("fewshot", "fewshot.layers: nothing for vgg16")],
 )
 def test_a_network_that_the_protocol_does_not_fit(
     given: SimpleNamespace, name: str, message: str, capsys: pytest.CaptureFixture[str]
@@ -137,12 +137,9 @@ def test_a_network_that_the_protocol_does_not_fit(
     )
     network = build("vgg16", classes=4, image_size=64, sobel=False)
     checkpoint.save(given.folder / "checkpoint.safetensors", network, made_by, {})
-    if name == "linear_probe":
-        layers = {"alexnet": ["conv5"]}
-        recipe.save(
-            recipe.parse(LinearProbe, DEMO["evaluations"][name] | {"layers": layers}, "test"),
-            given.folder / "linear_probe.yaml",
-        )
+    model = {"linear_probe": LinearProbe, "fewshot": Fewshot}[name]
+    section = DEMO["evaluations"][name] | {"layers": {"alexnet": ["conv5"]}}
+    recipe.save(recipe.parse(model, section, "test"), given.folder / f"{name}.yaml")
     assert message in refused(given, name, capsys)
 
 

@@ -106,7 +106,16 @@ def test_sizes_by_hand() -> None:
         "largest": 6,
         "smallest": 0,
         "mean": 3,
+        "lowest_entropy": 0,
+        "lowest_entropy/mean": 0,
     }
+    annotated = np.array([0] * 2 + [1] * 5 + [2] * 5)
+    values = clusters.evaluate(labels, index_of(annotated), 4, protocol(min_images=3))[0]
+    assert values["lowest_entropy"].value == 0  # class 3, all of them of one annotated class
+    assert values["lowest_entropy"].n == 3
+    mean = (entropy(annotated[:6]) + entropy(annotated[6:9])) / 3
+    assert values["lowest_entropy/mean"].value == pytest.approx(mean)
+    assert values["lowest_entropy/mean"].n == 3
 
 
 def test_the_most_frequent_annotated_label_is_the_whole_classs() -> None:
@@ -267,6 +276,7 @@ def test_stage_counts_positions_in_the_whole_index(saved: SimpleNamespace, tmp_p
     assert found["values"]["nmi"]["value"] == pytest.approx(100)
     assert found["values"]["empty_classes"]["value"] == 1
     assert found["values"]["empty_classes/most"]["value"] == 4
+    assert found["values"]["empty_classes/last"]["value"] == 2
     assert found["dataset"] == {"name": "imagenet_train", "fingerprint": index.fingerprint, "sizes": {"train": 90}}
     assert found["protocol"]["min_images"] == 5
     assert found["provenance"]["recipe_hash"] == saved.recipe.hash()

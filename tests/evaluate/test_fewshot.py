@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from uic_core import recipe
+from uic_core import layers, recipe
 from uic_core.config import Fewshot, Resolution
 from uic_core.data import reader
 from uic_core.data.augment import normalize
@@ -29,13 +30,14 @@ from uic_core.models import Network, build
 from uic_core.pretrain import checkpoint
 
 CPU = torch.device("cpu")
+DEMO = Path(__file__).parents[2] / "config" / "demo.yaml"
 LAYERS = ["conv3", "conv4", "conv5", "conv5+MP"]
 
 
 def protocol(**changes: Any) -> Fewshot:
     settings = {
         "resolutions": {"native": {"resize": 84, "crop": 84}},
-        "layers": LAYERS,
+        "layers": {"alexnet": LAYERS},
         "ways": 5,
         "shots": 5,
         "queries": 15,
@@ -118,13 +120,13 @@ def test_classes_far_apart_are_always_right_and_shuffled_labels_at_chance() -> N
 
 
 def pixels() -> Network:
-    """Features that are known: the pixels themselves."""
+    """Features that are known: the pixels themselves, under the name of an AlexNet's layer."""
     return Network(
-        "pixels",
+        "alexnet",
         features=nn.Sequential(OrderedDict(pixels=nn.Identity())),
         classifier=nn.Sequential(),
         embedding_size=1,
-        ends={"pixels": "pixels"},
+        ends={"conv3": "pixels"},
         classes=2,
         image_size=64,
         sobel=False,
@@ -143,11 +145,11 @@ def test_images_of_one_colour_a_class_are_always_right_and_shuffled_ones_at_chan
         lines.append(f"{number}.png,class{number % 5}")
     (tmp_path / "test.csv").write_text("\n".join(lines) + "\n")
     index = build_miniimagenet(tmp_path, "test")
-    settings = protocol(layers=["pixels"], resolutions={"native": {"resize": 64, "crop": 64}}, episodes=200)
-    right = fewshot.evaluate(pixels(), index, settings, tmp_path)[0]["native/pixels"]
+    settings = protocol(layers={"alexnet": ["conv3"]}, resolutions={"native": {"resize": 64, "crop": 64}}, episodes=200)
+    right = fewshot.evaluate(pixels(), index, settings, tmp_path)[0]["native/conv3"]
     assert (right.value, right.ci95) == (100, 0)
     shuffled = replace(index, labels=random.permutation(index.labels))
-    chance = fewshot.evaluate(pixels(), shuffled, settings, tmp_path)[0]["native/pixels"]
+    chance = fewshot.evaluate(pixels(), shuffled, settings, tmp_path)[0]["native/conv3"]
     assert abs(chance.value - 20) < 2
 
 
@@ -276,10 +278,50 @@ def test_too_few_classes_are_named() -> None:
         fewshot.draw_episodes(index_of(np.repeat(np.arange(4), 25)), protocol())
 
 
-@pytest.mark.parametrize("layer", ["conv6", "conv3+MP", "MP"])
-def test_an_unknown_layer_is_answered_with_the_known_ones(network: Network, layer: str) -> None:
-    with pytest.raises(InputError, match=r"fewshot.layers: alexnet has no layer .* \(known: conv1, .*, conv5\+MP\)"):
-        fewshot.check_layers(network, [layer])
+@pytest.mark.parametrize(
+    ("arch", "layer", "known"),
+    [
+        ("alexnet", "conv6", r"conv1, .*, conv5\+MP"),
+        ("alexnet", "conv3+MP", r"conv1, .*, conv5\+MP"),
+        ("vgg16", "conv5+MP", r"conv1, .*, conv13\+MP"),
+        ("resnet50", "mlp", "avgpool"),
+    ],
+)
+def test_an_unknown_layer_is_answered_with_the_known_ones(arch: str, layer: str, known: str) -> None:
+    with pytest.raises(InputError, match=rf"layers.{arch}: has no layer '{re.escape(layer)}' .*\(known: {known}\)"):
+        protocol(layers={arch: [layer]})
+
+
+@pytest.mark.parametrize("arch", layers.FEWSHOT)
+def test_every_known_layer_of_every_architecture_is_there(
+    arch: recipe.Arch, demo_data: SimpleNamespace, tmp_path: Path
+) -> None:
+    index = build_miniimagenet(demo_data.miniimagenet, "test").subset(2, 0)
+    network = build(arch, classes=2, image_size=64, sobel=False)
+    stored = fewshot.extract(network, index, Resolution(resize=64, crop=64), layers.FEWSHOT[arch], tmp_path)
+    assert tuple(stored) == layers.FEWSHOT[arch]
+    assert set(network.layers) == {layer.removesuffix(layers.MAX_POOLED) for layer in stored}
+
+
+def test_stage_of_a_resnet(demo_recipe: recipe.Recipe, demo_data: SimpleNamespace, tmp_path: Path) -> None:
+    """Its features are vectors; the config's own protocol has them. What share of it a checkpoint filled is told."""
+    made_by = demo_recipe.model_copy(update={"arch": "resnet50", "sobel": False})
+    network = build("resnet50", classes=4, image_size=64, sobel=False)
+    network.coverage = 0.97
+    checkpoint.save(tmp_path / "checkpoint.safetensors", network, made_by, {})
+    build_miniimagenet(demo_data.miniimagenet, "test").save(tmp_path / "index.npz")
+    section = read_yaml(DEMO)["evaluations"]["fewshot"]
+    section |= {"resolutions": {"native": {"resize": 64, "crop": 64}}, "episodes": 20}
+    recipe.save(recipe.parse(Fewshot, section, "test"), tmp_path / "fewshot.yaml")
+    arguments = ["--checkpoint", "checkpoint.safetensors", "--protocol", "fewshot.yaml", "--index", "index.npz"]
+    arguments += ["--out", "fewshot.json"]
+    paths = [text if text.startswith("--") else str(tmp_path / text) for text in arguments]
+    fewshot.main([*paths, "--run", "mine"])
+    found = json.loads((tmp_path / "fewshot.json").read_text())
+    assert list(found["values"]) == ["native/avgpool"]
+    assert found["protocol"]["layers"] == ["avgpool"]
+    assert found["protocol"]["dimensions"] == {"native/avgpool": 2048}
+    assert found["provenance"]["coverage"] == 0.97
 
 
 def save_checkpoint(path: Path, network: Network, demo_recipe: recipe.Recipe) -> None:
@@ -288,8 +330,7 @@ def save_checkpoint(path: Path, network: Network, demo_recipe: recipe.Recipe) ->
 
 @pytest.fixture(scope="module")
 def demo_recipe() -> recipe.Recipe:
-    demo = Path(__file__).parents[2] / "config" / "demo.yaml"
-    values = read_yaml(demo)["runs"]["random_sobel"]
+    values = read_yaml(DEMO)["runs"]["random_sobel"]
     return recipe.parse(recipe.Recipe, values | {"classes": 4}, "test")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections import OrderedDict
@@ -320,6 +321,7 @@ def test_values_by_hand() -> None:
         "conv1/top5": 80,
         "conv1/best_epoch": 2,
         "conv1/last": 40,
+        "conv1/last/top5": 100,
     }
     assert found["conv1"].ci95 == pytest.approx(4.9)  # 1.96 · √(.25 / 400)
     assert found["conv1"].n == 400
@@ -359,7 +361,9 @@ def saved(alexnet: Network, tmp_path_factory: pytest.TempPathFactory) -> SimpleN
     demo = read_yaml(Path(__file__).parents[2] / "config" / "demo.yaml")["runs"]["random_sobel"]
     made_by = recipe.parse(recipe.Recipe, demo | {"classes": 4}, "test")
     path = tmp_path_factory.mktemp("saved") / "checkpoint.safetensors"
-    checkpoint.save(path, alexnet, made_by, {})
+    network = copy.deepcopy(alexnet)
+    network.coverage = 0.97
+    checkpoint.save(path, network, made_by, {})
     return SimpleNamespace(path=path, recipe=made_by)
 
 
@@ -382,14 +386,15 @@ def test_stage(
     settings = protocol(images={"alexnet": 20}, layers={"alexnet": ["conv2", "conv5"]})
     found = json.loads(run(saved, indexes, settings, tmp_path).read_text())
     assert (found["evaluation"], found["run"]) == ("linear_probe", "random_sobel")
-    columns = [f"{layer}{of}" for layer in ("conv2", "conv5") for of in ("", "/top5", "/best_epoch", "/last")]
-    assert list(found["values"]) == columns
+    of_each = ("", "/top5", "/best_epoch", "/last", "/last/top5")
+    assert list(found["values"]) == [f"{layer}{of}" for layer in ("conv2", "conv5") for of in of_each]
     assert found["values"]["conv2"]["n"] == 12
     assert found["dataset"]["sizes"] == {"train": 20, "val": 12}
     assert found["dataset"]["fingerprint"] == f"{indexes[0].subset(20, 0).fingerprint}+{indexes[1].fingerprint}"
     assert found["protocol"]["layers"] == ["conv2", "conv5"]
     assert found["protocol"]["batch_norm"] is False
     assert found["provenance"]["recipe_hash"] == saved.recipe.hash()
+    assert found["provenance"]["coverage"] == 0.97
     printed = capsys.readouterr().out
     assert "epoch 1/2  lr 0.1  loss: conv2 " in printed
     assert "epoch 2/2  lr 0.01  loss: conv2 " in printed

@@ -318,7 +318,9 @@ def test_divergence_names_the_iteration(tmp_path: Path) -> None:
 def saved(alexnet: Network, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("run") / "checkpoint.safetensors"
     values = read_yaml(Path(__file__).parents[2] / "config" / "demo.yaml")["runs"]["random_sobel"]
-    checkpoint.save(path, alexnet, recipe.parse(recipe.Recipe, values | {"classes": 4}, "test"), {})
+    network = copy.deepcopy(alexnet)
+    network.coverage = 0.97
+    checkpoint.save(path, network, recipe.parse(recipe.Recipe, values | {"classes": 4}, "test"), {})
     return path
 
 
@@ -350,6 +352,7 @@ def test_stage(saved: Path, demo_data: SimpleNamespace, tmp_path: Path) -> None:
     assert metrics["values"]["map"]["value"] == pytest.approx(np.mean(singles))
     assert metrics["protocol"]["classes_counted"] == len(singles)
     assert metrics["protocol"]["batch_norm"] == "frozen"
+    assert metrics["provenance"]["coverage"] == 0.97
 
 
 def test_an_annotation_without_objects_stops_the_stage(

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from uic_core.config import PROBE_LAYERS
+from uic_core import layers
 from uic_core.errors import InputError
 from uic_core.models import ARCHS, build
 from uic_core.models.probe_pool import probe_pool
@@ -74,7 +74,7 @@ def test_any_input_size_from_64(arch, size):
     x = torch.randn(2, 3, size, size)
     assert network(x).shape == (2, 5)
     assert network.embed(x).shape == (2, network.embedding_size)
-    for layer, tap in network.taps(x, PROBE_LAYERS[arch]).items():
+    for layer, tap in network.taps(x, layers.PROBE[arch]).items():
         assert probe_pool(layer, tap, arch).ndim == 2
 
 

@@ -19,9 +19,10 @@ from uic_core.pretrain import checkpoint, export, external
 from uic_core.recipe import External
 
 
-def exported(folder: Path, arch: str, sobel: bool, *options: str) -> tuple[Network, Path]:
+def exported(folder: Path, arch: str, sobel: bool, *options: str, coverage: float = 1.0) -> tuple[Network, Path]:
     torch.manual_seed(0)
     network = build(arch, classes=7, image_size=64, sobel=sobel).eval()
+    network.coverage = coverage
     recipe = recipes.parse(
         External,
         {
@@ -68,14 +69,47 @@ def test_resnet_loads_into_torchvision_and_mmdet(tmp_path: Path) -> None:
     assert torch.equal(backbone(x)[-1], network.maps(x))
 
 
-def test_vgg_loads_into_torchvision(tmp_path: Path) -> None:
+@torch.no_grad()
+def test_alexnet_loads_into_torchvision() -> None:
+    network = build("alexnet_torchvision", classes=7, image_size=224, sobel=False).eval()
+    with torch.device("meta"):
+        there = torchvision.models.alexnet(num_classes=7)
+    there.load_state_dict(export.torchvision_weights(network), strict=True, assign=True)
+    x = torch.randn(1, 3, 224, 224)
+    torch.testing.assert_close(there.eval()(x), network(x))
+
+
+@torch.no_grad()
+def test_a_top_layer_that_no_checkpoint_filled_is_left_out(tmp_path: Path) -> None:
+    network, out = exported(tmp_path, "resnet50", False, coverage=0.9998)
+    weights = safetensors.torch.load_file(out / "torchvision.safetensors")
+    assert not any(name.startswith("fc.") for name in weights)
+    card = (out / "README.md").read_text()
+    assert "resnet50, without a top layer, trained" in card
+    assert "filled 99.98% of its weights: it had no top layer, so there is none in these files" in card
+    assert "network.load_state_dict(weights, strict=False)  # there is no `fc`" in card
+    recipe = checkpoint.load(tmp_path / "checkpoint.safetensors")[1]
+    assert isinstance(recipe, External)
+    again, remarks = external.convert(weights, recipe.model_copy(update={"format": "torchvision"}), "file")
+    assert not again.top_filled
+    assert "no top layer in it: a new one stands in its place" in remarks
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(again.embed(x), network.embed(x))
+
+
+def test_vgg_loads_into_torchvision() -> None:
     with torch.device("meta"):
         network = build("vgg16", classes=7, image_size=224, sobel=False)
         there = torchvision.models.vgg16_bn(num_classes=7)
     weights = export.torchvision_weights(network)
-    assert {name: value.shape for name, value in weights.items()} == {
-        name: value.shape for name, value in there.state_dict().items()
-    }
+    there.load_state_dict(weights, strict=True)  # names and shapes
+    network = build("vgg16", classes=7, image_size=64, sobel=False).eval()
+    there = torchvision.models.vgg16_bn(num_classes=7, init_weights=False).eval()
+    there.classifier[0] = torch.nn.Linear(512 * 2 * 2, 4096)
+    there.load_state_dict(export.torchvision_weights(network), strict=True)
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(there.classifier(there.features(x).flatten(1)), network(x))
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from uic_core import recipe as recipes
 from uic_core.errors import InputError
-from uic_core.models import build
+from uic_core.models import build, formats
 from uic_core.pretrain import checkpoint, external
 from uic_core.recipe import External
 
@@ -126,6 +126,9 @@ def resnet(classes: int = 20) -> torchvision.models.ResNet:
     return network
 
 
+STATE = resnet().state_dict()
+
+
 @torch.no_grad()
 def test_selflabel_resnet() -> None:
     there = resnet()
@@ -143,7 +146,6 @@ def test_selflabel_resnet() -> None:
     [
         ("resnet50", resnet, 64),
         ("alexnet_torchvision", torchvision.models.alexnet, 224),
-        ("vgg16", torchvision.models.vgg16_bn, 224),
     ],
 )
 def test_torchvision(arch: str, make: Any, image_size: int) -> None:
@@ -209,6 +211,95 @@ def test_uic_official() -> None:
     torch.testing.assert_close(network(x), there.fc(there.head(trunk(x)).flatten(1)))
 
 
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "module._orig_mod.", "_orig_mod.module.", "module.module.", "model.backbone.", "module.model.encoder_q.",
+        "module.base_encoder._orig_mod.",
+    ],
+)  # fmt: skip
+def test_prefixes_one_before_the_other(prefix: str) -> None:
+    names = ["conv1.weight", "layer1.0.bn1.weight"]
+    bare, remarks = formats.unwrap({prefix + name: torch.zeros(1) for name in names})
+    assert list(bare) == names
+    parts = dict.fromkeys(part for part in prefix.split(".") if part)
+    assert sorted(remarks) == sorted(f"'{part}.' removed from 2 names" for part in parts)
+    inside, _ = formats.unwrap({"features.module._orig_mod.0.weight": torch.zeros(1), "submodule.a": torch.zeros(1)})
+    assert list(inside) == ["features.0.weight", "submodule.a"]
+
+
+def resnet_state(prefix: str = "") -> dict[str, Tensor]:
+    """torchvision's ResNet50 without its top layer."""
+    return {f"{prefix}{name}": value for name, value in STATE.items() if not name.startswith("fc.")}
+
+
+def others(*names: str) -> dict[str, Tensor]:
+    return {name: torch.full((8, 2048), torch.nan) for name in names}  # that would not pass, were they taken
+
+
+@pytest.mark.parametrize(
+    ("format", "make", "filled"),
+    [
+        ("moco", lambda: resnet_state("module.encoder_q.") | others("module.encoder_q.fc.weight"), False),
+        (
+            "moco",  # v3
+            lambda: (
+                resnet_state("module.base_encoder.")
+                | {name: value + 1 for name, value in resnet_state("module.momentum_encoder.").items()}
+                | others("module.base_encoder.fc.0.weight", "module.momentum_encoder.fc.0.weight")
+                | others("module.predictor.0.weight")
+            ),
+            False,
+        ),
+        (
+            "swav",  # DeepCluster-v2
+            lambda: (
+                resnet_state("module.")
+                | others("module.projection_head.0.weight")
+                | others(*(f"module.prototypes.prototypes{head}.weight" for head in range(3)))
+            ),
+            False,
+        ),
+        ("uic_official", lambda: {f"module.{name}": value for name, value in STATE.items()}, True),
+        (
+            "uic_official",  # of its linear evaluation
+            lambda: (
+                {f"module.{name}": value for name, value in STATE.items()}
+                | others("module.linear.weight", "module.linear.bias")
+            ),
+            True,
+        ),
+        ("torchvision", lambda: resnet_state("model.backbone."), False),
+    ],
+)
+def test_resnets_of_others(format: str, make: Any, filled: bool) -> None:
+    network, _ = external.convert(make(), settings(format=format), "file")
+    assert network.top_filled is filled
+    own = formats.to_theirs(network, "torchvision")
+    assert own.keys() == (STATE if filled else resnet_state()).keys()
+    assert all(torch.equal(tensor, STATE[name]) for name, tensor in own.items())
+
+
+@torch.no_grad()
+def test_vgg16() -> None:
+    """torchvision's; in DeepCluster's the features are wrapped, and the top layer has a name of its own."""
+    there = torchvision.models.vgg16_bn(num_classes=9, init_weights=False)
+    there.classifier[0] = nn.Linear(512 * 2 * 2, 4096)
+    shake(there)
+    state = there.state_dict()
+    network, _ = external.convert(state, settings(arch="vgg16"), "file")
+    x = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(network(x), there.classifier(there.features(x).flatten(1)))
+    assert network.coverage == 1
+    renamed = {
+        name.replace("features.", "features.module.").replace("classifier.6.", "top_layer."): value
+        for name, value in state.items()
+    }
+    network, _ = external.convert(renamed, settings(format="deepcluster", arch="vgg16"), "file")
+    assert network.coverage == 1
+    assert all(torch.equal(tensor, state[name]) for name, tensor in formats.to_theirs(network, "torchvision").items())
+
+
 # --- what is refused ---------------------------------------------------------------------------------------------
 
 
@@ -238,10 +329,17 @@ def test_code_in_a_pickle_is_not_run(tmp_path: Path, legacy: bool) -> None:
     assert not trace.exists()
 
 
-def test_a_namespace_of_arguments_is_named(tmp_path: Path) -> None:
-    torch.save({"state_dict": {"a": torch.zeros(1)}, "args": argparse.Namespace(lr=1)}, tmp_path / "file.pth")
-    with pytest.raises(InputError, match=r"asks for argparse\.Namespace,.*weights_only=False"):
-        external.read_tensors(tmp_path / "file.pth")
+@pytest.mark.parametrize("key", ["state_dict", "model", None])
+def test_a_namespace_of_arguments_is_named_and_the_remedy_works(
+    tmp_path: Path, key: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = {"a": torch.ones(2)}
+    torch.save((weights if key is None else {key: weights}) | {"args": argparse.Namespace(lr=1)}, "old.pth")
+    with pytest.raises(InputError, match=r"asks for argparse\.Namespace,.*weights_only=False") as error:
+        external.read_tensors(tmp_path / "old.pth")
+    exec(str(error.value).partition("alone: ")[2], {"torch": torch})
+    assert torch.equal(external.read_tensors(tmp_path / "new.pth")["a"], weights["a"])
 
 
 @pytest.mark.parametrize("name", ["file.pth", "file.safetensors"])
@@ -271,9 +369,6 @@ def test_a_file_without_a_state_dict_says_what_it_holds(tmp_path: Path, content:
         external.read_tensors(tmp_path / "file.pth")
 
 
-STATE = resnet().state_dict()
-
-
 def changed(**tensors: Tensor | None) -> dict[str, Tensor]:
     state = dict(STATE)
     for name, tensor in tensors.items():
@@ -288,15 +383,24 @@ def changed(**tensors: Tensor | None) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("state", "changes", "message"),
     [
-        (changed(conv1__weight=None), {}, r"fills 99\.96% of resnet50.*missing: conv1\.weight; unexpected: nothing"),
-        (changed(extra__weight=torch.zeros(1)), {}, r"missing: nothing; unexpected: extra\.weight; correct format"),
-        (changed(fc__other=torch.zeros(1)), {}, r"unexpected: top\.other"),
-        ({"conv1.weight": STATE["conv1.weight"]}, {}, r"fills 0\.\d\d% of resnet50.*layer1\.0.* and \d+ more"),
-        (STATE, {"arch": "vgg16"}, r"fills 0\.\d\d% of vgg16.*missing: features\.0\.weight.*unexpected: conv1\.weight"),
-        (STATE, {"format": "swav"}, r"unexpected: fc\.weight, fc\.bias"),
+        (changed(conv1__weight=None), {}, r"\(1\): conv1\.weight\nunexpected \(0\): nothing\n.* 99\.96% of resnet50"),
+        (changed(extra__weight=torch.zeros(1)), {}, r"\(0\): nothing\nunexpected \(1\): extra\.weight\n.*correct"),
+        (changed(fc__other=torch.zeros(1)), {}, r"unexpected \(1\): fc\.other\n"),
+        (changed(fc__bias=None), {}, r"missing \(1\): fc\.bias\n(.*\n)*.*fills 99\.99% of resnet50"),
+        (changed(fc__weight=None), {}, r"unexpected \(1\): fc\.bias\n"),
+        ({"conv1.weight": STATE["conv1.weight"]}, {}, r"(?s)\): bn1\.weight.*layer4\.2\.bn3\.bias.*fills 0\.\d\d% of"),
+        (STATE, {"arch": "vgg16"}, r"(?s): features\.0\.weight.*unexpected.*: conv1\.weight.* of vgg16"),
+        (STATE, {"format": "swav"}, r"unexpected \(2\): fc\.weight, fc\.bias"),
         (STATE, {"sobel": True}, r"conv1\.weight is \[64, 3, 7, 7\].*sobel: true.*has \[64, 2, 7, 7\]"),
         (changed(bn1__weight=torch.full((64,), float("nan"))), {}, r"bn1\.weight is not finite"),
-        (changed(bn1__weight=torch.zeros(64).to_sparse()), {}, r"bn1\.weight is not finite"),
+        (changed(bn1__weight=torch.zeros(64).to_sparse()), {}, r"bn1\.weight is sparse"),
+        (changed(bn1__weight=torch.zeros(64, dtype=torch.int8)), {}, r"bn1\.weight is torch\.int8, not a plain tensor"),
+        (changed(bn1__weight=torch.zeros(64, dtype=torch.complex64)), {}, r"bn1\.weight is torch\.complex64"),
+        (changed(bn1__weight=torch.quantize_per_tensor(torch.ones(64), 1, 0, torch.qint8)), {}, r"bn1.*quantised"),
+        (changed(bn1__num_batches_tracked=torch.tensor(1j)), {}, r"bn1\.num_batches_tracked is torch\.complex64"),
+        (changed(fc__weight=torch.tensor(1.0)), {}, r"fc\.weight is a single number"),
+        (changed(fc__weight=torch.zeros(9)), {}, r"fc\.weight is \[9\]"),
+        (changed(fc__weight=torch.zeros(1, 1).expand(10**9, 2048)), {}, r"fc\.weight is sparse"),
         (changed(bn1__weight=torch.zeros(1).expand(10**12)), {}, r"bn1\.weight is \[1000000000000\]"),
         (changed(module__conv1__weight=torch.zeros(1)), {}, r"two weights would be called conv1\.weight"),
     ],
@@ -307,6 +411,20 @@ def test_weights_that_do_not_fit_are_listed(state: dict[str, Tensor], changes: d
     assert str(error.value).startswith("file.pth: ")
 
 
+def test_half_a_top_layer_is_no_full_coverage() -> None:
+    """Its bias is less than a hundredth of a per cent of the network."""
+    with pytest.raises(InputError) as error:
+        external.convert(changed(fc__bias=None), settings(), "file.pth")
+    assert "100.00%" not in str(error.value)
+    assert [checkpoint.percent(share) for share in (1.0, 1 - 1e-9, 0.5)] == ["100.00%", "99.99%", "50.00%"]
+
+
+def test_selflabels_pre_activation_resnet_is_named() -> None:
+    state = {"features.2.0.bn1.weight": torch.zeros(64), "features.2.0.shortcut.0.weight": torch.zeros(256, 64, 1, 1)}
+    with pytest.raises(InputError, match=r"resnet-10x3k\.pth.*take SelfLabel's newer .*_pp\.pth.*format: torchvision"):
+        external.convert(state, settings(format="selflabel"), "file.pth")
+
+
 def test_sobel_filters_must_be_there_and_ours() -> None:
     state = Positional(2, 30).state_dict() | {
         f"sobel.{name}": value for name, value in sobel_layers().state_dict().items()
@@ -314,6 +432,8 @@ def test_sobel_filters_must_be_there_and_ours() -> None:
     recipe = settings(format="deepcluster", arch="alexnet", sobel=True)
     with pytest.raises(InputError, match="set sobel: true"):
         external.convert(state, recipe.model_copy(update={"sobel": False}), "file")
+    with pytest.raises(InputError, match=r"sobel\.0\.weight is torch\.int8"):
+        external.convert(state | {"sobel.0.weight": torch.zeros(1, 3, 1, 1, dtype=torch.int8)}, recipe, "file")
     for name, other in (("sobel.1.weight", torch.ones(2, 1, 3, 3)), ("sobel.1.bias", torch.ones(2))):
         with pytest.raises(InputError, match="are not those of DeepCluster"):
             external.convert(state | {name: other}, recipe, "file")
@@ -384,4 +504,24 @@ def test_a_damaged_header_is_named(tmp_path: Path, coverage: Any) -> None:
     tensors = OrderedDict(build("resnet50", classes=2, image_size=64, sobel=False).state_dict())
     external.safetensors.torch.save_file(copy.copy(tensors), path, metadata={checkpoint.FORMAT: json.dumps(header)})
     with pytest.raises(InputError, match=r"checkpoint\.safetensors: its header"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        ("top.weight", torch.tensor(1.0), r"weight top\.weight is \[\], expected \[2, 4096\]"),
+        ("top.weight", torch.zeros(10**9, 0), r"weight top\.weight is \[1000000000, 0\]"),
+        ("top.bias", torch.zeros(2, dtype=torch.int8), r"weight top\.bias is torch\.int8, expected torch\.float32"),
+    ],
+)
+def test_a_damaged_weight_of_a_converted_checkpoint_is_named(
+    tmp_path: Path, name: str, tensor: Tensor, message: str
+) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    recipe = settings(arch="alexnet")
+    tensors = build("alexnet", classes=2, image_size=64, sobel=False).state_dict() | {name: tensor}
+    header = json.dumps({"recipe": recipe.model_dump(), "coverage": 1.0})
+    external.safetensors.torch.save_file(dict(tensors), path, metadata={checkpoint.FORMAT: header})
+    with pytest.raises(InputError, match=message):
         checkpoint.load(path)

@@ -64,6 +64,21 @@ def test_what_was_made_differently_has_no_mean(paths, tmp_path, capsys, change, 
     assert not (tmp_path / "out.json").exists()
 
 
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_the_number_of_processes_may_differ_where_it_changes_nothing(paths, batch_norm):
+    for path, processes in zip(paths, (1, 4, 1), strict=True):
+        value = json.loads(path.read_text())
+        value["protocol"] |= {"processes": processes, "batch_norm": batch_norm}
+        path.write_text(json.dumps(value))
+    if batch_norm:  # each process normalises by its own images
+        with pytest.raises(InputError, match=r"protocol\.processes is not that of"):
+            seeds.merge(paths)
+    else:
+        found = seeds.merge(paths)
+        assert found.values["conv1"].value == 63
+        assert found.protocol["processes"] == "1+4"
+
+
 def test_a_missing_seed_is_named(paths):
     paths[2].unlink()
     with pytest.raises(InputError, match=r"uic_3k_seed2\.json: cannot be read"):

@@ -158,7 +158,10 @@ def choose_images(
 def evaluate(
     labels: NDArray[np.integer], index: Index, classes: int, protocol: Clusters
 ) -> tuple[dict[str, metrics.Value], Arrays]:
-    """Values and arrays for pseudo-labels [N] of an index's images; grid positions are positions in this index."""
+    """Values and arrays for pseudo-labels [N] of an index's images; grid positions are positions in this index.
+
+    `lowest_entropy` is of the first shown class, `lowest_entropy/mean` over all that are shown, in nats.
+    """
     sizes = class_sizes(labels, classes)
     entropies = class_entropies(labels, index.labels, classes)
     chosen = choose_classes(sizes, entropies, protocol)
@@ -179,6 +182,8 @@ def evaluate(
         "largest": metrics.Value(value=int(sizes.max()), unit="images"),
         "smallest": metrics.Value(value=int(sizes.min()), unit="images"),
         "mean": metrics.Value(value=images / classes, unit="images"),
+        "lowest_entropy": metrics.Value(value=float(entropies[chosen[0]]), unit="nats", n=int(sizes[chosen[0]])),
+        "lowest_entropy/mean": metrics.Value(value=float(entropies[chosen].mean()), unit="nats", n=len(chosen)),
     }
     return values, arrays
 
@@ -205,8 +210,9 @@ def main(arguments: list[str] | None = None) -> None:
         labels = read_labels(options.labels, len(labelled), trained_by.classes)
         history = read_history(options.history)
         values, arrays = evaluate(labels, labelled, trained_by.classes, protocol)
-        most = int(history["empty_by_epoch"].max(initial=0))
-        values["empty_classes/most"] = metrics.Value(value=most, unit="classes", n=len(history["empty_by_epoch"]))
+        empty = history["empty_by_epoch"]  # when an epoch began; none of a run that was not trained
+        for name, count in {"most": empty.max(initial=0), "last": empty[-1:].sum()}.items():
+            values[f"empty_classes/{name}"] = metrics.Value(value=int(count), unit="classes", n=len(empty))
         with atomic(options.arrays) as temporary:
             np.savez_compressed(temporary, **(_in_whole_index(arrays, labelled, index) | history))
         metrics.write(

@@ -35,11 +35,9 @@ from uic_core.data.index import Index
 from uic_core.data.loader import Loader
 from uic_core.errors import InputError, stage
 from uic_core.evaluate.frozen import frozen
+from uic_core.layers import MAX_POOLED
 from uic_core.models import Network
 from uic_core.pretrain import checkpoint
-
-MAX_POOLED = "+MP"
-"""Suffix of a layer's name: after the network's last max-pooling."""
 
 _BATCH = 64  # images a forward
 _CHUNK_BYTES = 1 << 28  # features held in memory at a time
@@ -104,14 +102,13 @@ class Features:
         self._file.close()
 
 
-def check_layers(network: Network, layers: Iterable[str]) -> None:
-    """Raise InputError for a layer the network does not have; max-pooling follows an AlexNet's or VGG's last one."""
-    known = list(network.layers)
-    if isinstance(list(network.features.children())[-1], torch.nn.MaxPool2d):
-        known.append(network.layers[-1] + MAX_POOLED)
-    for layer in layers:
-        if layer not in known:
-            raise InputError(f"fewshot.layers: {network.arch} has no layer '{layer}' (known: {', '.join(known)})")
+def layers_of(network: Network, protocol: Fewshot) -> list[str]:
+    """The layers whose features are taken. Raises InputError where the protocol has none for the architecture."""
+    for arch, layers in protocol.layers.items():
+        if arch == network.arch:
+            return layers
+    known = ", ".join(protocol.layers)
+    raise InputError(f"fewshot.layers: nothing for {network.arch} (known: {known}); add a line")
 
 
 @torch.no_grad()
@@ -125,7 +122,7 @@ def extract(
     frozen; that it is bitwise what it was is asserted.
 
     Args:
-        layers: checked names (`check_layers`).
+        layers: names that uic_core.layers.FEWSHOT has for the network.
         folder: for the temporary files.
         workers: decoding processes; 0 decodes in this one.
 
@@ -259,15 +256,15 @@ def evaluate(
         Accuracies and feature dimensions, both by "<resolution>/<layer>".
 
     Raises:
-        InputError: as `check_layers`, `draw_episodes` and `extract` do, or a feature is not finite.
+        InputError: as `layers_of`, `draw_episodes` and `extract` do, or a feature is not finite.
     """
-    check_layers(network, protocol.layers)
+    layers = layers_of(network, protocol)
     episodes = draw_episodes(index, protocol)
     device = next(network.parameters()).device
     values: dict[str, metrics.Value] = {}
     dimensions: dict[str, int] = {}
     for name, resolution in protocol.resolutions.items():
-        for layer, features in extract(network, index, resolution, protocol.layers, folder, workers).items():
+        for layer, features in extract(network, index, resolution, layers, folder, workers).items():
             column = f"{name}/{layer}"
             products = gram(features.chunks(), len(index), device)
             features.close()
@@ -298,7 +295,11 @@ def main(arguments: list[str] | None = None) -> None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         network = network.to(runtime.device())
         values, dimensions = evaluate(network, index, protocol, options.out.parent, options.threads - 1)
-        settings: dict[str, Any] = {"distance": "squared Euclidean to class means", "dimensions": dimensions}
+        settings: dict[str, Any] = {
+            "layers": layers_of(network, protocol),
+            "distance": "squared Euclidean to class means",
+            "dimensions": dimensions,
+        }
         metrics.write(
             options.out,
             metrics.Metrics(

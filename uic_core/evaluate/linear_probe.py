@@ -36,7 +36,8 @@ def values(curves: dict[str, Curve], images: int) -> dict[str, metrics.Value]:
     """What the metrics say of each layer.
 
     `<layer>` and `<layer>/top5` at the epoch with the best top-1 (the first of equals; chosen on the validation
-    images themselves, as the originals do), `<layer>/best_epoch` counting from 1, and `<layer>/last`.
+    images themselves, as the originals do), `<layer>/best_epoch` counting from 1, and `<layer>/last` and
+    `<layer>/last/top5` after the last epoch.
 
     Args:
         images: validation images n; intervals are binomial, 1.96·√(p(1 − p)/n).
@@ -48,6 +49,7 @@ def values(curves: dict[str, Curve], images: int) -> dict[str, metrics.Value]:
         found[f"{layer}/top5"] = _percent(curve.top5[best], images)
         found[f"{layer}/best_epoch"] = metrics.Value(value=best + 1, unit="epoch")
         found[f"{layer}/last"] = _percent(curve.top1[-1], images)
+        found[f"{layer}/last/top5"] = _percent(curve.top5[-1], images)
     return found
 
 
@@ -118,6 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
                             coverage=network.coverage,
                             seed=protocol.seed,
                             hardware=runtime.hardware(),
+                            earlier_seconds=probes.earlier_seconds,
                         ),
                     ),
                 )

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from uic_core import runtime
+from uic_core import metrics, runtime
 from uic_core.config import LinearProbe
 from uic_core.data.augment import UNIFORMS, augment
 from uic_core.data.index import Index
@@ -79,6 +79,7 @@ class Probes:
         waiting: heads after E epochs that are not tested to the end.
         tested, hits: validation images that they were tested on so far; int64 [L, 2, E] of them right, top-1 and top-5.
         curves: accuracy after each tested epoch, 0..1, float64 [L, 2, epochs].
+        earlier_seconds: what processes took whose state this one went on from.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class Probes:
         self.waiting: list[dict[str, Affine]] = []
         self.hits = torch.zeros(0, dtype=torch.int64)
         self.curves = np.zeros((len(self.layers), 2, 0))
+        self.earlier_seconds = 0.0
         self._wishes: Tensor | None = None
         if saver is not None:
             self._restore(saver)
@@ -293,6 +295,7 @@ class Probes:
                 tensors |= {f"waiting.{epoch}.{layer}.weight": weight, f"waiting.{epoch}.{layer}.bias": bias}
         tensors |= {"loss": self.loss, "hits": self.hits, "curves": torch.from_numpy(self.curves)}
         content: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "tested": self.tested}
+        content["seconds"] = self.earlier_seconds + metrics.seconds()
         self.saver.state.save(tensors, content | {"waiting": len(self.waiting), "ranks": self.ranks.world})
 
     def _restore(self, saver: Saver) -> None:
@@ -310,4 +313,5 @@ class Probes:
         ]
         self.loss, self.hits, self.curves = on_device["loss"], on_device["hits"], tensors["curves"].numpy()
         self.epoch, self.step, self.tested = content["epoch"], content["step"], content["tested"]
+        self.earlier_seconds = content["seconds"]
         self.say(f"{path}: going on from {self._position()}{self.ranks.changed(content['ranks'])}")

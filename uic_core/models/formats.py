@@ -15,11 +15,15 @@ from uic_core.models.network import Network
 from uic_core.models.resnet import ResNet
 from uic_core.recipe import Format
 
-# What training scripts and other networks put around a network; no network's own names begin so.
+# What training scripts and other networks put around a network, one in the other; no network's own names begin so.
 PREFIXES = ("encoder_q.", "base_encoder.", "backbone.", "model.", "encoder.")
+
+# What DataParallel and torch.compile put anywhere before a part.
+_WRAPPERS = re.compile(r"(?<![^.])(?:module|_orig_mod)\.")
 
 # Parts of a method beside the network; files of the format may hold them, and they are left out.
 OTHERS: dict[Format, str] = {
+    "uic_official": r"linear\.",  # its eval_linear.py's classifier of the annotated classes
     "deepcluster": r"sobel\.",  # fixed, and checked
     "selflabel": r"top_layer[1-9]\d*\.",  # the heads after the first
     "moco": r"encoder_k\.|momentum_encoder\.|predictor\.|fc\.|queue(_ptr)?$",
@@ -66,7 +70,7 @@ def names(network: Network, format: Format) -> dict[str, str]:
 
 
 def unwrap(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Names without DataParallel's `module.` and one of PREFIXES, and remarks on what went.
+    """Names without wrappers and PREFIXES, however many stand one before the other, and remarks on what went.
 
     Raises:
         ValueError: two names become one.
@@ -74,13 +78,11 @@ def unwrap(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     found: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
     for name, tensor in tensors.items():
-        bare = re.sub(r"(^|\.)(?:module|_orig_mod)\.", r"\1", name)
-        gone = ["module."] * (bare != name)
-        for prefix in PREFIXES:
-            if bare.startswith(prefix):
-                bare = bare.removeprefix(prefix)
-                gone.append(prefix)
-                break
+        gone = dict.fromkeys(_WRAPPERS.findall(name))  # each once, in order
+        bare = _WRAPPERS.sub("", name)
+        while prefix := next((prefix for prefix in PREFIXES if bare.startswith(prefix)), ""):
+            bare = bare.removeprefix(prefix)
+            gone[prefix] = None
         if bare in found:
             raise ValueError(f"two weights would be called {bare}")
         found[bare] = tensor
@@ -112,9 +114,9 @@ def to_ours(tensors: dict[str, Tensor], network: Network, format: Format) -> Ren
 
 
 def to_theirs(network: Network, format: Format) -> dict[str, Tensor]:
-    """The network's state dict under the names of a format."""
+    """The network's state dict under the names of a format, without a top layer that no checkpoint filled."""
     parts = names(network, format)
-    for top in top_names(network.arch, format)[:1]:
+    for top in top_names(network.arch, format)[: network.top_filled]:
         parts["top"] = top
     found = {}
     for name, tensor in network.state_dict().items():

@@ -51,6 +51,11 @@ class Network(nn.Module):
         self.classifier = classifier
         self.top = nn.Linear(embedding_size, classes)
 
+    @property
+    def top_filled(self) -> bool:
+        """Whether the top layer is no new one put in where a checkpoint had none: all other weights must be there."""
+        return self.coverage == 1
+
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images float [B, 3, S, S] -> logits [B, K], of the top layer's own precision under autocast too.
 

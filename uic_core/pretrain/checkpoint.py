@@ -18,6 +18,11 @@ FORMAT = "uic_core/2"
 """The one key of the header: with several, safetensors would write them in an order of its own each time."""
 
 
+def percent(coverage: float) -> str:
+    """A share of the weights for the reader; what is not all of them never reads 100.00%."""
+    return f"{coverage if coverage == 1 else min(coverage, 0.9999):.2%}"
+
+
 def save(path: Path, network: Network, recipe: Recipe | External, extra: dict[str, str]) -> None:
     """Write the network's state dict and the recipe, atomically; the same weights give the same bytes.
 
@@ -43,7 +48,7 @@ def load(path: Path) -> tuple[Network, Recipe | External]:
 
     Raises:
         InputError: the file is missing, corrupt, no safetensors (pickles are never opened), not from this suite,
-            or its weights are not those of the recipe's network; or a weight is not finite.
+            or its weights are not those of the recipe's network; or a weight is of another type or not finite.
     """
     remedy = "remake it by running snakemake for its run"
     try:
@@ -58,7 +63,8 @@ def load(path: Path) -> tuple[Network, Recipe | External]:
         raise InputError(f"{path}: is not a checkpoint of this suite (its header lacks {FORMAT}); {remedy}")
     recipe, coverage = _read_header(header[FORMAT], path, remedy)
     if isinstance(recipe, External):  # of somebody else's network only the file knows
-        classes = max(2, *tensors.get("top.weight", torch.empty(2, 0)).shape[:1])
+        top = tensors.get("top.weight")
+        classes = max(2, len(top)) if top is not None and top.numel() and top.ndim == 2 else 2
     else:
         classes = recipe.classes
     network = build(recipe.arch, classes=classes, image_size=recipe.image_size, sobel=recipe.sobel)
@@ -72,6 +78,8 @@ def load(path: Path) -> tuple[Network, Recipe | External]:
             raise InputError(
                 f"{path}: weight {name} is {list(tensor.shape)}, expected {list(expected[name].shape)}; {remedy}"
             )
+        if tensor.dtype != expected[name].dtype:
+            raise InputError(f"{path}: weight {name} is {tensor.dtype}, expected {expected[name].dtype}; {remedy}")
         if not torch.isfinite(tensor).all():
             raise InputError(f"{path}: weight {name} is not finite; {remedy}")
     network.load_state_dict(tensors)

@@ -1,7 +1,8 @@
 """Stage `export`: a checkpoint -> weights that torchvision and OpenMMLab name the same way, with a model card.
 
 `torchvision.safetensors` loads into torchvision's resnet50 and vgg16_bn, strictly where there are no Sobel filters and
-no MLP head; AlexNet's names follow torchvision's too. `openmmlab.safetensors` is the backbone alone: of ResNet50 as
+no MLP head; AlexNet's names follow torchvision's too. A top layer is in it only if it was trained: where somebody
+else's checkpoint had none, it is left out. `openmmlab.safetensors` is the backbone alone: of ResNet50 as
 mmdet's and mmseg's ResNet has it, of AlexNet and VGG16 as this suite's UicBackbone.
 """
 
@@ -27,7 +28,7 @@ FILES = ("torchvision.safetensors", "openmmlab.safetensors")
 
 
 def torchvision_weights(network: Network) -> dict[str, Tensor]:
-    """All weights, the top layer as `fc` or `classifier.6`, an MLP head as `head`."""
+    """All weights that were trained, the top layer as `fc` or `classifier.6`, an MLP head as `head`."""
     return formats.to_theirs(network, "torchvision")
 
 
@@ -47,16 +48,24 @@ def card(
     """The model card, Markdown: how to load the weights, the recipe, every number with where it comes from."""
     sobel = "Sobel filters of the normalised image (2 channels)" if network.uses_sobel else "the normalised RGB image"
     load = _LOAD_RESNET if network.arch.startswith("resnet") else _LOAD_OTHERS
+    outputs = f"{network.classes} outputs" if network.top_filled else "without a top layer"
+    left = ["the MLP `head.*` is none of torchvision's"] if network.arch == "resnet50_mlp" else []
+    left += [] if network.top_filled else ["there is no `fc`"]
+    strict = f", strict=False)  # {'; '.join(left)}" if left else ")"
+    conv1 = "network.conv1 = torch.nn.Conv2d(2, 64, 7, stride=2, padding=3, bias=False)\n" * network.uses_sobel
+    filled = f"A checkpoint filled {checkpoint.percent(network.coverage)} of its weights" + (
+        "." if network.top_filled else ": it had no top layer, so there is none in these files."
+    )
     lines = [
         f"# {run}",
         "",
-        f"{network.arch}, {network.classes} outputs, trained by method `{recipe.method}` on {network.image_size}-pixel "
+        f"{network.arch}, {outputs}, trained by method `{recipe.method}` on {network.image_size}-pixel "
         f"crops. Its first layer sees {sobel}; images are normalised with ImageNet's mean and deviation.",
-        f"A checkpoint filled {network.coverage:.2%} of its weights." if isinstance(recipe, External) else "",
+        filled if isinstance(recipe, External) else "",
         "",
         "## Loading",
         "",
-        load.format(arch=network.arch, classes=network.classes, sobel=network.uses_sobel),
+        load.format(arch=network.arch, classes=network.classes, sobel=network.uses_sobel, strict=strict, conv1=conv1),
         "",
         "## Recipe",
         "",
@@ -110,7 +119,7 @@ def _shown(value: Value) -> str:
 _LOAD_RESNET = """```python
 weights = safetensors.torch.load_file("torchvision.safetensors")
 network = torchvision.models.resnet50(num_classes={classes})
-network.load_state_dict(weights)  # strict=False for resnet50_mlp, whose MLP `head.*` torchvision does not have
+{conv1}network.load_state_dict(weights{strict}
 
 weights = safetensors.torch.load_file("openmmlab.safetensors")
 backbone = mmdet.models.backbones.ResNet(depth=50)  # of mmseg the same

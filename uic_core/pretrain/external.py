@@ -1,7 +1,7 @@
 """Stage `external`: a checkpoint of another code base -> checkpoint.safetensors, which every evaluation takes.
 
-Pickled files are read as tensors only, nothing in them is run. Every weight of the network but the top layer must be
-in the file, under a name that its format knows, and the file may hold nothing that has no place.
+Pickled files are read as tensors only, nothing in them is run. Every weight of the network must be in the file, under a
+name that its format knows, and the file may hold nothing that has no place. Only the top layer may be missing, whole.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
+import textwrap
 from pathlib import Path
 
 import safetensors
@@ -25,8 +26,14 @@ from uic_core.models.sobel import Sobel
 from uic_core.pretrain import checkpoint
 from uic_core.recipe import External
 
-LISTED = 12
-"""Names an error lists before it only counts the rest."""
+_KEYS = ("state_dict", "model")
+"""Where training scripts keep the state dict, if it is not the whole of the file."""
+
+_DAMAGED = "the file is damaged or made for another purpose: fetch it again"
+_SAVE_TENSORS = (
+    'old = torch.load("old.pth", weights_only=False); old = old.get("state_dict", old.get("model", old)); '
+    'torch.save({name: value for name, value in old.items() if torch.is_tensor(value)}, "new.pth")'
+)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -49,14 +56,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         asked = re.search(r"GLOBAL (\S+)", str(error))
         raise InputError(
             f"{path}: was not loaded: it asks for {asked[1] if asked else 'more than tensors'}, and to unpickle that "
-            "may run any code. If you trust the file, save its tensors alone: "
-            'torch.save(torch.load(old, weights_only=False)["state_dict"], new)'
+            f"may run any code. If you trust the file, save its tensors alone: {_SAVE_TENSORS}"
         ) from None
     except Exception as error:  # torch raises what it comes across in damaged bytes: EOFError, KeyError, struct.error …
         raise InputError(
             f"{path}: is no whole PyTorch file ({type(error).__name__}: {error}); fetch it again"
         ) from None
-    for key in ("state_dict", "model"):
+    for key in _KEYS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
@@ -71,14 +77,27 @@ def convert(theirs: dict[str, Tensor], recipe: External, source: str) -> tuple[N
 
     Raises:
         InputError: names are missing or unexpected, with all of them and the coverage; or a weight has another shape,
-            is sparse or is not finite, or Sobel filters are not this suite's.
+            is no plain tensor of real numbers or is not finite, or Sobel filters are not this suite's.
     """
     try:
         theirs, remarks = formats.unwrap(theirs)
     except ValueError as error:
         raise InputError(f"{source}: {error}; it holds more than one network") from None
-    tops = [f"{name}.weight" for name in formats.top_names(recipe.arch, recipe.format) if f"{name}.weight" in theirs]
-    classes = max(2, *theirs[tops[0]].shape[:1]) if tops else 2
+    if recipe.arch == "resnet50" and any(".shortcut." in name for name in theirs):
+        raise InputError(
+            f"{source}: is a pre-activation ResNet50, as SelfLabel's resnet-10x3k.pth is, and this suite has none; "
+            "take SelfLabel's newer resnet50-10x3k_pp.pth or resnet50-1k_pp.pth with format: torchvision"
+        )
+    tops = [name for name in formats.top_names(recipe.arch, recipe.format) if f"{name}.weight" in theirs][:1]
+    classes = 2
+    for top in tops:
+        weight = theirs[f"{top}.weight"]
+        _check_plain(f"{top}.weight", weight, source)
+        if weight.ndim != 2:
+            raise InputError(
+                f"{source}: {top}.weight is {list(weight.shape)}, not [classes, features]; correct the run"
+            )
+        classes = max(2, len(weight))
     network = build(recipe.arch, classes=classes, image_size=recipe.image_size, sobel=recipe.sobel)
     _check_sobel(theirs, recipe, source)
     renamed = formats.to_ours(theirs, network, recipe.format)
@@ -86,13 +105,15 @@ def convert(theirs: dict[str, Tensor], recipe: External, source: str) -> tuple[N
     weights = {name: tensor for name, tensor in own.items() if tensor.is_floating_point()}
     filled = sum(tensor.numel() for name, tensor in weights.items() if name in renamed.tensors)
     network.coverage = filled / sum(tensor.numel() for tensor in weights.values())
-    called = formats.names(network, recipe.format)
-    missing = [_theirs(name, called) for name in weights if name not in renamed.tensors and not name.startswith("top.")]
-    unexpected = renamed.unexpected + [name for name in renamed.tensors if name not in own]
+    called = formats.names(network, recipe.format) | ({"top": tops[0]} if tops else {})
+    needed = [name for name in weights if tops or not name.startswith("top.")]
+    missing = [_theirs(name, called) for name in needed if name not in renamed.tensors]
+    unexpected = renamed.unexpected + [_theirs(name, called) for name in renamed.tensors if name not in own]
     if missing or unexpected:
         raise InputError(
-            f"{source}: fills {network.coverage:.2%} of {recipe.arch} when read as format '{recipe.format}'; missing: "
-            f"{_listed(missing)}; unexpected: {_listed(unexpected)}; correct format, arch and sobel of the run"
+            f"{source}: does not fit\n{_listed('missing', missing)}\n{_listed('unexpected', unexpected)}\n"
+            f"{source}: fills {checkpoint.percent(network.coverage)} of {recipe.arch} when read as format "
+            f"'{recipe.format}'; correct format, arch and sobel of the run"
         )
     for name, tensor in renamed.tensors.items():
         if tensor.shape != own[name].shape:
@@ -101,13 +122,20 @@ def convert(theirs: dict[str, Tensor], recipe: External, source: str) -> tuple[N
                 f"{str(recipe.sobel).lower()} and image_size: {recipe.image_size} has {list(own[name].shape)}; correct "
                 "the run"
             )
-        if tensor.layout != torch.strided or not torch.isfinite(tensor).all():
-            raise InputError(f"{source}: {_theirs(name, called)} is not finite; the file is damaged, fetch it again")
+        if name in weights:
+            _check_plain(_theirs(name, called), tensor, source)
+        elif not _in_memory(tensor) or tensor.is_complex():  # batches counted by a batch norm, in whatever type
+            raise InputError(
+                f"{source}: {_theirs(name, called)} is {tensor.dtype}, not a number of batches; {_DAMAGED}"
+            )
         own[name] = tensor.detach().to(own[name].dtype)
+        if not torch.isfinite(own[name]).all():
+            raise InputError(f"{source}: {_theirs(name, called)} is not finite; {_DAMAGED}")
     network.load_state_dict(own, strict=True)
     if not tops:
         remarks.append("no top layer in it: a new one stands in its place")
-    return network.eval(), [*remarks, *renamed.remarks, f"coverage {network.coverage:.2%} of the network's weights"]
+    coverage = checkpoint.percent(network.coverage)
+    return network.eval(), [*remarks, *renamed.remarks, f"coverage {coverage} of the network's weights"]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -144,7 +172,10 @@ def _check_sobel(theirs: dict[str, Tensor], recipe: External, source: str) -> No
 
     They are two convolutions there, one here: the mean over RGB, and the filters.
     """
-    held = [theirs[name] for name in ("sobel.0.weight", "sobel.1.weight") if name in theirs]
+    filters = {name: tensor for name, tensor in theirs.items() if re.fullmatch(r"sobel\.[01]\.(weight|bias)", name)}
+    for name, tensor in filters.items():
+        _check_plain(name, tensor, source)
+    held = [filters[name] for name in ("sobel.0.weight", "sobel.1.weight") if name in filters]
     if not held:
         return
     if not recipe.sobel:
@@ -154,10 +185,10 @@ def _check_sobel(theirs: dict[str, Tensor], recipe: External, source: str) -> No
         raise InputError(
             f"{source}: its Sobel filters have other shapes than DeepCluster's; such a file cannot be used"
         )
-    same = torch.allclose(held[0], torch.full((1, 3, 1, 1), 1 / 3), atol=1e-4) and torch.allclose(
-        held[1], one, atol=1e-4
+    same = torch.allclose(held[0].float(), torch.full((1, 3, 1, 1), 1 / 3), atol=1e-4) and torch.allclose(
+        held[1].float(), one, atol=1e-4
     )
-    biases = [theirs[name] for name in ("sobel.0.bias", "sobel.1.bias") if name in theirs]
+    biases = [filters[name] for name in ("sobel.0.bias", "sobel.1.bias") if name in filters]
     if not same or any(bias.any() for bias in biases):
         raise InputError(
             f"{source}: its Sobel filters are not those of DeepCluster and UIC; such a file cannot be used"
@@ -169,9 +200,30 @@ def _theirs(name: str, called: dict[str, str]) -> str:
     return called[head] + name.removeprefix(head) if head else name
 
 
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(names[:LISTED]) or "nothing"
-    return shown + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
+def _check_plain(name: str, tensor: Tensor, source: str) -> None:
+    """Refuse a weight that is no array of real numbers in memory; names of theirs."""
+    if not _in_memory(tensor):
+        wrong = "is sparse, quantised or without numbers"
+    elif not tensor.is_floating_point():
+        wrong = f"is {tensor.dtype}"
+    elif not tensor.ndim:
+        wrong = "is a single number"
+    else:
+        return
+    raise InputError(f"{source}: {name} {wrong}, not a plain tensor of floating-point numbers; {_DAMAGED}")
+
+
+def _in_memory(tensor: Tensor) -> bool:
+    """Whether every number of it is there, none of them for many."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        return False
+    return tensor.untyped_storage().nbytes() >= tensor.nbytes
+
+
+def _listed(what: str, names: list[str]) -> str:
+    """All the names, in lines."""
+    text = f"{what} ({len(names)}): {', '.join(names) or 'nothing'}"
+    return textwrap.fill(text, 120, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from uic_core.metrics import Metrics, Value
 def merge(paths: Sequence[Path]) -> Metrics:
     """Means over metrics files of one evaluation; run, protocol and data set are those of the first.
 
+    The seeds may have been evaluated by different numbers of processes; the protocol then has them all, as `1+2`.
+
     Raises:
         InputError: a file cannot be read, or differs from the first in more than its seed.
     """
@@ -40,10 +42,10 @@ def merge(paths: Sequence[Path]) -> Metrics:
         }
     )
     values = {name: _mean([metrics.values[name] for metrics in every]) for name in first.values}
-    runs = [metrics.run for metrics in every]
-    return first.model_copy(
-        update={"values": values, "protocol": {**first.protocol, "runs": runs}, "provenance": provenance}
-    )
+    protocol = {**first.protocol, "runs": [metrics.run for metrics in every]}
+    if "processes" in protocol:
+        protocol["processes"] = "+".join(dict.fromkeys(str(metrics.protocol["processes"]) for metrics in every))
+    return first.model_copy(update={"values": values, "protocol": protocol, "provenance": provenance})
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -72,8 +74,12 @@ def _difference(first: Metrics, other: Metrics) -> str:
     for name in ("evaluation", "dataset"):
         if getattr(first, name) != getattr(other, name):
             return name
+    # Of the processes that shared the work no number depends, but where a probe's batch norm takes each one's images.
+    free = set() if first.protocol.get("batch_norm") is True else {"processes"}
     for key in first.protocol.keys() | other.protocol.keys():
-        if first.protocol.get(key) != other.protocol.get(key):
+        if (key in first.protocol) != (key in other.protocol):
+            return f"protocol.{key}"
+        if key not in free and first.protocol[key] != other.protocol[key]:
             return f"protocol.{key}"
     for name in first.values.keys() | other.values.keys():
         units = [metrics.values[name].unit for metrics in (first, other) if name in metrics.values]
