@@ -126,7 +126,7 @@ class Turns(Supervised):
         """See Supervised."""
         return self._method.initial(trainer)
 
-    def prepare(self, trainer: Trainer, epoch: int) -> None:
+    def prepare(self, trainer: Trainer, epoch: int) -> int:
         """See Supervised. An epoch ends where the next one is prepared."""
         if epoch:
             whole, training, decoding = _clocks() - self._started
@@ -135,7 +135,7 @@ class Turns(Supervised):
             raise SystemExit
         self._parts = defaultdict(float)
         self._started = _clocks()
-        self._method.prepare(trainer, epoch)
+        return self._method.prepare(trainer, epoch)
 
     def order(self, trainer: Trainer, epoch: int) -> Order:
         """See Supervised."""
@@ -145,9 +145,9 @@ class Turns(Supervised):
         """Have a function's time noted as a part; one that is put aside does not count as the epoch's."""
         work = getattr(owner, name)
 
-        def clocked(*arguments: Any) -> Any:
+        def clocked(*arguments: Any, **named: Any) -> Any:
             started = _clocks()
-            found = work(*arguments)
+            found = work(*arguments, **named)
             took = _clocks() - started
             self._parts[part] += float(took[0])
             if aside:

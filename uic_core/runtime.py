@@ -34,6 +34,12 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
+def onto(device: torch.device, values: NDArray[np.generic]) -> torch.Tensor:
+    """An array on the device. A GPU fetches it when it comes to it: the process does not wait for what runs there."""
+    tensor = torch.from_numpy(np.ascontiguousarray(values))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
 def hardware() -> str:
     """Name of the GPU, or '' (metrics then name the CPU)."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else ""

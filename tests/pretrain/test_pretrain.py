@@ -1,7 +1,9 @@
 """Every method trains on real files; equal seeds give equal bytes; an interrupted run goes on as if nothing was."""
 
 import json
+import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from uic_core.data.index import build_imagenet
+from uic_core.errors import INTERRUPTED
 from uic_core.files import read_yaml
 from uic_core.pretrain import (
     checkpoint,
@@ -17,6 +20,7 @@ from uic_core.pretrain import (
     labels,
     loop,
     methods,
+    progress,
     resume,
 )
 from uic_core.pretrain.__main__ import main
@@ -50,6 +54,25 @@ def outputs(folder):
     return [(folder / name).read_bytes() for name in OUTPUTS]
 
 
+@pytest.fixture(scope="module")
+def known():
+    """What undisturbed runs left, so that each kind is run once."""
+    return {}
+
+
+@pytest.fixture
+def undisturbed(small, known):
+    """undisturbed(**changes) -> what such a run leaves."""
+
+    def expected(*arguments, **changes):
+        key = str(changes)
+        if key not in known:
+            known[key] = outputs(small("undisturbed", *arguments, **changes))
+        return known[key]
+
+    return expected
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -63,7 +86,7 @@ def outputs(folder):
     ],
     ids=lambda changes: "-".join(map(str, changes.values())) or "uic",
 )
-def test_a_method_trains_and_the_same_seed_gives_the_same_bytes(small, changes):
+def test_a_method_trains_and_the_same_seed_gives_the_same_bytes(small, undisturbed, changes):
     folder = small("one", **changes)
     network, recipe = checkpoint.load(folder / "checkpoint.safetensors")
     assert not network.training
@@ -75,11 +98,11 @@ def test_a_method_trains_and_the_same_seed_gives_the_same_bytes(small, changes):
     history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in history] == list(range(recipe.epochs))
     assert not list(folder.glob("*state*"))
-    assert outputs(small("two", **changes)) == outputs(folder)
+    assert undisturbed(**changes) == outputs(folder)
 
 
-def test_another_seed_gives_other_weights(small):
-    assert outputs(small("one"))[0] != outputs(small("two", seed=4))[0]
+def test_another_seed_gives_other_weights(small, undisturbed):
+    assert undisturbed()[0] != outputs(small("two", seed=4))[0]
 
 
 def test_uic_labels_are_the_argmax_of_the_training_forward(small, monkeypatch):
@@ -125,11 +148,12 @@ def test_deepclusters_top_layer_is_new_each_epoch_and_has_no_momentum(small, mon
     prepare = methods.DeepCluster.prepare
 
     def note(self, trainer, epoch):
-        prepare(self, trainer, epoch)
+        empty = prepare(self, trainer, epoch)
         tops.append(trainer.network.top.weight.detach().clone())
         assert not trainer.network.top.bias.any()
         body, top = trainer.optimizer.param_groups
         assert (body["momentum"], top["momentum"]) == (0.9, 0.0)
+        return empty
 
     monkeypatch.setattr(methods.DeepCluster, "prepare", note)
     small("run", method="deepcluster", schedule="constant")
@@ -162,6 +186,148 @@ def test_schedules_by_hand(small, tmp_path, schedule, expected):
     assert rates == pytest.approx(expected or [1, 0.5 + 0.5 * 2**-0.5, 0.5, 0.5 - 0.5 * 2**-0.5])
 
 
+def test_finetune_draws_other_members_of_large_classes_each_epoch(small, monkeypatch):
+    """Two of 30 classes are larger than the slots a class has; without regrouping each epoch would show the same."""
+    values = np.r_[np.zeros(12), np.ones(8), np.arange(2, 30)].astype(np.int32)
+    seen: list[set[int]] = []
+    order = methods.Finetune.order
+
+    def note(self, trainer, epoch):
+        found = order(self, trainer, epoch)
+        drawn, targets = found.draw(0, 48)
+        assert (values[drawn % 48] == targets).all()
+        seen.append(set((drawn[targets == 0] % 48).tolist()))
+        assert len(seen[-1]) <= 2, "slots of a class"
+        return found
+
+    monkeypatch.setattr(methods.Finetune, "initial", lambda self, trainer: values)
+    monkeypatch.setattr(methods.Finetune, "order", note)
+    source = small("source", method="random", epochs=0, classes=30) / "checkpoint.safetensors"
+    folder = small("tuned", "--pretrained", str(source), method="finetune", pretrained="source", epochs=6, classes=30)
+    assert len(set.union(*seen)) > 4
+    assert np.load(folder / "labels.npy").tolist() == values.tolist()
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    assert [line["nmi_previous"] for line in history] == [1.0] * 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [({"label_view": "center_crop"}, [0, 3]), ({"method": "deepcluster", "schedule": "constant"}, [3, 3])],
+    ids=["center_crop", "deepcluster"],
+)
+def test_empty_classes_are_those_of_the_epochs_own_labels(small, monkeypatch, changes, expected):
+    """Before they are split: the pass that makes the labels finds two of the five classes."""
+    found = (np.arange(48) % 2).astype(np.int32)
+    monkeypatch.setattr(loop.Trainer, "predict", lambda self: found.copy())
+    monkeypatch.setattr(deepcluster, "kmeans", lambda *_, **__: found.copy())
+    folder = small("run", **changes)
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    assert [line["empty_classes"] for line in history] == expected
+
+
+PASSES = {
+    "center_crop": ({"label_view": "center_crop"}, "epoch 2, step 1"),
+    "deepcluster": ({"method": "deepcluster", "schedule": "constant"}, "epoch 2, step 1"),
+    "finetune": ({"method": "finetune", "pretrained": "source"}, "epoch 1, step 1"),
+}
+
+
+@pytest.mark.parametrize("kind", PASSES)
+def test_told_to_end_in_a_pass_over_all_images_it_saves_and_goes_on_with_the_same_bytes(
+    small, undisturbed, monkeypatch, capsys, kind
+):
+    changes, position = PASSES[kind]
+    arguments = []
+    if kind == "finetune":
+        arguments = ["--pretrained", str(small("source", method="random", epochs=0) / "checkpoint.safetensors")]
+    expected = undisturbed(*arguments, **changes)
+    normalize, batches = loop.normalize, []
+
+    def tell(crops):
+        """Only these passes normalise without augmentation. Three batches each; told in the second of the last."""
+        batches.append(len(crops))
+        if len(batches) == (5 if kind == "deepcluster" else 2):
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return normalize(crops)
+
+    monkeypatch.setattr(loop, "normalize", tell)
+    with pytest.raises(SystemExit) as stop:
+        small("run", *arguments, **changes)
+    assert stop.value.code == INTERRUPTED
+    assert len(batches) % 3 == 2, "it ends at the next batch"
+    assert f"interrupted: SIGUSR1, saved before {position}" in capsys.readouterr().err
+    folder = small("run", *arguments, **changes)
+    assert f"going on from {position}" in capsys.readouterr().out
+    assert outputs(folder) == expected
+
+
+@pytest.mark.parametrize("after", ["whiten", "kmeans"])
+def test_told_to_end_while_it_clusters_it_saves_and_goes_on_with_the_same_bytes(
+    small, undisturbed, monkeypatch, capsys, after
+):
+    """After the PCA, and after an iteration of k-means: on ImageNet these take minutes."""
+    changes = {"method": "deepcluster", "schedule": "constant"}
+    expected, calls = undisturbed(**changes), []
+    owner, name = (deepcluster, "whiten") if after == "whiten" else (deepcluster.faiss.Kmeans, "train")
+    work = getattr(owner, name)
+
+    def tell(*given, **named):
+        found = work(*given, **named)
+        calls.append(name)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, tell)
+        with pytest.raises(SystemExit) as stop:
+            small("run", **changes)
+    assert stop.value.code == INTERRUPTED
+    assert len(calls) == 1
+    assert "SIGUSR1, saved before epoch 1, step 1" in capsys.readouterr().err
+    assert outputs(small("run", **changes)) == expected
+
+
+def test_the_history_grows_while_the_run_does(small, monkeypatch, tmp_path):
+    """A run one can watch: after each epoch the file holds its line."""
+    lines, prepare = [], methods.Uic.prepare
+
+    def look(self, trainer, epoch):
+        file = trainer.folder / "history.jsonl"
+        lines.append(len(file.read_text().splitlines()) if file.exists() else 0)
+        return prepare(self, trainer, epoch)
+
+    monkeypatch.setattr(methods.Uic, "prepare", look)
+    small("run")
+    assert lines == [0, 1]
+
+
+def test_a_gradient_that_is_not_finite_stops_and_keeps_the_last_good_state(
+    small, undisturbed, monkeypatch, capsys, tmp_path
+):
+    """The loss of a step is finite, its gradient is not: the next loss names the step, weights of it are not saved."""
+    expected = undisturbed()
+    loss, steps = loop.cross_entropy, []
+
+    def overflow(logits, targets):
+        steps.append(len(targets))
+        found = loss(logits, targets)
+        return found if len(steps) < 5 else found + 0 * torch.sqrt(logits.sum() * 0)  # d sqrt(0) is infinite
+
+    monkeypatch.setattr(resume, "EPOCH_SECONDS", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "cross_entropy", overflow)
+        with pytest.raises(SystemExit) as stop:
+            small("run")
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert "epoch 2, step 3: the loss is nan" in said
+    assert "the last good state is kept, no checkpoint is written" in said
+    assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
+    folder = small("run")
+    assert "going on from epoch 2, step 1" in capsys.readouterr().out
+    assert outputs(folder) == expected
+
+
 def test_a_loss_that_is_not_finite_stops_and_names_the_step(small, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         small("run", lr=1e30)
@@ -186,7 +352,7 @@ def test_weights_that_are_not_finite_are_not_saved(small, tmp_path, capsys, monk
     with pytest.raises(SystemExit) as stop:
         small("run", epochs=2)
     assert stop.value.code == 2
-    assert "before epoch 2, step 0: network.top.bias is not finite, the training diverged" in capsys.readouterr().err
+    assert "before epoch 2, step 1: network.top.bias is not finite, the training diverged" in capsys.readouterr().err
     assert not list((tmp_path / "run").glob("*state*"))
 
 
@@ -251,7 +417,7 @@ def test_an_unreadable_image_is_named(small, demo_data, tmp_path, capsys):
 
 
 def test_epochs_longer_than_a_minute_say_lines_where_there_is_no_terminal(small, monkeypatch, capsys):
-    monkeypatch.setattr(loop, "LINE_SECONDS", 0)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0)
     small("run", epochs=1)
     assert "epoch 1/1  step 2/3  loss " in capsys.readouterr().out
 
@@ -262,6 +428,26 @@ def test_kmeans_finds_planted_clusters():
     features = (np.eye(6)[truth] * 9 + rng.normal(size=(300, 6))).astype(np.float32)
     found = deepcluster.kmeans(deepcluster.whiten(features, 5), 6, 20, seed=0)
     assert labels.nmi(labels.group(found, 6), truth) > 0.95
+
+
+def test_kmeans_in_single_iterations_is_faiss_own():
+    rows = np.random.default_rng(0).normal(size=(400, 8)).astype(np.float32)
+    rows[:80] = rows[0]  # classes run empty
+    known = deepcluster.faiss.Kmeans(8, 90, niter=7, seed=5, min_points_per_centroid=1, max_points_per_centroid=10**7)
+    known.train(rows)
+    rounds = []
+    found = deepcluster.kmeans(rows, 90, 7, 5, after=lambda: rounds.append(1))
+    assert found.tolist() == known.index.search(rows, 1)[1].ravel().tolist()
+    assert len(rounds) == 7
+
+
+def test_clustering_takes_the_jobs_threads_and_gives_them_back():
+    before = torch.get_num_threads()
+    with deepcluster.threads(before + 2):
+        assert deepcluster.faiss.omp_get_max_threads() == before + 2
+    with deepcluster.threads(1):
+        assert deepcluster.faiss.omp_get_max_threads() == before
+    assert torch.get_num_threads() == before
 
 
 def test_whitened_features_are_uncorrelated_before_they_are_normalised():

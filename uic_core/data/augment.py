@@ -7,6 +7,7 @@ ColorJitter does. Between the operations pixels stay float: nothing is rounded t
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from typing import Literal
@@ -16,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+
+from uic_core import runtime
 
 Augmentation = Literal["standard", "strong"]
 
@@ -197,8 +200,15 @@ def _standardize(pixels: Tensor) -> Tensor:
 
     Mean and deviation of every pixel, in the images' layout: three values an inner loop would be slower.
     """
-    mean, std = (torch.empty_like(pixels[:1]).copy_(pixels.new_tensor(values)[:, None, None]) for values in (MEAN, STD))
+    mean, std = (torch.empty_like(pixels[:1]).copy_(values) for values in _moments(pixels.device, pixels.dtype))
     return pixels.sub_(mean).div_(std)
+
+
+@functools.cache
+def _moments(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Mean and deviation, [3, 1, 1] each; copied to the device once, as a copy waits for what runs there."""
+    mean, std = torch.tensor([MEAN, STD], dtype=dtype)[:, :, None, None].to(device)
+    return mean, std
 
 
 def _grey(images: Tensor) -> Tensor:
@@ -208,5 +218,5 @@ def _grey(images: Tensor) -> Tensor:
 
 def _to(images: Tensor, values: NDArray[np.generic]) -> Tensor:
     """Parameters to the images' device; floating ones in the images' precision."""
-    tensor = torch.from_numpy(np.ascontiguousarray(values))
-    return tensor.to(images.device, images.dtype if tensor.is_floating_point() else None)
+    tensor = runtime.onto(images.device, values)
+    return tensor.to(images.dtype) if tensor.is_floating_point() else tensor

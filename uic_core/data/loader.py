@@ -136,8 +136,8 @@ class _Slots:
         self.images = torch.from_numpy(memory).view(shape)
         self._device = device
         self._copied: dict[int, torch.cuda.Event] = {}
-        self._registered = device.type == "cuda"
-        if self._registered:
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        if self._stream is not None:
             torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(self.images.data_ptr(), self.images.numel(), 0))
 
     def take(self, slot: int, count: int) -> Tensor:
@@ -145,10 +145,16 @@ class _Slots:
         images = self.images[slot, :count].permute(0, 3, 1, 2)
         if self._device.type == "cpu":
             return images
-        images = images.to(self._device, non_blocking=True)
-        if self._registered:
+        if self._stream is None:
+            return images.to(self._device)
+        # On a stream of its own the copy runs beside the step before.
+        with torch.cuda.stream(self._stream):
+            images = images.to(self._device, non_blocking=True)
             self._copied[slot] = torch.cuda.Event()
             self._copied[slot].record()
+        consumer = torch.cuda.current_stream(self._device)
+        consumer.wait_event(self._copied[slot])
+        images.record_stream(consumer)
         return images
 
     def free(self, slot: int) -> None:
@@ -160,9 +166,9 @@ class _Slots:
         """Wait for the last copies; the driver lets the memory go."""
         for slot in list(self._copied):
             self.free(slot)
-        if self._registered:
+        if self._stream is not None:
             torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(self.images.data_ptr()))
-            self._registered = False
+            self._stream = None
 
 
 @dataclass(frozen=True)

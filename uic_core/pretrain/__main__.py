@@ -49,7 +49,8 @@ def main(arguments: list[str] | None = None) -> None:
             network = build(recipe.arch, classes=recipe.classes, image_size=recipe.image_size, sobel=recipe.sobel)
         start = sha256(options.pretrained)[:16] if options.pretrained else "fresh"
         workers = runtime.workers(options.threads)
-        Trainer(recipe, index, network, start, ranks, workers, options.save_every).run(options.out)
+        trainer = Trainer(recipe, index, network, start, ranks, workers, options.save_every, options.threads)
+        trainer.run(options.out)
 
 
 if __name__ == "__main__":

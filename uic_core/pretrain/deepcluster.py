@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
+
 import faiss
 import numpy as np
 from numpy.typing import NDArray
@@ -31,19 +34,36 @@ def whiten(features: NDArray[np.float32], dimension: int) -> NDArray[np.float32]
     return reduced
 
 
-def kmeans(features: NDArray[np.float32], classes: int, iterations: int, seed: int) -> Labels:
+def kmeans(
+    features: NDArray[np.float32], classes: int, iterations: int, seed: int, after: Callable[[], None] | None = None
+) -> Labels:
     """k-means by faiss; it splits large clusters where one runs empty.
 
     Args:
         features: float32 [N, D], N >= classes.
+        iterations: at least 1.
         seed: below 2^31.
+        after: called after each iteration.
 
     Returns:
         Nearest centroid of every row, int32 [N].
     """
     clustering = faiss.Kmeans(
-        features.shape[1], classes, niter=iterations, seed=seed, min_points_per_centroid=1,
-        max_points_per_centroid=10**7,
-    )  # fmt: skip
-    clustering.train(features)
+        features.shape[1], classes, niter=1, seed=seed, min_points_per_centroid=1, max_points_per_centroid=10**7
+    )
+    for _ in range(iterations):
+        clustering.train(features, init_centroids=clustering.centroids)
+        if after is not None:
+            after()
     return clustering.index.search(features, 1)[1].ravel().astype(np.int32)
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Give faiss so many threads at least: torchrun leaves its processes one each. torch's number is the same one."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(max(before, count))
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import functools
 import json
 import math
-import sys
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from uic_core import runtime
 from uic_core.data.augment import UNIFORMS, augment, normalize
@@ -33,14 +29,13 @@ from uic_core.pretrain.methods import cross_entropy, method
 from uic_core.pretrain.order import Order
 from uic_core.pretrain.parallel import Ranks
 from uic_core.pretrain.precision import autocast, resolve
+from uic_core.pretrain.progress import Progress
 from uic_core.pretrain.resume import Saver, Signals, State
 from uic_core.pretrain.state import Position, restore, save
 from uic_core.recipe import Recipe
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
-
-LINE_SECONDS = 60
 
 _BATCHES = 64  # of the order, drawn at a time
 
@@ -55,24 +50,27 @@ class Trainer:
         agreement: NMI of the labels with those before them.
         optimizer: one SGD over all weights; DeepCluster's top layer, new each epoch, has no momentum.
         history: a line for each finished epoch.
+        position: what comes next.
         rate: images a second of this process's part, in the epoch under way.
         folder: of the run, once it runs.
     """
 
     def __init__(
-        self, recipe: Recipe, index: Index, network: Network, start: str, ranks: Ranks, workers: int, save_every: float
-    ) -> None:
+        self, recipe: Recipe, index: Index, network: Network, start: str, ranks: Ranks, workers: int,
+        save_every: float, threads: int = 1,
+    ) -> None:  # fmt: skip
         """Set up a run.
 
         Args:
             start: what tells the weights in `network` from others a run of this recipe might start from.
             workers: decoding processes; 0 decodes in this one.
             save_every: seconds between states within an epoch.
+            threads: for what rank 0 does while all others wait.
 
         Raises:
             InputError: the recipe does not fit the index.
         """
-        self.recipe, self.ranks = recipe, ranks
+        self.recipe, self.ranks, self.threads = recipe, ranks, threads
         self.index = index.subset(recipe.images, recipe.seed)
         _check(recipe, self.index)
         self.identity = {"recipe": recipe.model_dump(), "hash": recipe.hash(), "data": self.index.fingerprint}
@@ -100,6 +98,8 @@ class Trainer:
         part = -(-recipe.batch_size // ranks.world)
         self.loader = Loader(self.index, recipe.image_size, recipe.resize, part, workers, self.device)
         self.save_every = save_every
+        self.position = Position()
+        self._saver: Saver | None = None
         self.labels: labels.Labels = np.zeros(0, np.int32)
         self.groups = labels.group(self.labels, recipe.classes)
         self.agreement = 1.0
@@ -118,15 +118,14 @@ class Trainer:
                 another run; another process has taken this run over.
             Interrupted: SIGTERM or SIGUSR1 came, and the state is saved.
         """
-        state = State(folder, self.identity, self.recipe.hash())
+        state = State(folder, self.identity, self.recipe.hash(), alone=True)
         self.folder = folder
         with state.claimed(self.ranks), contextlib.closing(self.loader), Signals() as signals:
             self._train(Saver(state, self.ranks, signals, self.save_every))
             if not self.ranks.rank:
-                state.check_owner()
+                self._write_history()
                 with atomic(folder / "labels.npy") as temporary:
                     np.save(temporary, self.labels)
-                write_text(folder / "history.jsonl", "".join(json.dumps(line) + "\n" for line in self.history))
                 extra = {"data": self.index.fingerprint}
                 checkpoint.save(folder / "checkpoint.safetensors", self.network, self.recipe, extra)
                 state.remove()
@@ -141,6 +140,18 @@ class Trainer:
         self.labels = found
         del self.groups  # before the new ones are made: eight bytes an image, not twelve
         self.groups = labels.group(found, self.recipe.classes, np.random.default_rng([self.recipe.seed, 1, epoch]))
+
+    def pause(self) -> None:
+        """Between two parts of a method's preparation of an epoch, on all ranks: end here if one was told to.
+
+        The state is that before the preparation, which must have changed nothing of the run yet.
+
+        Raises:
+            Interrupted: the state is saved.
+        """
+        assert self._saver is not None, "no run is in progress"
+        stop, _ = self._saver.agreed(math.inf, self.device)
+        self._obey([stop, 0.0])
 
     def say(self, line: str) -> None:
         """Print a line, once for all ranks."""
@@ -170,6 +181,7 @@ class Trainer:
         own = (part[self.ranks.rank] if len(part[self.ranks.rank]) else part[0][:1] for part in parts)
         found: NDArray[Any] | None = None
         for part, (crops, _) in zip(parts, self.loader.stream(own, "center_crop", self.recipe.seed, 0), strict=True):
+            self.pause()
             x = normalize(crops).contiguous(memory_format=torch.channels_last)
             with autocast(self.precision, self.device):
                 rows = function(x)[: len(part[self.ranks.rank])]
@@ -182,35 +194,36 @@ class Trainer:
         return found
 
     def _train(self, saver: Saver) -> None:
-        recipe = self.recipe
-        position = restore(saver.state, self)
-        if position is None:
-            position = Position()
+        recipe, self._saver = self.recipe, saver
+        self.position = restore(saver.state, self)
+        if not len(self.labels):
             self.relabel(self.method.initial(self), 0)
         self.say(
             f"{recipe.method}, {recipe.arch}: {len(self.index)} images, {self.ranks.world} process(es) on "
             f"{self.device.type}, {str(self.precision).removeprefix('torch.')}"
         )
         network = self.ranks.wrap(self.network) if recipe.epochs else self.network
-        for epoch in range(position.epoch, recipe.epochs):
-            if not position.step:
-                position.empty = self.groups.empty()
-                self.method.prepare(self, epoch)
+        for epoch in range(self.position.epoch, recipe.epochs):
+            if not self.position.step:
+                self.position.empty = self.method.prepare(self, epoch)
             order = self.method.order(self, epoch)
-            self._epoch(network, position, order, saver)
+            self._epoch(network, order, saver)
             covered = order.coverage()
             del order  # and with it the old groups
             if self.method.learns_labels:
                 self.relabel(self.labels, epoch + 1)
-            self._record(position, covered)
-            position = Position(epoch + 1)
+            self._record(covered)
+            self.position = Position(epoch + 1)
             if epoch + 1 < recipe.epochs:
-                wishes = self.ranks.mean(torch.tensor(saver.wishes(resume.EPOCH_SECONDS), device=self.device)).tolist()
-                saver.obey(wishes, position, functools.partial(save, saver.state, self, position))
+                self._obey(saver.agreed(resume.EPOCH_SECONDS, self.device))
 
-    def _epoch(self, network: nn.Module, position: Position, order: Order, saver: Saver) -> None:
+    def _obey(self, wishes: list[float]) -> None:
+        assert self._saver is not None, "no run is in progress"
+        self._saver.obey(wishes, self.position, functools.partial(save, self._saver.state, self))
+
+    def _epoch(self, network: nn.Module, order: Order, saver: Saver) -> None:
         """The epoch's steps from `position` on. Every step's numbers are read while the next one runs."""
-        recipe, rank = self.recipe, self.ranks.rank
+        recipe, position, rank = self.recipe, self.position, self.ranks.rank
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(recipe, position.epoch)
         network.train()
@@ -227,7 +240,7 @@ class Trainer:
                     yield drawn[own]
 
         stream = self.loader.stream(shares(), "resized_crop", recipe.seed, position.epoch)
-        progress = _Progress(self, position, bounds)
+        progress = Progress(self, len(bounds))
         waiting: _Step | None = None
         for step, (crops, draws) in enumerate(stream, position.step):
             # All randomness of a step starts here, so a resumed run draws what an undisturbed one would.
@@ -238,50 +251,70 @@ class Trainer:
             x = x.contiguous(memory_format=torch.channels_last)
             with autocast(self.precision, self.device):
                 logits = network(x)
-            target = torch.from_numpy(targets.popleft()).to(self.device, non_blocking=True)
+            target = runtime.onto(self.device, targets.popleft())
             loss = cross_entropy(logits, target)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
-            wishes = torch.tensor(saver.wishes(saver.every), device=self.device)
-            said = self.ranks.mean(torch.cat([loss.detach().float()[None], wishes]))
-            labels_left = logits.detach().argmax(1).to(torch.int32) if self.method.learns_labels else None
-            ended, waiting = waiting, _Step(step, draws % len(self.index), labels_left, said)
+            found = logits.detach().argmax(1).to(torch.int32) if self.method.learns_labels else None
+            ended, waiting = waiting, self._left(step, draws, loss.detach().float(), found)
             if ended is not None:
-                obeyed = self._settle(ended, position, bounds, progress)
+                obeyed = self._settle(ended, bounds, progress)
                 if any(obeyed):
-                    self._settle(waiting, position, bounds, progress)
+                    self._settle(waiting, bounds, progress)
                     waiting = None
                     if position.step < len(bounds):
-                        self.ranks.merge(self.labels, order, bounds[: position.step], self.device)
-                        saver.obey(obeyed, position, functools.partial(save, saver.state, self, position))
+                        self._merge(order, bounds[: position.step])
+                        self._obey(obeyed)
         if waiting is not None:
-            self._settle(waiting, position, bounds, progress)
+            self._settle(waiting, bounds, progress)
         progress.close()
-        self.ranks.merge(self.labels, order, bounds, self.device)
+        self._merge(order, bounds)
 
-    def _settle(
-        self, step: _Step, position: Position, bounds: list[tuple[int, int]], progress: _Progress
-    ) -> list[float]:
+    def _merge(self, order: Order, bounds: list[tuple[int, int]]) -> None:
+        """The labels that all ranks wrote in these batches."""
+        if self.method.learns_labels:
+            self.ranks.merge(self.labels, order, bounds, self.device)
+
+    def _left(self, step: int, draws: NDArray[np.int64], loss: Tensor, predictions: Tensor | None) -> _Step:
+        """What a step leaves, on its way to the CPU: the loss is the mean over the ranks."""
+        assert self._saver is not None
+        wishes = self._saver.wishes(self._saver.every)
+        # Filled on the device: copies of a few numbers from the CPU would wait for all that runs there.
+        said = torch.stack([loss, *(torch.full_like(loss, wish) for wish in wishes)])
+        said = self.ranks.mean(said).to("cpu", non_blocking=True)
+        if predictions is not None:
+            predictions = predictions.to("cpu", non_blocking=True)
+        arrived = None
+        if self.device.type == "cuda":
+            arrived = torch.cuda.Event()
+            arrived.record()
+        return _Step(step, draws % len(self.index), predictions, said, arrived)
+
+    def _settle(self, step: _Step, bounds: list[tuple[int, int]], progress: Progress) -> list[float]:
         """Take over what a step left; the ranks' wishes to stop and to save."""
+        if step.arrived is not None:
+            step.arrived.synchronize()  # and not the step after it, which runs
+        position = self.position
         loss, *wishes = step.said.tolist()
         if not math.isfinite(loss):
             raise InputError(
-                f"epoch {position.epoch + 1}, step {step.number}: the loss is {loss}; lower lr in the recipe "
+                f"epoch {position.epoch + 1}, step {step.number + 1}: the loss is {loss}; lower lr in the recipe "
                 "(the last good state is kept, no checkpoint is written)"
             )
         if step.predictions is not None:
             # The same forward that is being learned from: labels cost no pass of their own.
-            labels.update(self.labels, step.positions, step.predictions.cpu().numpy())
+            labels.update(self.labels, step.positions, step.predictions.numpy())
         first, last = bounds[step.number]
         position.step = step.number + 1
         position.loss += loss * (last - first)
         position.images += last - first
-        progress.show(position)
+        progress.show()
         return wishes
 
-    def _record(self, position: Position, covered: float) -> None:
+    def _record(self, covered: float) -> None:
         """Append to the history (no clock in it: the same seed gives the same bytes) and tell the reader."""
+        position = self.position
         line = {
             "epoch": position.epoch,
             "loss": round(position.loss / position.images, 6),
@@ -294,8 +327,14 @@ class Trainer:
         self.history.append(line)
         if not self.ranks.rank:
             self._board(line)
+            self._write_history()
         shown = "  ".join(f"{key} {value:g}" for key, value in line.items() if key != "epoch")
         self.say(f"epoch {position.epoch + 1}/{self.recipe.epochs}  {shown}  {self.rate:.0f} images/s")
+
+    def _write_history(self) -> None:
+        assert self._saver is not None
+        self._saver.state.check_owner()
+        write_text(self.folder / "history.jsonl", "".join(json.dumps(line) + "\n" for line in self.history))
 
     def _board(self, line: dict[str, Any]) -> None:
         """The line for TensorBoard; what an interrupted run wrote of the same epochs is dropped."""
@@ -313,60 +352,19 @@ class Trainer:
 
 @dataclass
 class _Step:
-    """What a step leaves on the device: read one step later, so that the device does not wait.
+    """What a step leaves: read one step later, so that the device does not wait.
 
     Attributes:
         predictions: int32 [B], or None where the method keeps its labels.
         said: loss and the ranks' wishes, means over the ranks, float [3].
+        arrived: when both are there, where they come from a GPU.
     """
 
     number: int
     positions: NDArray[np.int64]
     predictions: Tensor | None
     said: Tensor
-
-
-class _Progress:
-    """A bar on a terminal; in a log, a line a minute in epochs that take longer. Rank 0 alone shows it."""
-
-    def __init__(self, trainer: Trainer, position: Position, bounds: list[tuple[int, int]]) -> None:
-        self.trainer, self.steps, self.first = trainer, len(bounds), position.step
-        self.images = position.images
-        self.started = self.said = time.monotonic()
-        self.covered = trainer.history[-1]["coverage"] if trainer.history else None  # by the epoch before
-        self.title = f"epoch {position.epoch + 1}/{trainer.recipe.epochs}"
-        self.bar: tqdm[Any] | None = None
-        if not trainer.ranks.rank and sys.stderr is not None and sys.stderr.isatty():
-            self.bar = tqdm(desc=self.title, total=len(bounds), initial=position.step, leave=False)
-
-    def show(self, position: Position) -> None:
-        """After each step."""
-        now = time.monotonic()
-        seconds = max(now - self.started, 1e-9)
-        self.trainer.rate = (position.images - self.images) / seconds
-        if self.bar is None and now - self.said < LINE_SECONDS:
-            return
-        epochs = self.trainer.recipe.epochs - position.epoch
-        left = seconds / (position.step - self.first) * (epochs * self.steps - position.step)
-        found = {
-            "loss": f"{position.loss / position.images:.4f}",
-            "nmi_previous": f"{self.trainer.agreement:.3f}",
-            "empty_classes": str(position.empty),
-            **({"coverage": f"{self.covered:.3f}"} if self.covered is not None else {}),
-            "left": str(datetime.timedelta(seconds=round(left))),
-        }
-        if self.bar is not None:
-            self.bar.update(position.step - self.bar.n)
-            self.bar.set_postfix(found, refresh=False)
-            return
-        self.said = now
-        shown = "  ".join(f"{key} {value}" for key, value in found.items())
-        self.trainer.say(f"{self.title}  step {position.step}/{self.steps}  {shown}  {self.trainer.rate:.0f} images/s")
-
-    def close(self) -> None:
-        """The epoch is over."""
-        if self.bar is not None:
-            self.bar.close()
+    arrived: torch.cuda.Event | None
 
 
 def _check(recipe: Recipe, index: Index) -> None:

@@ -32,8 +32,15 @@ class Supervised:
         """Labels before the first epoch, int32 [N]."""
         return trainer.index.labels.copy()
 
-    def prepare(self, trainer: Trainer, epoch: int) -> None:
-        """Before an epoch: may change `trainer`'s labels, groups and top layer. Called once an epoch."""
+    def prepare(self, trainer: Trainer, epoch: int) -> int:
+        """Before an epoch: may change `trainer`'s labels, groups and top layer. Called once an epoch.
+
+        What takes long calls `trainer.pause` now and then, as long as nothing is changed yet.
+
+        Returns:
+            Classes without a member in the epoch's labels, before they are split.
+        """
+        return trainer.groups.empty()
 
     def order(self, trainer: Trainer, epoch: int) -> Order:
         """Order and targets of an epoch, from what `prepare` left."""
@@ -54,9 +61,11 @@ class Uic(Random):
 
     learns_labels = True
 
-    def prepare(self, trainer: Trainer, epoch: int) -> None:
+    def prepare(self, trainer: Trainer, epoch: int) -> int:
         """See Supervised."""
+        empty = trainer.groups.empty()
         labels.split_empty(trainer.groups, trainer.labels)
+        return empty
 
     def order(self, trainer: Trainer, epoch: int) -> Order:
         """See Supervised. The groups stay, so they are the snapshot of the targets while labels change."""
@@ -68,11 +77,11 @@ class UicCenterCrop(Uic):
 
     learns_labels = False
 
-    def prepare(self, trainer: Trainer, epoch: int) -> None:
+    def prepare(self, trainer: Trainer, epoch: int) -> int:
         """See Supervised. The first epoch keeps the uniform draw, as in UIC."""
         if epoch:
             trainer.relabel(trainer.predict(), epoch)
-        super().prepare(trainer, epoch)
+        return super().prepare(trainer, epoch)
 
 
 class Finetune(Supervised):
@@ -85,6 +94,12 @@ class Finetune(Supervised):
         """See Supervised."""
         return trainer.predict()
 
+    def prepare(self, trainer: Trainer, epoch: int) -> int:
+        """See Supervised. Same labels, but of a large class's members each epoch draws others."""
+        if epoch:
+            trainer.relabel(trainer.labels, epoch)
+        return super().prepare(trainer, epoch)
+
     def order(self, trainer: Trainer, epoch: int) -> Order:
         """See Supervised."""
         return Balanced(trainer.groups, trainer.recipe.seed, epoch)
@@ -95,21 +110,31 @@ class DeepCluster(Random):
 
     top_momentum = False
 
-    def prepare(self, trainer: Trainer, epoch: int) -> None:
-        """See Supervised."""
+    def prepare(self, trainer: Trainer, epoch: int) -> int:
+        """See Supervised. Rank 0 clusters, with all of the job's threads, as the others wait."""
         recipe, found = trainer.recipe, np.zeros(len(trainer.index), np.int32)
         features = trainer.embeddings()
-        if features is not None:
-            seed = int(np.random.default_rng([recipe.seed, 4, epoch]).integers(2**31))
-            white = deepcluster.whiten(features, recipe.pca)
-            found = deepcluster.kmeans(white, recipe.classes, recipe.kmeans_iterations, seed)
+        with deepcluster.threads(trainer.threads):
+            if features is not None:
+                features = deepcluster.whiten(features, recipe.pca)
+            trainer.pause()
+            if features is not None:
+                seed = int(np.random.default_rng([recipe.seed, 4, epoch]).integers(2**31))
+                found[:] = deepcluster.kmeans(
+                    features, recipe.classes, recipe.kmeans_iterations, seed, after=trainer.pause
+                )
+            else:
+                for _ in range(recipe.kmeans_iterations):
+                    trainer.pause()
         trainer.ranks.broadcast(found, trainer.device)
         trainer.relabel(found, epoch)
+        empty = trainer.groups.empty()
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
         with torch.no_grad():
             weight = torch.empty(trainer.network.top.weight.shape).normal_(0.0, 0.01, generator=generator)
             trainer.network.top.weight.copy_(weight)
             nn.init.zeros_(trainer.network.top.bias)
+        return empty
 
     def order(self, trainer: Trainer, epoch: int) -> Order:
         """See Supervised."""

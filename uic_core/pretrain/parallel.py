@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import datetime
 import os
 import signal
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ from uic_core.pretrain.order import Order
 
 _PR_SET_PDEATHSIG = 1
 _BATCHES = 256  # looked at at a time
+# The others wait while rank 0 clusters features, or writes to a slow disk. Of one that has died torchrun tells them.
+_PATIENCE = datetime.timedelta(hours=3)
 
 
 @contextlib.contextmanager
@@ -37,7 +40,7 @@ def group(device: torch.device) -> Iterator[Ranks]:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
     try:
         yield Ranks(dist.get_rank(), world)
     finally:
@@ -127,6 +130,14 @@ class Ranks:
         parts = [torch.empty_like(padded) for _ in counts]
         dist.all_gather(parts, padded)
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    def agree(self, values: list[int], device: torch.device) -> bool:
+        """Whether all ranks have the same integers."""
+        if self.world == 1:
+            return True
+        ends = torch.tensor([values, [-value for value in values]], device=device)
+        dist.all_reduce(ends, dist.ReduceOp.MAX)
+        return bool((ends[0] == -ends[1]).all())
 
     def broadcast(self, values: NDArray[np.int32], device: torch.device) -> None:
         """Rank 0's array for all, in place."""

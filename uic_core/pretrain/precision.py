@@ -18,7 +18,7 @@ def resolve(asked: str, device: torch.device) -> torch.dtype:
     """
     if asked == "auto":
         has = (
-            torch.cuda.is_bf16_supported()
+            torch.cuda.is_bf16_supported(including_emulation=False)
             if device.type == "cuda"
             else bool({"amx_bf16", "avx512_bf16"} & _cpu_flags())
         )

@@ -64,12 +64,15 @@ class State:
     Args:
         folder: of the stage's results.
         identity: what a state must share to be gone on from, as JSON: recipe or protocol, data, start.
-        name: part of the files' names, of letters and digits: states of another name are left alone.
+        name: part of the files' names, of letters and digits.
         prefix: of the files' names, where several stages write into one folder.
+        alone: a state of another name is refused; else it is left alone until this stage is complete.
     """
 
-    def __init__(self, folder: Path, identity: dict[str, Any], name: str, prefix: str = "") -> None:
-        self.folder, self.identity = folder, identity
+    def __init__(
+        self, folder: Path, identity: dict[str, Any], name: str, prefix: str = "", *, alone: bool = False
+    ) -> None:
+        self.folder, self.identity, self._alone = folder, identity, alone
         self._stem = f"{prefix}state"
         self.path = folder / f"{self._stem}.{name}.safetensors"
         self.previous = folder / f"{self._stem}.{name}.previous.safetensors"
@@ -77,6 +80,8 @@ class State:
         self.marker = folder / f"{prefix}interrupted"
         self.owner = folder / f"{prefix}owner"
         self._own = ""
+        self._unusable: list[Path] = []
+        self._tidied = False
 
     @contextlib.contextmanager
     def claimed(self, ranks: Ranks) -> Iterator[None]:
@@ -117,30 +122,31 @@ class State:
             InputError: the disk is full, or another process works here now; the states already there stay.
         """
         self.check_owner()
+        self._tidy()
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         with atomic(self._new) as temporary:
             safetensors.torch.save_file(tensors, temporary, metadata={"state": json.dumps(self.identity | content)})
-        if self.path.exists():
-            os.replace(self.path, self.previous)
-        os.replace(self._new, self.path)
+        self._take_new()
 
     def load(self, say: Callable[[str], None]) -> tuple[Path, dict[str, Any], dict[str, Tensor]] | None:
         """The newest usable file, its content and tensors. None: there is no file.
 
+        Changes nothing: other ranks may read the same files. What is not usable goes with the next `save`.
+
         Raises:
             InputError: a state of another identity, with what differs; or no usable file is left.
         """
-        self._clean()
+        self._refuse_others()
         unusable = []
-        for path in (self.path, self.previous):
+        # A process killed between the two renames of `save` leaves its last state under the first of these names.
+        for path in (self._new, self.path, self.previous):
             if not path.exists():
                 continue
             try:
-                with safetensors.safe_open(path, framework="pt") as file:
-                    content = json.loads(file.metadata()["state"])
-                    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            except (OSError, safetensors.SafetensorError, TypeError, KeyError, ValueError) as error:
+                content, tensors = _read(path)
+            except ValueError as error:
                 unusable.append(f"{path}: is no whole state ({error})")
+                self._unusable.append(path)
                 continue
             for line in unusable:
                 say(f"{line}; the previous state is used")
@@ -151,10 +157,11 @@ class State:
         return None
 
     def remove(self) -> None:
-        """The stage is complete; states of other names go too."""
+        """The stage is complete, on rank 0; states of other names go too."""
+        _sync(self.folder)  # the results are there before the state is not
         for path in (*self.folder.glob(f"{self._stem}.*.safetensors"), self.marker):
             path.unlink(missing_ok=True)
-        self._clean()
+        self._tidy()
 
     def _owner(self) -> str:
         """Who works in the folder; '' if nobody does."""
@@ -163,20 +170,46 @@ class State:
         except FileNotFoundError:
             return ""
 
-    def _clean(self) -> None:
-        """Remove what a process left that was killed while it wrote."""
+    def _tidy(self) -> None:
+        """Put in order, before the first write, what killed processes left. On rank 0, once all ranks have loaded.
+
+        A file that is not whole goes, or it would take the place of the one that was used instead.
+        """
+        if self._tidied:
+            return
         # The second are safetensors' own, while it writes the first.
-        leftovers = (*self.folder.glob(f".{self._stem}.*.partial.*"), *self.folder.glob(".tmp??????"))
-        for path in (*leftovers, self._new):
+        for path in (*self.folder.glob(f".{self._stem}.*.partial.*"), *self.folder.glob(".tmp??????")):
             path.unlink(missing_ok=True)
+        for path in self._unusable:
+            path.unlink(missing_ok=True)
+        if self._new.exists():
+            self._take_new()
+        self._tidied = True
+
+    def _take_new(self) -> None:
+        if self.path.exists():
+            os.replace(self.path, self.previous)
+        os.replace(self._new, self.path)
+        _sync(self.folder)
+
+    def _refuse_others(self) -> None:
+        """Hours of work may be in an unfinished state of other settings; it must not go unseen."""
+        own = (self._new, self.path, self.previous)
+        others = sorted(set(self.folder.glob(f"{self._stem}.*.safetensors")) - set(own)) if self._alone else []
+        for path in others:
+            try:
+                content, _ = _read(path)
+            except ValueError as error:
+                raise InputError(f"{path}: is of another run, and no whole state ({error}); remove the file") from error
+            self._check(path, content)
 
     def _check(self, path: Path, content: dict[str, Any]) -> None:
         there, here = _flat(content), _flat(self.identity)
         differing = [f"{key}: {there.get(key)} there, {here[key]} here" for key in here if there.get(key) != here[key]]
         if differing:
             raise InputError(
-                f"{path}: belongs to another run ({'; '.join(differing)}); go on with what it belongs to, or remove "
-                "the file to start afresh"
+                f"{path}: is the unfinished state of another run ({'; '.join(differing)}); restore what it has to go "
+                "on with it, or remove the file to start afresh"
             )
 
 
@@ -193,6 +226,11 @@ class Saver:
         self.state, self.every = state, every
         self._ranks, self._signals = ranks, signals
         self._saved = time.monotonic()
+
+    def agreed(self, seconds: float, device: torch.device) -> list[float]:
+        """The `wishes` of all ranks, summed: the same on each of them, which all ask at the same place."""
+        own = self.wishes(seconds)
+        return own if self._ranks.world == 1 else self._ranks.add(torch.tensor(own, device=device)).tolist()
 
     def wishes(self, seconds: float) -> list[float]:
         """[stop, save], 1 where this rank wants it: told to end, or `seconds` after the last state."""
@@ -247,6 +285,25 @@ def restore_momenta(optimizer: torch.optim.SGD, parameters: Iterable[nn.Paramete
 def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names begin with `prefix`, under the rest of their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Content and tensors of a state file. Raises ValueError where it is not whole."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            content = json.loads(file.metadata()["state"])
+            return content, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError, TypeError, KeyError) as error:
+        raise ValueError(str(error)) from error
+
+
+def _sync(folder: Path) -> None:
+    """Have a folder's names on the disk, as its files are."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _flat(content: dict[str, Any]) -> dict[str, Any]:

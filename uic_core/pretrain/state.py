@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from uic_core.errors import InputError
 from uic_core.pretrain.labels import Groups
@@ -22,7 +25,7 @@ class Position:
     Attributes:
         epoch, step: what comes next.
         loss, images: of this epoch's steps so far, the sum over images and their number.
-        empty: classes without a member before this epoch's splitting.
+        empty: classes without a member in this epoch's labels, before they are split.
     """
 
     epoch: int = 0
@@ -32,11 +35,11 @@ class Position:
     empty: int = 0
 
     def __str__(self) -> str:
-        return f"epoch {self.epoch + 1}, step {self.step}"
+        return f"epoch {self.epoch + 1}, step {self.step + 1}"
 
 
-def save(state: State, trainer: Trainer, position: Position) -> None:
-    """Keep everything that the steps from `position` on follow from.
+def save(state: State, trainer: Trainer) -> None:
+    """Keep everything that the steps from the trainer's position on follow from.
 
     Raises:
         InputError: the disk is full, or a weight is not finite; the states already there stay.
@@ -46,28 +49,30 @@ def save(state: State, trainer: Trainer, position: Position) -> None:
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise InputError(
-                f"before {position}: {name} is not finite, the training diverged; lower lr in the recipe "
+                f"before {trainer.position}: {name} is not finite, the training diverged; lower lr in the recipe "
                 "(the last good state is kept, no checkpoint is written)"
             )
     tensors["labels"] = torch.from_numpy(trainer.labels)
     for name, array in vars(trainer.groups).items():
         tensors[f"groups.{name}"] = torch.from_numpy(array)
     content = {
-        "position": asdict(position), "history": trainer.history, "agreement": trainer.agreement,
+        "position": asdict(trainer.position), "history": trainer.history, "agreement": trainer.agreement,
         "ranks": trainer.ranks.world,
     }  # fmt: skip
     state.save(tensors, content)
 
 
-def restore(state: State, trainer: Trainer) -> Position | None:
-    """Fill the trainer from the newest usable state. None: there is none.
+def restore(state: State, trainer: Trainer) -> Position:
+    """Fill the trainer from the newest usable state; the run's beginning where there is none.
 
     Raises:
-        InputError: a state of another recipe, data set or start, with what differs; or no usable file is left.
+        InputError: a state of another recipe, data set or start, with what differs; or no usable file is left; or
+            other processes have another one before them.
     """
     found = state.load(trainer.say)
+    _compare(found and found[1:], trainer, state)
     if found is None:
-        return None
+        return Position()
     path, content, tensors = found
     trainer.network.load_state_dict(part(tensors, "network."))
     restore_momenta(trainer.optimizer, trainer.network.parameters(), tensors)
@@ -77,3 +82,19 @@ def restore(state: State, trainer: Trainer) -> Position | None:
     position = Position(**content["position"])
     trainer.say(f"{path}: going on from {position}{trainer.ranks.changed(content['ranks'])}")
     return position
+
+
+def _compare(found: tuple[dict[str, Any], dict[str, Tensor]] | None, trainer: Trainer, state: State) -> None:
+    """Have all ranks go on from the same state: not each from what lies on its own node's disk."""
+    seen = [-1, -1, 0]  # epoch, step, digest
+    if found is not None:
+        content, tensors = found
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+        digest.update(tensors["labels"].numpy())
+        seen = [content["position"]["epoch"], content["position"]["step"], int(digest.hexdigest()[:15], 16)]
+    if not trainer.ranks.agree(seen, trainer.device):
+        here = f"epoch {seen[0] + 1}, step {seen[1] + 1}" if found else "no state"
+        raise InputError(
+            f"{state.folder}: process {trainer.ranks.rank} finds {here} there, and another process something else; "
+            "--out must be one folder for all nodes of the run"
+        )

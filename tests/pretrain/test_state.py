@@ -1,0 +1,129 @@
+"""State files: whatever a killed process leaves, the newest whole one is found, and none is lost to a broken one."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from uic_core.errors import InputError
+from uic_core.pretrain.parallel import ALONE
+from uic_core.pretrain.resume import Saver, Signals, State
+
+IDENTITY = {"recipe": {"lr": 0.1, "epochs": 5}, "hash": "aaaa", "data": "images"}
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of the process runs on."""
+
+
+def stage(folder: Path, **changes: object) -> State:
+    """The stage's next process."""
+    return State(folder, IDENTITY | changes, str(changes.get("hash", "aaaa")), alone=True)
+
+
+def saved(state: State, *numbers: int) -> State:
+    for number in numbers:
+        state.save({"weight": torch.full((100,), float(number))}, {"step": number})
+    return state
+
+
+def loaded(folder: Path) -> tuple[int, list[str]]:
+    """What a new process finds, and says."""
+    said: list[str] = []
+    found = stage(folder).load(said.append)
+    assert found is not None
+    assert (found[2]["weight"] == found[1]["step"]).all()
+    return found[1]["step"], said
+
+
+@pytest.mark.parametrize(
+    "keep", [0, 5, 8, 200, -1], ids=["nothing", "half a length", "no header", "no weight", "all but a byte"]
+)
+def test_truncated_anywhere_the_one_before_is_used_and_outlives_the_broken_one(tmp_path, keep):
+    first = saved(stage(tmp_path), 1, 2)
+    first.path.write_bytes(first.path.read_bytes()[:keep])
+    again = stage(tmp_path)
+    said: list[str] = []
+    found = again.load(said.append)
+    assert found is not None
+    assert found[1]["step"] == 1
+    assert f"{first.path}: is no whole state (" in said[0]
+    assert "the previous state is used" in said[0]
+    saved(again, 3)
+    assert loaded(tmp_path) == (3, [])
+    again.path.write_bytes(b"")  # broken once more: the one before it must be a whole one
+    assert loaded(tmp_path)[0] == 1
+
+
+@pytest.mark.parametrize("renames", [1, 2, 3])
+def test_killed_while_a_state_takes_its_place_nothing_is_lost(tmp_path, monkeypatch, renames):
+    """The new file's own name, the old one's further name, the new one's place: killed before each of the three."""
+    saved(stage(tmp_path), 1, 2)
+    replace, calls = os.replace, []
+
+    def killed(*names):
+        calls.append(names)
+        if len(calls) == renames:
+            raise Killed
+        replace(*names)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(Killed):
+            saved(stage(tmp_path), 3)
+    assert loaded(tmp_path) == (2 if renames == 1 else 3, [])
+    again = stage(tmp_path)
+    again.load(print)
+    saved(again, 4)
+    assert loaded(tmp_path) == (4, [])
+    again.path.unlink()
+    assert loaded(tmp_path) == (2 if renames == 1 else 3, [])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state.aaaa.previous.safetensors"]
+
+
+def test_loading_changes_nothing(tmp_path):
+    """Each rank loads, when another may write already."""
+    state = saved(stage(tmp_path), 1, 2)
+    state.path.write_bytes(b"half")
+    leftover = tmp_path / ".tmpr2TK69"
+    leftover.write_bytes(b"half")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    loaded(tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    again = stage(tmp_path)
+    again.load(print)
+    saved(again, 3)
+    assert not leftover.exists()
+
+
+def test_an_unfinished_state_of_another_recipe_is_refused_with_both_hashes_and_the_keys(tmp_path):
+    theirs = saved(stage(tmp_path), 1)
+    other = stage(tmp_path, hash="bbbb", recipe={"lr": 0.2, "epochs": 5})
+    with pytest.raises(InputError) as refused:
+        other.load(print)
+    assert str(refused.value) == (
+        f"{theirs.path}: is the unfinished state of another run (recipe.lr: 0.1 there, 0.2 here; hash: aaaa there, "
+        "bbbb here); restore what it has to go on with it, or remove the file to start afresh"
+    )
+    theirs.path.write_bytes(b"half")
+    with pytest.raises(InputError, match=r"is of another run, and no whole state .*; remove the file"):
+        other.load(print)
+    theirs.path.unlink()
+    assert other.load(print) is None
+
+
+def test_evaluations_leave_states_of_other_settings_alone(tmp_path):
+    theirs = saved(stage(tmp_path), 1)
+    other = State(tmp_path, IDENTITY | {"hash": "bbbb"}, "bbbb")
+    assert other.load(print) is None
+    saved(other, 2)
+    assert theirs.path.exists()
+
+
+def test_one_process_asks_no_other_and_a_signal_is_its_wish(tmp_path):
+    with Signals() as signals:
+        saver = Saver(stage(tmp_path), ALONE, signals, 1000)
+        assert saver.agreed(1000, torch.device("cpu")) == [0, 0]
+        signals.caught = "SIGTERM"
+        assert saver.agreed(0, torch.device("cpu")) == [1, 1]
