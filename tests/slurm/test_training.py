@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import re
 import signal
 import subprocess
 import time
@@ -177,8 +178,8 @@ def test_a_controller_that_is_down_for_a_while_is_waited_for(cluster, tmp_path, 
     assert left(site) == undisturbed(60)
 
 
-def test_a_killed_snakemake_is_started_again_and_its_orphan_overwrites_nothing(cluster, tmp_path, undisturbed):
-    """FAULTS row 20, with a job that goes on in the queue."""
+def test_a_killed_snakemake_is_started_again_and_ends_its_orphan_first(cluster, tmp_path, undisturbed):
+    """FAULTS row 20, with a job that runs on in the queue: the new one takes its place from where it saved."""
     site = Site(tmp_path / "site", cluster, config(60))
     process = site.start(TARGET)
     orphan = until_training(site, process)
@@ -189,14 +190,33 @@ def test_a_killed_snakemake_is_started_again_and_its_orphan_overwrites_nothing(c
     assert "--unlock" in again.stdout
     assert site.run("--unlock").returncode == 0
     assert site.jobs() == {orphan: "RUNNING"}
+    done = log(site).count("\nepoch ")
+    again = site.start(TARGET)
+    until(lambda: set(site.jobs()) - {orphan}, again)
+    assert orphan not in site.jobs()
+    output = finish(again)
+    assert f"  {orphan} RUNNING rule_pretrain_wildcards_uic_3k" in output
+    went_on = re.search(r"going on from .*epoch (\d+)", log(site))
+    assert went_on, log(site)
+    assert int(went_on[1]) >= done
+    assert left(site) == undisturbed(60)
+    assert site.jobs() == {}
+
+
+def test_what_an_orphan_finished_before_snakemake_is_started_again_is_kept(cluster, tmp_path, undisturbed):
+    site = Site(tmp_path / "site", cluster, config(20))
+    process = site.start(TARGET)
+    until(lambda: "\nepoch " in log(site), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    end = time.monotonic() + 120
+    while site.jobs() and time.monotonic() < end:
+        time.sleep(0.2)
+    assert site.run("--unlock").returncode == 0
     again = site.run(TARGET)
     assert again.returncode == 0, again.stdout[-6000:]
-    assert left(site) == undisturbed(60)
-    end = time.monotonic() + 120
-    while orphan in site.jobs() and time.monotonic() < end:
-        time.sleep(0.5)
-    assert site.jobs() == {}
-    assert left(site) == undisturbed(60)
+    assert "Nothing to be done" in again.stdout
+    assert left(site) == undisturbed(20)
 
 
 def test_a_failing_rule_runs_retries_and_one_times_and_shows_its_log(cluster, tmp_path):

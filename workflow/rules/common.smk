@@ -1,9 +1,13 @@
 # The only Python functions of the workflow: reading the config, and finding the files that rules ask for.
+import fcntl
 import json
 import os
 import shutil
 import signal
+import socket
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import get_args
 
@@ -22,6 +26,7 @@ TABLES = range(1, 8)
 FIGURES = {3: "Class sizes", 4: "Images of the lowest-entropy classes"}
 # SLURM tells a stage two minutes before the end of its time (workflow/launch.sh).
 SIGNAL = "'--signal=USR1@120'"
+STARTED = time.time()
 
 
 def validated_config():
@@ -68,10 +73,41 @@ def outlive_time_limits():
 
 
 def watch_jobs():
-    """Snakemake asks workflow/slurm/squeue for its jobs, which sees every one of them end."""
+    """Snakemake submits its jobs and asks for them through workflow/slurm, which sees every one of them end."""
     own = str(Path(workflow.basedir, "workflow", "slurm"))
+    os.environ["UIC_SLURM_JOBS"] = os.path.abspath(f"{CONFIG.results}/.slurm")
     if shutil.which("squeue") and own not in os.get_exec_path():
-        os.environ.update(PATH=os.pathsep.join([own, *os.get_exec_path()]))
+        # Its programs find the Python that runs Snakemake, not an older one of the system.
+        os.environ.update(PATH=os.pathsep.join([own, os.path.dirname(sys.executable), *os.get_exec_path()]))
+
+
+def take_over():
+    """This Snakemake alone works in the results folder; what an earlier one left in SLURM's queue ends first."""
+    needed = list(workflow.dag.needrun_jobs())
+    if all(job.rule.name == "partial" for job in needed):
+        return  # writes nothing that a running Snakemake does
+    global lock  # held as long as this process lives, released by its end, whatever ends it
+    os.makedirs(CONFIG.results, exist_ok=True)
+    lock = open(f"{CONFIG.results}/.lock", "a+")
+    lock.seek(0)
+    other = lock.read().strip()
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise WorkflowError(
+            f"{CONFIG.results}: {other} works in this folder. Wait for its end, or stop it; or name another folder "
+            "under `results` in the config"
+        ) from None
+    except OSError:
+        pass  # a file system without locks: Snakemake's own lock guards this working directory
+    lock.truncate(0)
+    lock.write(f"Snakemake, process {os.getpid()} on {socket.gethostname()}, started in {os.getcwd()},\n")
+    lock.flush()
+    if subprocess.run([sys.executable, str(Path(workflow.basedir, "workflow", "slurm", "end_orphans.py"))]).returncode:
+        raise WorkflowError("jobs of an earlier Snakemake are still in the queue; see above")
+    late = [file for job in needed for file in job.output if os.path.exists(file) and os.path.getmtime(file) > STARTED]
+    if late:
+        raise WorkflowError(f"{late[0]}: made just now by a job of an earlier Snakemake; start again, and it is kept")
 
 
 def growing(amount):
