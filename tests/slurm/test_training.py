@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.site import Site
+from bench.site import Site, until
 from bench.small_dag import small_config
 
 TARGET = "results/runs/uic_3k/checkpoint.safetensors"
@@ -52,18 +52,6 @@ def log(site: Site) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def until(true, process: subprocess.Popen[str], seconds: float = 300) -> None:
-    """Wait for something while Snakemake runs."""
-    end = time.monotonic() + seconds
-    while not true():
-        if process.poll() is not None:
-            pytest.fail(f"snakemake ended:\n{process.stdout.read()[-4000:]}")
-        if time.monotonic() > end:
-            process.kill()
-            pytest.fail(f"nothing in {seconds} s:\n{process.stdout.read()[-4000:]}")
-        time.sleep(0.1)
-
-
 def until_training(site: Site, process: subprocess.Popen[str]) -> int:
     """Wait until the run has had a random number of epochs; its job."""
     until(lambda: log(site).count("\nepoch ") > random.randint(1, 8), process)
@@ -75,14 +63,6 @@ def finish(process: subprocess.Popen[str], seconds: float = 600) -> str:
     output, _ = process.communicate(timeout=seconds)
     assert process.returncode == 0, output[-6000:]
     return output
-
-
-def start_now(site: Site) -> None:
-    """SLURM lets a requeued job wait for two minutes."""
-    for job, state in site.jobs().items():
-        if state == "PENDING":
-            with contextlib.suppress(subprocess.CalledProcessError):
-                site.cluster.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 
 def processes_of(job: int) -> list[int]:
@@ -107,7 +87,7 @@ def test_a_run_longer_than_its_job_may_last_goes_back_into_the_queue_and_on(clus
     until(lambda: site.jobs().get(job) == "PENDING", process)
     assert "goes back into the queue" in log(site)
     cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=60")
-    start_now(site)
+    site.release()
     until(lambda: site.jobs().get(job) == "RUNNING", process)
     assert "Trying to restart" not in finish(process)  # no retry is spent
     assert "going on from" in log(site)
@@ -130,7 +110,7 @@ def test_a_preempted_job_comes_back_and_goes_on(cluster, tmp_path, undisturbed):
     cluster.ask("sbatch", "--partition", "urgent", "--exclusive", "--wrap", "sleep 5", "--output", "/dev/null")
     until(lambda: site.jobs().get(job) == "PENDING", process)
     while process.poll() is None:
-        start_now(site)
+        site.release()
         time.sleep(1)
     assert "Trying to restart" not in finish(process)
     assert left(site) == undisturbed(60)
@@ -147,7 +127,7 @@ def test_a_dead_node_costs_its_job_no_more_than_the_time(cluster, tmp_path, undi
     cluster.start_node()
     until(lambda: site.jobs().get(job) != "RUNNING", process)
     while process.poll() is None:
-        start_now(site)
+        site.release()
         time.sleep(1)
     finish(process)
     assert left(site) == undisturbed(60)

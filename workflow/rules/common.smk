@@ -1,10 +1,8 @@
 # The only Python functions of the workflow: reading the config, and finding the files that rules ask for.
-import fcntl
 import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,7 +16,7 @@ sys.path.insert(0, str(workflow.basedir))
 
 from uic_core.config import DatasetName, validate  # noqa: E402
 from uic_core.errors import InputError  # noqa: E402
-from uic_core.files import read_yaml  # noqa: E402
+from uic_core.files import hold, read_yaml  # noqa: E402
 from uic_core.report.cells import needed, read_tables  # noqa: E402
 
 DATASETS = get_args(DatasetName)
@@ -86,23 +84,10 @@ def take_over():
     needed = list(workflow.dag.needrun_jobs())
     if all(job.rule.name == "partial" for job in needed):
         return  # writes nothing that a running Snakemake does
-    global lock  # held as long as this process lives, released by its end, whatever ends it
-    os.makedirs(CONFIG.results, exist_ok=True)
-    lock = open(f"{CONFIG.results}/.lock", "a+")
-    lock.seek(0)
-    other = lock.read().strip()
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise WorkflowError(
-            f"{CONFIG.results}: {other} works in this folder. Wait for its end, or stop it; or name another folder "
-            "under `results` in the config"
-        ) from None
-    except OSError:
-        pass  # a file system without locks: Snakemake's own lock guards this working directory
-    lock.truncate(0)
-    lock.write(f"Snakemake, process {os.getpid()} on {socket.gethostname()}, started in {os.getcwd()},\n")
-    lock.flush()
+        hold(Path(CONFIG.results))
+    except InputError as error:
+        raise WorkflowError(f"{error}; or name another folder under `results` in the config") from None
     if subprocess.run([sys.executable, str(Path(workflow.basedir, "workflow", "slurm", "end_orphans.py"))]).returncode:
         raise WorkflowError("jobs of an earlier Snakemake are still in the queue; see above")
     late = [file for job in needed for file in job.output if os.path.exists(file) and os.path.getmtime(file) > STARTED]
@@ -110,14 +95,29 @@ def take_over():
         raise WorkflowError(f"{late[0]}: made just now by a job of an earlier Snakemake; start again, and it is kept")
 
 
-def growing(amount):
-    """A resource that every retry asks more of."""
-    return lambda wildcards, attempt: amount * attempt
+def minutes(amount):
+    """A job's time, of which every retry asks more; not more than a day, which clusters grant."""
+    return lambda wildcards, attempt: min(amount * attempt, max(amount, 1440))
+
+
+def megabytes(amount):
+    """A job's memory, of which every retry asks more; not more than nodes with GPUs have."""
+    return lambda wildcards, attempt: min(amount * attempt, max(amount, 128000))
 
 
 def time_limit(wildcards):
     """Minutes of a training job: a day, after which it queues again and goes on; untrained weights take none."""
     return 1440 if CONFIG.runs[wildcards.run].epochs else 30
+
+
+def gpus(wildcards):
+    """GPUs of a training job, on one node."""
+    return CONFIG.runs[wildcards.run].gpus
+
+
+def cpus(wildcards):
+    """CPUs of a training job: 16 a GPU, at most what half of a large node has."""
+    return min(64, 16 * gpus(wildcards))
 
 
 def section(name):
