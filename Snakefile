@@ -27,6 +27,11 @@ outlive_time_limits()
 watch_jobs()
 
 
+# Neither in a dry run nor in the jobs.
+onstart:
+    take_over()
+
+
 wildcard_constraints:
     dataset="|".join(DATASETS),
     run="[A-Za-z0-9_]+",

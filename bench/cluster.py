@@ -120,7 +120,7 @@ def killed(folder: Path, cluster: Cluster) -> tuple[Site, int]:
                 kills += bool(what)
             else:
                 _wait(process, 1)
-            _release(site)
+            site.release()
         copying.wait()
         done = process.returncode == 0
         if process.returncode == -signal.SIGKILL:
@@ -157,15 +157,6 @@ def _wait(process: subprocess.Popen[str], seconds: float) -> bool:
         process.wait(seconds)
         return False
     return True
-
-
-def _release(site: Site) -> None:
-    """SLURM lets a requeued job wait for two minutes."""
-    assert site.cluster is not None
-    for job, state in site.jobs().items():
-        if state == "PENDING":
-            with contextlib.suppress(subprocess.CalledProcessError):
-                site.cluster.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 
 def _run(site: Site, *arguments: Any) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +79,28 @@ class Site:
         assert self.cluster is not None
         lines = self.cluster.ask("/usr/bin/squeue", "-h", "-o", "%i %T").splitlines()
         return {int(line.split()[0]): line.split()[1] for line in lines}
+
+    def release(self) -> None:
+        """Let pending jobs start: SLURM lets a requeued one wait for two minutes."""
+        assert self.cluster is not None
+        for job, state in self.jobs().items():
+            if state == "PENDING":
+                with contextlib.suppress(subprocess.CalledProcessError):
+                    self.cluster.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+
+def until(true: Callable[[], object], process: subprocess.Popen[str], seconds: float = 600) -> None:
+    """Wait for something while Snakemake runs.
+
+    Raises:
+        AssertionError: Snakemake ended before, or nothing came; with the end of its output.
+    """
+    end = time.monotonic() + seconds
+    while not true():
+        assert process.stdout is not None
+        if process.poll() is not None:
+            raise AssertionError(f"snakemake ended:\n{process.stdout.read()[-4000:]}")
+        if time.monotonic() > end:
+            process.kill()
+            raise AssertionError(f"nothing in {seconds} s:\n{process.stdout.read()[-4000:]}")
+        time.sleep(0.1)

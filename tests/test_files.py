@@ -103,3 +103,17 @@ def test_sha256_of_known_bytes(tmp_path):
     path = tmp_path / "abc"
     path.write_bytes(b"abc")
     assert files.sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_one_process_at_a_time_holds_a_folder(tmp_path):
+    """A kill releases it: no file has to be removed by hand."""
+    code = "import sys; from pathlib import Path; from uic_core.files import hold; hold(Path(sys.argv[1]))"
+    command = [sys.executable, "-c", f"{code}; print(1, flush=True); input()", str(tmp_path)]
+    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == b"1\n"
+    with pytest.raises(InputError, match=f"process {holder.pid} on .*, started in .* works in it; wait"):
+        files.hold(tmp_path)
+    holder.kill()
+    holder.wait()
+    again = subprocess.run(command, input=b"\n", capture_output=True, check=True)
+    assert again.stdout == b"1\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -282,6 +283,11 @@ def validate(value: dict[str, Any], source: str) -> Config:
         InputError: every mistake, each with file and key; an unknown run is answered with the known ones.
     """
     config = _with_seeds(parse(Config, value, source), source)
+    if odd := re.search(r"[^\w./+@=,:-]", config.results):
+        raise InputError(
+            f"{source}: results: {config.results!r} holds {odd[0]!r}, which the rules' shells would take apart; name a "
+            "folder of letters, digits and . _ - /"
+        )
     for name, recipe in config.runs.items():
         where = f"{source}: runs.{name}"
         if not name.replace("_", "").isalnum():

@@ -54,9 +54,18 @@ launch() {
     if [[ $watchdog ]]; then
         kill "$watchdog" 2>/dev/null || true
     fi
+    # Over several nodes the signal goes to srun's step alone, not to this shell.
+    if ((nodes > 1)) && [[ $status == "$saved" && ! $told ]] && nearly_over; then
+        told=USR1
+    fi
     if [[ $told == USR1 && $status == "$saved" ]]; then
         echo "launch: the time of job $SLURM_JOB_ID is up; it goes back into the queue"
         scontrol requeue "$SLURM_JOB_ID" && sleep 600 # until SLURM ends this attempt
     fi
     return "$status"
+}
+
+# Whether the job has less than four minutes left: SLURM may send its signal a minute early.
+nearly_over() {
+    [[ $(squeue -h -j "$SLURM_JOB_ID" -o %L) =~ ^([0-3]:[0-9]{2}|INVALID)$ ]]
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
 import re
@@ -48,6 +49,14 @@ def test_the_longest_chain_goes_first() -> None:
 def test_jobs_without_a_gpu_wait_for_none() -> None:
     jobs = [work("gpu", 5), *(work(f"cpu{n}", 0, arch="") for n in range(9))]
     assert wall(jobs, 1) == 5
+
+
+def test_a_job_of_several_gpus_waits_for_them_and_is_that_much_faster() -> None:
+    both = dataclasses.replace(work("both", 8), gpus=2)
+    assert [wall([both], slots) for slots in (1, 2, 4)] == [8, 4, 4]
+    # a(3) and b(1) first; then `both`, which the short ones that come after it do not hold up: 3 + 4 + 1
+    jobs = [work("a", 3), work("b", 1), dataclasses.replace(both, needs=(("b", ""),)), *(work(n, 1) for n in "cd")]
+    assert wall(jobs, 2) == 8
 
 
 def test_a_schedule_is_between_its_bounds() -> None:
@@ -97,6 +106,25 @@ def test_it_has_the_jobs_of_the_workflow(name: str, tmp_path: Path) -> None:
     # one line for both index files of ImageNet
     expected["index"] -= 1
     assert planned == expected
+    asked = dict(
+        re.findall(r"^(?:local)?rule (\w+):\n(?:    .*\n)*?    resources: .*?mem_mb=(\d+)", process.stdout, re.M)
+    )
+    for job in plan.everything(config, CONFIG / "tables.yaml").values():
+        rule = re.sub("_(fc6_8|all)$", "", job.rule)
+        assert job.memory == int(asked[rule]) / 1000, rule
+
+
+def test_a_cache_is_a_job_and_takes_its_disk() -> None:
+    path = CONFIG / "paper.yaml"
+    content = read_yaml(path)
+    content["datasets"]["cache"]["format"] = "uint8"
+    jobs = plan.jobs_of(validate(content, str(path)), [("uic_5k", "linear_probe")])
+    # config/README.md: 330 GB as pixels, 45 GB as JPEG
+    assert jobs["cache", "imagenet"].bytes / 1e9 == pytest.approx(330, rel=0.05)
+    assert ("cache", "imagenet") in jobs["pretrain", "uic_5k"].needs
+    content["datasets"]["cache"]["format"] = "jpeg"
+    jobs = plan.jobs_of(validate(content, str(path)), [("uic_5k", "linear_probe")])
+    assert jobs["cache", "imagenet"].bytes / 1e9 == pytest.approx(45, rel=0.05)
 
 
 def test_seeds_multiply_runs(tmp_path: Path) -> None:

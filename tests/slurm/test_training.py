@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import re
 import signal
 import subprocess
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.site import Site
+from bench.site import Site, until
 from bench.small_dag import small_config
 
 TARGET = "results/runs/uic_3k/checkpoint.safetensors"
@@ -51,18 +52,6 @@ def log(site: Site) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def until(true, process: subprocess.Popen[str], seconds: float = 300) -> None:
-    """Wait for something while Snakemake runs."""
-    end = time.monotonic() + seconds
-    while not true():
-        if process.poll() is not None:
-            pytest.fail(f"snakemake ended:\n{process.stdout.read()[-4000:]}")
-        if time.monotonic() > end:
-            process.kill()
-            pytest.fail(f"nothing in {seconds} s:\n{process.stdout.read()[-4000:]}")
-        time.sleep(0.1)
-
-
 def until_training(site: Site, process: subprocess.Popen[str]) -> int:
     """Wait until the run has had a random number of epochs; its job."""
     until(lambda: log(site).count("\nepoch ") > random.randint(1, 8), process)
@@ -74,14 +63,6 @@ def finish(process: subprocess.Popen[str], seconds: float = 600) -> str:
     output, _ = process.communicate(timeout=seconds)
     assert process.returncode == 0, output[-6000:]
     return output
-
-
-def start_now(site: Site) -> None:
-    """SLURM lets a requeued job wait for two minutes."""
-    for job, state in site.jobs().items():
-        if state == "PENDING":
-            with contextlib.suppress(subprocess.CalledProcessError):
-                site.cluster.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 
 def processes_of(job: int) -> list[int]:
@@ -106,7 +87,7 @@ def test_a_run_longer_than_its_job_may_last_goes_back_into_the_queue_and_on(clus
     until(lambda: site.jobs().get(job) == "PENDING", process)
     assert "goes back into the queue" in log(site)
     cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=60")
-    start_now(site)
+    site.release()
     until(lambda: site.jobs().get(job) == "RUNNING", process)
     assert "Trying to restart" not in finish(process)  # no retry is spent
     assert "going on from" in log(site)
@@ -129,7 +110,7 @@ def test_a_preempted_job_comes_back_and_goes_on(cluster, tmp_path, undisturbed):
     cluster.ask("sbatch", "--partition", "urgent", "--exclusive", "--wrap", "sleep 5", "--output", "/dev/null")
     until(lambda: site.jobs().get(job) == "PENDING", process)
     while process.poll() is None:
-        start_now(site)
+        site.release()
         time.sleep(1)
     assert "Trying to restart" not in finish(process)
     assert left(site) == undisturbed(60)
@@ -146,7 +127,7 @@ def test_a_dead_node_costs_its_job_no_more_than_the_time(cluster, tmp_path, undi
     cluster.start_node()
     until(lambda: site.jobs().get(job) != "RUNNING", process)
     while process.poll() is None:
-        start_now(site)
+        site.release()
         time.sleep(1)
     finish(process)
     assert left(site) == undisturbed(60)
@@ -177,8 +158,8 @@ def test_a_controller_that_is_down_for_a_while_is_waited_for(cluster, tmp_path, 
     assert left(site) == undisturbed(60)
 
 
-def test_a_killed_snakemake_is_started_again_and_its_orphan_overwrites_nothing(cluster, tmp_path, undisturbed):
-    """FAULTS row 20, with a job that goes on in the queue."""
+def test_a_killed_snakemake_is_started_again_and_ends_its_orphan_first(cluster, tmp_path, undisturbed):
+    """FAULTS row 20, with a job that runs on in the queue: the new one takes its place from where it saved."""
     site = Site(tmp_path / "site", cluster, config(60))
     process = site.start(TARGET)
     orphan = until_training(site, process)
@@ -189,14 +170,33 @@ def test_a_killed_snakemake_is_started_again_and_its_orphan_overwrites_nothing(c
     assert "--unlock" in again.stdout
     assert site.run("--unlock").returncode == 0
     assert site.jobs() == {orphan: "RUNNING"}
+    done = log(site).count("\nepoch ")
+    again = site.start(TARGET)
+    until(lambda: set(site.jobs()) - {orphan}, again)
+    assert orphan not in site.jobs()
+    output = finish(again)
+    assert f"  {orphan} RUNNING rule_pretrain_wildcards_uic_3k" in output
+    went_on = re.search(r"going on from .*epoch (\d+)", log(site))
+    assert went_on, log(site)
+    assert int(went_on[1]) >= done
+    assert left(site) == undisturbed(60)
+    assert site.jobs() == {}
+
+
+def test_what_an_orphan_finished_before_snakemake_is_started_again_is_kept(cluster, tmp_path, undisturbed):
+    site = Site(tmp_path / "site", cluster, config(20))
+    process = site.start(TARGET)
+    until(lambda: "\nepoch " in log(site), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    end = time.monotonic() + 120
+    while site.jobs() and time.monotonic() < end:
+        time.sleep(0.2)
+    assert site.run("--unlock").returncode == 0
     again = site.run(TARGET)
     assert again.returncode == 0, again.stdout[-6000:]
-    assert left(site) == undisturbed(60)
-    end = time.monotonic() + 120
-    while orphan in site.jobs() and time.monotonic() < end:
-        time.sleep(0.5)
-    assert site.jobs() == {}
-    assert left(site) == undisturbed(60)
+    assert "Nothing to be done" in again.stdout
+    assert left(site) == undisturbed(20)
 
 
 def test_a_failing_rule_runs_retries_and_one_times_and_shows_its_log(cluster, tmp_path):

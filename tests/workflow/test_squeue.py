@@ -1,6 +1,6 @@
 """What Snakemake is told of its SLURM jobs, in states that a healthy cluster cannot show (FAULTS row 23).
 
-squeue, sacct and scancel are stand-ins on the PATH; tests/slurm asks real ones.
+squeue, sacct, sbatch and scancel are stand-ins on the PATH; tests/slurm asks real ones.
 """
 
 import os
@@ -32,7 +32,10 @@ class Cluster:
     def asked(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             list(arguments), cwd=self.folder, capture_output=True, text=True, check=False,
-            env={"PATH": f"{OWN}:{self.folder}/bin", "UIC_SQUEUE_PATIENCE": self.patience},
+            env={
+                "PATH": f"{OWN}:{self.folder}/bin", "UIC_SQUEUE_PATIENCE": self.patience, "UIC_SBATCH_PAUSE": "0.05",
+                "UIC_SLURM_JOBS": str(self.folder / "jobs"),
+            },
         )  # fmt: skip
 
     def told(self) -> dict[str, str]:
@@ -40,6 +43,20 @@ class Cluster:
         process = self.asked("squeue", "--format=%i|%T", "--states=all", "--noheader", "--name", "run")
         assert process.returncode == 0, process.stderr
         return dict(line.split("|") for line in process.stdout.splitlines())
+
+    def fails_first(self, program: str, error: str, text: str) -> None:
+        """The first call ends with an error, later ones say `text`."""
+        path = self.folder / "bin" / program
+        path.write_text(
+            f"#!/bin/sh\necho {program} \"$@\" >> '{self.folder}/calls'\n"
+            f"if [ -e '{self.folder}/{program}.failed' ]; then echo '{text}'; exit 0; fi\n"
+            f": > '{self.folder}/{program}.failed'; echo '{error}' >&2; exit 1\n"
+        )
+        path.chmod(0o755)
+
+    def submit(self, comment: str = "rule_index") -> subprocess.CompletedProcess[str]:
+        """As the plugin does."""
+        return self.asked("sbatch", "--parsable", "--job-name", "run", "--comment", comment, "--wrap=true")
 
     def calls(self) -> str:
         return (self.folder / "calls").read_text()
@@ -100,12 +117,127 @@ def test_the_plugins_question_to_sacct_is_answered_the_same_way(cluster):
     assert process.stdout == "1|RUNNING\n"
 
 
-def test_where_nobody_answers_the_plugin_is_told_to_ask_again(cluster):
+def test_where_nobody_answers_the_plugin_hears_what_was_so_before(cluster):
+    """A query that fails, often enough, makes it drop its jobs."""
+    cluster.says("squeue", "1|RUNNING|None\n2|COMPLETED|None")
+    cluster.told()
+    cluster.says("sbatch", "3")
+    assert cluster.submit().returncode == 0
     cluster.says("squeue", status=1)
     for _ in range(10):
-        process = cluster.asked("squeue", "--format=%i|%T", "--name", "run")
-        assert process.returncode == 1
-        assert "neither squeue nor sacct answers" in process.stderr
+        assert cluster.told() == {"1": "RUNNING", "2": "COMPLETED", "3": "PENDING"}
+
+
+def test_a_job_that_ended_and_was_forgotten_between_two_questions_is_not_waited_for(cluster):
+    cluster.says("sbatch", "7")
+    assert cluster.submit().stdout == "7\n"
+    cluster.says("squeue")
+    cluster.says("sacct", "7|FAILED")
+    assert cluster.told() == {"7": "FAILED"}
+    cluster.says("sbatch", "8;one")
+    assert cluster.submit().stdout == "8;one\n"
+    cluster.says("sacct")
+    cluster.patience = "60"
+    assert cluster.told() == {"7": "FAILED", "8": "RUNNING"}
+    cluster.patience = "0"
+    assert cluster.told() == {"7": "FAILED", "8": "UNKNOWN"}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)",
+        "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation",
+        "sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying",
+        "sbatch: error: Batch job submission failed: Resource temporarily unavailable",
+        "sbatch: error: QOSMaxSubmitJobPerUserLimit",
+    ],
+)
+def test_a_submission_waits_for_the_controller_and_for_room(cluster, error):
+    cluster.fails_first("sbatch", error, "5")
+    cluster.says("squeue")
+    process = cluster.submit()
+    assert (process.returncode, process.stdout) == (0, "5\n"), process.stderr
+    assert cluster.calls().count("sbatch") == 2
+    assert (cluster.folder / "jobs/run.jobs").read_text() == "5\n"
+
+
+def test_a_submission_whose_answer_was_lost_is_not_made_twice(cluster):
+    """Of the jobs in the queue, that of this rule; not the one that another call has been told of."""
+    cluster.says("sbatch", "4")
+    cluster.submit("rule_index")
+    cluster.fails_first("sbatch", "sbatch: error: Socket timed out on send/recv operation", "9")
+    cluster.says("squeue", "4|rule_index\n5|rule_check\n6|rule_index")
+    process = cluster.submit("rule_index")
+    assert (process.returncode, process.stdout) == (0, "6\n")
+    assert cluster.calls().count("sbatch") == 2
+    assert (cluster.folder / "jobs/run.jobs").read_text().split() == ["4", "6"]
+
+
+def test_a_submission_is_not_made_again_while_the_queue_cannot_be_looked_at(cluster):
+    cluster.fails_first("sbatch", "sbatch: error: Unable to contact slurm controller", "9")
+    cluster.fails_first("squeue", "slurm_load_jobs error", "")
+    assert cluster.submit().stdout == "9\n"
+    assert [line.split()[0] for line in cluster.calls().splitlines()] == ["sbatch", "squeue", "squeue", "sbatch"]
+
+
+def test_a_wrong_submission_fails_at_once(cluster):
+    """Launch failure at the door."""
+    cluster.says("sbatch", "", 1)
+    (cluster.folder / "bin/sbatch").write_text(
+        "#!/bin/sh\necho 'error: invalid partition specified: gpu' >&2; exit 1\n"
+    )
+    process = cluster.submit()
+    assert process.returncode == 1
+    assert "invalid partition" in process.stderr
+
+
+def test_a_submission_that_nobody_waits_for_is_given_up(cluster):
+    cluster.says("sbatch", "1", 1)
+    (cluster.folder / "bin/sbatch").write_text(
+        f"#!/bin/sh\necho >> '{cluster.folder}/calls'; echo 'Unable to contact slurm controller' >&2; exit 1\n"
+    )
+    cluster.says("squeue")
+    process = subprocess.Popen(
+        ["sbatch", "--parsable", "--job-name", "run", "--comment", "rule_index"], cwd=cluster.folder,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        env={"PATH": f"{OWN}:{cluster.folder}/bin", "UIC_SBATCH_PAUSE": "0.01"},
+    )  # fmt: skip
+    process.stdout.close()  # as by Snakemake's death
+    assert process.wait(30) == 1
+    assert "squeue" not in cluster.calls()
+
+
+def test_the_script_of_a_submission_reaches_sbatch(cluster):
+    (cluster.folder / "bin/sbatch").write_text(f"#!/bin/sh\n/bin/cat > '{cluster.folder}/script'; echo 1\n")
+    (cluster.folder / "bin/sbatch").chmod(0o755)
+    process = subprocess.run(
+        ["sbatch", "--parsable", "--job-name", "run", "--comment", "rule_index", "/dev/stdin"], input=b"#!/bin/sh\n",
+        cwd=cluster.folder, capture_output=True, check=True, env={"PATH": f"{OWN}:{cluster.folder}/bin"},
+    )  # fmt: skip
+    assert process.stdout == b"1\n"
+    assert (cluster.folder / "script").read_bytes() == b"#!/bin/sh\n"
+
+
+def test_jobs_that_an_earlier_snakemake_left_are_ended_and_waited_for(cluster):
+    cluster.says("sbatch", "3")
+    cluster.submit()
+    gone = cluster.folder / "gone"
+    cluster.says("squeue")
+    (cluster.folder / "bin/squeue").write_text(
+        f"#!/bin/sh\necho squeue \"$@\" >> '{cluster.folder}/calls'\n[ -e '{gone}' ] || echo '3|RUNNING|rule_index'\n"
+    )
+    cluster.says("scancel")
+    (cluster.folder / "bin/scancel").write_text(
+        f"#!/bin/sh\necho scancel \"$@\" >> '{cluster.folder}/calls'\n: > '{gone}'\n"
+    )
+    process = cluster.asked("python3", str(OWN / "end_orphans.py"))
+    assert process.returncode == 0, process.stderr
+    assert "3 RUNNING rule_index" in process.stdout
+    assert "squeue --noheader --format=%i|%T|%k --name run\nscancel 3\nsqueue" in cluster.calls()
+    asked = cluster.calls()
+    assert cluster.asked("python3", str(OWN / "end_orphans.py")).stdout == ""  # that Snakemake is done with
+    assert cluster.calls() == asked
 
 
 def test_a_job_that_ended_unseen_is_told_by_accounting(cluster):
@@ -137,7 +269,7 @@ def test_an_end_that_was_seen_stays(cluster):
 def test_a_damaged_memory_is_started_afresh(cluster):
     cluster.says("squeue", "1|RUNNING|None")
     cluster.told()
-    (cluster.folder / ".snakemake/slurm_jobs/run.json").write_text("{")
+    (cluster.folder / "jobs/run.json").write_text("{")
     assert cluster.told() == {"1": "RUNNING"}
 
 
@@ -154,5 +286,6 @@ def test_a_program_that_is_not_there_is_named(cluster):
 
 
 def test_the_programs_keep_their_names_on_the_path():
-    assert os.access(OWN / "squeue", os.X_OK)
+    for name in ("squeue", "sbatch"):
+        assert os.access(OWN / name, os.X_OK)
     assert (OWN / "sacct").resolve() == OWN / "squeue"

@@ -22,6 +22,14 @@ _CROPS = 10  # of a tested image
 _BACKWARD = 2  # times the forward pass, for what is trained
 _VOC_IMAGE = (500, 375)  # pixels
 _STRIDE = 32  # of FCN-32s' scores
+# Gigabytes that the rules ask for, at their first attempt; half a gigabyte where they only write a table.
+_MEMORY = {
+    "synthetic": 2, "check": 4, "index": 8, "cache": 16, "pretrain": 64, "finetune": 64, "external": 8,
+    "linear_probe": 64, "clusters": 8, "voc_classification": 32, "fewshot": 16, "proposals": 16, "detection": 32,
+    "segmentation": 32, "table": 1, "fig": 2,
+}  # fmt: skip
+_CACHE = {"jpeg": 0.4, "uint8": 3.0}  # bytes a pixel (uic_core/data/cache.py)
+_ASPECT = 1.31  # of ImageNet's images, longer side over shorter
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,7 @@ class Job:
         images: decoded.
         searched: images that selective search goes through.
         bytes: left on disk, and as resume states on the way.
+        gpus: that it takes, if it takes any.
     """
 
     rule: str
@@ -48,6 +57,7 @@ class Job:
     images: float = 0.0
     searched: int = 0
     bytes: float = 0.0
+    gpus: int = 1
 
     @property
     def key(self) -> tuple[str, str]:
@@ -58,6 +68,11 @@ class Job:
     def gpu(self) -> bool:
         """Whether it asks for a GPU."""
         return bool(self.arch)
+
+    @property
+    def memory(self) -> float:
+        """Gigabytes that it asks for."""
+        return next(size for rule, size in _MEMORY.items() if self.rule.startswith(rule))
 
 
 @dataclass(frozen=True)
@@ -100,7 +115,7 @@ def training(config: Config, run: str) -> Job:
     size = network(recipe.arch, recipe.classes, recipe.image_size, recipe.sobel)
     images = recipe.images or config.datasets.imagenet.train_images
     passes, extra = _passes(recipe)
-    needs: tuple[tuple[str, str], ...] = (("index", "imagenet"),)
+    needs: tuple[tuple[str, str], ...] = (_train_images(config),)
     if recipe.pretrained:
         needs += ((_training_rule(config, recipe.pretrained), recipe.pretrained),)
     return Job(
@@ -108,7 +123,7 @@ def training(config: Config, run: str) -> Job:
         flops=images * (passes * size.training + extra * size.forward),
         images=images * (passes + extra),
         # weights and labels; two states of weights, momentum, labels and their groups
-        bytes=4 * size.parameters + 4 * images + 2 * (8 * size.parameters + 12 * images),
+        bytes=4 * size.parameters + 4 * images + 2 * (8 * size.parameters + 12 * images), gpus=recipe.gpus,
     )  # fmt: skip
 
 
@@ -121,7 +136,8 @@ def evaluation(config: Config, run: str, name: str) -> Job:
     voc = config.datasets.voc07
     if name == "linear_probe":
         flops, images = _linear_probe(config, recipe)
-        return Job(name, run, (trained, ("index", "imagenet")), "core", recipe.arch, flops=flops, images=images)
+        needs = tuple(dict.fromkeys((trained, _train_images(config), ("index", "imagenet"))))
+        return Job(name, run, needs, "core", recipe.arch, flops=flops, images=images)
     if name == "clusters":
         return Job(name, run, (trained,), "core")
     if name.startswith("voc_classification"):
@@ -143,8 +159,8 @@ def evaluation(config: Config, run: str, name: str) -> Job:
         test = size.features * _pixels(detection.test_scale, detection.test_max) / area
         test += size.classifier * settings.proposals.max_boxes
         flops = drawn * (1 + _BACKWARD) * image + voc.test_images * test
-        needs = (trained, ("proposals", "trainval"), ("proposals", "test"))
-        return Job(name, run, needs, "openmmlab", recipe.arch, flops=flops, images=drawn + voc.test_images)
+        found = (trained, ("proposals", "trainval"), ("proposals", "test"))
+        return Job(name, run, found, "openmmlab", recipe.arch, flops=flops, images=drawn + voc.test_images)
     if name == "segmentation":
         segmentation, data = settings.segmentation, config.datasets.voc_segmentation
         width, height = (side + 2 * segmentation.pad for side in _VOC_IMAGE)
@@ -166,7 +182,7 @@ def evaluation(config: Config, run: str, name: str) -> Job:
 
 
 def preparation(config: Config) -> list[Job]:
-    """What comes before the first run, and is shared by all: checks, indexes, proposals."""
+    """What comes before the first run, and is shared by all: checks, indexes, the cache, proposals."""
     data, proposals = config.datasets, config.evaluations.proposals
     mini = sum((data.miniimagenet.train_classes, data.miniimagenet.val_classes, data.miniimagenet.test_classes))
     counts = {
@@ -184,11 +200,20 @@ def preparation(config: Config) -> list[Job]:
         jobs.append(Job("check", name, made, "core", images=images if name.startswith("voc") else 0))
         if not name.startswith("voc"):
             jobs.append(Job("index", name, (("check", name),), "core", images=images, bytes=100 * images))
+    if data.cache.format != "none":
+        images, pixels = data.imagenet.train_images, data.cache.side**2 * _ASPECT
+        size = _CACHE[data.cache.format] * pixels * images
+        jobs.append(Job("cache", "imagenet", (("index", "imagenet"),), "core", images=images, bytes=size))
     splits = {"trainval": data.voc07.trainval_images, "test": data.voc07.test_images}
     for split, images in splits.items():
         size = 8 * proposals.max_boxes * images
         jobs.append(Job("proposals", split, (("check", "voc07"),), "openmmlab", searched=images, bytes=size))
     return jobs
+
+
+def _train_images(config: Config) -> tuple[str, str]:
+    """The job that makes the list of images to train on."""
+    return "index" if config.datasets.cache.format == "none" else "cache", "imagenet"
 
 
 def _training_rule(config: Config, run: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import heapq
 import os
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from uic_core.report.cells import TABLES, check_cells, needed
 FIGURES = ("fig3", "fig4")
 Key = tuple[str, str]
 
+_MOST_CPUS = 64  # of a job of several GPUs (workflow/rules/common.smk)
 # Shares of the bf16 matrix rate that training reaches: what `make bench-gpu` asks for.
 _SHARES = {"alexnet": 0.35, "alexnet_torchvision": 0.35, "vgg16": 0.5, "resnet50": 0.14, "resnet50_mlp": 0.14}
 
@@ -55,11 +57,16 @@ class Rates:
 
     def seconds(self, job: Job) -> float:
         """How long a job takes."""
-        arithmetic = job.flops / self.flops[job.arch] if job.arch else 0.0
-        processes = max(1, self.cpus - 1)
+        gpus = self.taken(job) if self.gpu else 1
+        arithmetic = job.flops / self.flops[job.arch] / max(1, gpus) if job.arch else 0.0
+        processes = max(1, min(self.cpus * max(1, gpus), _MOST_CPUS) - 1)
         decoding = job.images / self.decode / processes
         work = arithmetic + decoding if self.cpus == 1 else max(arithmetic, decoding)
         return self.start[job.environment] + work + job.searched * self.search / self.cpus
+
+    def taken(self, job: Job) -> int:
+        """Slots that a job takes: its GPUs, no more than there are; without GPUs one."""
+        return min(job.gpus, self.slots) * job.gpu if self.gpu else 1
 
 
 def assumed(config: Config, peak: float, gpus: int) -> Rates:
@@ -118,14 +125,14 @@ def wall(jobs: dict[Key, Job], rates: Rates) -> float:
     while ready or running or held:
         while ready:
             priority, key = heapq.heappop(ready)
-            takes = jobs[key].gpu or not rates.gpu
-            if takes and not free:
+            takes = rates.taken(jobs[key])
+            if takes > free or (takes and held):  # GPUs are kept free for the next in line that wants several
                 held.append((priority, key))
                 continue
             free -= takes
             heapq.heappush(running, (now + seconds[key], key))
         now, done = heapq.heappop(running)
-        free += jobs[done].gpu or not rates.gpu
+        free += rates.taken(jobs[done])
         for key in after[done]:
             waiting[key] -= 1
             if not waiting[key]:
@@ -149,14 +156,19 @@ def report(config: Config, tables: Path, rates: Rates) -> str:
         rules.setdefault("table, figure" if job.environment == "report" else job.rule, []).append(job)
     lines = [[rule, len(each), *_sums(each, rates)] for rule, each in rules.items()]
     lines.append(["all", len(jobs), *_sums(jobs.values(), rates)])
-    by_rule = tabulate(lines, ["rule", "jobs", unit, "longest job, h", "GB"], floatfmt=".2f")
-    rows: list[tuple[str, int, int, float, float]] = []
+    by_rule = tabulate(
+        lines, ["rule", "jobs", unit, "longest job, h", "disk, GB", "memory of a job, GB"], floatfmt=".2f"
+    )
+    rows: list[tuple[str, int, int, float, float, float, str]] = []
     for number in TABLES:
         alone = jobs_of(config, pairs[number], [f"table{number}"])
         runs = [job for job in alone.values() if job.rule in ("pretrain", "finetune", "external")]
-        hours = _sums(alone.values(), rates)[0]
-        rows.append((f"table{number}", len(runs), len(alone), hours, wall(alone, rates) / 3600))
-    by_table = tabulate(rows, ["alone", "runs", "jobs", unit, "wall, h"], floatfmt=".2f")
+        hours, _, disk, _ = _sums(alone.values(), rates)
+        names = textwrap.fill(", ".join(job.run for job in runs), 50)
+        rows.append((f"table{number}", len(runs), len(alone), hours, wall(alone, rates) / 3600, disk, names))
+    by_table = tabulate(
+        rows, ["alone", "runs", "jobs", unit, "wall, h", "disk, GB", "which runs"], floatfmt=("", "", "", *[".2f"] * 3)
+    )
     trained = {run: 1 + len(config.seeds.get(run, [])) for run in config.runs if (run not in _seeds(config))}
     several = f", {sum(trained.values())} with their seeds" if any(config.seeds.values()) else ""
     foreign = sum(isinstance(recipe, External) for recipe in config.runs.values())
@@ -173,12 +185,12 @@ def _seeds(config: Config) -> set[str]:
     return {repeat for run in config.seeds for repeat in config.repeats(run)[1:]}
 
 
-def _sums(jobs: Iterable[Job], rates: Rates) -> tuple[float, float, float]:
-    """Hours on the slots, hours of the longest job, gigabytes left."""
+def _sums(jobs: Iterable[Job], rates: Rates) -> tuple[float, float, float, float]:
+    """Hours on the slots, hours of the longest job, gigabytes left on disk, gigabytes of memory of the largest job."""
     jobs = list(jobs)
     hours = [rates.seconds(job) / 3600 for job in jobs]
-    counted = sum(each for each, job in zip(hours, jobs, strict=True) if job.gpu or not rates.gpu)
-    return counted, max(hours), sum(job.bytes for job in jobs) / 1e9
+    counted = sum(each * rates.taken(job) for each, job in zip(hours, jobs, strict=True))
+    return counted, max(hours), sum(job.bytes for job in jobs) / 1e9, max(job.memory for job in jobs)
 
 
 def _hours(seconds: float) -> str:

@@ -3,7 +3,9 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import get_args
 
@@ -14,7 +16,7 @@ sys.path.insert(0, str(workflow.basedir))
 
 from uic_core.config import Dataset, DatasetName, validate  # noqa: E402
 from uic_core.errors import InputError  # noqa: E402
-from uic_core.files import read_yaml  # noqa: E402
+from uic_core.files import hold, read_yaml  # noqa: E402
 from uic_core.recipe import load  # noqa: E402
 from uic_core.report.cells import TABLES, check_cells, needed, read_tables  # noqa: E402
 
@@ -22,6 +24,7 @@ DATASETS = get_args(DatasetName)
 FIGURES = {3: "Class sizes", 4: "Images of the lowest-entropy classes"}
 # SLURM tells a stage two minutes before the end of its time (workflow/launch.sh).
 SIGNAL = "'--signal=USR1@120'"
+STARTED = time.time()
 
 
 def validated_config():
@@ -73,20 +76,53 @@ def outlive_time_limits():
 
 
 def watch_jobs():
-    """Snakemake asks workflow/slurm/squeue for its jobs, which sees every one of them end."""
+    """Snakemake submits its jobs and asks for them through workflow/slurm, which sees every one of them end."""
     own = str(Path(workflow.basedir, "workflow", "slurm"))
+    os.environ["UIC_SLURM_JOBS"] = os.path.abspath(f"{CONFIG.results}/.slurm")
     if shutil.which("squeue") and own not in os.get_exec_path():
-        os.environ.update(PATH=os.pathsep.join([own, *os.get_exec_path()]))
+        # Its programs find the Python that runs Snakemake, not an older one of the system.
+        os.environ.update(PATH=os.pathsep.join([own, os.path.dirname(sys.executable), *os.get_exec_path()]))
 
 
-def growing(amount):
-    """A resource that every retry asks more of."""
-    return lambda wildcards, attempt: amount * attempt
+def take_over():
+    """This Snakemake alone works in the results folder; what an earlier one left in SLURM's queue ends first."""
+    needed = list(workflow.dag.needrun_jobs())
+    if all(job.rule.name == "partial" for job in needed):
+        return  # writes nothing that a running Snakemake does
+    try:
+        hold(Path(CONFIG.results))
+    except InputError as error:
+        raise WorkflowError(f"{error}; or name another folder under `results` in the config") from None
+    if subprocess.run([sys.executable, str(Path(workflow.basedir, "workflow", "slurm", "end_orphans.py"))]).returncode:
+        raise WorkflowError("jobs of an earlier Snakemake are still in the queue; see above")
+    late = [file for job in needed for file in job.output if os.path.exists(file) and os.path.getmtime(file) > STARTED]
+    if late:
+        raise WorkflowError(f"{late[0]}: made just now by a job of an earlier Snakemake; start again, and it is kept")
+
+
+def minutes(amount):
+    """A job's time, of which every retry asks more; not more than a day, which clusters grant."""
+    return lambda wildcards, attempt: min(amount * attempt, max(amount, 1440))
+
+
+def megabytes(amount):
+    """A job's memory, of which every retry asks more; not more than nodes with GPUs have."""
+    return lambda wildcards, attempt: min(amount * attempt, max(amount, 128000))
 
 
 def time_limit(wildcards):
     """Minutes of a training job: a day, after which it queues again and goes on; untrained weights take none."""
     return 1440 if CONFIG.runs[wildcards.run].epochs else 30
+
+
+def gpus(wildcards):
+    """GPUs of a training job, on one node."""
+    return CONFIG.runs[wildcards.run].gpus
+
+
+def cpus(wildcards):
+    """CPUs of a training job: 16 a GPU, at most what half of a large node has."""
+    return min(64, 16 * gpus(wildcards))
 
 
 def section(name):

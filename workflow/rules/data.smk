@@ -57,8 +57,8 @@ if CONFIG.datasets.generated:
             "../../envs/core.yaml"
         threads: 2
         resources:
-            mem_mb=growing(2000),
-            runtime=growing(30),
+            mem_mb=megabytes(2000),
+            runtime=minutes(30),
         shell:
             "python -m uic_core.data.synthetic --dataset {input} --threads {threads} > {log} 2>&1"
 
@@ -79,8 +79,8 @@ rule check:
         "../../envs/core.yaml"
     threads: 8
     resources:
-        mem_mb=growing(4000),
-        runtime=growing(120),
+        mem_mb=megabytes(4000),
+        runtime=minutes(120),
     shell:
         "python -m uic_core.data.check --dataset {input.dataset} --out {output} --threads {threads} > {log} 2>&1"
 
@@ -100,8 +100,8 @@ rule index:
         "../../envs/core.yaml"
     threads: 8
     resources:
-        mem_mb=growing(8000),
-        runtime=growing(240),
+        mem_mb=megabytes(8000),
+        runtime=minutes(240),
     shell:
         "python -m uic_core.data.index --dataset {input.dataset} --split {wildcards.split} --out {output}"
         " --threads {threads} > {log} 2>&1"
@@ -121,8 +121,8 @@ rule cache:
         "../../envs/core.yaml"
     threads: 16
     resources:
-        mem_mb=growing(16000),
-        runtime=growing(720),
+        mem_mb=megabytes(16000),
+        runtime=minutes(720),
     params:
         format=CONFIG.datasets.cache.format,
         side=CONFIG.datasets.cache.side,

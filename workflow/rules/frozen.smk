@@ -19,7 +19,7 @@ rule linear_probe:
         "../../envs/core.yaml"
     threads: 16
     resources:
-        mem_mb=growing(64000),
+        mem_mb=megabytes(64000),
         runtime=1440,
         gpu=1,
         gres="",
@@ -48,8 +48,8 @@ rule clusters:
     conda:
         "../../envs/core.yaml"
     resources:
-        mem_mb=growing(8000),
-        runtime=growing(30),
+        mem_mb=megabytes(8000),
+        runtime=minutes(30),
     shell:
         "python -m uic_core.evaluate.clusters --run {wildcards.run} --checkpoint {input.checkpoint}"
         " --labels {input.labels} --history {input.history} --protocol {input.protocol} --train-index {input.train}"
@@ -73,7 +73,7 @@ rule voc_classification:
         "../../envs/core.yaml"
     threads: 8
     resources:
-        mem_mb=growing(32000),
+        mem_mb=megabytes(32000),
         runtime=1440,
         gpu=1,
     params:
@@ -98,8 +98,8 @@ rule fewshot:
         "../../envs/core.yaml"
     threads: 8
     resources:
-        mem_mb=growing(16000),
-        runtime=growing(240),
+        mem_mb=megabytes(16000),
+        runtime=minutes(240),
         gpu=1,
     shell:
         "python -m uic_core.evaluate.fewshot --run {wildcards.run} --checkpoint {input.checkpoint}"

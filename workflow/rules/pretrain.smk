@@ -39,11 +39,11 @@ rule pretrain:
         run=runs("uic", "deepcluster", "supervised", "random"),
     conda:
         "../../envs/core.yaml"
-    threads: 16
+    threads: cpus
     resources:
-        mem_mb=growing(64000),
+        mem_mb=megabytes(64000),
         runtime=time_limit,
-        gpu=1,
+        gpu=gpus,
         gres="",
         nodes=1,
         slurm_extra=SIGNAL,
@@ -69,8 +69,8 @@ rule external:
     conda:
         "../../envs/core.yaml"
     resources:
-        mem_mb=growing(8000),
-        runtime=growing(30),
+        mem_mb=megabytes(8000),
+        runtime=minutes(30),
     shell:
         "python -m uic_core.pretrain.external --recipe {input.recipe} --source {input.source:q} --out {output}"
         " > {log} 2>&1"
@@ -93,11 +93,11 @@ rule finetune:
         run=runs("finetune"),
     conda:
         "../../envs/core.yaml"
-    threads: 16
+    threads: cpus
     resources:
-        mem_mb=growing(64000),
+        mem_mb=megabytes(64000),
         runtime=1440,
-        gpu=1,
+        gpu=gpus,
         gres="",
         nodes=1,
         slurm_extra=SIGNAL,

@@ -40,8 +40,8 @@ rule export:
     conda:
         "../../envs/core.yaml"
     resources:
-        mem_mb=growing(8000),
-        runtime=growing(10),
+        mem_mb=megabytes(8000),
+        runtime=minutes(10),
     params:
         folder=subpath(output.card, parent=True),
     shell:
@@ -75,8 +75,8 @@ for number in TABLES:
         conda:
             "../../envs/report.yaml"
         resources:
-            mem_mb=growing(1000),
-            runtime=growing(10),
+            mem_mb=megabytes(1000),
+            runtime=minutes(10),
         params:
             number=number,
             scale=CONFIG.scale,
@@ -110,8 +110,8 @@ for number in FIGURES:
         conda:
             "../../envs/report.yaml"
         resources:
-            mem_mb=growing(2000),
-            runtime=growing(10),
+            mem_mb=megabytes(2000),
+            runtime=minutes(10),
         params:
             number=number,
             scale=CONFIG.scale,

@@ -19,8 +19,8 @@ rule proposals:
         "../../envs/openmmlab.yaml"
     threads: 16
     resources:
-        mem_mb=growing(16000),
-        runtime=growing(720),
+        mem_mb=megabytes(16000),
+        runtime=minutes(720),
     params:
         root=CONFIG.datasets.voc07.root,
     shell:
@@ -44,7 +44,7 @@ rule detection:
         "../../envs/openmmlab.yaml"
     threads: 8
     resources:
-        mem_mb=growing(32000),
+        mem_mb=megabytes(32000),
         runtime=1440,
         gpu=1,
         gres="",
@@ -75,7 +75,7 @@ rule segmentation:
         "../../envs/openmmlab.yaml"
     threads: 8
     resources:
-        mem_mb=growing(32000),
+        mem_mb=megabytes(32000),
         runtime=1440,
         gpu=1,
         gres="",
