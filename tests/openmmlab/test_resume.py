@@ -57,6 +57,7 @@ class Task:
         ]
         self.arguments += ["--out", str(folder / "out.json")]
         self.arguments += ["--work-dir", str(folder / "work"), "--save-every", "0"]
+        self.arguments += ["--samples", str(folder / "samples.npz")]
         if name == "detection":
             self.arguments += ["--voc", str(inputs.voc07), "--train-proposals", str(inputs.boxes["trainval"])]
             self.arguments += ["--test-proposals", str(inputs.boxes["test"])]

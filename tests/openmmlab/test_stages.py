@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,13 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mmdet.registry import DATASETS
+from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.runner import Runner
+from mmengine.utils import import_modules_from_strings
 from PIL import Image
 
-from uic_core import config, metrics, models, recipe
+from uic_core import config, metrics, models, recipe, samples
 from uic_core.data import voc
-from uic_core.openmmlab import detection, proposals, segmentation
+from uic_core.openmmlab import detection, fcn, proposals, segmentation
 from uic_core.pretrain import checkpoint
 
 pytestmark = pytest.mark.slow
@@ -64,6 +68,7 @@ def detect(
         *("--checkpoint", str(weights), "--protocol", str(folder / f"{name}.yaml"), "--voc", str(root)),
         *("--train-proposals", str(boxes["trainval"]), "--test-proposals", str(boxes["test"])),
         *("--out", str(folder / f"{name}.json"), "--run", "run", "--work-dir", str(folder / name)),
+        *("--samples", str(folder / f"{name}.npz")),
     ])  # fmt: skip
     return metrics.read(folder / f"{name}.json")
 
@@ -76,7 +81,7 @@ def segment(data: SimpleNamespace, root: Path, folder: Path, weights: Path, name
     segmentation.main([
         *("--checkpoint", str(weights), "--protocol", str(folder / f"{name}.yaml"), "--run", "run"),
         *("--dataset", str(folder / "voc_segmentation.yaml"), "--out", str(folder / f"{name}.json")),
-        *("--work-dir", str(folder / name)),
+        *("--work-dir", str(folder / name), "--samples", str(folder / f"{name}.npz")),
     ])  # fmt: skip
     return metrics.read(folder / f"{name}.json")
 
@@ -111,7 +116,6 @@ def test_detection_trains_tests_and_repeats_itself(
     assert first.dataset.sizes == {"trainval": 10, "test": 8}
     assert first.protocol["roi_size"] == 1
     assert other.protocol["rescale"] is True
-    assert list((tmp_path / "first").glob("*/*.log"))
     # A user of mmdet goes on from the folder: its config and its weights give the same numbers.
     cfg = Config.fromfile(tmp_path / "first" / "config.py")
     cfg.load_from = str(tmp_path / "first" / f"iter_{DETECTION['iterations']}.pth")
@@ -119,6 +123,46 @@ def test_detection_trains_tests_and_repeats_itself(
     tested = Runner.from_cfg(cfg).test()
     assert tested == {name: first.values[name].value for name in tested}
     assert "map" in tested
+    (log,) = (tmp_path / "first").glob("*/*.log")
+    assert re.search(r"waiting for data: \d+\.\d % of the training's time", log.read_text())
+    kept = samples.load(tmp_path / "first.npz", samples.Detected)
+    assert (tmp_path / "first.npz").read_bytes() == (tmp_path / "again.npz").read_bytes()
+    assert kept.ids == samples.choose(voc.read_list(demo_data.voc07, "Main", "test"))
+    assert (kept.run, kept.fingerprint, kept.classes) == ("run", first.dataset.fingerprint, voc.CLASSES)
+    for image, found in zip(kept.ids, kept.images, strict=True):
+        annotation = voc.read_annotation(voc.annotation_path(demo_data.voc07, image))
+        assert found.path == str(voc.image_path(demo_data.voc07, 2007, image))
+        np.testing.assert_array_equal(found.truth_boxes, annotation.boxes)
+        np.testing.assert_array_equal(found.truth_labels, annotation.labels)
+        assert len(found.boxes) > 0
+        assert found.boxes.min() >= 0
+        assert (found.boxes.max(axis=0) <= [annotation.width, annotation.height] * 2).all()
+        assert (np.diff(found.scores) <= 0).all()
+
+
+@pytest.mark.parametrize("test_scale", [60, 120, 240])
+def test_annotations_of_the_test_stay_in_the_original_pixels_that_boxes_come_back_in(
+    demo_data: SimpleNamespace, tmp_path: Path, weights: Path, boxes: dict[str, Path], test_scale: int
+) -> None:
+    protocol = config.Detection(**(DETECTION | {"test_scale": test_scale, "test_max": 400}))
+    network, _ = checkpoint.load(weights)
+    content = detection.build_config(network, weights, protocol, demo_data.voc07, boxes, tmp_path)
+    register_all_modules(init_default_scope=True)
+    import_modules_from_strings(**content["custom_imports"])
+    data = DATASETS.build(content["test_dataloader"]["dataset"])
+    annotation = voc.read_annotation(
+        voc.annotation_path(demo_data.voc07, voc.read_list(demo_data.voc07, "Main", "test")[0])
+    )
+    sample = data[0]["data_samples"]
+    assert sample.img_shape[0] == test_scale
+    np.testing.assert_allclose(sample.gt_instances.bboxes.numpy(), annotation.boxes[~annotation.difficult])
+    np.testing.assert_allclose(sample.ignored_instances.bboxes.numpy(), annotation.boxes[annotation.difficult])
+    first = proposals.load(
+        boxes["test"],
+        voc.fingerprint(demo_data.voc07, 2007, ["test"]),
+        dict.fromkeys(voc.read_list(demo_data.voc07, "Main", "test"), (annotation.width, annotation.height)),
+    ).of(0)
+    np.testing.assert_allclose(sample.proposals.bboxes.numpy(), first * test_scale / annotation.height, atol=1e-3)
 
 
 def test_segmentation_trains_tests_and_repeats_itself(
@@ -134,6 +178,14 @@ def test_segmentation_trains_tests_and_repeats_itself(
     )
     assert first.dataset.sizes == {"train": 6, "val": 4}
     assert (first.protocol["crop"], first.protocol["fc6_kernel"]) == (14, 1)
+    kept = samples.load(tmp_path / "first.npz", samples.Segmented)
+    assert (tmp_path / "first.npz").read_bytes() == (tmp_path / "again.npz").read_bytes()
+    assert kept.ids == voc.read_list(demo_data.voc_segmentation, "Segmentation", "val")
+    assert kept.classes == voc.CLASSES_SEGMENTATION
+    counts = sum(fcn.confusion(image.mask, image.truth, 21) for image in kept.images)
+    assert 100 * np.nanmean(fcn.intersection_over_union(counts)) == pytest.approx(first.values["miou"].value)
+    truth = voc.read_mask(voc.mask_path(demo_data.voc_segmentation, kept.ids[0]))
+    np.testing.assert_array_equal(kept.images[0].truth, truth)
 
 
 def test_swapped_proposals_end_detection_before_it_trains(

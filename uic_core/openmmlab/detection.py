@@ -11,7 +11,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from uic_core import config, metrics, models, recipe
+import numpy as np
+
+from uic_core import config, metrics, models, recipe, samples
 from uic_core.data import voc
 from uic_core.errors import InputError, stage
 from uic_core.files import sha256
@@ -56,7 +58,7 @@ def build_config(
     biases = {"bias_lr_mult": 2.0, "bias_decay_mult": 0.0}
     content = runner.training(protocol, work_dir, 1, biases) | {
         "default_scope": "mmdet",
-        "custom_imports": {"imports": ["uic_core.openmmlab.backbones", "uic_core.openmmlab.fast_rcnn"]},
+        "custom_imports": {"imports": [f"uic_core.openmmlab.{name}" for name in ("backbones", "fast_rcnn", "observe")]},
         "model": _model(network, weights, protocol),
         "train_dataloader": runner.dataloader(
             _dataset(root, "trainval", files["trainval"], train_resize, flip=True) | {"seed": protocol.seed},
@@ -68,7 +70,10 @@ def build_config(
         "test_dataloader": runner.dataloader(
             _dataset(root, "test", files["test"], test_resize, flip=False), 1, workers, train=False
         ),
-        "test_evaluator": {"type": "VocAp"},
+        "test_evaluator": [
+            {"type": "VocAp"},
+            {"type": "KeepSamples", "ids": list(samples.choose(voc.read_list(root, "Main", "test")))},
+        ],
     }
     if protocol.rescale:
         content["custom_hooks"].append({"type": "RescaleClassifier", "images": 20})
@@ -150,7 +155,10 @@ def _model(network: models.Network, weights: Path, protocol: config.Detection) -
 
 
 def _dataset(root: Path, split: str, file: Path, resize: dict[str, Any], *, flip: bool) -> dict[str, Any]:
-    meta = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor", "flip", "flip_direction")
+    annotations = {"type": "LoadAnnotations", "with_bbox": True}
+    # boxes come back in the original image's pixels, so the test's annotations must not be resized
+    steps = [annotations, resize, {"type": "RandomFlip", "prob": 0.5}] if flip else [resize, annotations]
+    meta = ("img_id", "img_path", "xml_path", "ori_shape", "img_shape", "scale_factor", "flip", "flip_direction")
     return {
         "type": "VocProposals",
         "data_root": str(root),
@@ -162,19 +170,33 @@ def _dataset(root: Path, split: str, file: Path, resize: dict[str, Any], *, flip
         "pipeline": [
             {"type": "LoadRgb"},
             {"type": "LoadProposals"},
-            {"type": "LoadAnnotations", "with_bbox": True},
-            resize,
-            *([{"type": "RandomFlip", "prob": 0.5}] if flip else []),
+            *steps,
             {"type": "PlaceProposals"},
             {"type": "PackDetInputs", "meta_keys": meta},
         ],
     }
 
 
+def _detected(sample: dict[str, Any]) -> samples.Detected:
+    """A test image's annotation and its boxes, best first, from mmdet's data sample."""
+    annotation = voc.read_annotation(Path(sample["xml_path"]))
+    found = {name: sample["pred_instances"][name].cpu().numpy() for name in ("bboxes", "labels", "scores")}
+    order = np.argsort(-found["scores"], kind="stable")
+    return samples.Detected(
+        sample["img_path"],
+        annotation.boxes,
+        annotation.labels,
+        annotation.difficult,
+        found["bboxes"][order],
+        found["labels"][order],
+        found["scores"][order],
+    )
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Train on trainval, test on test, write the metrics `map`, `ap/<class>` and `proposal_recall` in per cent."""
     parser = argparse.ArgumentParser(prog="python -m uic_core.openmmlab.detection", description=__doc__)
-    for name in ("checkpoint", "protocol", "voc", "train-proposals", "test-proposals", "out", "work-dir"):
+    for name in ("checkpoint", "protocol", "voc", "train-proposals", "test-proposals", "out", "samples", "work-dir"):
         parser.add_argument(f"--{name}", required=True, type=Path)
     parser.add_argument("--run", required=True)
     parser.add_argument("--save-every", type=float, default=300, help="seconds between saved states")
@@ -194,9 +216,12 @@ def main(arguments: list[str] | None = None) -> None:
         fingerprint = voc.fingerprint(options.voc, 2007, list(files))
         identity = {"checkpoint": sha256(options.checkpoint), "protocol": protocol.model_dump(), "data": fingerprint}
         identity["proposals"] = {split: sha256(path) for split, path in files.items()}
-        with runner.train_and_test(content, identity, ranks, options.save_every) as values:
+        with runner.train_and_test(content, identity, ranks, options.save_every) as (values, kept):
             if ranks.rank:
                 return
+            samples.Samples(
+                options.run, fingerprint, voc.CLASSES, tuple(kept), tuple(_detected(kept[image]) for image in kept)
+            ).save(options.samples)
             metrics.write(
                 options.out,
                 metrics.Metrics(

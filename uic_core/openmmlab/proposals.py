@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from uic_core import config, recipe
 from uic_core.data import matlab, reader, voc
+from uic_core.data.boxes import overlaps
 from uic_core.errors import InputError, stage
 from uic_core.files import atomic
 
@@ -246,15 +247,6 @@ def recall(proposals: Sequence[NDArray[np.float32]], truths: Sequence[NDArray[np
         if len(boxes):
             covered += int((overlaps(truth, boxes).max(axis=1) >= iou).sum())
     return covered / total if total else 1.0
-
-
-def overlaps(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Intersection over union of every box of `a` [n, 4] with every one of `b` [m, 4]: [n, m], last pixel included."""
-    a, b = a[:, None, :].astype(np.float64), b[None, :, :].astype(np.float64)
-    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]) + 1
-    common = np.clip(sides, 0, None).prod(axis=-1)
-    union = (a[..., 2:] - a[..., :2] + 1).prod(axis=-1) + (b[..., 2:] - b[..., :2] + 1).prod(axis=-1) - common
-    return np.asarray(common / union)
 
 
 def main(arguments: list[str] | None = None) -> None:

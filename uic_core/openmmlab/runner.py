@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
 
 from uic_core import config
+from uic_core.openmmlab.observe import KeepSamples
 from uic_core.openmmlab.resume import Resume, state_of
 from uic_core.pretrain.parallel import Ranks
 from uic_core.pretrain.resume import Signals
@@ -74,7 +75,7 @@ def training(
                 "save_param_scheduler": False,
             },
         },
-        "custom_hooks": [{"type": "StopIfNotFinite", "interval": 10}],
+        "custom_hooks": [{"type": "StopIfNotFinite", "interval": 10}, {"type": "DataTime"}],
         "log_processor": {"type": "LogProcessor", "by_epoch": False, "window_size": every},
         "visualizer": {"type": "Visualizer", "vis_backends": [{"type": "LocalVisBackend"}]},
         "env_cfg": {
@@ -111,7 +112,7 @@ def dataloader(dataset: dict[str, Any], batch_size: int, workers: int, *, train:
 @contextlib.contextmanager
 def train_and_test(
     content: dict[str, Any], identity: dict[str, Any], ranks: Ranks, save_every: float
-) -> Iterator[dict[str, float]]:
+) -> Iterator[tuple[dict[str, float], dict[str, dict[str, Any]]]]:
     """Train, then test; the same config gives the same numbers on one CPU (RoI pooling adds in any order on a GPU).
 
     A training that was interrupted goes on from the state in `work_dir`, which is removed when the block ends. Logs,
@@ -123,7 +124,7 @@ def train_and_test(
         save_every: seconds between states.
 
     Yields:
-        The test metrics by their bare names, without the evaluator's prefix.
+        The test metrics by their bare names, without the evaluator's prefix, and what `KeepSamples` kept.
 
     Raises:
         InputError: another process has taken the work over.
@@ -144,6 +145,6 @@ def train_and_test(
         runner.train()
         values = {name: float(value) for name, value in runner.test().items()}
         state.check_owner()
-        yield values
+        yield values, next(each.kept for each in runner.test_evaluator.metrics if isinstance(each, KeepSamples))
         if not ranks.rank:
             state.remove()

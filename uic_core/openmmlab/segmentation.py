@@ -11,9 +11,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mmengine.registry import MODELS
 
-from uic_core import config, metrics, models, recipe
+from uic_core import config, metrics, models, recipe, samples
 from uic_core.data import voc
 from uic_core.errors import InputError, stage
 from uic_core.files import sha256
@@ -53,7 +54,7 @@ def build_config(
     biases = {"custom_keys": {"decode_head.conv_seg.bias": {"lr_mult": 2.0, "decay_mult": 0.0}}}
     return runner.training(protocol, work_dir, protocol.accumulate // runner.world(), biases) | {
         "default_scope": "mmseg",
-        "custom_imports": {"imports": ["uic_core.openmmlab.backbones", "uic_core.openmmlab.fcn"]},
+        "custom_imports": {"imports": [f"uic_core.openmmlab.{name}" for name in ("backbones", "fcn", "observe")]},
         "model": _model(network, weights, protocol.pad),
         "train_dataloader": runner.dataloader(
             _dataset(train, test=False) | {"seed": protocol.seed},
@@ -63,7 +64,7 @@ def build_config(
             seed=protocol.seed,
         ),
         "test_dataloader": runner.dataloader(_dataset(val, test=True), 1, workers, train=False),
-        "test_evaluator": {"type": "VocIu"},
+        "test_evaluator": [{"type": "VocIu"}, {"type": "KeepSamples", "ids": list(samples.choose(val.ids()))}],
     }
 
 
@@ -109,10 +110,16 @@ def _dataset(images: voc.Segmentation, *, test: bool) -> dict[str, Any]:
     }
 
 
+def _segmented(mask: Path, sample: dict[str, Any]) -> samples.Segmented:
+    """A test image's annotated and predicted mask, from mmseg's data sample."""
+    predicted = sample["pred_sem_seg"]["data"].squeeze(0).cpu().numpy().astype(np.uint8)
+    return samples.Segmented(sample["img_path"], voc.read_mask(mask), predicted)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Train on the first list, test on the second, write the metrics `miou` and `iou/<class>` in per cent."""
     parser = argparse.ArgumentParser(prog="python -m uic_core.openmmlab.segmentation", description=__doc__)
-    for name in ("checkpoint", "protocol", "dataset", "out", "work-dir"):
+    for name in ("checkpoint", "protocol", "dataset", "out", "samples", "work-dir"):
         parser.add_argument(f"--{name}", required=True, type=Path)
     parser.add_argument("--run", required=True)
     parser.add_argument("--save-every", type=float, default=300, help="seconds between saved states")
@@ -135,9 +142,16 @@ def main(arguments: list[str] | None = None) -> None:
         fingerprint = voc.segmentation_fingerprint(lists)
         identity = {"checkpoint": sha256(options.checkpoint), "protocol": protocol.model_dump(), "data": fingerprint}
         head = content["model"]["decode_head"]
-        with runner.train_and_test(content, identity, ranks, options.save_every) as values:
+        with runner.train_and_test(content, identity, ranks, options.save_every) as (values, kept):
             if ranks.rank:
                 return
+            samples.Samples(
+                options.run,
+                fingerprint,
+                voc.CLASSES_SEGMENTATION,
+                tuple(kept),
+                tuple(_segmented(lists[-1].mask(image), kept[image]) for image in kept),
+            ).save(options.samples)
             metrics.write(
                 options.out,
                 metrics.Metrics(

@@ -1,6 +1,6 @@
 # Checkpoint -> metrics after fine-tuning through OpenMMLab: Fast R-CNN detection and FCN segmentation on VOC.
 #   in   results/runs/<run>/checkpoint.safetensors, results/protocols/<evaluation>.yaml, VOCdevkit
-#   out  results/proposals/voc07_<split>.npz, results/metrics/<run>/{detection,segmentation}.json
+#   out  results/proposals/voc07_<split>.npz, results/metrics/<run>/{detection,segmentation}.json and _samples.npz
 
 
 rule proposals:
@@ -35,7 +35,8 @@ rule detection:
         train=f"{RESULTS}/proposals/voc07_trainval.npz",
         test=f"{RESULTS}/proposals/voc07_test.npz",
     output:
-        f"{RESULTS}/metrics/{{run}}/detection.json",
+        metrics=f"{RESULTS}/metrics/{{run}}/detection.json",
+        samples=f"{RESULTS}/metrics/{{run}}/detection_samples.npz",
     log:
         f"{RESULTS}/logs/{{run}}/detection.log",
     benchmark:
@@ -56,7 +57,8 @@ rule detection:
     shell:
         "launch {resources.nodes} {resources.gpu} '{resources.gres}' uic_core.openmmlab.detection --run {wildcards.run} --checkpoint {input.checkpoint}"
         " --protocol {input.protocol} --voc {params.root:q} --train-proposals {input.train}"
-        " --test-proposals {input.test} --out {output} --work-dir {params.folder} --threads {threads} > {log} 2>&1"
+        " --test-proposals {input.test} --out {output.metrics} --samples {output.samples} --work-dir {params.folder}"
+        " --threads {threads} > {log} 2>&1"
 
 
 rule segmentation:
@@ -66,7 +68,8 @@ rule segmentation:
         dataset=f"{RESULTS}/data/voc_segmentation.yaml",
         checked=f"{RESULTS}/data/voc_segmentation.checked",
     output:
-        f"{RESULTS}/metrics/{{run}}/segmentation.json",
+        metrics=f"{RESULTS}/metrics/{{run}}/segmentation.json",
+        samples=f"{RESULTS}/metrics/{{run}}/segmentation_samples.npz",
     log:
         f"{RESULTS}/logs/{{run}}/segmentation.log",
     benchmark:
@@ -85,5 +88,5 @@ rule segmentation:
         folder=f"{RESULTS}/runs/{{run}}/segmentation",
     shell:
         "launch {resources.nodes} {resources.gpu} '{resources.gres}' uic_core.openmmlab.segmentation --run {wildcards.run} --checkpoint {input.checkpoint}"
-        " --protocol {input.protocol} --dataset {input.dataset} --out {output} --work-dir {params.folder}"
-        " --threads {threads} > {log} 2>&1"
+        " --protocol {input.protocol} --dataset {input.dataset} --out {output.metrics} --samples {output.samples}"
+        " --work-dir {params.folder} --threads {threads} > {log} 2>&1"
