@@ -9,6 +9,8 @@ PROFILE := profiles/demo
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 # As the rules' jobs have it (workflow/rules/common.smk).
 HUGE_PAGES := GLIBC_TUNABLES=glibc.malloc.hugetlb=1
+# Without a total as many jobs as cores would share the GPU; where there is none, no job waits for it.
+GPU := $(if $(shell nvidia-smi -L 2>/dev/null),--resources gpu=2)
 TESTS := tests
 CONFIG := config/paper.yaml
 
@@ -21,7 +23,7 @@ setup:  ## .venv from envs/lock.txt; nothing happens when it is there already
 	@envs/setup.sh
 
 demo: setup  ## generate small data sets, then every table, figure and the report
-	$(BIN)/snakemake --profile $(PROFILE)
+	$(BIN)/snakemake --profile $(PROFILE) $(GPU)
 	$(BIN)/snakemake --profile $(PROFILE) --report results/report.html
 	@printf '%s\n' '' 'Done:' '  tables   results/tables/table1.md … table7.md (and .csv)' \
 		'  figures  results/figures/fig3.png fig4.png (and .svg)' '  report   results/report.html'

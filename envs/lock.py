@@ -18,7 +18,8 @@ ENVS = Path(__file__).resolve().parent
 PYTHONS = ("3.11", "3.12")
 PLATFORM = "x86_64-manylinux_2_28"  # torch's own floor
 
-# What conda itself installs, by environment. mmcv is compiled there, against the C library that torch asks for.
+# What conda itself installs, by environment: pinned by version; what these need in turn conda chooses, as the lock is
+# pip's alone. mmcv is compiled there, against the C library that torch asks for.
 CONDA = {
     "core": ("python==3.11.13", "pip==25.1.1"),
     "openmmlab": ("python==3.11.13", "pip==25.1.1", "cxx-compiler==1.9.0", "sysroot_linux-64==2.28"),

@@ -1,15 +1,18 @@
 """Both configs are valid, every key is explained, every mistake is named with its remedy."""
 
 import copy
+import re
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel
 
-from uic_core.config import Config, validate
+from uic_core.config import Config, Evaluations, validate
 from uic_core.errors import InputError
 from uic_core.files import read_yaml
-from uic_core.recipe import Recipe, load, save
+from uic_core.recipe import Arch, External, Method, Recipe, load, save
+from uic_core.report.cells import Override, Row, Tables
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,15 +49,42 @@ def test_paper_numbers(paper):
     assert config.datasets.imagenet.train_images // 3000 == 427  # Fig. 3
 
 
+def _models(annotation: Any) -> set[type[BaseModel]]:
+    """The models in an annotation, through dict[…], lists, unions and Annotated[…]."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return {annotation}
+    return {model for part in get_args(annotation) for model in _models(part)}
+
+
 def _keys(model: type[BaseModel]) -> set[str]:
-    keys = set()
-    for name, field in model.model_fields.items():
-        keys.add(name)
-        inner = field.annotation
-        for candidate in (inner, *getattr(inner, "__args__", ())):
-            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                keys |= _keys(candidate)
-    return keys
+    inner = {model for field in model.model_fields.values() for model in _models(field.annotation)}
+    return set(model.model_fields).union(*(_keys(each) for each in inner))
+
+
+def test_the_search_for_keys_enters_runs_and_rows():
+    assert set(Recipe.model_fields) | set(External.model_fields) <= _keys(Config)
+    assert set(Row.model_fields) | set(Override.model_fields) <= _keys(Tables)
+
+
+def test_every_key_of_the_tables_is_explained():
+    text = (ROOT / "config" / "README.md").read_text().partition("## tables.yaml")[2]
+    assert not {key for key in _keys(Tables) if f"`{key}`" not in text and f"`{key}:`" not in text}
+
+
+def test_every_evaluation_says_where_its_values_are_from():
+    """[paper], [code] or [choice], as the README promises."""
+    text = (ROOT / "config" / "README.md").read_text().partition("## evaluations")[2].partition("## tables.yaml")[0]
+    paragraphs = [part for part in text.split("\n\n") if part.startswith("**")]
+    assert len(paragraphs) == len(Evaluations.model_fields) - 1  # VOC classification has two sections
+    for paragraph in paragraphs:
+        assert re.search(r"\[(paper|code|choice)\]", paragraph), paragraph
+
+
+def test_every_architecture_and_method_is_named():
+    text = (ROOT / "config" / "README.md").read_text()
+    (methods,), (archs,) = (re.findall(rf"^\| `{key}` \| .*", text, flags=re.MULTILINE) for key in ("method", "arch"))
+    assert all(f"`{name}`" in methods for name in get_args(Method))
+    assert all(f"`{name}`" in archs for name in get_args(Arch))
 
 
 def test_every_key_is_explained():

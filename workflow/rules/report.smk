@@ -151,8 +151,13 @@ rule partial:
         published=workflow.source_path("../../config/published.csv"),
     log:
         f"{RESULTS}/logs/report/partial.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/report/partial.tsv"
     conda:
         "../../envs/report.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
     params:
         metrics=lambda wildcards: [file for file in metrics_of(*TABLES) if os.path.exists(file)],
         folder=f"{RESULTS}/tables/partial",
