@@ -299,6 +299,13 @@ def test_the_report_is_one_file_with_every_table_and_figure(finished):
         content = (finished.folder / "results" / name).read_bytes()
         assert base64.b64encode(content).decode() in html, name
         assert json.dumps(f"results/{name}") in html
+    graph = re.search(r"var rulegraph_spec = (.*?);\n", html, re.DOTALL)
+    assert graph
+    for rule in ("synthetic", "index", "pretrain", "linear_probe", "detection", "table4", "fig3"):
+        assert f'"{rule}"' in graph[1]
+    times = (finished.folder / "results/times.html").read_bytes()
+    assert base64.b64encode(times).decode() in html
+    assert b"<code>pretrain</code>" in times
     for caption in ("Table 4: transfer to PASCAL VOC", "Fig. 4: images of the pseudo-classes"):
         assert caption in html
 
