@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_ETC = Path("/etc/slurm")
+_CONF = (Path("/etc/slurm/slurm.conf"), Path("/etc/slurm/gres.conf"))
 _CPUS, _GPUS = 8, 4
 
 
@@ -28,10 +28,22 @@ def missing() -> str:
     absent = [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if not shutil.which(name)]
     if absent:
         return f"{', '.join(absent)} not found: apt-get install slurm-wlm munge"
-    linked = [path for path in (_ETC / "slurm.conf", _ETC / "gres.conf") if path.exists()]
-    if linked:
-        return f"{linked[0]} is there: this machine has a SLURM of its own"
+    there = [path for path in _CONF if (path.exists() or path.is_symlink()) and not _left_over(path)]
+    if there:
+        return f"{there[0]} is there: this machine has a SLURM of its own"
     return ""
+
+
+def _left_over(path: Path) -> bool:
+    """Whether it is a link that a cluster of ours left which was killed: its munged is gone."""
+    if not path.is_symlink():
+        return False
+    folder = path.readlink().parent
+    pid = folder / "run" / "munged.pid"
+    if not pid.exists():
+        return not folder.exists() or (folder / "run").is_dir()
+    process = Path("/proc", pid.read_text().strip(), "cmdline")
+    return not (process.exists() and str(folder) in process.read_text())
 
 
 def missing_accounting() -> str:
@@ -130,9 +142,10 @@ def one_node(folder: Path, *, nodes: int = 1, accounting: bool = False, **settin
             _start_accounting(cluster)
         _configure(cluster, accounting, settings)
         # Job steps do not keep SLURM_CONF: what they call looks here.
-        for name in ("slurm.conf", "gres.conf"):
-            (_ETC / name).symlink_to(folder / name)
-            links.append(_ETC / name)
+        for link in _CONF:
+            link.unlink(missing_ok=True)  # one that is left over
+            link.symlink_to(folder / link.name)
+            links.append(link)
         if accounting:
             cluster.ask("sacctmgr", "-i", "add", "cluster", "one")
         cluster.start_controller()

@@ -17,7 +17,7 @@ import yaml
 from bench.one_node_slurm import Cluster
 
 ROOT = Path(__file__).parents[1]
-_MADE = (".*", "results", "data", "tests", "docs", "__pycache__")
+_MADE = (".*", "results", "data", "tests", "docs")  # at the root
 _THREADED = (
     "pretrain", "finetune", "linear_probe", "voc_classification", "fewshot", "proposals", "detection", "segmentation",
 )  # fmt: skip
@@ -30,14 +30,26 @@ class Site:
         folder: must not exist yet.
         cluster: that the jobs go to; None: the jobs run on this machine, under profiles/demo.
         config: takes the place of config/paper.yaml.
+        prepared: another site, whose data sets and indices this one starts from.
         resources: of single rules, added to the profile.
     """
 
     def __init__(
-        self, folder: Path, cluster: Cluster | None, config: dict[str, Any], **resources: dict[str, Any]
+        self,
+        folder: Path,
+        cluster: Cluster | None,
+        config: dict[str, Any],
+        prepared: Site | None = None,
+        **resources: dict[str, Any],
     ) -> None:
         self.folder, self.cluster = folder, cluster
-        shutil.copytree(ROOT, folder, symlinks=True, ignore=shutil.ignore_patterns(*_MADE))
+        made = shutil.ignore_patterns(*_MADE)
+        # uic_core/data is code.
+        shutil.copytree(
+            ROOT, folder, symlinks=True, ignore=lambda at, names: made(at, names) if at == str(ROOT) else ()
+        )
+        for name in ("data", "results/data", "results/index") if prepared else ():
+            shutil.copytree(prepared.folder / name, folder / name)  # with their times
         (folder / "config" / "paper.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
         profile = folder / "profiles" / "slurm" / "config.yaml"
         lines = [line for line in profile.read_text().splitlines() if "deployment-method" not in line]

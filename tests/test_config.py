@@ -287,3 +287,16 @@ def test_a_recipe_survives_its_file_and_its_hash_knows_every_key(paper, tmp_path
 
 def _other(value):
     return value + "x" if isinstance(value, str) else not value if isinstance(value, bool) else value + 1
+
+
+@pytest.mark.parametrize("folder", ["my results", "results;rm", "~/results", "it's"])
+def test_a_results_folder_that_shells_take_apart_is_refused(paper, folder):
+    with pytest.raises(InputError, match=r"paper: results: .* which the rules' shells would take apart"):
+        validate(paper | {"results": folder}, "paper")
+
+
+def test_runs_take_the_gpus_that_their_batch_was_meant_for(paper):
+    """PROTOCOL section 2: 1024 images are 128 on each of 8 GPUs; AlexNet's 256 are on one."""
+    config = validate(paper, "paper")
+    for name, run in config.runs.items():
+        assert run.gpus == (8 if run.arch in ("vgg16", "resnet50", "resnet50_mlp") else 1), name

@@ -54,9 +54,10 @@ launch() {
     if [[ $watchdog ]]; then
         kill "$watchdog" 2>/dev/null || true
     fi
-    # Over several nodes the signal goes to srun's step alone, not to this shell.
-    if ((nodes > 1)) && [[ $status == "$saved" && ! $told ]] && nearly_over; then
+    # Over several nodes the signal goes to srun's step alone, not to this shell; srun's status is any of its processes'.
+    if ((nodes > 1 && status)) && [[ ! $told ]] && nearly_over; then
         told=USR1
+        saved=$status
     fi
     if [[ $told == USR1 && $status == "$saved" ]]; then
         echo "launch: the time of job $SLURM_JOB_ID is up; it goes back into the queue"

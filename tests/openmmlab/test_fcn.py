@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine.registry import DefaultScope
 from mmseg.evaluation import IoUMetric
+from mmseg.registry import DATASETS
 from PIL import Image
+from scipy.io import savemat
 from torch import nn
 
 from uic_core import geometry, models
 from uic_core.data import voc
 from uic_core.errors import InputError
-from uic_core.openmmlab import backbones, fcn
+from uic_core.openmmlab import backbones, fcn, segmentation
 
 
 def skeleton(arch: str, pad: int, kernel: int, *, average: bool = False) -> nn.Sequential:
@@ -181,3 +184,19 @@ def test_the_data_set_names_a_missing_file(demo_data: SimpleNamespace, tmp_path:
     (broken / "ImageSets" / "Segmentation" / "val.txt").write_text("2007_000001\n")
     with pytest.raises(InputError, match=r"2007_000001\.jpg: missing, but .*val\.txt lists it"):
         dataset(tmp_path)
+
+
+def test_sbd_s_masks_reach_the_model(demo_data: SimpleNamespace, tmp_path: Path) -> None:
+    own, _ = voc.segmentation_lists(demo_data.voc_segmentation, "", "train", "val")
+    (tmp_path / "cls").mkdir()
+    (tmp_path / "img").symlink_to(own.images)
+    masks = {image: np.minimum(voc.read_mask(own.mask(image)), 20) for image in own.ids()}
+    for image, mask in masks.items():
+        savemat(tmp_path / "cls" / f"{image}.mat", {"GTcls": {"Segmentation": mask}})
+    (tmp_path / "train.txt").write_text("\n".join(masks) + "\n")
+    sbd, _ = voc.segmentation_lists(demo_data.voc_segmentation, str(tmp_path), "train", "val")
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        dataset = DATASETS.build(segmentation._dataset(sbd, test=False))
+    for item, mask in zip((dataset[n] for n in range(len(dataset))), masks.values(), strict=True):
+        assert item["inputs"].shape[1:] == mask.shape
+        np.testing.assert_array_equal(item["data_samples"].gt_sem_seg.data[0].numpy(), mask)

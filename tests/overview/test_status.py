@@ -81,11 +81,44 @@ def test_failures_are_told_until_the_job_is_done(config: Config) -> None:
     assert list(status.failures(config)) == []
 
 
+@pytest.mark.parametrize(
+    "word",
+    [
+        "slurmstepd: error: Detected 1 oom_kill event in StepId=7.0. Some of the step tasks have been OOM Killed.",
+        "slurmstepd: error: *** STEP 7.0 ON vm CANCELLED AT 2026-11-26T10:00:00 DUE TO TIME LIMIT ***",
+    ],
+)
+def test_a_job_that_slurm_killed_has_failed(config: Config, tmp_path: Path, monkeypatch, word: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    log = Path(config.results) / "logs" / "uic_3k" / "fewshot.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("episode 1\n")
+    slurm = tmp_path / ".snakemake/slurm_logs/rule_fewshot/uic_3k"
+    slurm.mkdir(parents=True)
+    (slurm / "6.log").write_text("rule fewshot:\n    log: results/logs/uic_3k/fewshot.log\n")
+    assert list(status.failures(config)) == []
+    (slurm / "7.log").write_text(f"rule fewshot:\n    log: results/logs/uic_3k/fewshot.log\n{word}\n")
+    assert list(status.failures(config)) == [(log, ["episode 1", word])]
+    assert list(status.failures(config, ["7"])) == []  # in the queue again
+    made = Path(config.results) / "metrics" / "uic_3k" / "fewshot.json"
+    made.parent.mkdir(parents=True)
+    made.touch()
+    assert list(status.failures(config)) == []
+
+
+def test_a_queue_that_does_not_answer_is_said(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "squeue").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert status.jobs() is None
+
+
 def test_the_command_prints_all_of_it_and_the_queue(config: Config, tmp_path: Path) -> None:
     """squeue is a stand-in; tests/slurm has a real one."""
     state(Path(config.results) / "runs" / "uic_3k", 7)
     (tmp_path / "squeue").write_text(
-        "#!/bin/sh\necho '12|RUNNING|1:02|rule_pretrain_wildcards_uic_3k'\necho '13|PENDING|0:00|other'\n"
+        f"#!/bin/sh\necho '12|RUNNING|1:02|rule_pretrain_wildcards_uic_3k|{CONFIG.parent}'\n"
+        f"echo '13|PENDING|0:00|other|{CONFIG.parent}'\necho '14|RUNNING|0:00|rule_index|/another/clone'\n"
     )
     (tmp_path / "squeue").chmod(0o755)
     before = sorted(Path(config.results).rglob("*"))
@@ -100,6 +133,7 @@ def test_the_command_prints_all_of_it_and_the_queue(config: Config, tmp_path: Pa
     assert "7/" in process.stdout
     assert "12     RUNNING  1:02    rule_pretrain_wildcards_uic_3k" in process.stdout
     assert "other" not in process.stdout
+    assert "rule_index" not in process.stdout
     assert process.stdout.rstrip().endswith("42 evaluations made, 1 jobs in the queue, 0 failed")
     assert sorted(Path(config.results).rglob("*")) == before
 

@@ -25,6 +25,7 @@ def make(matrix: dict[tuple[str, str], Path], folder: Path, scale: str) -> list[
 
 def index(csvs: list[Path], out: Path, scale: str) -> str:
     arguments = ["--tables", CONFIG / "tables.yaml", "--csv", *csvs, "--scale", scale, "--out", out]
+    arguments += ["--benchmarks", out.parent, "--times", out.parent / "times.html"]
     summary.main([str(argument) for argument in arguments])
     return out.read_text(encoding="utf-8")
 

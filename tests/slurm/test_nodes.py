@@ -23,7 +23,7 @@ def two_nodes(tmp_path_factory) -> Iterator[Cluster]:
 
 def config() -> dict[str, Any]:
     config = small_config()
-    config["runs"]["uic_10k"]["epochs"] = 60
+    config["runs"]["uic_10k"]["epochs"] = 30
     return config
 
 
@@ -45,13 +45,13 @@ def through_a_time_limit(site: Site) -> str:
     return log.read_text()
 
 
-def test_a_run_takes_the_gpus_of_two_nodes_and_outlives_its_time_limit(two_nodes, tmp_path):
+def test_a_run_takes_the_gpus_of_two_nodes_and_outlives_its_time_limit(two_nodes, tmp_path, prepared):
     """As profiles/slurm/config.yaml says it is asked for. Only srun's processes are signalled."""
     resources = {"gpu": 0, "gres": "gpu:2", "nodes": 2, "tasks": 2, "tasks_per_gpu": 0, "mpi": "srun"}
-    site = Site(tmp_path / "site", two_nodes, config(), pretrain=resources | SIGNAL)
+    site = Site(tmp_path / "site", two_nodes, config(), prepared, pretrain=resources | SIGNAL)
     assert "uic, alexnet: 48 images, 4 process(es) on cpu" in through_a_time_limit(site)
 
 
-def test_a_run_takes_the_gpus_of_one_node_and_outlives_its_time_limit(two_nodes, tmp_path):
-    site = Site(tmp_path / "site", two_nodes, config(), pretrain={"gpu": 2} | SIGNAL)
+def test_a_run_takes_the_gpus_of_one_node_and_outlives_its_time_limit(two_nodes, tmp_path, prepared):
+    site = Site(tmp_path / "site", two_nodes, config(), prepared, pretrain={"gpu": 2} | SIGNAL)
     assert "uic, alexnet: 48 images, 2 process(es) on cpu" in through_a_time_limit(site)

@@ -25,13 +25,13 @@ def config(epochs: int) -> dict:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory):
+def undisturbed(tmp_path_factory, prepared):
     """What a run of so many epochs leaves on this machine without a cluster."""
     known: dict[int, list[bytes]] = {}
 
     def outputs(epochs: int) -> list[bytes]:
         if epochs not in known:
-            site = Site(tmp_path_factory.mktemp("local") / "site", None, config(epochs))
+            site = Site(tmp_path_factory.mktemp("local") / "site", None, config(epochs), prepared)
             process = site.run(TARGET)
             assert process.returncode == 0, process.stdout
             known[epochs] = left(site)
@@ -78,9 +78,9 @@ def processes_of(job: int) -> list[int]:
     return found
 
 
-def test_a_run_longer_than_its_job_may_last_goes_back_into_the_queue_and_on(cluster, tmp_path, undisturbed):
+def test_a_run_longer_than_its_job_may_last_goes_back_into_the_queue_and_on(cluster, tmp_path, undisturbed, prepared):
     """FAULTS row 24: SLURM's own signal before a limit of a minute, set once training is under way."""
-    site = Site(tmp_path / "site", cluster, config(200), pretrain={"slurm_extra": "'--signal=USR1@60'"})
+    site = Site(tmp_path / "site", cluster, config(200), prepared, pretrain={"slurm_extra": "'--signal=USR1@60'"})
     process = site.start(TARGET)
     job = until_training(site, process)
     cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=1")
@@ -94,8 +94,8 @@ def test_a_run_longer_than_its_job_may_last_goes_back_into_the_queue_and_on(clus
     assert left(site) == undisturbed(200)
 
 
-def test_a_cancelled_job_is_started_again_and_goes_on(cluster, tmp_path, undisturbed):
-    site = Site(tmp_path / "site", cluster, config(60))
+def test_a_cancelled_job_is_started_again_and_goes_on(cluster, tmp_path, undisturbed, prepared):
+    site = Site(tmp_path / "site", cluster, config(60), prepared)
     process = site.start(TARGET)
     cluster.ask("scancel", str(until_training(site, process)))
     assert "Trying to restart" in finish(process)
@@ -103,8 +103,8 @@ def test_a_cancelled_job_is_started_again_and_goes_on(cluster, tmp_path, undistu
     assert left(site) == undisturbed(60)
 
 
-def test_a_preempted_job_comes_back_and_goes_on(cluster, tmp_path, undisturbed):
-    site = Site(tmp_path / "site", cluster, config(60))
+def test_a_preempted_job_comes_back_and_goes_on(cluster, tmp_path, undisturbed, prepared):
+    site = Site(tmp_path / "site", cluster, config(60), prepared)
     process = site.start(TARGET)
     job = until_training(site, process)
     cluster.ask("sbatch", "--partition", "urgent", "--exclusive", "--wrap", "sleep 5", "--output", "/dev/null")
@@ -116,8 +116,8 @@ def test_a_preempted_job_comes_back_and_goes_on(cluster, tmp_path, undisturbed):
     assert left(site) == undisturbed(60)
 
 
-def test_a_dead_node_costs_its_job_no_more_than_the_time(cluster, tmp_path, undisturbed):
-    site = Site(tmp_path / "site", cluster, config(60))
+def test_a_dead_node_costs_its_job_no_more_than_the_time(cluster, tmp_path, undisturbed, prepared):
+    site = Site(tmp_path / "site", cluster, config(60), prepared)
     process = site.start(TARGET)
     job = until_training(site, process)
     cluster.kill("slurmd")
@@ -133,9 +133,9 @@ def test_a_dead_node_costs_its_job_no_more_than_the_time(cluster, tmp_path, undi
     assert left(site) == undisturbed(60)
 
 
-def test_a_second_snakemake_is_refused_and_the_first_goes_on(cluster, tmp_path, undisturbed):
+def test_a_second_snakemake_is_refused_and_the_first_goes_on(cluster, tmp_path, undisturbed, prepared):
     """FAULTS row 21."""
-    site = Site(tmp_path / "site", cluster, config(60))
+    site = Site(tmp_path / "site", cluster, config(60), prepared)
     process = site.start(TARGET)
     job = until_training(site, process)
     second = site.run(TARGET)
@@ -146,21 +146,27 @@ def test_a_second_snakemake_is_refused_and_the_first_goes_on(cluster, tmp_path, 
     assert left(site) == undisturbed(60)
 
 
-def test_a_controller_that_is_down_for_a_while_is_waited_for(cluster, tmp_path, undisturbed):
-    site = Site(tmp_path / "site", cluster, config(60))
+def test_a_controller_that_is_down_for_a_while_is_waited_for(cluster, tmp_path, undisturbed, prepared):
+    """FAULTS row 23: when a job is submitted, and while it runs. Neither costs a retry."""
+    site = Site(tmp_path / "site", cluster, config(60), prepared)
+    cluster.kill("slurmctld")
     process = site.start(TARGET)
+    until(lambda: list(site.folder.glob("results/.slurm/*.jobs")), process)
+    time.sleep(15)
+    assert process.poll() is None
+    cluster.start_controller()
     until_training(site, process)
     cluster.kill("slurmctld")
     time.sleep(15)
     assert process.poll() is None
     cluster.start_controller()
-    finish(process)
+    assert "Trying to restart" not in finish(process)
     assert left(site) == undisturbed(60)
 
 
-def test_a_killed_snakemake_is_started_again_and_ends_its_orphan_first(cluster, tmp_path, undisturbed):
+def test_a_killed_snakemake_is_started_again_and_ends_its_orphan_first(cluster, tmp_path, undisturbed, prepared):
     """FAULTS row 20, with a job that runs on in the queue: the new one takes its place from where it saved."""
-    site = Site(tmp_path / "site", cluster, config(60))
+    site = Site(tmp_path / "site", cluster, config(60), prepared)
     process = site.start(TARGET)
     orphan = until_training(site, process)
     os.killpg(process.pid, signal.SIGKILL)
@@ -183,8 +189,8 @@ def test_a_killed_snakemake_is_started_again_and_ends_its_orphan_first(cluster, 
     assert site.jobs() == {}
 
 
-def test_what_an_orphan_finished_before_snakemake_is_started_again_is_kept(cluster, tmp_path, undisturbed):
-    site = Site(tmp_path / "site", cluster, config(20))
+def test_what_an_orphan_finished_before_snakemake_is_started_again_is_kept(cluster, tmp_path, undisturbed, prepared):
+    site = Site(tmp_path / "site", cluster, config(20), prepared)
     process = site.start(TARGET)
     until(lambda: "\nepoch " in log(site), process)
     os.killpg(process.pid, signal.SIGKILL)
@@ -199,9 +205,9 @@ def test_what_an_orphan_finished_before_snakemake_is_started_again_is_kept(clust
     assert left(site) == undisturbed(20)
 
 
-def test_a_failing_rule_runs_retries_and_one_times_and_shows_its_log(cluster, tmp_path):
+def test_a_failing_rule_runs_retries_and_one_times_and_shows_its_log(cluster, tmp_path, prepared):
     """FAULTS row 25."""
-    site = Site(tmp_path / "site", cluster, config(1))
+    site = Site(tmp_path / "site", cluster, config(1), prepared)
     index = site.folder / "results/index/imagenet_train.npz"
     assert site.run(str(index.relative_to(site.folder))).returncode == 0
     recipe = site.folder / "results/runs/uic_3k/recipe.yaml"

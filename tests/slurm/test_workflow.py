@@ -6,16 +6,18 @@ import re
 
 import pytest
 
+from bench.cluster import overhead
 from bench.site import Site
 from bench.small_dag import small_config
 from uic_core import metrics
 
 
 @pytest.fixture(scope="module")
-def finished(cluster, tmp_path_factory) -> Site:
+def finished(cluster, tmp_path_factory, bars) -> Site:
     """A site whose `snakemake --profile slurm` has run to its end, once."""
     site = Site(tmp_path_factory.mktemp("dag") / "site", cluster, small_config())
     process = site.run()
+    bars.at_least("whole_dag_in_the_queue_is_green", [float(process.returncode == 0)], 1)
     assert process.returncode == 0, process.stdout[-6000:]
     (site.folder / "output").write_text(process.stdout)
     return site
@@ -35,6 +37,13 @@ def test_every_table_and_figure_is_there(finished):
 
 def test_no_job_was_started_twice(finished):
     assert "Trying to restart" not in (finished.folder / "output").read_text()
+
+
+def test_what_the_queue_costs_a_job(cluster, tmp_path, bars):
+    """Against the same chain without a queue; the bar is printed, for a machine that does other things too."""
+    seconds = overhead(tmp_path, cluster)
+    bars.at_most("overhead_seconds_a_job", [seconds], 10)
+    assert seconds < 60
 
 
 def test_logs_are_where_snakemake_says_they_are(finished):

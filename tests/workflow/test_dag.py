@@ -3,6 +3,7 @@
 The whole DAG runs once, at a scale still smaller than the demo's: real files, real training, real processes.
 """
 
+import ast
 import base64
 import csv
 import json
@@ -301,6 +302,13 @@ def test_the_report_is_one_file_with_every_table_and_figure(finished):
         content = (finished.folder / "results" / name).read_bytes()
         assert base64.b64encode(content).decode() in html, name
         assert json.dumps(f"results/{name}") in html
+    graph = re.search(r"var rulegraph_spec = (.*?);\n", html, re.DOTALL)
+    assert graph
+    for rule in ("synthetic", "index", "pretrain", "linear_probe", "detection", "table4", "fig3"):
+        assert f'"{rule}"' in graph[1]
+    times = (finished.folder / "results/times.html").read_bytes()
+    assert base64.b64encode(times).decode() in html
+    assert b"<code>pretrain</code>" in times
     for caption in ("Table 4: transfer to PASCAL VOC", "Fig. 4: images of the pseudo-classes"):
         assert caption in html
 
@@ -355,7 +363,43 @@ def test_the_plan_of_a_fresh_clone_on_a_cluster_covers_the_paper(tmp_path):
     assert counts["pretrain"] == "12"
     assert counts["finetune"] == "2"
     assert "synthetic" not in counts
+    gpus = dict(
+        re.findall(r"^rule pretrain:\n(?:    .*\n)*?    wildcards: run=(\w+)\n    .*?gpu=(\d+)", process.stdout, re.M)
+    )
+    assert (gpus["uic_3k"], gpus["uic_vgg16_strong"]) == ("1", "8")
     assert {f"table{n}" for n in range(1, 8)} <= set(counts)
+
+
+def test_requests_follow_the_recipe_and_stay_below_a_day_and_a_node():
+    """Functions of common.smk, by themselves."""
+    wanted = ("minutes", "megabytes")
+    source = (ROOT / "workflow/rules/common.smk").read_text()
+    nodes = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name in wanted]
+    found: dict = {}
+    exec(compile(ast.Module(nodes, []), "common.smk", "exec"), found)
+    for amount, asked in ((10, [10, 20, 30]), (720, [720, 1440, 1440]), (2000, [2000, 2000, 2000])):
+        assert [found["minutes"](amount)(None, attempt) for attempt in (1, 2, 3)] == asked
+    for amount, asked in ((2000, [2000, 4000, 6000]), (64000, [64000, 128000, 128000])):
+        assert [found["megabytes"](amount)(None, attempt) for attempt in (1, 2, 3)] == asked
+
+
+def test_a_second_snakemake_in_the_same_results_is_refused_wherever_it_is_started(tmp_path):
+    """FAULTS row 21, from another folder: Snakemake's own lock is in the folder it is started in."""
+    config = small_config() | {"results": str(tmp_path / "shared")}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(config))
+    target = str(tmp_path / "shared/protocols/fewshot.yaml")
+    code = "import sys; from pathlib import Path; from uic_core.files import hold; hold(Path(sys.argv[1])); input()"
+    first = subprocess.Popen([sys.executable, "-c", code, tmp_path / "shared"], cwd=ROOT, stdin=subprocess.PIPE)
+    while not (tmp_path / "shared/.lock").exists() or not (tmp_path / "shared/.lock").read_text():
+        assert first.poll() is None
+    process = snakemake(target, folder=tmp_path, config=tmp_path / "small.yaml")
+    assert process.returncode != 0
+    assert f"process {first.pid} on" in process.stderr
+    assert "name another folder under `results`" in process.stderr
+    assert not Path(target).exists()
+    first.kill()
+    first.wait()
+    assert snakemake(target, folder=tmp_path, config=tmp_path / "small.yaml").returncode == 0
 
 
 def test_the_paper_does_not_train_over_the_demo(copy):

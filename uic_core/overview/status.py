@@ -1,16 +1,17 @@
 """`make status`: how far a results folder has come. Reads, writes nothing, imports no torch.
 
 A run's epochs are those of its last saved state; the jobs are those that squeue knows, where there is one; a failure is
-a log that ends in an error while the file it was to make is not there.
+a log that ends in an error, or a job that SLURM killed, while the file it was to make is not there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from uic_core.recipe import External
 from uic_core.report.cells import TABLES, check_cells, needed
 
 _TAIL = 3
+_KILLED = re.compile("oom.kill|out of memory|DUE TO (TIME LIMIT|NODE FAILURE)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -81,15 +83,36 @@ def _epochs(folder: Path) -> int:
     return max(found)
 
 
-def failures(config: Config) -> Iterator[tuple[Path, list[str]]]:
-    """Logs that end in an error whose job has not been done since, with their last lines."""
+def failures(config: Config, queue: Collection[str] = ()) -> Iterator[tuple[Path, list[str]]]:
+    """Logs that end in an error whose job has not been done since, with their last lines; killed jobs with SLURM's.
+
+    Args:
+        queue: numbers of the jobs in it; SLURM starts some again that it killed.
+    """
     logs = Path(config.results) / "logs"
+    killed = dict(_killed(queue))
     for path in sorted(logs.glob("*/*.log")):
         if _made_by(config, path).exists():
             continue
         lines = path.read_text(errors="replace").splitlines() if path.exists() else []
         if any(line.startswith(("error: ", "Traceback ")) for line in lines):
             yield path, lines[-_TAIL:]
+        elif path.resolve() in killed:
+            yield path, [*lines[-_TAIL:], killed[path.resolve()]]
+
+
+def _killed(queue: Collection[str]) -> Iterator[tuple[Path, str]]:
+    """(log of the stage, SLURM's last word) of each rule and wildcards whose last job in this folder was killed."""
+    jobs: dict[Path, list[Path]] = {}
+    for path in Path(".snakemake", "slurm_logs").glob("rule_*/**/*.log"):
+        jobs.setdefault(path.parent, []).append(path)
+    for paths in jobs.values():
+        last = max(paths, key=lambda path: (path.stat().st_mtime, path.name))
+        text = "" if last.stem in queue else last.read_text(errors="replace")
+        words = [line for line in text.splitlines() if _KILLED.search(line)]
+        log = re.search(r"^    log: (\S+)", text, re.MULTILINE)
+        if words and log:
+            yield Path(log[1]).resolve(), words[-1]
 
 
 def _made_by(config: Config, log: Path) -> Path:
@@ -97,6 +120,8 @@ def _made_by(config: Config, log: Path) -> Path:
     results, owner, job = Path(config.results), log.parent.name, log.stem
     if owner == "data":
         kind, _, name = job.partition("_")
+        if kind == "cache":
+            return results / "index" / "imagenet_train_cached.npz"
         suffix = {"check": ("data", ".checked"), "index": ("index", ".npz"), "synthetic": ("data", ".generated")}
         if kind in suffix:
             return results / suffix[kind][0] / f"{name}{suffix[kind][1]}"
@@ -111,15 +136,22 @@ def _made_by(config: Config, log: Path) -> Path:
     )
 
 
-def jobs() -> list[list[str]]:
-    """[number, state, time so far, rule and wildcards] of this user's jobs that Snakemake has in SLURM's queue."""
+def jobs() -> list[list[str]] | None:
+    """[number, state, time so far, rule and wildcards] of the jobs that Snakemake has in SLURM's queue from here.
+
+    None: there is a queue, and it does not answer.
+    """
     if not shutil.which("squeue"):
         return []
-    process = subprocess.run(
-        ["squeue", "--me", "-h", "-o", "%i|%T|%M|%k"], capture_output=True, text=True, check=False, timeout=60
-    )
-    lines = [line.split("|", 3) for line in process.stdout.splitlines()]
-    return [line for line in lines if len(line) == 4 and line[3].startswith("rule_")]
+    try:
+        process = subprocess.run(
+            ["squeue", "--me", "-h", "-o", "%i|%T|%M|%k|%Z"], capture_output=True, text=True, check=True, timeout=20
+        )
+    except subprocess.SubprocessError:
+        return None
+    lines = [line.split("|", 4) for line in process.stdout.splitlines()]
+    own = [line for line in lines if len(line) == 5 and Path(line[4]).resolve() == Path.cwd()]
+    return [line[:4] for line in own if line[3].startswith("rule_")]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -145,7 +177,7 @@ def main(arguments: list[str] | None = None) -> None:
         queue = jobs()
         if queue:
             print("\n" + tabulate(queue, ["job", "state", "time", "what"], disable_numparse=True))
-        failed = list(failures(config))
+        failed = list(failures(config, [job for job, *_ in queue or []]))
         for path, tail in failed:
             print(f"\nfailed: {path}")
             print("\n".join(f"  {line}" for line in tail))
@@ -153,7 +185,8 @@ def main(arguments: list[str] | None = None) -> None:
         of = present + sum(len(run.missing) for run in found)
         print(
             f"\n{config.results}: {sum(run.trained for run in found)} of {len(found)} runs trained, {present} of {of} "
-            f"evaluations made, {len(queue)} jobs in the queue, {len(failed)} failed"
+            f"evaluations made, {'? (squeue does not answer)' if queue is None else len(queue)} jobs in the queue, "
+            f"{len(failed)} failed"
         )
 
 

@@ -1,4 +1,4 @@
-"""Stage `summary`: the results folder's README, an index of every table and figure. Imports no torch."""
+"""Stage `summary`: the index of a results folder (its README), and what its jobs took. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pandas as pd
 
 from uic_core.errors import InputError, stage
 from uic_core.files import write_text
+from uic_core.report import times
 from uic_core.report.cells import read_tables
-from uic_core.report.page import Block, Grid, Quote, Text, to_markdown
+from uic_core.report.page import Block, Grid, Quote, Text, to_html, to_markdown
 from uic_core.report.tables import DEMO
 
 _FIGURES = {3: "Class sizes of the pseudo-labels", 4: "Images of the pseudo-classes with the lowest entropy"}
@@ -21,6 +22,7 @@ _FOLDERS = {
     "tables/, figures/": "what the paper shows; `tables/partial/` by `snakemake partial`",
     "export/<run>/": "weights as torchvision and OpenMMLab name them, on request",
     "logs/, benchmarks/": "what each job printed; its time and memory",
+    "times.html": "time and memory by rule, also in the report",
     "protocols/<evaluation>.yaml": "that section of the config, as the stages read it",
     "data/, index/, proposals/": "what the checks found; the image lists; selective-search boxes",
     "report.html": "tables and figures with captions in one file, by `snakemake --report`",
@@ -50,7 +52,7 @@ def page(titles: dict[int, str], csvs: dict[int, Path], scale: str) -> list[Bloc
         [f"[Fig. {number}](figures/fig{number}.png)", shows, f"[svg](figures/fig{number}.svg)"]
         for number, shows in _FIGURES.items()
     ]
-    folders = [[f"`{path}`", what] for path, what in _FOLDERS.items()]
+    folders = [[f"[{path}]({path})" if path == "times.html" else f"`{path}`", what] for path, what in _FOLDERS.items()]
     return [
         Text("# Results"),
         *([Quote(DEMO)] if scale == "demo" else []),
@@ -75,11 +77,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tables", type=Path, required=True, help="config/tables.yaml")
     parser.add_argument("--csv", type=Path, nargs="+", required=True, help="table1.csv and so on, in order")
     parser.add_argument("--scale", choices=("demo", "paper"), required=True)
+    parser.add_argument("--benchmarks", type=Path, required=True, help="results/benchmarks")
+    parser.add_argument("--times", type=Path, required=True, help="HTML: what the jobs took")
     parser.add_argument("--out", type=Path, required=True, help="Markdown")
     options = parser.parse_args(arguments)
     with stage():
         titles = {number: table.title for number, table in read_tables(options.tables).items()}
         csvs = dict(zip(titles, options.csv, strict=True))
+        write_text(options.times, to_html("Jobs", times.page(options.benchmarks)))
         write_text(options.out, to_markdown(page(titles, csvs, options.scale)))
 
 

@@ -126,7 +126,13 @@ rule summary:
         csv=expand(f"{RESULTS}/tables/table{{number}}.csv", number=TABLES),
         tables=workflow.source_path("../../config/tables.yaml"),
     output:
-        f"{RESULTS}/README.md",
+        readme=f"{RESULTS}/README.md",
+        times=report(
+            f"{RESULTS}/times.html",
+            caption="../report/times.rst",
+            category="Jobs",
+            labels={"shows": "Time and memory"},
+        ),
     log:
         f"{RESULTS}/logs/report/summary.log",
     benchmark:
@@ -138,9 +144,10 @@ rule summary:
         runtime=5,
     params:
         scale=CONFIG.scale,
+        benchmarks=f"{RESULTS}/benchmarks",
     shell:
         "python -m uic_core.report.summary --csv {input.csv} --tables {input.tables:q} --scale {params.scale}"
-        " --out {output} > {log} 2>&1"
+        " --benchmarks {params.benchmarks} --times {output.times} --out {output.readme} > {log} 2>&1"
 
 
 # What can be shown today, `–` and the reason where a number is missing: `snakemake partial`. No outputs are declared,

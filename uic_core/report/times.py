@@ -1,0 +1,59 @@
+"""What the jobs of a results folder took, rule by rule, from the benchmark files they left. Imports no torch.
+
+Snakemake's own report takes a job's start from a file that its jobs on a cluster remove; these numbers are the jobs'.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from pathlib import Path
+
+from uic_core.errors import InputError
+from uic_core.report.page import Block, Grid, Text
+
+
+def page(benchmarks: Path) -> list[Block]:
+    """A line a rule, the longest work first: its jobs, their seconds, their largest memory.
+
+    Args:
+        benchmarks: results/benchmarks.
+
+    Raises:
+        InputError: a file is no benchmark.
+    """
+    jobs = sorted((_rule(path.relative_to(benchmarks)), *_read(path)) for path in benchmarks.rglob("*.tsv"))
+    rules = {rule: list(each) for rule, each in itertools.groupby(jobs, key=lambda job: job[0])}
+    lines = []
+    for rule, each in sorted(rules.items(), key=lambda item: -sum(seconds for _, seconds, _ in item[1])):
+        seconds = [taken for _, taken, _ in each]
+        memory = max(megabytes for _, _, megabytes in each)
+        lines.append([f"`{rule}`", str(len(each)), f"{sum(seconds):.0f}", f"{max(seconds):.0f}", f"{memory:.0f}"])
+    head = ["rule", "jobs", "seconds", "longest job, s", "largest memory, MB"]
+    return [
+        Text("**Jobs** The last run of each, while it ran: time in a queue does not count."),
+        Grid(head, lines, ["left", *["right"] * 4]),
+    ]
+
+
+def _rule(path: Path) -> str:
+    """The rule that left a file: <run>/<rule>.tsv, data/<rule>_<data set>.tsv, protocols/<evaluation>.tsv …"""
+    owner, job = path.parent.name, path.stem
+    if owner == "protocols":
+        return "protocol"
+    if owner == "data":
+        first = job.partition("_")[0]
+        return first if first in ("synthetic", "check", "index", "cache", "proposals") else "dataset"
+    return "seeds" if job.startswith("seeds_") else job
+
+
+def _read(path: Path) -> tuple[float, float]:
+    """(seconds, megabytes); 0 megabytes where the job was over before its memory was looked at."""
+    try:
+        with path.open(newline="") as file:
+            (job,) = csv.DictReader(file, delimiter="\t")
+        return float(job["s"]), 0.0 if job["max_rss"] in ("NA", "-") else float(job["max_rss"])
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(
+            f"{path}: is no benchmark of Snakemake's ({error}); delete it and run snakemake again"
+        ) from error
