@@ -9,7 +9,8 @@ PARTS = ("boundary", "loader", "methods", "precision", "gpu", "frozen")
 
 def part(module: str) -> list[str]:
     """Run a part, shown as it runs. Its bars' lines, and a MISS where it ended otherwise than by a missed bar."""
-    process = subprocess.Popen([sys.executable, "-m", module], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-u", "-m", module]  # unbuffered: a pipe would keep lines back
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     lines = []
     for line in process.stdout:
