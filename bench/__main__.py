@@ -1,9 +1,34 @@
-"""Every part, each in a process of its own; exit status 1 where a bar is missed."""
+"""Every part, each in a process of its own; the lines of all bars again at the end. Status 1 where one is missed."""
 
 import subprocess
 import sys
+from collections.abc import Iterable
 
 PARTS = ("boundary", "loader", "methods", "precision", "gpu", "frozen")
 
+
+def part(module: str) -> list[str]:
+    """Run a part, shown as it runs. Its bars' lines, and a MISS where it ended otherwise than by a missed bar."""
+    command = [sys.executable, "-u", "-m", module]  # unbuffered: a pipe would keep lines back
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        if line.startswith(("PASS ", "MISS ")):
+            lines.append(line.rstrip())
+    status = process.wait()
+    if status not in (0, 1) or (status == 1 and not any(line.startswith("MISS ") for line in lines)):
+        lines.append(f"MISS {module.removeprefix('bench.')} ended with status {status} before its bars were measured")
+    return lines
+
+
+def main(modules: Iterable[str]) -> int:
+    """Run the parts. Exit status."""
+    lines = [line for module in modules for line in part(module)]
+    print("\nAll bars:", *lines, sep="\n")
+    return int(any(line.startswith("MISS ") for line in lines))
+
+
 if __name__ == "__main__":
-    sys.exit(max(subprocess.run([sys.executable, "-m", f"bench.{part}"]).returncode for part in PARTS))
+    sys.exit(main(f"bench.{name}" for name in PARTS))

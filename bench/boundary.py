@@ -92,6 +92,10 @@ def main() -> None:
     found = interleaved(arms)
     bars.at_least("sampler-rebuild", ratios(found["loop over the classes"], found["rebuild"]), 6)
     total = ratios(found["loop over the classes"], found["rebuild and all draws"])
+    print(
+        "  sampler-rebuild is what an epoch waits for, grouping and splitting; the loop's time is with all its draws,"
+    )
+    print("  which ours makes while it trains")
     print(f"  with all draws of the epoch: {min(total):.3g} … {max(total):.3g} times the loop's speed (no bar)")
     epoch = IMAGES / RATE
     bars.at_most("gap-share-of-an-epoch", [value / epoch for value in found["gap"]], 0.01)

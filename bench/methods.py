@@ -300,6 +300,9 @@ def compute_bound(bars: Bars, folder: Path, images: int = 256, pairs: int = PAIR
     scaled = ratios(growing, uic.each(_whole))
     bars.at_least("deepcluster-compute-bound", scaled, 1.3)
     shares = [statistics.median(found[name]) / statistics.median(growing) for name in clustering]
+    print(
+        "  DeepCluster's epoch here: as measured, but for PCA and k-means, which are scaled from more images (see code)"
+    )
     print(f"  at scale: covariance {shares[0]:.1%}, k-means {shares[1] * images / many:.1%} of DeepCluster's epoch")
     whole = statistics.median(ratios(other.each(_whole), uic.each(_whole)))
     print(f"  with the eigenvectors, which a large set does not feel, DeepCluster ÷ UIC is {whole:.2f}")

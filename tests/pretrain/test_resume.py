@@ -109,7 +109,8 @@ def test_killed_at_a_random_step_it_ends_with_the_bytes_of_an_undisturbed_run(
     tmp_path, index, undisturbed, ranks, changes
 ):
     broken = Run(tmp_path, index, ranks, **changes)
-    process = broken.start("--save-every", "0.1")
+    threads = ["--threads", "3"] if "precision" in changes else []  # two processes that decode, killed as well
+    process = broken.start("--save-every", "0.1", *threads)
     broken.until_state(process, random.randrange(3))
     time.sleep(random.uniform(0, 0.2))  # in a step, or while a state is written
     os.killpg(process.pid, signal.SIGKILL)
@@ -118,10 +119,13 @@ def test_killed_at_a_random_step_it_ends_with_the_bytes_of_an_undisturbed_run(
     assert broken.outputs() == undisturbed(ranks, **changes)
 
 
-@pytest.mark.parametrize(("number", "ranks"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 1), (signal.SIGTERM, 2)])
-def test_told_to_end_it_saves_and_says_so(tmp_path, index, undisturbed, number, ranks):
+@pytest.mark.parametrize(
+    ("number", "ranks", "threads"), [(signal.SIGTERM, 1, 1), (signal.SIGUSR1, 1, 3), (signal.SIGTERM, 2, 1)]
+)
+def test_told_to_end_it_saves_and_says_so(tmp_path, index, undisturbed, number, ranks, threads):
+    """Three threads: processes that decode get the signal too, and must neither die of it nor save."""
     told = Run(tmp_path, index, ranks)
-    process = told.start("--save-every", "0.1")
+    process = told.start("--save-every", "0.1", "--threads", str(threads))
     told.until_state(process)
     os.killpg(process.pid, number)  # SLURM signals every process of a job
     out, err = process.communicate(timeout=60)
@@ -216,6 +220,29 @@ def test_another_number_of_processes_may_go_on(copied):
     copied.ranks = 2
     assert "with 2 processes where there were 1" in copied.finish()
     checkpoint.load(copied.folder / "checkpoint.safetensors")
+
+
+def test_processes_that_find_different_states_are_refused(copied, tmp_path_factory):
+    """As on two nodes whose --out is not one folder: each would go on from a step of its own."""
+    (copied.folder / "script.py").write_text(
+        "import os, sys\nfrom uic_core.pretrain.__main__ import main\n"
+        "main([*sys.argv[1:], '--out', os.environ['OUT'] + os.environ['RANK']])\n"
+    )
+    outs = tmp_path_factory.mktemp("nodes")
+    for rank in "01":
+        shutil.copytree(copied.folder, outs / rank)
+    (state,) = Run(outs / "1", copied.index).states()
+    state.write_bytes(b"")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [str(copied.folder / "script.py"), "--recipe", str(copied.folder / "recipe.yaml")]
+    process = subprocess.run(
+        [*command, "--train-index", str(copied.index)],
+        cwd=ROOT, env=os.environ | {"OUT": f"{outs}/", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert process.returncode != 0
+    assert "and another process something else; --out must be one folder for all nodes of the run" in process.stderr
+    assert not any((outs / rank / "checkpoint.safetensors").exists() for rank in "01")
 
 
 def test_a_full_disk_is_named_and_saved_states_stay(copied, tmp_path_factory):

@@ -28,7 +28,7 @@ from uic_core.pretrain import checkpoint, labels, resume
 from uic_core.pretrain.methods import cross_entropy, method
 from uic_core.pretrain.order import Order
 from uic_core.pretrain.parallel import Ranks
-from uic_core.pretrain.precision import autocast, resolve
+from uic_core.pretrain.precision import autocast, prepare, resolve
 from uic_core.pretrain.progress import Progress
 from uic_core.pretrain.resume import Saver, Signals, State
 from uic_core.pretrain.state import Position, restore, save
@@ -78,11 +78,8 @@ class Trainer:
         self.device = runtime.device()
         self.precision = resolve(recipe.precision, self.device)
         self.method = method(recipe.method, recipe.label_view)
-        # Tensor cores and oneDNN both prefer channels last.
         self.network = network.to(self.device)
-        for parameter in self.network.parameters():
-            if parameter.ndim == 4:
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        prepare(self.network, self.precision, self.device)
         top = list(self.network.top.parameters())
         body = [parameter for name, parameter in self.network.named_parameters() if not name.startswith("top.")]
         groups: list[dict[str, Any]] = [{"params": body}, {"params": top}]

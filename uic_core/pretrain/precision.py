@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+
+from uic_core.pretrain.tiles import tile
 
 
 def resolve(asked: str, device: torch.device) -> torch.dtype:
     """'auto', 'fp32' or 'bf16' -> the type of matrix products on `device`.
 
-    auto: bf16 on GPUs that have it and on CPUs with AMX tiles or AVX-512 bf16 products (there 1.35 times the images
-    a second on an AlexNet at 64 pixels); emulated bf16 is slower than float32.
+    auto: bf16 on GPUs that have it and on CPUs with AMX tiles or AVX-512 bf16 products (bench/RESULTS.md says what it
+    brings); emulated bf16 is slower than float32.
     """
     if asked == "auto":
         has = (
@@ -31,6 +34,16 @@ def autocast(dtype: torch.dtype, device: torch.device) -> AbstractContextManager
     if dtype is torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype)
+
+
+def prepare(network: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+    """Lay a network that is to be trained out for its device, in place; the same parameters under the same names."""
+    # Tensor cores and oneDNN both prefer channels last.
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    if dtype is torch.bfloat16 and device.type == "cpu" and "amx_bf16" in _cpu_flags():
+        tile(network)
 
 
 def _cpu_flags() -> set[str]:
