@@ -126,7 +126,7 @@ def _broken(paper, path, value):
         ("runs.uic_3k_fft.pretrained", "uic_4k", "no run 'uic_4k'; did you mean 'uic_"),
         ("runs.uic_3k_fft.pretrained", "uic_3k_fft", "uic_3k_fft.pretrained: uic_3k_fft from uic_3k_fft has no beg"),
         ("runs.supervised.label_view", "center_crop", "runs.supervised: label_view: only method 'uic' makes labels"),
-        ("datasets.voc_segmentation.val_list", "train_sbd", "voc_segmentation: val_list: must not be train_list"),
+        ("datasets.voc_segmentation.val_list", "train", "voc_segmentation: val_list: must not be train_list"),
         ("runs.uic_3k_fft.classes", 10, "runs.uic_3k_fft: classes must equal those of run 'uic_3k'"),
         ("runs.uic_3k.resize", 100, "resize: must not be smaller than image_size"),
         ("runs.random_rgb.epochs", 3, "epochs: method 'random' saves the initial weights"),

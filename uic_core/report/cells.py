@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
-from typing import Any
 
 from pydantic import Field
 
@@ -214,13 +213,13 @@ def _evaluated(source: Source, config: Config) -> tuple[str, list[str]]:
     arch = config.runs[source.run].arch
     if source.evaluation == "linear_probe":
         layers = config.evaluations.linear_probe.layers[arch]
-        return f"linear_probe.layers.{arch}", [*layers, *(f"{layer}/last" for layer in layers)]
+        kinds = ("", "/top5", "/last", "/last/top5")
+        return f"linear_probe.layers.{arch}", [f"{layer}{kind}" for kind in kinds for layer in layers]
     if source.evaluation == "fewshot":
-        fewshot: Any = config.evaluations.fewshot  # its layers: one list, or one an architecture
-        by_arch = isinstance(fewshot.layers, dict)
-        layers = fewshot.layers.get(arch, []) if by_arch else fewshot.layers
-        key = f"fewshot.layers.{arch}" if by_arch else "fewshot.layers"
-        return key, [f"{view}/{layer}" for view in fewshot.resolutions for layer in layers] or ["nothing"]
+        fewshot = config.evaluations.fewshot
+        layers = fewshot.layers.get(arch, [])
+        values = [f"{view}/{layer}" for view in fewshot.resolutions for layer in layers]
+        return f"fewshot.layers.{arch}", values or ["nothing"]
     return source.evaluation, []
 
 
