@@ -28,6 +28,7 @@ from uic_core.data.augment import normalize
 from uic_core.data.index import Index, build_imagenet
 from uic_core.data.loader import Loader
 from uic_core.evaluate import fewshot, ten_crop
+from uic_core.evaluate.frozen import fingerprint
 from uic_core.evaluate.heads import Affine, build_heads
 from uic_core.evaluate.probes import Probes
 from uic_core.files import read_yaml
@@ -105,9 +106,10 @@ def episode_images(episodes: fewshot.Episodes) -> Tensor:
 def few_shot(network: Network, index: Index, protocol: Fewshot, folder: Path) -> dict[str, Arm]:
     """The evaluation of 10 · len(index) images, four columns at one resolution: ours, and features in each episode.
 
-    Ours: episodes drawn, features of every image once (of a tenth of them, times ten) and on disk, and for each column
-    its Gram matrix (of one column, times the columns' dimensions) and all episodes. The peer, as ProtoNet's evaluation:
-    an episode's images are read, their features computed, and its queries classified from them (NAIVE_EPISODES, scaled
+    Ours: episodes drawn; features of every image once, to disk and back (of a tenth of them, times ten, but for the
+    assertion that the network did not change); for each column its Gram matrix (of one column, times the columns'
+    dimensions) and all episodes. The peer, as ProtoNet's evaluation: an episode's images are read, their features
+    computed, and its queries classified from them (NAIVE_EPISODES, scaled
     up). Each scaled cost is proportional to what it is scaled by.
     """
     ((_, resolution),) = protocol.resolutions.items()
@@ -121,7 +123,10 @@ def few_shot(network: Network, index: Index, protocol: Fewshot, folder: Path) ->
         episodes: list[fewshot.Episodes] = []
         drawing = seconds(lambda: episodes.append(fewshot.draw_episodes(whole, protocol)))()
         stored: dict[str, fewshot.Features] = {}
-        extracting = seconds(lambda: stored.update(fewshot.extract(network, index, resolution, layers, folder)))() * 10
+        asserting = 2 * seconds(lambda: fingerprint(network))()  # before and after, whatever the number of images
+        extracting = seconds(lambda: stored.update(fewshot.extract(network, index, resolution, layers, folder)))()
+        extracting += seconds(lambda: [len(chunk) for features in stored.values() for chunk in features.chunks()])()
+        extracting = asserting + 10 * (extracting - asserting)
         products: list[Tensor] = []
         dimensions = sum(features.dimension for features in stored.values())
         for features in stored.values():
