@@ -1,4 +1,4 @@
-"""A whole row of ours, of a run trained elsewhere, fills from its metrics files as the evaluations name values."""
+"""A row of ours, of a run trained elsewhere, fills from its metrics files as the evaluations name their values."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ from uic_core.pretrain import checkpoint
 
 _BATCH = 64  # images a forward
 _CHUNK_BYTES = 1 << 28  # features held in memory at a time
-_ROWS = 2048  # of the Gram matrix computed at a time
+_ROWS = 512  # of the Gram matrix computed at a time
 _EPISODES = 500  # evaluated at a time
 
 
@@ -208,7 +208,7 @@ def squared_distances(gram: Tensor, support: Tensor, query: Tensor) -> Tensor:
     """Squared Euclidean distances of queries to class means, from inner products alone (see the module).
 
     Args:
-        gram: [N, N].
+        gram: [N, N], symmetric.
         support: int64 [E, ways, shots].
         query: int64 [E, Q].
 
@@ -216,8 +216,9 @@ def squared_distances(gram: Tensor, support: Tensor, query: Tensor) -> Tensor:
         [E, Q, ways].
     """
     episodes, ways, shots = support.shape
-    with_support = gram[query[:, :, None], support.flatten(1)[:, None, :]]
-    with_mean = with_support.view(episodes, -1, ways, shots).mean(3)
+    # As few rows of the matrix as possible are touched: those of the support images.
+    with_support = gram[support.flatten(1)[:, :, None], query[:, None, :]]
+    with_mean = with_support.view(episodes, ways, shots, -1).mean(2).transpose(1, 2)
     mean_norms = gram[support[:, :, :, None], support[:, :, None, :]].mean((2, 3))
     return gram.diagonal()[query][:, :, None] - 2 * with_mean + mean_norms[:, None, :]
 
