@@ -8,8 +8,10 @@ ports, keys and processes of its own; a SLURM that this machine is already part 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -81,7 +83,7 @@ class Cluster:
         with (self.folder / f"{name}.out").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                env=os.environ | self.environment,
+                env=os.environ | self.environment, preexec_fn=_die_with_parent,
             )  # fmt: skip
 
     def kill(self, name: str) -> None:
@@ -167,6 +169,11 @@ def one_node(folder: Path, *, nodes: int = 1, accounting: bool = False, **settin
                 process.wait()
         for link in links:
             link.unlink(missing_ok=True)
+
+
+def _die_with_parent() -> None:
+    """A killed test run leaves no cluster behind (prctl, PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def _start_munge(cluster: Cluster) -> None:

@@ -48,8 +48,9 @@ class Site:
         shutil.copytree(
             ROOT, folder, symlinks=True, ignore=lambda at, names: made(at, names) if at == str(ROOT) else ()
         )
-        for name in ("data", "results/data", "results/index") if prepared else ():
-            shutil.copytree(prepared.folder / name, folder / name)  # with their times
+        if prepared:
+            for name in ("data", "results/data", "results/index"):
+                shutil.copytree(prepared.folder / name, folder / name)  # with their times
         (folder / "config" / "paper.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
         profile = folder / "profiles" / "slurm" / "config.yaml"
         lines = [line for line in profile.read_text().splitlines() if "deployment-method" not in line]

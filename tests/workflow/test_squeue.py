@@ -273,6 +273,16 @@ def test_a_damaged_memory_is_started_afresh(cluster):
     assert cluster.told() == {"1": "RUNNING"}
 
 
+def test_without_a_queue_to_submit_to_nobody_waits_for_one_that_does_not_answer(cluster):
+    cluster.says("sbatch", "3")
+    cluster.submit()
+    cluster.says("squeue", status=1)
+    process = cluster.asked("python3", str(OWN / "end_orphans.py"), "--local")
+    assert process.returncode == 0
+    assert "SLURM does not answer" in process.stdout
+    assert (cluster.folder / "jobs/run.jobs").exists()
+
+
 def test_any_other_question_goes_to_the_real_program(cluster):
     cluster.says("squeue", "vm")
     assert cluster.asked("squeue", "-h", "-j", "7", "-o", "%N").stdout == "vm\n"

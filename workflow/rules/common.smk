@@ -93,7 +93,8 @@ def take_over():
         hold(Path(CONFIG.results))
     except InputError as error:
         raise WorkflowError(f"{error}; or name another folder under `results` in the config") from None
-    if subprocess.run([sys.executable, str(Path(workflow.basedir, "workflow", "slurm", "end_orphans.py"))]).returncode:
+    orphans = [sys.executable, str(Path(workflow.basedir, "workflow", "slurm", "end_orphans.py"))]
+    if subprocess.run([*orphans, *(["--local"] if workflow.local_exec else [])]).returncode:
         raise WorkflowError("jobs of an earlier Snakemake are still in the queue; see above")
     late = [file for job in needed for file in job.output if os.path.exists(file) and os.path.getmtime(file) > STARTED]
     if late:

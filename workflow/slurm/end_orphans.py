@@ -24,12 +24,12 @@ def main() -> None:
     started = time.monotonic()
     while True:
         queue = ask("squeue", "--noheader", "--format=%i|%T|%k", "--name", ",".join(left))
+        if queue is None and "--local" in sys.argv:  # results that came from a cluster, perhaps
+            print("SLURM does not answer; what an earlier Snakemake submitted may still be in its queue", flush=True)
+            return
         if queue is None:  # nothing can be submitted either
             if not said:
-                print(
-                    "SLURM does not answer; waiting for it, to end what an earlier Snakemake left in the queue",
-                    flush=True,
-                )
+                print("SLURM does not answer; waiting for it, to end what an earlier Snakemake left there", flush=True)
             said, started = True, time.monotonic()
             time.sleep(10)
             continue
