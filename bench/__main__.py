@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-PARTS = ("boundary", "loader", "methods", "precision", "gpu", "frozen")
+PARTS = ("boundary", "loader", "methods", "precision", "gpu", "frozen", "proposals")
 
 if __name__ == "__main__":
     sys.exit(max(subprocess.run([sys.executable, "-m", f"bench.{part}"]).returncode for part in PARTS))

@@ -155,7 +155,7 @@ def make(root: Path, split: str, settings: config.Proposals, processes: int) -> 
         found = [one(path) for path in paths]
     else:
         with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("fork")) as pool:
-            found = list(pool.map(one, paths, chunksize=max(1, min(16, len(paths) // (4 * processes)))))
+            found = list(pool.map(one, paths))
     offsets = np.concatenate([[0], np.cumsum([len(boxes) for boxes in found])]).astype(np.int64)
     return Proposals(ids, offsets, np.concatenate(found), fingerprint, settings)
 
