@@ -14,7 +14,7 @@ GPU := $(if $(shell nvidia-smi -L 2>/dev/null),--resources gpu=2)
 TESTS := tests
 CONFIG := config/paper.yaml
 
-.PHONY: help setup demo test test-slurm check bench plan check-data status lock clean
+.PHONY: help setup demo test test-slurm check bench voc-sanity plan check-data status lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,7 +26,7 @@ demo: setup  ## generate small data sets, then every table, figure and the repor
 	$(BIN)/snakemake --profile $(PROFILE) $(GPU)
 	$(BIN)/snakemake --profile $(PROFILE) --report results/report.html
 	@printf '%s\n' '' 'Done:' '  tables   results/tables/table1.md … table7.md (and .csv)' \
-		'  figures  results/figures/fig3.png fig4.png (and .svg)' '  report   results/report.html'
+		'  figures  results/figures/fig3.png fig4.png detection.png segmentation.png (and .svg)' '  report   results/report.html'
 
 test: check  ## lint and every test; TESTS=tests/data runs a part
 	@$(if $(filter tests,$(TESTS)),$(BIN)/python -m bench.one_node_slurm)
@@ -47,6 +47,9 @@ bench: setup  ## speed and memory beside peers, a line a bar; make bench-boundar
 
 bench-%: setup
 	@$(HUGE_PAGES) $(BIN)/python -m bench.$*
+
+voc-sanity: setup  ## whether detection and segmentation learn what can be learned: half an hour, a line a bar
+	@$(HUGE_PAGES) $(BIN)/python -m bench.voc_sanity
 
 plan: setup  ## jobs, GPU-hours, disk, wall time of CONFIG=config/paper.yaml; GPUS=8, PEAK=312 (TFLOP/s) or MEASURE=1
 	@$(BIN)/python -m uic_core.overview.plan --config $(CONFIG) --tables config/tables.yaml \

@@ -2,7 +2,8 @@
 #
 #   snakemake --profile slurm            the paper, on a cluster        (config/paper.yaml)
 #   snakemake --profile profiles/demo    the demo, on this machine      (config/demo.yaml)
-#   snakemake --profile … table4         one table; so table1 … table7, fig3, fig4
+#   snakemake --profile … table4         one table; so table1 … table7, fig3, fig4,
+#                                        fig_detection, table_detection, …_segmentation
 #
 # Data flows down this page: images -> index -> recipe -> checkpoint -> metrics -> tables and figures.
 from snakemake.utils import min_version
@@ -43,6 +44,7 @@ include: "workflow/rules/pretrain.smk"
 include: "workflow/rules/frozen.smk"
 include: "workflow/rules/voc.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/tasks.smk"
 
 
 localrules:
@@ -60,4 +62,6 @@ rule all:
     input:
         expand(f"{RESULTS}/tables/table{{number}}.md", number=TABLES),
         expand(f"{RESULTS}/figures/fig{{number}}.png", number=FIGURES),
+        expand(f"{RESULTS}/tables/{{task}}.md", task=TASKS),
+        expand(f"{RESULTS}/figures/{{task}}.png", task=TASKS),
         f"{RESULTS}/README.md",

@@ -93,9 +93,9 @@ class Samples(Generic[Kind]):
 
 
 def choose(ids: Sequence[str]) -> tuple[str, ...]:
-    """COUNT images evenly spread over a list, the same ones for every run; all of a shorter list."""
-    places = np.linspace(0, len(ids) - 1, min(COUNT, len(ids))).round().astype(int)
-    return tuple(ids[place] for place in places)
+    """COUNT images of a list by chance, in its order, the same ones for every run; all of a shorter list."""
+    places = np.random.default_rng(0).permutation(len(ids))[:COUNT]
+    return tuple(ids[place] for place in sorted(places))
 
 
 def load(path: Path, kind: type[Kind]) -> Samples[Kind]:

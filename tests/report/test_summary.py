@@ -42,6 +42,9 @@ def test_it_links_every_table_and_figure_and_counts_their_numbers(matrix, tmp_pa
         assert within <= compared == sum(row not in extra for row, _ in table.sources())
         assert f"[tex](tables/table{number}.tex)" in line
     assert "[Fig. 3](figures/fig3.png)" in text
+    for task in ("detection", "segmentation"):
+        assert f"[{task.capitalize()}](figures/{task}.png)" in text
+        assert f"[{task.capitalize()} by class](tables/{task}.md)" in text
     assert "Demo data" not in text
 
 

@@ -93,6 +93,15 @@ def test_every_table_figure_and_metric_is_there(finished):
     for number in (3, 4):
         assert (results / "figures" / f"fig{number}.png").read_bytes().startswith(b"\x89PNG")
         assert "<svg" in (results / "figures" / f"fig{number}.svg").read_text()
+    for task in ("detection", "segmentation"):
+        assert (results / "figures" / f"{task}.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (results / "figures" / f"{task}.svg").read_text()
+        table = (results / "tables" / f"{task}.md").read_text()
+        assert all(run in table for run in ("ImageNet Labels", "Random-RGB", "Random-Sobel", "DeepCluster [2]", "Ours"))
+        assert (results / "tables" / f"{task}.csv").read_text().count(",uic_3k_fft,") > 5
+        assert f"(tables/{task}.md)" in (results / "README.md").read_text()
+        assert len(list(results.glob(f"metrics/*/{task}_samples.npz"))) == 5
+    assert "The ordering ImageNet Labels > Random-RGB and Random-Sobel " in (results / "tables/table4.md").read_text()
     files = sorted(results.glob("metrics/*/*.json"))
     assert len(files) >= 30
     for file in files:
@@ -238,10 +247,17 @@ def test_a_changed_data_set_reruns_what_reads_it_and_nothing_else(copy):
     }
 
 
-@pytest.mark.parametrize("target", [f"table{n}" for n in range(1, 8)] + ["fig3", "fig4"])
-def test_each_table_and_figure_is_a_target(copy, target):
-    folder = "tables" if target.startswith("table") else "figures"
-    for file in (copy.folder / "results" / folder).glob(f"{target}.*"):
+@pytest.mark.parametrize(
+    ("target", "files"),
+    [
+        *((f"table{number}", f"tables/table{number}.*") for number in range(1, 8)),
+        *((f"fig{number}", f"figures/fig{number}.*") for number in (3, 4)),
+        *((f"table_{task}", f"tables/{task}.*") for task in ("detection", "segmentation")),
+        *((f"fig_{task}", f"figures/{task}.*") for task in ("detection", "segmentation")),
+    ],
+)
+def test_each_table_and_figure_is_a_target(copy, target, files):
+    for file in (copy.folder / "results").glob(files):
         file.unlink()
     assert planned(copy, target) == {target}
 
@@ -298,7 +314,8 @@ def test_the_report_is_one_file_with_every_table_and_figure(finished):
     process = snakemake("--report", "results/report.html", folder=finished.folder, config=finished.config)
     assert process.returncode == 0, process.stderr
     html = (finished.folder / "results/report.html").read_text()
-    for name in [f"tables/table{n}.html" for n in range(1, 8)] + ["figures/fig3.png", "figures/fig4.png"]:
+    tables = [f"tables/{name}.html" for name in (*(f"table{n}" for n in range(1, 8)), "detection", "segmentation")]
+    for name in tables + [f"figures/{name}.png" for name in ("fig3", "fig4", "detection", "segmentation")]:
         content = (finished.folder / "results" / name).read_bytes()
         assert base64.b64encode(content).decode() in html, name
         assert json.dumps(f"results/{name}") in html
@@ -318,23 +335,33 @@ def test_a_browser_shows_every_table_figure_and_caption_of_the_report(finished, 
         pytest.skip(reason)
     process = snakemake("--report", "results/report.html", folder=finished.folder, config=finished.config)
     assert process.returncode == 0, process.stderr
+    tasks = ("detection", "segmentation")
+    numbers = [str(number) for number in range(1, 8)]
+    shelves = {  # category → label → (file, beginning of the caption)
+        "Tables": {number: (f"table{number}.html", f"Table {number}: ") for number in numbers},
+        "Classes": {task: (f"{task}.html", f"{task.capitalize()} by class: ") for task in tasks},
+        "Figures": {number: (f"fig{number}.png", f"Fig. {number}: ") for number in ("3", "4")}
+        | {task: (f"{task}.png", f"{task.capitalize()}s: ") for task in tasks},
+    }
     with browser.Browser() as reader:
-        for category, count, kind in (("Tables", 7, "iframe"), ("Figures", 2, "img")):
-            for number in range(1, count + 1):
+        for category, shelf in shelves.items():
+            seen = set()
+            for number in range(1, len(shelf) + 1):
                 reader.open(finished.folder / "results/report.html")
                 reader.click(f"//*[text()='{category}']")
                 row = f"(//tr)[{number + 1}]"
                 name = reader.see(f"{row}/td[1]")
                 assert reader.see(f"{row}/td[2]")
+                file, caption = shelf[name]
                 reader.click(f"{row}//a[@iconname='eye']")
-                shown = f"//{kind}[contains(@src, 'filename={category.lower()[:-1].replace('ure', '')}{name}.')]"
-                reader.see(shown)
-                if kind == "img":
-                    loaded = "return [...document.querySelectorAll('img')].every(each => each.naturalWidth > 0)"
-                    assert reader.run(loaded)
+                kind = "img" if file.endswith("png") else "iframe"
+                reader.see(f"//{kind}[contains(@src, 'filename={file}')]")
+                reader.wait("return [...document.querySelectorAll('img')].every(each => each.naturalWidth > 0)")
+                reader.screenshot(tmp_path / f"{category}_{name}.png")
                 reader.click(f"{row}//a[@iconname='information-circle']")
-                caption = f"{'Table' if kind == 'iframe' else 'Fig.'} {name}: "
                 assert caption in reader.see(f"//*[starts-with(normalize-space(.), '{caption}')]")
+                seen.add(name)
+            assert seen == set(shelf)
         reader.open(finished.folder / "results/report.html")
         reader.click("//*[text()='Statistics']")
         reader.see("//canvas")  # the rules' times, drawn

@@ -26,6 +26,7 @@ from PIL import Image, ImageFilter
 from uic_core import recipe
 from uic_core.config import Dataset, ImageFolder, MiniImageNet, Voc07, VocSegmentation
 from uic_core.data import shapes, voc
+from uic_core.data.palette import palette
 from uic_core.errors import InputError, stage
 from uic_core.files import write_json
 
@@ -354,20 +355,10 @@ def _draw_segmentation(picture: Picture) -> dict[str, bytes]:
     edges = np.asarray(grown.filter(ImageFilter.MaxFilter(3))) != np.asarray(grown.filter(ImageFilter.MinFilter(3)))
     mask[edges] = voc.IGNORED
     image = Image.fromarray(mask)
-    image.putpalette(_palette())
+    image.putpalette(palette().ravel().tolist())
     buffer = BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return {f"JPEGImages/{picture.path}.jpg": jpeg, f"SegmentationClass/{picture.path}.png": buffer.getvalue()}
-
-
-def _palette() -> list[int]:
-    """VOC's colours: the bits of the class number, dealt out to red, green and blue from the top bit down."""
-    colours = []
-    for value in range(256):
-        for channel in range(3):
-            bits = [(value >> (3 * place + channel) & 1) << (7 - place) for place in range(3)]
-            colours.append(sum(bits))
-    return colours
 
 
 def _jpeg(image: Image.Image, quality: int, exif: Image.Exif | None = None) -> bytes:

@@ -74,6 +74,13 @@ class Switch(Strict):
     says: dict[str, str]
 
 
+class Ordering(Strict):
+    """A row whose numbers are expected above those of others."""
+
+    above: str
+    below: list[str] = Field(min_length=1)
+
+
 class Table(Strict):
     """One table of the paper, in its order of columns and rows."""
 
@@ -86,6 +93,7 @@ class Table(Strict):
     rows: list[Row]
     footnotes: list[Footnote] = Field(default_factory=list)
     switches: list[Switch] = Field(default_factory=list)
+    ordering: Ordering | None = Field(None, description="the demo's table says in which columns it shows")
 
     def sources(self) -> dict[tuple[str, str], Source]:
         """(row name, column name) → where the number comes from, for every computed cell, in reading order."""
@@ -223,6 +231,21 @@ def _evaluated(source: Source, config: Config) -> tuple[str, list[str]]:
     return source.evaluation, []
 
 
+def shown_runs(tables_yaml: Path, evaluation: str) -> dict[str, str]:
+    """run → what its row is called, for every run that a table takes a number of `evaluation` from, in reading order.
+
+    Raises:
+        InputError: as `read_tables`.
+    """
+    found: dict[str, str] = {}
+    for each in read_tables(tables_yaml).values():
+        labels = {row.name: row.shown or row.name for row in each.rows}
+        for (row, _), source in each.sources().items():
+            if source.evaluation == evaluation:
+                found.setdefault(source.run, labels[row])
+    return found
+
+
 def read_published(path: Path, number: int, table: Table) -> dict[tuple[str, str], Published]:
     """The paper's numbers of one table: (row name, column name) → as printed.
 
@@ -272,6 +295,9 @@ def _check(table: Table, where: str) -> None:
             _known(f"{where}.footnotes", "row", note.row, rows)
         if note.column:
             _known(f"{where}.footnotes", "column", note.column, columns)
+    if table.ordering:
+        for name in (table.ordering.above, *table.ordering.below):
+            _known(f"{where}.ordering", "row", name, rows)
     for switch in table.switches:
         _known(f"{where}.switches", "evaluation", switch.evaluation, Evaluations.model_fields)
         if switch.column:

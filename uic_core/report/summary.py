@@ -16,9 +16,14 @@ from uic_core.report.page import Block, Grid, Quote, Text, to_html, to_markdown
 from uic_core.report.tables import DEMO
 
 _FIGURES = {3: "Class sizes of the pseudo-labels", 4: "Images of the pseudo-classes with the lowest entropy"}
+_TASKS = {
+    "detection": ("Detection", "Boxes found in sample images of VOC07", "AP of every class"),
+    "segmentation": ("Segmentation", "Masks of sample images", "IU of every class"),
+}
 _FOLDERS = {
     "runs/<run>/": "`recipe.yaml`, `checkpoint.safetensors`, `labels.npy`, `history.jsonl`; resume state beside them",
     "metrics/<run>/<evaluation>.json": "what an evaluation says of a checkpoint: values, protocol, provenance",
+    "metrics/<run>/<task>_samples.npz": "what detection and segmentation found in six test images",
     "tables/, figures/": "what the paper shows; `tables/partial/` by `snakemake partial`",
     "export/<run>/": "weights as torchvision and OpenMMLab name them, on request",
     "logs/, benchmarks/": "what each job printed; its time and memory",
@@ -52,11 +57,17 @@ def page(titles: dict[int, str], csvs: dict[int, Path], scale: str) -> list[Bloc
         [f"[Fig. {number}](figures/fig{number}.png)", shows, f"[svg](figures/fig{number}.svg)"]
         for number, shows in _FIGURES.items()
     ]
+    classes = []
+    for task, (name, pictures, table) in _TASKS.items():
+        figures.append([f"[{name}](figures/{task}.png)", pictures, f"[svg](figures/{task}.svg)"])
+        also = " ".join(f"[{kind}](tables/{task}.{kind})" for kind in ("csv", "html"))
+        classes.append([f"[{name} by class](tables/{task}.md)", f"{table}, behind Table 4", also])
     folders = [[f"[{path}]({path})" if path == "times.html" else f"`{path}`", what] for path, what in _FOLDERS.items()]
     return [
         Text("# Results"),
         *([Quote(DEMO)] if scale == "demo" else []),
         Grid(head, lines, ["left", "left", "right", "right", "left"]),
+        Grid(["classes", "shows", "also as"], classes, ["left"] * 3),
         Grid(["figure", "shows", "also as"], figures, ["left"] * 3),
         Grid(["path", "what it is"], folders, ["left"] * 2),
     ]

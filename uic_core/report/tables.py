@@ -18,6 +18,7 @@ from uic_core import metrics as metrics_file
 from uic_core.errors import InputError, stage
 from uic_core.files import write_text
 from uic_core.metrics import Metrics, Value
+from uic_core.report import ordering
 from uic_core.report.cells import Published, Row, Source, Table, read_published, table
 from uic_core.report.origin import commit, foot
 from uic_core.report.page import Block, Grid, Points, Quote, Text, to_html, to_latex, to_markdown
@@ -133,6 +134,10 @@ def fill(
         problems.extend(problem)
         if text:
             notes.append(("", column_name, text))
+    if scale == "demo" and (
+        text := ordering.note(table, {key: each.ours.value for key, each in cells.items() if each.ours})
+    ):
+        notes.append(("", "", text))
     if problems and not partial:
         raise InputError(f"table {number}: " + f"\ntable {number}: ".join(problems))
     return Filled(number, table, scale, cells, notes, problems)

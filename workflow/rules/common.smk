@@ -22,6 +22,11 @@ from uic_core.report.cells import TABLES, check_cells, needed, read_tables  # no
 
 DATASETS = get_args(DatasetName)
 FIGURES = {3: "Class sizes", 4: "Images of the lowest-entropy classes"}
+# What Table 4 sums up, in figures (of sample images) and tables (of classes) of their own.
+TASKS = {
+    "detection": {"figure": "Detections on sample images", "table": "AP of every class"},
+    "segmentation": {"figure": "Segmentations of sample images", "table": "IU of every class"},
+}
 # SLURM tells a stage two minutes before the end of its time (workflow/launch.sh).
 SIGNAL = "'--signal=USR1@120'"
 STARTED = time.time()
@@ -184,3 +189,13 @@ def metrics_of_seeds(wildcards):
 def metrics_of_run(wildcards):
     """Every metrics file of a run that a table shows."""
     return [file for file in metrics_of(*TABLES) if Path(file).parent.name == wildcards.run]
+
+
+def task_metrics(task):
+    """Detection's or segmentation's metrics files that a table takes a cell from."""
+    return [file for file in metrics_of(*TABLES) if Path(file).name.split(".")[0] == task]
+
+
+def task_samples(task):
+    """What it found in sample images, for the same runs; of several seeds, the run's own."""
+    return [f"{Path(file).parent}/{task}_samples.npz" for file in task_metrics(task)]

@@ -1,0 +1,193 @@
+"""Detection and segmentation must learn what can be learned: `make voc-sanity`, half an hour on two cores.
+
+Generated scenes show 20 kinds of objects that also fill the images of pretraining. Two networks are pretrained alike,
+on the annotated labels and on the same labels shuffled, then fine-tuned alike; every step is the workflow's own stage.
+The first must find the objects, and far better than the second: what is measured is what pretraining brought.
+
+The two arms run side by side, a core each. A task's minutes are its stage's in the first arm: training and test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from bench.measure import Bars
+from uic_core import config, metrics, recipe
+from uic_core.data import voc
+from uic_core.data.index import Index
+from uic_core.files import read_yaml
+
+ROOT = Path(__file__).parents[1]
+ARMS = ("annotated", "shuffled")
+ENLARGED = 2
+"""FCN-32s sees every 32nd pixel: its scenes are shown at twice their size, as detection's are by its scales."""
+
+# What differs from config/demo.yaml.
+DATASETS: dict[str, dict[str, int]] = {
+    "imagenet": {"train_images": 3000, "val_images": 20},
+    "voc07": {"trainval_images": 300, "test_images": 100},
+    "voc_segmentation": {"train_images": 240, "val_images": 60},
+}
+# From 127 pixels on fc6 is 3×3, and RoI pooling too.
+PRETRAINING = {"sobel": True, "image_size": 128, "resize": 146, "epochs": 16}
+DETECTION = {
+    "train_scales": [200, 240, 280], "train_max": 400, "test_scale": 240, "test_max": 400,
+    "iterations": 400, "lr": 0.01, "lr_steps": [300],
+}  # fmt: skip
+SEGMENTATION = {"iterations": 600, "accumulate": 4, "lr": 0.05, "lr_steps": [450]}
+
+
+def main() -> None:
+    """Print the bars."""
+    parser = argparse.ArgumentParser(prog="python -m bench.voc_sanity", description=__doc__)
+    parser.add_argument("--folder", type=Path, help="keep what is made here, and do not make again what is there")
+    options = parser.parse_args()
+    bars = Bars("voc-sanity")
+    with tempfile.TemporaryDirectory() as name:
+        folder = options.folder or Path(name)
+        prepare(folder)
+        with ThreadPoolExecutor(len(ARMS)) as pool:
+            minutes = dict(zip(ARMS, pool.map(lambda arm: train(folder, arm), ARMS), strict=True))
+        found = {
+            (arm, task): metrics.read(folder / arm / f"{task}.json").values[value].value
+            for arm in ARMS
+            for task, value in (("detection", "map"), ("segmentation", "miou"))
+        }
+    for arm in ARMS:
+        print(
+            f"  {arm} labels: mAP {found[arm, 'detection']:.1f} %, mIU {found[arm, 'segmentation']:.1f} %; minutes: "
+            + ", ".join(f"{task} {spent:.1f}" for task, spent in minutes[arm].items())
+        )
+    for task, value in (("detection", "map"), ("segmentation", "miou")):
+        reached, other = (found[arm, task] for arm in ARMS)
+        bars.at_least(f"voc_sanity_{value}", [reached], 50)
+        bars.at_least(f"voc_sanity_{value}_above_shuffled_labels", [reached - other], 20)
+        bars.at_most(f"voc_sanity_{task}_minutes", [minutes["annotated"][task]], 20)
+    bars.close()
+
+
+def prepare(folder: Path) -> None:
+    """Data sets, indices and proposals, on both cores; what is there already stays."""
+    demo = read_yaml(ROOT / "config" / "demo.yaml")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, sizes in DATASETS.items():
+        section = demo["datasets"][name] | sizes | {"root": str(folder / name)}
+        written = {"name": name, "generated": True, "seed": 0, "section": section}
+        recipe.save(recipe.parse(config.Dataset, written, name), folder / f"{name}.yaml")
+        stage(folder / "log.txt", "uic_core.data.synthetic", "--dataset", folder / f"{name}.yaml", "--threads", 2)
+        if name == "voc_segmentation":
+            enlarge(folder / name, folder / f"{name}_enlarged")
+            section["root"] = str(folder / f"{name}_enlarged")
+            recipe.save(recipe.parse(config.Dataset, written, name), folder / f"{name}.yaml")
+        checked = ("--dataset", folder / f"{name}.yaml", "--out", folder / f"{name}.checked")
+        stage(folder / "log.txt", "uic_core.data.check", *checked)
+    make_index(folder)
+    evaluations = demo["evaluations"]
+    for name, model, changed in (
+        ("proposals", config.Proposals, {}),
+        ("detection", config.Detection, DETECTION),
+        ("segmentation", config.Segmentation, SEGMENTATION),
+    ):
+        recipe.save(recipe.parse(model, evaluations[name] | changed, name), folder / f"{name}.yaml.protocol")
+    for split in ("trainval", "test"):
+        if not (out := folder / f"{split}.npz").exists():
+            stage(
+                folder / "log.txt", "uic_core.openmmlab.proposals", "--protocol", folder / "proposals.yaml.protocol",
+                "--voc", folder / "voc07", "--split", split, "--threads", 2, "--out", out,
+            )  # fmt: skip
+
+
+def make_index(folder: Path) -> None:
+    """The training images with their annotated labels, and with the same labels shuffled."""
+    annotated = folder / "annotated.npz"
+    stage(
+        folder / "log.txt", "uic_core.data.index", "--dataset", folder / "imagenet.yaml", "--split", "train",
+        "--out", annotated, "--threads", 2,
+    )  # fmt: skip
+    index = Index.load(annotated)
+    labels = np.random.default_rng(0).permutation(index.labels)
+    replace(index, labels=labels, fingerprint="5" * 16).save(folder / "shuffled.npz")
+
+
+def enlarge(root: Path, target: Path) -> None:
+    """A segmentation data set with every image and mask ENLARGED times as wide and high."""
+    for path in sorted((root / "VOC2012").rglob("*.*")):
+        out = target / path.relative_to(root)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".txt":
+            out.write_bytes(path.read_bytes())
+        elif path.suffix in (".jpg", ".png"):
+            with Image.open(path) as image:
+                way = Image.Resampling.NEAREST if path.suffix == ".png" else Image.Resampling.BICUBIC
+                image.resize((image.width * ENLARGED, image.height * ENLARGED), way).save(out)
+    assert voc.read_list(target, "Segmentation", "train")
+
+
+def train(folder: Path, arm: str) -> dict[str, float]:
+    """Pretraining and both tasks of an arm, on one core; minutes of each stage."""
+    own = folder / arm
+    own.mkdir(exist_ok=True)
+    run = read_yaml(ROOT / "config" / "demo.yaml")["runs"]["supervised"] | PRETRAINING
+    recipe.save(recipe.parse_run(run, arm), own / "recipe.yaml")
+    weights = own / "checkpoint.safetensors"
+    task = ("--run", arm, "--checkpoint", weights)
+    steps: dict[str, Callable[[], Any]] = {}
+
+    def step(name: str, module: str, *arguments: object) -> None:
+        steps[name] = lambda: stage(own / f"{name}.log", module, *arguments)
+
+    step(
+        "pretraining", "uic_core.pretrain",
+        "--recipe", own / "recipe.yaml", "--train-index", folder / f"{arm}.npz", "--out", own,
+    )  # fmt: skip
+    step(
+        "detection", "uic_core.openmmlab.detection", *task, "--protocol", folder / "detection.yaml.protocol",
+        "--voc", folder / "voc07",
+        "--train-proposals", folder / "trainval.npz", "--test-proposals", folder / "test.npz",
+        "--out", own / "detection.json", "--samples", own / "detection.npz", "--work-dir", own / "detection",
+    )  # fmt: skip
+    step(
+        "segmentation", "uic_core.openmmlab.segmentation", *task, "--protocol", folder / "segmentation.yaml.protocol",
+        "--dataset", folder / "voc_segmentation.yaml",
+        "--out", own / "segmentation.json", "--samples", own / "segmentation.npz", "--work-dir", own / "segmentation",
+    )  # fmt: skip
+    minutes = {}
+    for name, work in steps.items():
+        started = time.monotonic()
+        work()
+        minutes[name] = (time.monotonic() - started) / 60
+    return minutes
+
+
+def stage(log: Path, module: str, *arguments: object) -> None:
+    """Run a stage in a process of its own, on one thread.
+
+    Raises:
+        SystemExit: it failed; what it said is shown.
+    """
+    threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
+    with log.open("a") as file:
+        code = subprocess.run(
+            [sys.executable, "-m", module, *map(str, arguments)],
+            cwd=ROOT, env=os.environ | threads, stdout=file, stderr=file, check=False,
+        ).returncode  # fmt: skip
+    if code:
+        print(log.read_text()[-3000:])
+        sys.exit(f"{module} failed")
+
+
+if __name__ == "__main__":
+    main()

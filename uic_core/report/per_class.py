@@ -1,0 +1,128 @@
+"""Stage `per_class`: average precision or IU of every class, for every run of Table 4, as Markdown, HTML and CSV.
+
+From the metrics JSONs alone; imports no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from uic_core.errors import InputError, stage
+from uic_core.files import write_text
+from uic_core.metrics import Metrics
+from uic_core.report.cells import shown_runs
+from uic_core.report.origin import commit, foot
+from uic_core.report.page import Block, Grid, Quote, Text, to_html, to_markdown
+from uic_core.report.tables import DEMO, collect
+
+CSV_HEADER = ("evaluation", "class", "run", "value", "std", "seeds", "n", "commit")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a class's value and their mean are called, in the metrics (`prefix`, `mean`) and on the page."""
+
+    title: str
+    prefix: str
+    mean: str
+    shown: str
+
+
+TASKS = {
+    "detection": Task("Average precision of every class, detection on VOC07 (%)", "ap/", "map", "mAP"),
+    "segmentation": Task("Intersection over union of every class, segmentation (%)", "iou/", "miou", "mIU"),
+}
+
+
+def read(task: str, paths: Sequence[Path], labels: dict[str, str]) -> list[Metrics]:
+    """The metrics of every run, in the order of `labels`.
+
+    Raises:
+        InputError: a file cannot be read, is of another evaluation, lacks the mean, or a run's is not among them.
+    """
+    found, problems = collect(paths)
+    if problems:
+        raise InputError("\n".join(problems))
+    lacking = [run for run in labels if (run, task) not in found]
+    if lacking:
+        raise InputError(f"no metrics of run '{lacking[0]}', evaluation '{task}', among the files given; run snakemake")
+    for path, metrics in found.values():
+        if metrics.evaluation == task and TASKS[task].mean not in metrics.values:
+            raise InputError(f"{path}: no value '{TASKS[task].mean}'; delete the file and run snakemake again")
+    return [found[run, task][1] for run in labels]
+
+
+def classes(task: str, every: Sequence[Metrics]) -> list[str]:
+    """Every class that a run has a value of, in the metrics' order."""
+    prefix = TASKS[task].prefix
+    names = [name for metrics in every for name in metrics.values if name.startswith(prefix)]
+    return [name.removeprefix(prefix) for name in dict.fromkeys(names)]
+
+
+def page(task: str, every: Sequence[Metrics], labels: dict[str, str], scale: str) -> list[Block]:
+    """A line a class, a column a run, the best of a line bold, their mean at the end."""
+    facts = TASKS[task]
+    keys = [(name, facts.prefix + name) for name in classes(task, every)]
+    lines = []
+    for shown, key in [*keys, (f"**{facts.shown}**", facts.mean)]:
+        values = [metrics.values.get(key) for metrics in every]
+        texts = ["–" if value is None else f"{value.value:.1f}" for value in values]
+        best = max((value.value for value in values if value is not None), default=0.0)
+        bold = [f"**{text}**" if best > 0 and text == f"{best:.1f}" else text for text in texts]
+        spreads = [f" ± {value.std:.1f}" if value and value.std is not None else "" for value in values]
+        lines.append([shown, *(text + spread for text, spread in zip(bold, spreads, strict=True))])
+    told = "**Bold**: the best of a line. –: the class has no annotated object in the test set"
+    told += ", nor was it found anywhere." if task == "segmentation" else "."
+    return [
+        *([Quote(DEMO)] if scale == "demo" else []),
+        Text(f"**{facts.title}.** The last line is Table 4's number."),
+        Grid(["Class", *labels.values()], lines, ["left", *["right"] * len(labels)]),
+        Text(told, foot=True),
+        *(Text(line, foot=True) for line in foot(every, scale)),
+    ]
+
+
+def to_csv(task: str, every: Sequence[Metrics]) -> str:
+    """A line a class and run, in per cent; the mean under the name that the metrics have for it."""
+    facts = TASKS[task]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(CSV_HEADER)
+    for metrics in every:
+        for name, value in metrics.values.items():
+            if name == facts.mean or name.startswith(facts.prefix):
+                optional = ["" if each is None else each for each in (value.std, value.seeds, value.n)]
+                shown = [task, name.removeprefix(facts.prefix), metrics.run, round(value.value, 4)]
+                writer.writerow([*shown, *optional, commit(metrics, "-dirty")])
+    return buffer.getvalue()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Write one table of classes. Exits with 2 and names what is wrong; nothing is written then."""
+    parser = argparse.ArgumentParser(prog="python -m uic_core.report.per_class", description=__doc__)
+    parser.add_argument("--task", choices=tuple(TASKS), required=True)
+    parser.add_argument("--metrics", type=Path, nargs="+", required=True, help="metrics JSONs of the task")
+    parser.add_argument(
+        "--tables", type=Path, required=True, help="config/tables.yaml: which runs, what they are called"
+    )
+    parser.add_argument("--scale", choices=("demo", "paper"), required=True)
+    parser.add_argument("--out", type=Path, required=True, help="Markdown")
+    parser.add_argument("--csv", type=Path, required=True)
+    parser.add_argument("--html", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    with stage():
+        labels = shown_runs(options.tables, options.task)
+        every = read(options.task, options.metrics, labels)
+        blocks = page(options.task, every, labels, options.scale)
+        write_text(options.csv, to_csv(options.task, every))
+        write_text(options.html, to_html(TASKS[options.task].title, blocks))
+        write_text(options.out, to_markdown(blocks))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+# Detection and segmentation -> pictures of sample images, numbers of every class: what Table 4 sums up. Each is a target
+# of its own: `snakemake fig_detection`, `snakemake table_segmentation`.
+#   in   results/metrics/<run>/<task>.json, <task>_samples.npz of the runs in Table 4, config/tables.yaml
+#   out  results/figures/<task>.{png,svg}, results/tables/<task>.{md,csv,html}
+
+
+for task in TASKS:
+
+    rule:
+        name:
+            f"fig_{task}"
+        input:
+            samples=task_samples(task),
+            tables=workflow.source_path("../../config/tables.yaml"),
+        output:
+            png=report(
+                f"{RESULTS}/figures/{task}.png",
+                caption=f"../report/fig_{task}.rst",
+                category="Figures",
+                labels={"figure": task, "shows": TASKS[task]["figure"]},
+            ),
+            svg=f"{RESULTS}/figures/{task}.svg",
+        log:
+            f"{RESULTS}/logs/report/fig_{task}.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/report/fig_{task}.tsv"
+        conda:
+            "../../envs/report.yaml"
+        resources:
+            mem_mb=growing(2000),
+            runtime=growing(10),
+        params:
+            task=task,
+            scale=CONFIG.scale,
+        shell:
+            "python -m uic_core.report.samples --task {params.task} --samples {input.samples}"
+            " --tables {input.tables:q} --scale {params.scale} --out {output.png} --svg {output.svg} > {log} 2>&1"
+
+    rule:
+        name:
+            f"table_{task}"
+        input:
+            metrics=task_metrics(task),
+            tables=workflow.source_path("../../config/tables.yaml"),
+        output:
+            md=f"{RESULTS}/tables/{task}.md",
+            csv=f"{RESULTS}/tables/{task}.csv",
+            html=report(
+                f"{RESULTS}/tables/{task}.html",
+                caption=f"../report/table_{task}.rst",
+                category="Classes",
+                labels={"table": task, "shows": TASKS[task]["table"]},
+            ),
+        log:
+            f"{RESULTS}/logs/report/table_{task}.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/report/table_{task}.tsv"
+        conda:
+            "../../envs/report.yaml"
+        resources:
+            mem_mb=growing(1000),
+            runtime=growing(10),
+        params:
+            task=task,
+            scale=CONFIG.scale,
+        shell:
+            "python -m uic_core.report.per_class --task {params.task} --metrics {input.metrics}"
+            " --tables {input.tables:q} --scale {params.scale} --out {output.md} --csv {output.csv}"
+            " --html {output.html} > {log} 2>&1"
