@@ -173,10 +173,7 @@ def shows(number):
 
 def metrics_of(*tables):
     """The metrics files the given tables take a cell from."""
-    try:
-        pairs = {pair for table in tables for pair in needed(Path(workflow.basedir) / "config" / "tables.yaml", table)}
-    except InputError as error:
-        raise WorkflowError(str(error)) from None
+    pairs = {pair for table in tables for pair in needed(Path(workflow.basedir) / "config" / "tables.yaml", table)}
     several = {run: ".seeds" for run in CONFIG.seeds if CONFIG.seeds[run]}
     return sorted(f"{RESULTS}/metrics/{run}/{evaluation}{several.get(run, '')}.json" for run, evaluation in pairs)
 

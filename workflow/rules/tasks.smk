@@ -27,8 +27,8 @@ for task in TASKS:
         conda:
             "../../envs/report.yaml"
         resources:
-            mem_mb=growing(2000),
-            runtime=growing(10),
+            mem_mb=megabytes(2000),
+            runtime=minutes(10),
         params:
             task=task,
             scale=CONFIG.scale,
@@ -58,8 +58,8 @@ for task in TASKS:
         conda:
             "../../envs/report.yaml"
         resources:
-            mem_mb=growing(1000),
-            runtime=growing(10),
+            mem_mb=megabytes(1000),
+            runtime=minutes(10),
         params:
             task=task,
             scale=CONFIG.scale,
