@@ -89,7 +89,7 @@ class Samples(Generic[Kind]):
             for each in fields(image)
         }
         with atomic(path) as temporary:
-            np.savez_compressed(temporary, **header, **arrays)
+            np.savez_compressed(temporary, **header, **arrays)  # type: ignore[arg-type]
 
 
 def choose(ids: Sequence[str]) -> tuple[str, ...]:

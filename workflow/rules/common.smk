@@ -83,7 +83,7 @@ def outlive_time_limits():
 def watch_jobs():
     """Snakemake submits its jobs and asks for them through workflow/slurm, which sees every one of them end."""
     own = str(Path(workflow.basedir, "workflow", "slurm"))
-    os.environ["UIC_SLURM_JOBS"] = os.path.abspath(f"{CONFIG.results}/.slurm")
+    os.environ.update(UIC_SLURM_JOBS=os.path.abspath(f"{CONFIG.results}/.slurm"))
     if shutil.which("squeue") and own not in os.get_exec_path():
         # Its programs find the Python that runs Snakemake, not an older one of the system.
         os.environ.update(PATH=os.pathsep.join([own, os.path.dirname(sys.executable), *os.get_exec_path()]))
