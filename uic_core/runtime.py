@@ -57,7 +57,7 @@ def seed_everything(seed: int) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     # That also fills all new memory before it is written to, against those who read it unwritten: a tenth of a step.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def uniforms(seed: int, epoch: int, images: NDArray[np.integer], count: int) -> NDArray[np.float64]:

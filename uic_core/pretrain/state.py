@@ -90,7 +90,7 @@ def _compare(found: tuple[dict[str, Any], dict[str, Tensor]] | None, trainer: Tr
     if found is not None:
         content, tensors = found
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
-        digest.update(tensors["labels"].numpy())
+        digest.update(tensors["labels"].numpy().tobytes())
         seen = [content["position"]["epoch"], content["position"]["step"], int(digest.hexdigest()[:15], 16)]
     if not trainer.ranks.agree(seen, trainer.device):
         here = f"epoch {seen[0] + 1}, step {seen[1] + 1}" if found else "no state"
