@@ -82,14 +82,12 @@ class Samples(Generic[Kind]):
 
     def save(self, path: Path) -> None:
         """Write the file; equal samples give equal bytes."""
-        header = {name: np.array(getattr(self, name)) for name in ("run", "fingerprint", "classes", "ids")}
-        arrays: dict[str, Any] = {
-            f"{number}.{each.name}": np.array(getattr(image, each.name))
-            for number, image in enumerate(self.images)
-            for each in fields(image)
-        }
+        names = ("run", "fingerprint", "classes", "ids")
+        arrays: dict[str, Any] = {name: np.array(getattr(self, name)) for name in names}
+        for number, image in enumerate(self.images):
+            arrays |= {f"{number}.{each.name}": np.array(getattr(image, each.name)) for each in fields(image)}
         with atomic(path) as temporary:
-            np.savez_compressed(temporary, **header, **arrays)  # type: ignore[arg-type]
+            np.savez_compressed(temporary, **arrays)
 
 
 def choose(ids: Sequence[str]) -> tuple[str, ...]:
