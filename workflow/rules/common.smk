@@ -21,11 +21,13 @@ from uic_core.recipe import load  # noqa: E402
 from uic_core.report.cells import TABLES, check_cells, needed, read_tables  # noqa: E402
 
 DATASETS = get_args(DatasetName)
+# One label a result in the report: of a second one that has two values in a category, Snakemake's page makes a toggle,
+# and shows nothing at all where not every combination exists.
 FIGURES = {3: "Class sizes", 4: "Images of the lowest-entropy classes"}
 # What Table 4 sums up, in figures (of sample images) and tables (of classes) of their own.
 TASKS = {
-    "detection": {"figure": "Detections on sample images", "table": "AP of every class"},
-    "segmentation": {"figure": "Segmentations of sample images", "table": "IU of every class"},
+    "detection": {"figure": "Detections on sample images", "table": "Detection: AP of every class"},
+    "segmentation": {"figure": "Segmentations of sample images", "table": "Segmentation: IU of every class"},
 }
 # SLURM tells a stage two minutes before the end of its time (workflow/launch.sh).
 SIGNAL = "'--signal=USR1@120'"

@@ -66,7 +66,7 @@ for number in TABLES:
                 f"{RESULTS}/tables/table{number}.html",
                 caption=f"../report/table{number}.rst",
                 category="Tables",
-                labels={"table": str(number), "shows": shows(number)},
+                labels={"table": f"{number} · {shows(number)}"},
             ),
         log:
             f"{RESULTS}/logs/report/table{number}.log",
@@ -100,7 +100,7 @@ for number in FIGURES:
                 f"{RESULTS}/figures/fig{number}.png",
                 caption=f"../report/fig{number}.rst",
                 category="Figures",
-                labels={"figure": str(number), "shows": FIGURES[number]},
+                labels={"figure": f"{number} · {FIGURES[number]}"},
             ),
             svg=f"{RESULTS}/figures/fig{number}.svg",
         log:

@@ -17,7 +17,7 @@ for task in TASKS:
                 f"{RESULTS}/figures/{task}.png",
                 caption=f"../report/fig_{task}.rst",
                 category="Figures",
-                labels={"figure": task, "shows": TASKS[task]["figure"]},
+                labels={"figure": TASKS[task]["figure"]},
             ),
             svg=f"{RESULTS}/figures/{task}.svg",
         log:
@@ -49,7 +49,7 @@ for task in TASKS:
                 f"{RESULTS}/tables/{task}.html",
                 caption=f"../report/table_{task}.rst",
                 category="Classes",
-                labels={"table": task, "shows": TASKS[task]["table"]},
+                labels={"table": TASKS[task]["table"]},
             ),
         log:
             f"{RESULTS}/logs/report/table_{task}.log",
