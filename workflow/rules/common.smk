@@ -21,6 +21,7 @@ from uic_core.recipe import load  # noqa: E402
 from uic_core.report.cells import TABLES, check_cells, needed, read_tables  # noqa: E402
 
 DATASETS = get_args(DatasetName)
+TABLES_YAML = Path(workflow.basedir) / "config" / "tables.yaml"
 # One label a result in the report: of a second one that has two values in a category, Snakemake's page makes a toggle,
 # and shows nothing at all where not every combination exists.
 FIGURES = {3: "Class sizes", 4: "Images of the lowest-entropy classes"}
@@ -45,7 +46,7 @@ def validated_config():
         for file in files:
             read_yaml(Path(file))
         checked = validate(config, str(os.path.relpath(files[-1])))
-        check_cells(Path(workflow.basedir) / "config" / "tables.yaml", checked)
+        check_cells(TABLES_YAML, checked)
         return checked
     except InputError as error:
         raise WorkflowError(f"the config is wrong\n{error}") from None
@@ -71,8 +72,7 @@ def prepare_shell():
     # Training allocates the same large tensors every step: in huge pages a CPU does 15 to 25 % more images a second.
     prefix += 'export GLIBC_TUNABLES="${{GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}}"; '
     prefix += f"source {str(Path(workflow.basedir, 'workflow', 'launch.sh'))!r}; "
-    methods = {str(method) for method in workflow.deployment_settings.deployment_method}
-    if not methods & {"conda", "apptainer"}:
+    if not {str(method) for method in workflow.deployment_settings.deployment_method} & {"conda", "apptainer"}:
         prefix += f'export PATH={os.path.dirname(sys.executable)!r}:"$PATH"; '
     shell.prefix(prefix)
 
@@ -170,12 +170,12 @@ def train_index():
 
 def shows(number):
     """What a table shows, in a few words."""
-    return read_tables(Path(workflow.basedir) / "config" / "tables.yaml")[number].title.partition(".")[0]
+    return read_tables(TABLES_YAML)[number].title.partition(".")[0]
 
 
 def metrics_of(*tables):
     """The metrics files the given tables take a cell from."""
-    pairs = {pair for table in tables for pair in needed(Path(workflow.basedir) / "config" / "tables.yaml", table)}
+    pairs = {pair for table in tables for pair in needed(TABLES_YAML, table)}
     several = {run: ".seeds" for run in CONFIG.seeds if CONFIG.seeds[run]}
     return sorted(f"{RESULTS}/metrics/{run}/{evaluation}{several.get(run, '')}.json" for run, evaluation in pairs)
 
