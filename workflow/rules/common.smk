@@ -66,7 +66,7 @@ def refuse_other_scale():
 
 
 def prepare_shell():
-    """Every job finds uic_core, and, without conda, the Python that runs Snakemake; nobody packages in ~/.local."""
+    """Every job finds uic_core, none of ~/.local's packages, and, without conda, the Python that runs Snakemake."""
     prefix = f"export PYTHONPATH={str(workflow.basedir)!r} PYTHONNOUSERSITE=1; "
     # Training allocates the same large tensors every step: in huge pages a CPU does 15 to 25 % more images a second.
     prefix += 'export GLIBC_TUNABLES="${{GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}}"; '
