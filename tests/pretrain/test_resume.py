@@ -1,5 +1,6 @@
 """A run that ends early goes on as if nothing was: real processes, killed and told to end, one and two of them."""
 
+import contextlib
 import json
 import os
 import random
@@ -61,7 +62,8 @@ class Run:
         seen: set[int] = set()
         while len(seen) <= step:
             assert process.poll() is None, process.communicate()
-            seen |= {path.stat().st_mtime_ns for path in self.states() if path.exists()}
+            with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
+                seen |= {path.stat().st_mtime_ns for path in self.states()}
             time.sleep(0.005)
 
     def outputs(self) -> list[bytes]:
