@@ -33,7 +33,7 @@ def through_a_time_limit(site: Site) -> str:
     log = site.folder / "results/logs/uic_10k/pretrain.log"
     until(lambda: log.exists() and "\nepoch " in log.read_text(), process)
     (job,) = site.jobs()
-    site.cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=1")
+    site.end_time_of(job)
     until(lambda: site.jobs().get(job) == "PENDING", process)
     assert "goes back into the queue" in log.read_text()
     site.cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=60")

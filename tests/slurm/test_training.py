@@ -83,7 +83,7 @@ def test_a_run_longer_than_its_job_may_last_goes_back_into_the_queue_and_on(clus
     site = Site(tmp_path / "site", cluster, config(200), prepared, pretrain={"slurm_extra": "'--signal=USR1@60'"})
     process = site.start(TARGET)
     job = until_training(site, process)
-    cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=1")
+    site.end_time_of(job)
     until(lambda: site.jobs().get(job) == "PENDING", process)
     assert "goes back into the queue" in log(site)
     cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=60")
