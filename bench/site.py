@@ -103,7 +103,7 @@ class Site:
 
     def end_time_of(self, job: int) -> None:
         """Let a running job's time be up in 20 to 80 seconds: limits are of whole minutes, and it may be late already."""
-        assert self.cluster is not None
+        """Let a running job's time be up in 20 to 80 seconds: limits are whole minutes, and it may be late already."""
         *days, clock = self.cluster.ask("/usr/bin/squeue", "-h", "-j", str(job), "-o", "%M").strip().split("-")
         assert not days, "a job of days"
         seconds = 0
