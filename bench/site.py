@@ -102,8 +102,8 @@ class Site:
                     self.cluster.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
 
     def end_time_of(self, job: int) -> None:
-        """Let a running job's time be up in 20 to 80 seconds: limits are of whole minutes, and it may be late already."""
         """Let a running job's time be up in 20 to 80 seconds: limits are whole minutes, and it may be late already."""
+        assert self.cluster is not None
         *days, clock = self.cluster.ask("/usr/bin/squeue", "-h", "-j", str(job), "-o", "%M").strip().split("-")
         assert not days, "a job of days"
         seconds = 0
