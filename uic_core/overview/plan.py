@@ -23,7 +23,8 @@ from uic_core.overview.costs import Job, evaluation, preparation, training
 from uic_core.recipe import External
 from uic_core.report.cells import TABLES, check_cells, needed
 
-FIGURES = ("fig3", "fig4")
+BESIDE = ("fig3", "fig4", *(f"{kind}_{task}" for task in ("detection", "segmentation") for kind in ("fig", "table")))
+"""What the report shows beside the tables."""
 Key = tuple[str, str]
 
 _MOST_CPUS = 64  # of a job of several GPUs (workflow/rules/common.smk)
@@ -101,7 +102,7 @@ def everything(config: Config, tables: Path) -> dict[Key, Job]:
     """All jobs of a config, its figures too."""
     pairs = dict.fromkeys(pair for number in TABLES for pair in needed(tables, number))
     pairs["uic_3k", "clusters"] = None
-    return jobs_of(config, pairs, [f"table{number}" for number in TABLES] + list(FIGURES))
+    return jobs_of(config, pairs, [f"table{number}" for number in TABLES] + list(BESIDE))
 
 
 def wall(jobs: dict[Key, Job], rates: Rates) -> float:
