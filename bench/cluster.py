@@ -2,9 +2,9 @@
 
     make bench-cluster
 
-As root, with Debian's slurm-wlm and munge. The whole small DAG runs three times: without a queue, in the queue, and
-in the queue while jobs, controller and Snakemake are killed; the tables must come out the same. Where `make demo` has
-run, `make plan` is held against it too.
+As root, with Debian's slurm-wlm and munge. The whole small DAG runs without a queue, and in the queue while jobs,
+controller and Snakemake are killed; the tables must come out the same. (That it runs in the queue undisturbed, with
+nobody's help, is a bar of `make test-slurm`.) Where `make demo` has run, `make plan` is held against it too.
 """
 
 from __future__ import annotations
@@ -50,9 +50,7 @@ def main() -> None:
         bars.at_most("dag_construction_mb", [megabytes], 1000)
         with one_node(folder / "cluster") as cluster:
             bars.at_most("overhead_seconds_a_job", [overhead(folder, cluster)], 10)
-            expected = tables(whole(folder / "local", None))
-            undisturbed = whole(folder / "queue", cluster)
-            bars.at_least("whole_dag_in_the_queue_is_green", [float(tables(undisturbed) == expected)], 1)
+            expected = tables(undisturbed(folder / "local"))
             found, kills = killed(folder / "killed", cluster)
             bars.at_least("kills", [float(kills)], KILLS)
             bars.at_most("jobs_left_in_the_queue", [float(len(found.jobs()))], 0)
@@ -91,12 +89,12 @@ def overhead(folder: Path, cluster: Cluster) -> float:
     return (taken["queue"] - taken["here"]) / jobs
 
 
-def whole(folder: Path, cluster: Cluster | None) -> Site:
-    """The whole DAG, in one call of Snakemake."""
-    site = Site(folder, cluster, small_config())
+def undisturbed(folder: Path) -> Site:
+    """The whole DAG in one call of Snakemake, without a queue."""
+    site = Site(folder, None, small_config())
     started = time.monotonic()
     _run(site)
-    print(f"  whole DAG {'in the queue' if cluster else 'here'}: {time.monotonic() - started:.0f} s", flush=True)
+    print(f"  whole DAG here: {time.monotonic() - started:.0f} s", flush=True)
     return site
 
 

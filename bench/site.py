@@ -96,10 +96,12 @@ class Site:
     def release(self) -> None:
         """Let pending jobs start: SLURM lets a requeued one wait for two minutes."""
         assert self.cluster is not None
-        for job, state in self.jobs().items():
-            if state == "PENDING":
-                with contextlib.suppress(subprocess.CalledProcessError):
-                    self.cluster.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+        pending = [job for job, state in self.jobs().items() if state == "PENDING"]
+        if pending:
+            time.sleep(3)  # sooner the node takes them for what it has just been told to end ("credential revoked")
+        for job in pending:
+            with contextlib.suppress(subprocess.CalledProcessError):
+                self.cluster.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
 
     def end_time_of(self, job: int) -> None:
         """Let a running job's time be up in 20 to 80 seconds: limits are whole minutes, and it may be late already."""

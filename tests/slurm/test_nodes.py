@@ -23,7 +23,8 @@ def two_nodes(tmp_path_factory) -> Iterator[Cluster]:
 
 def config() -> dict[str, Any]:
     config = small_config()
-    config["runs"]["uic_10k"]["epochs"] = 30
+    # So long that SLURM's signal, which may be half a minute late, comes before its end.
+    config["runs"]["uic_10k"]["epochs"] = 60
     return config
 
 

@@ -80,7 +80,7 @@ def processes_of(job: int) -> list[int]:
 
 def test_a_run_longer_than_its_job_may_last_goes_back_into_the_queue_and_on(cluster, tmp_path, undisturbed, prepared):
     """FAULTS row 24: SLURM's own signal before a limit of a minute, set once training is under way."""
-    site = Site(tmp_path / "site", cluster, config(200), prepared, pretrain={"slurm_extra": "'--signal=USR1@60'"})
+    site = Site(tmp_path / "site", cluster, config(120), prepared, pretrain={"slurm_extra": "'--signal=USR1@60'"})
     process = site.start(TARGET)
     job = until_training(site, process)
     site.end_time_of(job)
@@ -91,7 +91,7 @@ def test_a_run_longer_than_its_job_may_last_goes_back_into_the_queue_and_on(clus
     until(lambda: site.jobs().get(job) == "RUNNING", process)
     assert "Trying to restart" not in finish(process)  # no retry is spent
     assert "going on from" in log(site)
-    assert left(site) == undisturbed(200)
+    assert left(site) == undisturbed(120)
 
 
 def test_a_cancelled_job_is_started_again_and_goes_on(cluster, tmp_path, undisturbed, prepared):

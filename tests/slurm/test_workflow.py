@@ -6,7 +6,6 @@ import re
 
 import pytest
 
-from bench.cluster import overhead
 from bench.site import Site
 from bench.small_dag import small_config
 from uic_core import metrics
@@ -39,13 +38,6 @@ def test_no_job_was_started_twice(finished):
     assert "Trying to restart" not in (finished.folder / "output").read_text()
 
 
-def test_what_the_queue_costs_a_job(cluster, tmp_path, bars):
-    """Against the same chain without a queue; the bar is printed, for a machine that does other things too."""
-    seconds = overhead(tmp_path, cluster)
-    bars.at_most("overhead_seconds_a_job", [seconds], 10)
-    assert seconds < 60
-
-
 def test_logs_are_where_snakemake_says_they_are(finished):
     said = re.findall(r"^    log: (\S+)", (finished.folder / "output").read_text(), flags=re.MULTILINE)
     assert len(said) > 60
@@ -70,7 +62,8 @@ def test_a_second_call_submits_nothing(finished):
 
 
 def test_an_exchanged_checkpoint_reruns_its_evaluations_and_their_tables_alone(finished):
-    other = finished.folder / "results/runs/uic_3k/checkpoint.safetensors"
+    # At this scale uic_3k and uic_5k, who differ in classes and epochs alone, are one network.
+    other = finished.folder / "results/runs/uic_3k_strong/checkpoint.safetensors"
     mine = finished.folder / "results/runs/uic_5k/checkpoint.safetensors"
     before = json.loads((finished.folder / "results/metrics/uic_5k/linear_probe.json").read_text())
     mine.unlink()

@@ -20,7 +20,7 @@ class Cluster:
         self.folder = folder
         (folder / "bin").mkdir()
         (folder / "bin" / "python3").symlink_to(sys.executable)
-        self.patience = "0"
+        self.patience, self.watch = "0", "0"
 
     def says(self, program: str, text: str = "", status: int = 0) -> None:
         path = self.folder / "bin" / program
@@ -34,7 +34,7 @@ class Cluster:
             list(arguments), cwd=self.folder, capture_output=True, text=True, check=False,
             env={
                 "PATH": f"{OWN}:{self.folder}/bin", "UIC_SQUEUE_PATIENCE": self.patience, "UIC_SBATCH_PAUSE": "0.05",
-                "UIC_SLURM_JOBS": str(self.folder / "jobs"),
+                "UIC_SLURM_JOBS": str(self.folder / "jobs"), "UIC_SQUEUE_WATCH": self.watch,
             },
         )  # fmt: skip
 
@@ -238,6 +238,28 @@ def test_jobs_that_an_earlier_snakemake_left_are_ended_and_waited_for(cluster):
     asked = cluster.calls()
     assert cluster.asked("python3", str(OWN / "end_orphans.py")).stdout == ""  # that Snakemake is done with
     assert cluster.calls() == asked
+
+
+def test_the_answer_comes_once_a_job_has_ended(cluster):
+    """Snakemake asks ever more seldom; whoever is asked waits for news in its place."""
+    cluster.says("sbatch", "1")
+    cluster.submit()
+    cluster.fails_first("squeue", "", "1|COMPLETED|None")
+    cluster.watch = "30"
+    assert cluster.told() == {"1": "COMPLETED"}
+    assert cluster.calls().count("squeue") == 2
+    cluster.watch = "2"
+    assert cluster.told() == {"1": "COMPLETED"}  # which is no news: it was waited for another
+    assert cluster.calls().count("squeue") == 4
+
+
+def test_an_end_that_snakemake_did_not_ask_for_is_told_again_at_once(cluster):
+    """It was submitted after the question: the answer passes it by."""
+    cluster.says("squeue", "1|COMPLETED|None")
+    cluster.watch = "30"
+    for count in (1, 2):
+        assert cluster.told() == {"1": "COMPLETED"}
+        assert cluster.calls().count("squeue") == count
 
 
 def test_a_job_that_ended_unseen_is_told_by_accounting(cluster):

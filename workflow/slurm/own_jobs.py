@@ -1,9 +1,10 @@
 """The jobs in SLURM's queue that are this results folder's: who submitted them, and what is known of them.
 
 Shared by the programs beside it, which stand before SLURM's own on the PATH of Snakemake (watch_jobs in
-rules/common.smk). In the folder that UIC_SLURM_JOBS names, each Snakemake has two files under its jobs' name:
+rules/common.smk). In the folder that UIC_SLURM_JOBS names, each Snakemake has three files under its jobs' name:
     <name>.jobs   the numbers of its jobs, a line each, written by sbatch
     <name>.json   job -> [state, since when], written by squeue
+    <name>.told   the jobs whose end Snakemake has been told of
 
 Runs on any Python from 3.8: a job's PATH may lead here with the system's.
 """
@@ -16,7 +17,7 @@ import subprocess
 from pathlib import Path
 
 OWN = Path(__file__).resolve().parent
-_TIMEOUT = 20  # seconds; Snakemake waits a minute for an answer that may take three questions
+_TIMEOUT = 12  # seconds; Snakemake waits a minute for an answer
 
 
 def folder() -> Path:
@@ -76,5 +77,5 @@ def names() -> list[str]:
 
 def forget(name: str) -> None:
     """Its jobs have all ended."""
-    for suffix in ("jobs", "json"):
+    for suffix in ("jobs", "json", "told"):
         (folder() / f"{name}.{suffix}").unlink(missing_ok=True)
