@@ -18,6 +18,7 @@ report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/cluster.smk"
 
 
 CONFIG = validated_config()
@@ -31,6 +32,10 @@ watch_jobs()
 # Neither in a dry run nor in the jobs.
 onstart:
     take_over()
+
+
+onerror:
+    end_jobs("--local")
 
 
 wildcard_constraints:

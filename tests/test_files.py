@@ -117,3 +117,11 @@ def test_one_process_at_a_time_holds_a_folder(tmp_path):
     holder.wait()
     again = subprocess.run(command, input=b"\n", capture_output=True, check=True)
     assert again.stdout == b"1\n"
+
+
+def test_where_a_file_system_has_no_locks_nothing_is_held(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    assert files.hold(tmp_path) is False

@@ -1,5 +1,7 @@
 """Counter-based randomness and the error exit."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -56,3 +58,16 @@ def test_a_stage_turns_a_users_mistake_into_one_line_and_status_2(capsys):
         raise InputError("data/x: is not there; look again")
     assert stop.value.code == 2
     assert capsys.readouterr().err == "error: data/x: is not there; look again\n"
+
+
+def test_decoding_processes_are_as_many_as_shared_memory_holds(monkeypatch, capsys):
+    batch = 10 * 2**20
+    assert runtime.sharing(0, batch) == 0
+    usage = SimpleNamespace(free=64 * 2**20)
+    monkeypatch.setattr(runtime.shutil, "disk_usage", lambda path: usage)
+    assert runtime.sharing(1, batch) == 1
+    assert capsys.readouterr().out == ""
+    assert runtime.sharing(8, batch) == 1
+    assert "/dev/shm has room for 1 of 8 decoding processes" in capsys.readouterr().out
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # who share it
+    assert runtime.sharing(8, batch) == 0

@@ -45,10 +45,11 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def hold(folder: Path) -> None:
+def hold(folder: Path) -> bool:
     """From now to its end, whatever ends it, this process alone holds `folder`, through a file `.lock` in it.
 
-    Where a file system has no locks nothing is held.
+    Returns:
+        False where the file system has no locks, and nothing is held.
 
     Raises:
         InputError: another process holds it; says which, where.
@@ -63,9 +64,10 @@ def hold(folder: Path) -> None:
         raise InputError(f"{folder}: {holder} works in it; wait for its end, or stop it") from None
     except OSError:
         os.close(file)
-        return
+        return False
     os.ftruncate(file, 0)
     os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}, started in {Path.cwd()},\n".encode(), 0)
+    return True
 
 
 def _is_full(error: Exception) -> bool:

@@ -1,5 +1,6 @@
 """The cache: the pixels it holds, what an interrupted build leaves, and files that are not what they were."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from uic_core.data import cache, reader
+from uic_core.data import cache, pixels, reader
 from uic_core.data.augment import CROP_UNIFORMS, crop_box
 from uic_core.data.crop import crop
 from uic_core.data.index import Index, build_imagenet
@@ -169,3 +170,16 @@ def test_an_index_with_impossible_pixels_is_refused(index: Index, tmp_path: Path
         np.savez(tmp_path / "wrong.npz", **(value | {key: wrong}))
         with pytest.raises(InputError, match=r"wrong\.npz: is not an index .*delete the file"):
             Index.load(tmp_path / "wrong.npz")
+
+
+def test_too_many_open_files_are_no_reason_to_make_the_cache_again(index: Index, tmp_path: Path, monkeypatch):
+    """A map keeps its file open, and a login shell's limit is often 1024."""
+    small = cache.build(index, tmp_path, "uint8", SIDE)
+    pixels._mapped.cache_clear()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(pixels.np, "memmap", refuse)
+    with pytest.raises(InputError, match="too many open files in this process; raise the limit: ulimit -n"):
+        whole(small, 0)

@@ -24,7 +24,7 @@ CONFIG = ROOT / "config"
 def rates(slots: int, *, gpu: bool = True, cpus: int = 16) -> plan.Rates:
     """A FLOP a second, an image a second, no start."""
     start = {"core": 0.0, "openmmlab": 0.0, "report": 0.0}
-    return plan.Rates({"alexnet": 1.0}, 1.0, 1.0, start, cpus, slots, gpu, "test")
+    return plan.Rates({"alexnet": 1.0}, {"alexnet": 1.0}, 1.0, 1.0, start, cpus, slots, gpu, "test")
 
 
 def work(name: str, seconds: float, *needs: str, arch: str = "alexnet") -> Job:
@@ -146,3 +146,11 @@ def test_a_wrong_config_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
         plan.main(["--config", str(path), "--tables", str(CONFIG / "tables.yaml")])
     assert caught.value.code == 2
     assert "did you mean 'scale'?" in capsys.readouterr().err
+
+
+def test_evaluations_are_planned_in_float32():
+    config = validate(read_yaml(CONFIG / "paper.yaml"), "paper.yaml")
+    rates = plan.assumed(config, 312, 8)
+    evaluation = Job("linear_probe", "uic_3k", (), "core", arch="alexnet", flops=1e18)
+    training = dataclasses.replace(evaluation, rule="pretrain")
+    assert rates.seconds(evaluation) > 5 * rates.seconds(training)

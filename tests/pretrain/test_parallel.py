@@ -7,19 +7,30 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from uic_core.data.index import build_imagenet
 from uic_core.errors import InputError
+from uic_core.models import build
+from uic_core.pretrain import parallel
+from uic_core.pretrain.loop import Trainer
 from uic_core.pretrain.parallel import Ranks
 from uic_core.recipe import Recipe, save
 
 ROOT = Path(__file__).parents[2]
+BASE = {
+    "method": "uic", "arch": "alexnet", "sobel": True, "classes": 5, "image_size": 64, "resize": 73, "images": 0,
+    "epochs": 2, "batch_size": 10, "lr": 0.01, "schedule": "linear", "momentum": 0.9, "weight_decay": 1e-4,
+    "augmentation": "standard", "label_view": "training", "pretrained": "", "pca": 8, "kmeans_iterations": 3,
+    "precision": "fp32", "seed": 3,
+}  # fmt: skip
 
 # Batch norm's statistics are each process's own, and so is dropout: without both, nothing may differ.
 SCRIPT = """
@@ -67,6 +78,16 @@ def test_a_batch_that_does_not_divide_is_refused(size):
         Ranks(0, 2).bounds(10, size)
 
 
+@pytest.mark.parametrize("method", ["uic", "deepcluster", "finetune"])
+def test_it_is_refused_before_a_pass_over_all_images(demo_data, method):
+    recipe = Recipe.model_validate(
+        BASE | {"method": method, "batch_size": 5, "pretrained": "source" if method == "finetune" else ""}
+    )
+    network = build("alexnet", classes=5, image_size=64, sobel=True)
+    with pytest.raises(InputError, match="batch_size: 5 images do not divide over 2 processes"):
+        Trainer(recipe, build_imagenet(demo_data.imagenet, "train"), network, "", Ranks(0, 2), 0, 300)
+
+
 @pytest.mark.parametrize(
     "changes",
     [{}, {"label_view": "center_crop"}, {"method": "deepcluster", "schedule": "constant"}],
@@ -76,13 +97,7 @@ def test_two_processes_leave_what_one_leaves(demo_data, tmp_path, changes):
     """Gradients (as the weights they lead to), labels, order and coverage."""
     build_imagenet(demo_data.imagenet, "train").save(tmp_path / "index.npz")
     (tmp_path / "script.py").write_text(textwrap.dedent(SCRIPT))
-    base = {
-        "method": "uic", "arch": "alexnet", "sobel": True, "classes": 5, "image_size": 64, "resize": 73, "images": 0,
-        "epochs": 2, "batch_size": 10, "lr": 0.01, "schedule": "linear", "momentum": 0.9, "weight_decay": 1e-4,
-        "augmentation": "standard", "label_view": "training", "pretrained": "", "pca": 8, "kmeans_iterations": 3,
-        "precision": "fp32", "seed": 3,
-    }  # fmt: skip
-    save(Recipe.model_validate(base | changes), tmp_path / "recipe.yaml")
+    save(Recipe.model_validate(BASE | changes), tmp_path / "recipe.yaml")
     for ranks in (1, 2):
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
         process = subprocess.run(
@@ -107,3 +122,38 @@ def test_two_processes_leave_what_one_leaves(demo_data, tmp_path, changes):
     weights = [safetensors.numpy.load_file(folder / "checkpoint.safetensors") for folder in (one, two)]
     for name, alone in weights[0].items():
         np.testing.assert_allclose(weights[1][name], alone, atol=5e-5, err_msg=name)
+
+
+def test_an_error_of_one_process_alone_is_printed_and_ends_the_others(tmp_path):
+    """They wait for it in a collective."""
+    (tmp_path / "script.py").write_text(
+        "import torch\nfrom uic_core.errors import InputError\nfrom uic_core.pretrain import parallel\n"
+        "with parallel.group(torch.device('cpu')) as ranks:\n"
+        "    if ranks.rank:\n        raise InputError('no such image')\n"
+        "    ranks.barrier()\n"
+    )
+    process = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+            str(tmp_path / "script.py"),
+        ],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert process.returncode != 0
+    assert "error: no such image" in process.stderr
+
+
+def test_a_process_of_a_gpu_group_leaves_it_by_itself(monkeypatch, capsys):
+    """nccl would wait for the others, who are in a collective: the message, then the end."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    for name, does in {"init_process_group": None, "get_rank": 1, "destroy_process_group": None}.items():
+        monkeypatch.setattr(parallel.dist, name, lambda *_, does=does, **__: does)
+    ended = []
+    monkeypatch.setattr(parallel.os, "_exit", ended.append)
+    monkeypatch.setattr(parallel.ctypes, "CDLL", lambda _: SimpleNamespace(prctl=lambda *_: None))
+    with pytest.raises(SystemExit), parallel.group(torch.device("cuda", 0)):
+        raise InputError("no such image")
+    assert ended == [2]
+    assert capsys.readouterr().err == "error: no such image\n"

@@ -190,6 +190,19 @@ def test_a_killed_snakemake_is_started_again_and_ends_its_orphan_first(cluster, 
     assert site.jobs() == {}
 
 
+def test_an_interrupted_snakemake_leaves_no_job_in_the_queue(cluster, tmp_path, prepared):
+    """Ctrl-C, which it hears while it waits for squeue's answer: its plugin then cancels nothing."""
+    site = Site(tmp_path / "site", cluster, config(200), prepared)
+    process = site.start(TARGET)
+    until_training(site, process)
+    time.sleep(6)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert site.jobs() == {}, output[-4000:]
+    assert list((site.folder / "results/runs/uic_3k").glob("state.*"))
+
+
 def test_what_an_orphan_finished_before_snakemake_is_started_again_is_kept(cluster, tmp_path, undisturbed, prepared):
     site = Site(tmp_path / "site", cluster, config(20), prepared)
     process = site.start(TARGET)

@@ -2,8 +2,12 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import yaml
+
+from uic_core.files import read_yaml
 
 ROOT = Path(__file__).parents[2]
 RULE = re.compile(r"^( *)rule(?: (\w+))?:\n((?:\1 +.*\n|\n)+)", flags=re.MULTILINE)
@@ -41,3 +45,18 @@ def test_the_rules_are_those_of_the_workflow():
     assert {"pretrain", "finetune", "external", "linear_probe", "partial", "summary", "seeds", "table", "fig"} <= names
     for file in FILES:
         assert len(file.read_text().splitlines()) < 200
+
+
+def test_the_profiles_examples_are_settings_of_rules():
+    """Those in comments too; expressions of runs choose the runs that they mean."""
+    text = (ROOT / "profiles" / "slurm" / "config.yaml").read_text()
+    lines = [line[2:] for line in text.splitlines() if re.match(r"#   \w+: ", line)]
+    settings = [yaml.safe_load(line) for line in lines]
+    known = {name for name, _ in rules()}
+    assert {rule for line in settings for rule in line} <= known
+    (four,) = [line["pretrain"]["gpu"] for line in settings if "wildcards" in str(line.get("pretrain", ""))]
+    chosen = {
+        name for name in read_yaml(ROOT / "config" / "paper.yaml")["runs"]
+        if eval(four, {"wildcards": SimpleNamespace(run=name)}) == 4  # as Snakemake does
+    }  # fmt: skip
+    assert chosen == {"uic_vgg16_strong", "uic_resnet50_strong", "uic_resnet50_mlp_strong"}

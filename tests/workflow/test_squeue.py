@@ -288,6 +288,12 @@ def test_an_end_that_was_seen_stays(cluster):
     assert cluster.told() == {"1": "COMPLETED"}
 
 
+def test_a_full_disk_keeps_no_end_from_snakemake(cluster):
+    (cluster.folder / "jobs").write_text("in the way")
+    cluster.says("squeue", "1|COMPLETED|None")
+    assert cluster.told() == {"1": "COMPLETED"}
+
+
 def test_a_damaged_memory_is_started_afresh(cluster):
     cluster.says("squeue", "1|RUNNING|None")
     cluster.told()

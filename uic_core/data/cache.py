@@ -27,7 +27,7 @@ from uic_core.data.pixels import Format, Pixels, part_file
 from uic_core.errors import InputError, stage
 from uic_core.files import atomic
 
-PART = 1024
+PART = 4096
 """Images a file: small enough that an interrupted build loses seconds, large enough for shared file systems."""
 
 _QUALITY = 90

@@ -5,6 +5,7 @@ Imports no torch.
 
 from __future__ import annotations
 
+import errno
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -78,4 +79,6 @@ def _mapped(file: Path) -> NDArray[np.uint8]:
     try:
         return np.asarray(np.memmap(file, np.uint8, mode="c"))  # "c": torch asks for memory that it might write to
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno == errno.EMFILE:  # a map keeps its file open
+            raise InputError(f"{file}: too many open files in this process; raise the limit: ulimit -n 4096") from error
         raise InputError(f"{file}: cannot be read ({error}); run snakemake again to make the cache") from error

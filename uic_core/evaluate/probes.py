@@ -300,6 +300,12 @@ class Probes:
 
     def _restore(self, saver: Saver) -> None:
         found = saver.state.load(self.say)
+        position = [found[1][key] for key in ("epoch", "step", "tested")] if found else [-1, -1, -1]
+        if not self.ranks.agree(position, self._device):
+            raise InputError(
+                f"{saver.state.folder}: process {self.ranks.rank} does not find there what another process does; "
+                "--out must be in one folder for all nodes of the job"
+            )
         if found is None:
             return
         path, content, tensors = found

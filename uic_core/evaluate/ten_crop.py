@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from uic_core import runtime
 from uic_core.data import reader
 from uic_core.data.augment import normalize
 from uic_core.data.index import Index
@@ -47,7 +48,7 @@ def ten_crops(
         _Decoder(index, size, resize),
         batch_size=None,  # a request is a whole batch
         sampler=batches,  # type: ignore[arg-type]  # any iterable with a length will do
-        num_workers=workers,
+        num_workers=runtime.sharing(workers, _IMAGES * CROPS * 3 * size**2),
         worker_init_fn=ignore_foreign_sigterm,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # the global one belongs to whoever asks for the crops

@@ -329,11 +329,12 @@ def _crops(
     cropper = _Cropper(files, protocol.image_size, protocol.seed)
     if sum(len(request.positions) for request in requests) > len(files):  # an image seen once is no use in a cache
         cropper.fill_cache()
+    largest = max(len(request.positions) * len(request.draws) for request in requests)
     loader: DataLoader[Any] = DataLoader(
         cropper,
         batch_size=None,  # a request is a whole batch
         sampler=requests,  # type: ignore[arg-type]  # any iterable with a length will do
-        num_workers=workers,
+        num_workers=runtime.sharing(workers, largest * 3 * protocol.image_size**2),
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # the global one belongs to dropout
     )

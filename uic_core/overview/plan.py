@@ -30,6 +30,9 @@ Key = tuple[str, str]
 _MOST_CPUS = 64  # of a job of several GPUs (workflow/rules/common.smk)
 # Shares of the bf16 matrix rate that training reaches: what `make bench-gpu` asks for.
 _SHARES = {"alexnet": 0.35, "alexnet_torchvision": 0.35, "vgg16": 0.5, "resnet50": 0.14, "resnet50_mlp": 0.14}
+# Share of the bf16 matrix rate that float32 reaches: on A100 and H100 its own rate is a sixteenth, and convolutions
+# reach about 60 % of that (an assumption; --measure measures).
+_EXACT = 0.6 / 16
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Rates:
 
     Attributes:
         flops: FLOP/s that training reaches, by architecture.
+        exact: the same in float32, which evaluations are done in.
         decode: images a CPU-second.
         search: seconds of selective search an image and CPU.
         start: seconds until a job works, by environment.
@@ -48,6 +52,7 @@ class Rates:
     """
 
     flops: dict[str, float]
+    exact: dict[str, float]
     decode: float
     search: float
     start: dict[str, float]
@@ -59,7 +64,8 @@ class Rates:
     def seconds(self, job: Job) -> float:
         """How long a job takes."""
         gpus = self.taken(job) if self.gpu else 1
-        arithmetic = job.flops / self.flops[job.arch] / max(1, gpus) if job.arch else 0.0
+        rates = self.flops if job.rule in ("pretrain", "finetune") else self.exact
+        arithmetic = job.flops / rates[job.arch] / max(1, gpus) if job.arch else 0.0
         processes = max(1, min(self.cpus * max(1, gpus), _MOST_CPUS) - 1)
         decoding = job.images / self.decode / processes
         work = arithmetic + decoding if self.cpus == 1 else max(arithmetic, decoding)
@@ -73,9 +79,10 @@ class Rates:
 def assumed(config: Config, peak: float, gpus: int) -> Rates:
     """Rates of a GPU whose bf16 matrix rate is `peak` TFLOP/s, with 16 CPUs a job (bench/RESULTS.md)."""
     flops: dict[str, float] = {recipe.arch: _SHARES[recipe.arch] * peak * 1e12 for recipe in config.runs.values()}
+    exact = dict.fromkeys(flops, _EXACT * peak * 1e12)
     start = {"core": 20.0, "openmmlab": 40.0, "report": 10.0}
     said = f"assumed: a GPU of {peak:g} TFLOP/s in bf16, 16 CPUs of 750 images/s a job; --measure measures here"
-    return Rates(flops, 750.0, 2.0, start, 16, gpus, True, said)
+    return Rates(flops, exact, 750.0, 2.0, start, 16, gpus, True, said)
 
 
 def jobs_of(config: Config, pairs: Iterable[Key], tables: Sequence[str] = ()) -> dict[Key, Job]:

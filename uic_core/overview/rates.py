@@ -46,7 +46,10 @@ def measured(config: Config, gpus: int, cpus: int) -> Rates:
         if isinstance(recipe, Recipe) and recipe.epochs >= largest.get(recipe.arch, recipe).epochs:
             largest[recipe.arch] = recipe
     with ProcessPoolExecutor(copies, mp_context=multiprocessing.get_context("spawn")) as pool:
-        flops = {arch: _mean(pool, copies, partial(_training_rate, recipe)) for arch, recipe in largest.items()}
+        flops, exact = (
+            {arch: _mean(pool, copies, partial(_training_rate, recipe, precision)) for arch, recipe in largest.items()}
+            for precision in ("", "fp32")
+        )
         dataset = config.datasets.one("imagenet")
         if dataset.generated:
             with tempfile.TemporaryDirectory() as folder:
@@ -58,26 +61,27 @@ def measured(config: Config, gpus: int, cpus: int) -> Rates:
         else:
             decode = _mean(pool, copies, partial(_decoding_rate, dataset.section.root, config))
     for recipe in config.runs.values():
-        flops.setdefault(recipe.arch, max(flops.values(), default=1e12))
+        for rates in (flops, exact):
+            rates.setdefault(recipe.arch, max(rates.values(), default=1e12))
     start = {name: _seconds_to_start(module) + _WORKFLOW_SECONDS for name, module in _STAGES.items()}
     threads = 16 if gpu else 1
     search = 2.0 * (config.evaluations.proposals.shorter_side / 500) ** 2
     where = torch.cuda.get_device_name() if gpu else f"{cpus} CPUs, a job each"
     said = f"measured here: {where}; " + ", ".join(f"{arch} {rate / 1e12:.3g} TFLOP/s" for arch, rate in flops.items())
     said += f", {decode:.0f} images/s a CPU; a job starts in {', '.join(f'{each:.0f} s' for each in start.values())}"
-    return Rates(flops, decode, search, dict(start), threads, gpus if gpu else cpus, gpu, said)
+    return Rates(flops, exact, decode, search, dict(start), threads, gpus if gpu else cpus, gpu, said)
 
 
 def _mean(pool: ProcessPoolExecutor, copies: int, measure: Callable[[int], float]) -> float:
     return float(np.mean(list(pool.map(measure, range(copies)))))
 
 
-def _training_rate(recipe: Recipe, _: int) -> float:
-    """FLOP/s of forward, backward and SGD at a recipe's size."""
+def _training_rate(recipe: Recipe, precision_name: str, _: int) -> float:
+    """FLOP/s of forward, backward and SGD at a recipe's size; in its own precision where none is named."""
     device = runtime.device()
     if device.type == "cpu":
         torch.set_num_threads(1)
-    precision = resolve(recipe.precision, device)
+    precision = resolve(precision_name or recipe.precision, device)
     built = models.build(recipe.arch, classes=recipe.classes, image_size=recipe.image_size, sobel=recipe.sobel)
     built = built.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(built.parameters(), lr=1e-3, momentum=0.9, fused=True)

@@ -73,10 +73,13 @@ class Trainer:
         self.recipe, self.ranks, self.threads = recipe, ranks, threads
         self.index = index.subset(recipe.images, recipe.seed)
         _check(recipe, self.index)
+        if recipe.epochs:  # now, not after a pass over all images
+            ranks.bounds(len(self.index), recipe.batch_size)
         self.identity = {"recipe": recipe.model_dump(), "hash": recipe.hash(), "data": self.index.fingerprint}
         self.identity["start"] = start
         self.device = runtime.device()
         self.precision = resolve(recipe.precision, self.device)
+        self.precision_name = str(self.precision).removeprefix("torch.")
         self.method = method(recipe.method, recipe.label_view)
         self.network = network.to(self.device)
         prepare(self.network, self.precision, self.device)
@@ -123,7 +126,7 @@ class Trainer:
                 self._write_history()
                 with atomic(folder / "labels.npy") as temporary:
                     np.save(temporary, self.labels)
-                extra = {"data": self.index.fingerprint}
+                extra = {"data": self.index.fingerprint, "precision": self.precision_name}
                 checkpoint.save(folder / "checkpoint.safetensors", self.network, self.recipe, extra)
                 state.remove()
         if self._writer is not None:
@@ -197,7 +200,7 @@ class Trainer:
             self.relabel(self.method.initial(self), 0)
         self.say(
             f"{recipe.method}, {recipe.arch}: {len(self.index)} images, {self.ranks.world} process(es) on "
-            f"{self.device.type}, {str(self.precision).removeprefix('torch.')}"
+            f"{self.device.type}, {self.precision_name}"
         )
         network = self.ranks.wrap(self.network) if recipe.epochs else self.network
         for epoch in range(self.position.epoch, recipe.epochs):

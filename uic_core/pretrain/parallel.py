@@ -10,6 +10,8 @@ import ctypes
 import datetime
 import os
 import signal
+import sys
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,7 +21,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from uic_core.errors import InputError
+from uic_core.errors import InputError, stage
 from uic_core.pretrain.labels import Labels
 from uic_core.pretrain.order import Order
 
@@ -42,9 +44,19 @@ def group(device: torch.device) -> Iterator[Ranks]:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
     try:
-        yield Ranks(dist.get_rank(), world)
-    finally:
+        # The message first: what comes below may take a while, or torchrun's end.
+        with stage():
+            yield Ranks(dist.get_rank(), world)
+    except BaseException as error:
+        if device.type == "cuda":  # nccl leaves a group together, and the others are still at work
+            if not isinstance(error, SystemExit):
+                traceback.print_exception(error)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
         dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 @dataclass(frozen=True)

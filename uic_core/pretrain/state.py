@@ -57,7 +57,7 @@ def save(state: State, trainer: Trainer) -> None:
         tensors[f"groups.{name}"] = torch.from_numpy(array)
     content = {
         "position": asdict(trainer.position), "history": trainer.history, "agreement": trainer.agreement,
-        "ranks": trainer.ranks.world,
+        "ranks": trainer.ranks.world, "precision": trainer.precision_name,
     }  # fmt: skip
     state.save(tensors, content)
 
@@ -81,6 +81,8 @@ def restore(state: State, trainer: Trainer) -> Position:
     trainer.history, trainer.agreement = content["history"], content["agreement"]
     position = Position(**content["position"])
     trainer.say(f"{path}: going on from {position}{trainer.ranks.changed(content['ranks'])}")
+    if (before := content["precision"]) != trainer.precision_name:
+        trainer.say(f"from here in {trainer.precision_name}, where it was {before}; recipes can name a precision")
     return position
 
 

@@ -1,11 +1,7 @@
 # The only Python functions of the workflow: reading the config, and finding the files that rules ask for.
 import json
 import os
-import shutil
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import get_args
 
@@ -16,7 +12,7 @@ sys.path.insert(0, str(workflow.basedir))
 
 from uic_core.config import Dataset, DatasetName, validate  # noqa: E402
 from uic_core.errors import InputError  # noqa: E402
-from uic_core.files import hold, read_yaml  # noqa: E402
+from uic_core.files import read_yaml  # noqa: E402
 from uic_core.recipe import load  # noqa: E402
 from uic_core.report.cells import TABLES, check_cells, needed, read_tables  # noqa: E402
 
@@ -30,9 +26,6 @@ TASKS = {
     "detection": {"figure": "Detections on sample images", "table": "Detection: AP of every class"},
     "segmentation": {"figure": "Segmentations of sample images", "table": "Segmentation: IU of every class"},
 }
-# SLURM tells a stage two minutes before the end of its time (workflow/launch.sh).
-SIGNAL = "'--signal=USR1@120'"
-STARTED = time.time()
 
 
 def validated_config():
@@ -74,37 +67,6 @@ def prepare_shell():
     if not {str(method) for method in workflow.deployment_settings.deployment_method} & {"conda", "apptainer"}:
         prefix += f'export PATH={os.path.dirname(sys.executable)!r}:"$PATH"; '
     shell.prefix(prefix)
-
-
-def outlive_time_limits():
-    """SLURM's USR1 goes to all processes of a job: Snakemake, waiting for the stage within it, must not die of it."""
-    signal.signal(signal.SIGUSR1, lambda *_: None)  # not SIG_IGN, which the stage's shell would inherit
-
-
-def watch_jobs():
-    """Snakemake submits its jobs and asks for them through workflow/slurm, which sees every one of them end."""
-    own = str(Path(workflow.basedir, "workflow", "slurm"))
-    os.environ.update(UIC_SLURM_JOBS=os.path.abspath(f"{CONFIG.results}/.slurm"))
-    if shutil.which("squeue") and own not in os.get_exec_path():
-        # Its programs find the Python that runs Snakemake, not an older one of the system.
-        os.environ.update(PATH=os.pathsep.join([own, os.path.dirname(sys.executable), *os.get_exec_path()]))
-
-
-def take_over():
-    """This Snakemake alone works in the results folder; what an earlier one left in SLURM's queue ends first."""
-    needed = list(workflow.dag.needrun_jobs())
-    if all(job.rule.name == "partial" for job in needed):
-        return  # writes nothing that a running Snakemake does
-    try:
-        hold(Path(CONFIG.results))
-    except InputError as error:
-        raise WorkflowError(f"{error}; or name another folder under `results` in the config") from None
-    orphans = [sys.executable, str(Path(workflow.basedir, "workflow", "slurm", "end_orphans.py"))]
-    if subprocess.run([*orphans, *(["--local"] if workflow.local_exec else [])]).returncode:
-        raise WorkflowError("jobs of an earlier Snakemake are still in the queue; see above")
-    late = [file for job in needed for file in job.output if os.path.exists(file) and os.path.getmtime(file) > STARTED]
-    if late:
-        raise WorkflowError(f"{late[0]}: made just now by a job of an earlier Snakemake; start again, and it is kept")
 
 
 def minutes(amount):

@@ -1,7 +1,8 @@
-"""End the jobs that an earlier Snakemake of the same results folder left in SLURM's queue, and wait for it.
+"""End the jobs of a results folder that are left in SLURM's queue, and wait for it.
 
-Otherwise they would work beside the ones that take their place, remove declared outputs when they fail, or finish a
-training that is then started again. A stage that is told to end (TERM) saves its state; the new job goes on from it.
+They are those of an earlier Snakemake that was killed, or of one that ends before they do (Ctrl-C). They would work
+beside the ones that take their place, remove declared outputs when they fail, or finish a training that is then started
+again. A stage that is told to end (TERM) saves its state; the new job goes on from it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def main() -> None:
             break
         now = time.monotonic()
         if cancelled < 0:
-            print("ending jobs that an earlier Snakemake left in the queue; they save where they are:", flush=True)
+            print("ending jobs that are left in the queue; they save where they are:", flush=True)
             for job, state, *what in queue:
                 print(f"  {job} {state} {'|'.join(what)}", flush=True)
         if now - cancelled > _AGAIN:
@@ -45,7 +46,7 @@ def main() -> None:
             cancelled = now
         if now - started > WAIT:
             jobs = " ".join(job for job, *_ in queue)
-            sys.exit(f"left in the queue by an earlier Snakemake, and still there: {jobs} {complaint}\nscancel {jobs}")
+            sys.exit(f"still in the queue: {jobs} {complaint}\nscancel {jobs}")
         time.sleep(1)
     for name in left:
         forget(name)

@@ -17,7 +17,7 @@ import subprocess
 from pathlib import Path
 
 OWN = Path(__file__).resolve().parent
-_TIMEOUT = 12  # seconds; Snakemake waits a minute for an answer
+_TIMEOUT = 20.0  # seconds
 
 
 def folder() -> Path:
@@ -39,13 +39,13 @@ def replace_by(program: str, arguments: list[str]) -> None:
     os.execv(path, [path, *arguments])
 
 
-def ask(program: str, *arguments: str) -> list[list[str]] | None:
-    """The fields of each line it prints. None: it is not there, failed or hangs."""
+def ask(program: str, *arguments: str, seconds: float = _TIMEOUT) -> list[list[str]] | None:
+    """The fields of each line it prints. None: it is not there, failed or takes longer than so many seconds."""
     path = real(program)
     if path is None:
         return None
     try:
-        process = subprocess.run([path, *arguments], capture_output=True, text=True, timeout=_TIMEOUT, check=True)
+        process = subprocess.run([path, *arguments], capture_output=True, text=True, timeout=seconds, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return [line.split("|") for line in process.stdout.splitlines() if "|" in line]
