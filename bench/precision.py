@@ -19,7 +19,7 @@ from uic_core.data.index import Index
 from uic_core.pretrain.loop import Trainer
 from uic_core.recipe import Recipe
 
-CASES = {("alexnet", 224): (16, 3), ("alexnet", 64): (256, 4), ("vgg16", 64): (8, 3), ("resnet50", 64): (16, 3)}
+CASES = {("alexnet", 224): (256, 1), ("alexnet", 64): (256, 4), ("vgg16", 64): (8, 3), ("resnet50", 64): (16, 3)}
 """Batch size and steps an epoch for each architecture and side of the input, pixels."""
 
 WITH_AMX = {("alexnet", 224): 2.5, ("alexnet", 64): 4.0}

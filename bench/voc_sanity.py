@@ -49,7 +49,7 @@ DETECTION = {
     "iterations": 700, "lr": 0.01, "lr_steps": [500], "foreground": 0.5,
 }  # fmt: skip
 # Larger learning rates forget what was pretrained: at 0.05, no class was learned.
-SEGMENTATION = {"iterations": 700, "accumulate": 1, "lr": 0.01, "lr_steps": [550]}
+SEGMENTATION = {"iterations": 900, "accumulate": 1, "lr": 0.01, "lr_steps": [700]}
 
 PROTOCOLS: dict[str, type[recipe.Strict]] = {
     "proposals": config.Proposals,

@@ -51,3 +51,8 @@ def demo_data(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     for name in names:
         synthetic.generate(datasets.one(name))
     return SimpleNamespace(datasets=datasets, **{name: folder / name for name in names})
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file begins first, beside the fast ones: at the end one of two processes would wait for it."""
+    items.sort(key=lambda item: item.path.name != "test_dag.py")
