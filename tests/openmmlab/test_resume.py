@@ -30,12 +30,12 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 DETECTION: dict[str, Any] = {
-    "train_scales": [64, 80], "train_max": 120, "test_scale": 64, "test_max": 100, "iterations": 30, "lr": 0.005,
-    "lr_steps": [10, 20], "momentum": 0.9, "weight_decay": 5e-4, "images_per_batch": 2, "rois_per_batch": 16,
+    "train_scales": [64, 80], "train_max": 120, "test_scale": 64, "test_max": 100, "iterations": 20, "lr": 0.005,
+    "lr_steps": [8, 14], "momentum": 0.9, "weight_decay": 5e-4, "images_per_batch": 2, "rois_per_batch": 16,
     "foreground": 0.25, "nms": 0.3, "rescale": True, "seed": 0,
 }  # fmt: skip
 SEGMENTATION: dict[str, Any] = {
-    "pad": 16, "iterations": 60, "batch_size": 1, "accumulate": 2, "lr": 0.001, "lr_steps": [20, 40], "momentum": 0.9,
+    "pad": 16, "iterations": 40, "batch_size": 1, "accumulate": 2, "lr": 0.001, "lr_steps": [14, 28], "momentum": 0.9,
     "weight_decay": 5e-4, "seed": 0,
 }  # fmt: skip
 
