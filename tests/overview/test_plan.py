@@ -76,8 +76,9 @@ def test_a_schedule_is_between_its_bounds() -> None:
 
 
 def test_a_job_lasts_as_long_as_the_slower_of_arithmetic_and_decoding() -> None:
-    job = Job("a", "", (), "core", "alexnet", flops=10, images=150)
+    job = Job("pretrain", "", (), "core", "alexnet", flops=10, images=150)
     assert rates(1).seconds(job) == 10  # 15 of 16 CPUs decode
+    assert rates(1).seconds(dataclasses.replace(job, rule="detection")) == 150 / 7  # it takes eight
     assert rates(1, cpus=2).seconds(job) == 150
     assert rates(1, gpu=False, cpus=1).seconds(job) == 160
 

@@ -32,7 +32,7 @@ from uic_core.evaluate.frozen import frozen
 from uic_core.evaluate.heads import Affine, activations, build_heads
 from uic_core.models import Network
 from uic_core.pretrain.parallel import ALONE, Ranks
-from uic_core.pretrain.resume import EPOCH_SECONDS, Saver, momenta, part, restore_momenta
+from uic_core.pretrain.resume import EPOCH_SECONDS, Saver, demand_same, momenta, part, restore_momenta
 
 SNAPSHOT_BYTES = 2 << 30
 """Heads waiting for their test; when one more epoch would not fit, they are tested. ImageNet and five AlexNet layers
@@ -301,11 +301,7 @@ class Probes:
     def _restore(self, saver: Saver) -> None:
         found = saver.state.load(self.say)
         position = [found[1][key] for key in ("epoch", "step", "tested")] if found else [-1, -1, -1]
-        if not self.ranks.agree(position, self._device):
-            raise InputError(
-                f"{saver.state.folder}: process {self.ranks.rank} does not find there what another process does; "
-                "--out must be in one folder for all nodes of the job"
-            )
+        demand_same(saver.state, position, self.ranks, self._device)
         if found is None:
             return
         path, content, tensors = found

@@ -24,7 +24,7 @@ from torch.utils.data import Sampler
 
 from uic_core.errors import InputError
 from uic_core.pretrain.parallel import Ranks
-from uic_core.pretrain.resume import Saver, Signals, State, momenta, part, restore_momenta
+from uic_core.pretrain.resume import Saver, Signals, State, demand_same, momenta, part, restore_momenta
 
 
 @DATA_SAMPLERS.register_module()
@@ -101,6 +101,7 @@ class Resume(Hook):
             InputError: it is of other settings, weights or data; or none that can be read is left.
         """
         found = self._state.load(runner.logger.info)
+        demand_same(self._state, [found[1]["iteration"] if found else -1], self._ranks, self._device)
         if found is None:
             return
         path, content, tensors = found

@@ -27,6 +27,8 @@ BESIDE = ("fig3", "fig4", *(f"{kind}_{task}" for task in ("detection", "segmenta
 """What the report shows beside the tables."""
 Key = tuple[str, str]
 
+# Rules that take 16 CPUs a GPU; others take eight (workflow/rules).
+_WIDE = ("pretrain", "finetune", "linear_probe", "proposals", "cache")
 _MOST_CPUS = 64  # of a job of several GPUs (workflow/rules/common.smk)
 # Shares of the bf16 matrix rate that training reaches: what `make bench-gpu` asks for.
 _SHARES = {"alexnet": 0.35, "alexnet_torchvision": 0.35, "vgg16": 0.5, "resnet50": 0.14, "resnet50_mlp": 0.14}
@@ -45,7 +47,7 @@ class Rates:
         decode: images a CPU-second.
         search: seconds of selective search an image and CPU.
         start: seconds until a job works, by environment.
-        cpus: of one job.
+        cpus: of a job that takes many.
         slots: GPUs; without any, CPUs, and then every job takes one.
         gpu: whether `slots` are GPUs.
         said: where the rates are from, for the reader.
@@ -66,10 +68,11 @@ class Rates:
         gpus = self.taken(job) if self.gpu else 1
         rates = self.flops if job.rule in ("pretrain", "finetune") else self.exact
         arithmetic = job.flops / rates[job.arch] / max(1, gpus) if job.arch else 0.0
-        processes = max(1, min(self.cpus * max(1, gpus), _MOST_CPUS) - 1)
+        cpus = self.cpus if job.rule in _WIDE else min(8, self.cpus)
+        processes = max(1, min(cpus * max(1, gpus), _MOST_CPUS) - 1)
         decoding = job.images / self.decode / processes
         work = arithmetic + decoding if self.cpus == 1 else max(arithmetic, decoding)
-        return self.start[job.environment] + work + job.searched * self.search / self.cpus
+        return self.start[job.environment] + work + job.searched * self.search / cpus
 
     def taken(self, job: Job) -> int:
         """Slots that a job takes: its GPUs, no more than there are; without GPUs one."""
@@ -77,11 +80,11 @@ class Rates:
 
 
 def assumed(config: Config, peak: float, gpus: int) -> Rates:
-    """Rates of a GPU whose bf16 matrix rate is `peak` TFLOP/s, with 16 CPUs a job (bench/RESULTS.md)."""
+    """Rates of a GPU whose bf16 matrix rate is `peak` TFLOP/s, with 16 CPUs for a wide job (bench/RESULTS.md)."""
     flops: dict[str, float] = {recipe.arch: _SHARES[recipe.arch] * peak * 1e12 for recipe in config.runs.values()}
     exact = dict.fromkeys(flops, _EXACT * peak * 1e12)
     start = {"core": 20.0, "openmmlab": 40.0, "report": 10.0}
-    said = f"assumed: a GPU of {peak:g} TFLOP/s in bf16, 16 CPUs of 750 images/s a job; --measure measures here"
+    said = f"assumed: a GPU of {peak:g} TFLOP/s in bf16, 8 or 16 CPUs of 750 images/s a job; --measure measures here"
     return Rates(flops, exact, 750.0, 2.0, start, 16, gpus, True, said)
 
 

@@ -273,6 +273,19 @@ def momenta(optimizer: torch.optim.SGD, parameters: Iterable[nn.Parameter]) -> d
     return found
 
 
+def demand_same(state: State, position: list[int], ranks: Ranks, device: torch.device) -> None:
+    """Have all ranks go on from one position: not each from what lies on its own node's disk.
+
+    Raises:
+        InputError: another process has found something else.
+    """
+    if not ranks.agree(position, device):
+        raise InputError(
+            f"{state.folder}: process {ranks.rank} does not find there what another process does; it must be one "
+            "folder for all nodes of the job"
+        )
+
+
 def restore_momenta(optimizer: torch.optim.SGD, parameters: Iterable[nn.Parameter], tensors: dict[str, Tensor]) -> None:
     """Give SGD the `momenta` back."""
     for number, parameter in enumerate(parameters):
