@@ -136,7 +136,7 @@ def test_killed_at_a_random_place_it_ends_with_the_values_of_an_undisturbed_run(
     """Killed in training, in a test or while a state is written."""
     run = Run(inputs, tmp_path, ranks)
     process = run.start("--save-every", "0")
-    run.until_state(process, random.randrange(1, 20))
+    run.until_state(process, random.randrange(1, 14))
     time.sleep(random.uniform(0, 0.02))
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
@@ -147,7 +147,7 @@ def test_killed_at_a_random_place_it_ends_with_the_values_of_an_undisturbed_run(
 def test_told_to_end_it_saves_and_says_so(inputs: Path, tmp_path: Path, undisturbed: SimpleNamespace) -> None:
     run = Run(inputs, tmp_path, ranks=2)
     process = run.start("--save-every", "0", "--threads", "4")  # each with a process that decodes
-    run.until_state(process, random.randrange(1, 20))
+    run.until_state(process, random.randrange(1, 14))
     os.killpg(process.pid, signal.SIGTERM)  # SLURM signals every process of a job
     out, err = process.communicate(timeout=60)
     assert process.returncode != 0, out + err  # torchrun's own
