@@ -34,7 +34,7 @@ from uic_core.files import read_yaml
 KILLS = 20
 SEEDS = 5
 CHAIN = "results/metrics/uic_10k/linear_probe.json"
-_PAUSE = (4.0, 16.0)  # seconds between kills
+_PAUSE = (10.0, 40.0)  # seconds between kills: from the first jobs to the last
 
 
 def main() -> None:
@@ -124,6 +124,7 @@ def killed(folder: Path, cluster: Cluster) -> tuple[Site, int]:
                 kills += bool(what)
             else:
                 _wait(process, 1)
+            cluster.resume_nodes()
             site.release()
         copying.wait()
         done = process.returncode == 0

@@ -104,6 +104,16 @@ class Cluster:
         ready = ("idle", "mix", "alloc")
         self._wait(name, "sinfo", "-h", "-n", self.nodes[number], "-o", "%t", expected=ready)
 
+    def resume_nodes(self) -> None:
+        """As an administrator does after a crash: a killed controller may give a job's number away a second time.
+
+        The node, which knows the first job by it, is then drained ("Duplicate jobid").
+        """
+        for node in self.nodes:
+            with contextlib.suppress(subprocess.SubprocessError):
+                if "drain" in self.ask("sinfo", "-h", "-n", node, "-o", "%T"):
+                    self.ask("scontrol", "update", f"NodeName={node}", "State=RESUME")
+
     def _wait(self, name: str, *command: str, expected: str | tuple[str, ...], seconds: float = 60) -> None:
         expected = (expected,) if isinstance(expected, str) else expected
         said = ""
