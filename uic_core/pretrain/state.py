@@ -81,7 +81,8 @@ def restore(state: State, trainer: Trainer) -> Position:
     trainer.history, trainer.agreement = content["history"], content["agreement"]
     position = Position(**content["position"])
     trainer.say(f"{path}: going on from {position}{trainer.ranks.changed(content['ranks'])}")
-    if (before := content["precision"]) != trainer.precision_name:
+    before = content.get("precision", trainer.precision_name)  # states of earlier versions do not say
+    if before != trainer.precision_name:
         trainer.say(f"from here in {trainer.precision_name}, where it was {before}; recipes can name a precision")
     return position
 

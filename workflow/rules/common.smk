@@ -1,4 +1,4 @@
-# The only Python functions of the workflow: reading the config, and finding the files that rules ask for.
+# Python functions that rules ask: reading the config, and finding files. Those about SLURM are in cluster.smk.
 import json
 import os
 import sys

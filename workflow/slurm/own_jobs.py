@@ -1,7 +1,7 @@
 """The jobs in SLURM's queue that are this results folder's: who submitted them, and what is known of them.
 
 Shared by the programs beside it, which stand before SLURM's own on the PATH of Snakemake (watch_jobs in
-rules/common.smk). In the folder that UIC_SLURM_JOBS names, each Snakemake has three files under its jobs' name:
+rules/cluster.smk). In the folder that UIC_SLURM_JOBS names, each Snakemake has three files under its jobs' name:
     <name>.jobs   the numbers of its jobs, a line each, written by sbatch
     <name>.json   job -> [state, since when], written by squeue
     <name>.told   the jobs whose end Snakemake has been told of
