@@ -5,8 +5,9 @@ SHELL := bash
 
 BIN := .venv/bin
 PROFILE := profiles/demo
-# One thread a process: the tests run two at a time on two cores.
-TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+# One thread a process: the tests run two at a time on two cores. And no GPU: two ranks of a test cannot share one, and
+# what is compared byte by byte is a CPU's work.
+TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 CUDA_VISIBLE_DEVICES=
 # As the rules' jobs have it (workflow/rules/common.smk).
 HUGE_PAGES := GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 # Without a total as many jobs as cores would share the GPU; where there is none, no job waits for it.
@@ -14,7 +15,7 @@ GPU := $(if $(shell nvidia-smi -L 2>/dev/null),--resources gpu=2)
 TESTS := tests
 CONFIG := config/paper.yaml
 
-.PHONY: help setup demo test test-slurm check bench voc-sanity plan check-data status lock clean
+.PHONY: help setup demo test test-slurm test-gpu check bench voc-sanity plan check-data status lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +35,9 @@ test: check  ## lint and every test; TESTS=tests/data runs a part
 
 test-slurm: setup  ## tests on a real one-node SLURM cluster, which starts and stops here; as root
 	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -rs tests/slurm
+
+test-gpu: setup  ## the tests that need a GPU
+	$(BIN)/python -m pytest -q -rs -m gpu tests
 
 check: setup  ## format, lint, types, workflow lint: what pre-commit runs too
 	$(BIN)/ruff format --check .

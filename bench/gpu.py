@@ -7,6 +7,7 @@ the loader's cache, decoded by as many processes as there are CPUs to spare.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import math
 import os
@@ -95,17 +96,20 @@ def measure(
     size: int = SIZE,
     steps: int = STEPS,
     side: int = 8192,
+    *,
+    compilers: bool = True,
 ) -> None:
-    """One architecture: its share of the matrix rate, its input, torch.compile and, of AlexNet, a larger batch."""
+    """One architecture: its share of the matrix rate, its input, the compilers and, of AlexNet, a larger batch."""
     recipe, unread = trained(arch, size, batch, batch * steps, CLASSES)
     read = tiled(cached, batch * steps, recipe.classes)
     workers = max(1, runtime.workers(len(os.sched_getaffinity(0))))
     arms: dict[str, tuple[Any, ...]] = {
         "resident": (recipe, unread, 0, 0, resident),
         "end to end": (recipe, read, 0, workers),
-        "torch.compile": (recipe, unread, 0, 0, resident, compiled),
-        "CUDA graphs": (recipe, unread, 0, 0, resident, graphed),
     }
+    if compilers:
+        arms["torch.compile"] = (recipe, unread, 0, 0, resident, compiled)
+        arms["CUDA graphs"] = (recipe, unread, 0, 0, resident, graphed)
     if arch == "alexnet":
         arms["batch × 4"] = (*trained(arch, size, 4 * batch, batch * steps, CLASSES), 0, 0, resident)
     print(f"  {arch} at {size} pixels, batches of {batch}:")
@@ -136,6 +140,10 @@ def report(
 
 def main() -> None:
     """Print the bars."""
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
+    parser.add_argument("--arch", nargs="+", choices=CASES, default=list(CASES), help="some architectures only")
+    parser.add_argument("--no-compilers", action="store_true", help="leave out those arms, minutes each")
+    options = parser.parse_args()
     if not torch.cuda.is_available():
         print("no GPU at hand: bench/gpu measures nothing here")
         return
@@ -143,8 +151,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         photographs(Path(folder), 768, 500, 375)
         cached = cache.build(build_imagenet(Path(folder), "train"), Path(folder) / "cache", "uint8", 256)
-        for arch, (batch, share) in CASES.items():
-            measure(bars, cached, arch, batch, share)
+        for arch in options.arch:
+            measure(bars, cached, arch, *CASES[arch], compilers=not options.no_compilers)
     bars.close()
 
 

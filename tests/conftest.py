@@ -53,6 +53,15 @@ def demo_data(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     return SimpleNamespace(datasets=datasets, **{name: folder / name for name in names})
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests of a GPU are skipped where none is seen."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a GPU")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest file begins first, beside the fast ones: at the end one of two processes would wait for it."""
     items.sort(key=lambda item: item.path.name != "test_dag.py")

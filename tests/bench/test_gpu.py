@@ -29,5 +29,6 @@ def test_a_rate_becomes_a_share_of_the_matrix_rate():
 
 def test_without_a_gpu_it_says_so(capsys, monkeypatch):
     monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["gpu"])
     gpu.main()
     assert capsys.readouterr().out == "no GPU at hand: bench/gpu measures nothing here\n"

@@ -238,7 +238,7 @@ def test_misuse_is_ours():
         A.augment(batch(2), np.zeros((1, A.UNIFORMS)), "standard")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_the_gpu_gives_the_cpus_numbers():
     images, u = batch(64, 96), uniforms(1, 2, np.arange(64), A.UNIFORMS)
     got = A.augment(images.cuda(), u, "strong")

@@ -5,6 +5,7 @@ What a batch holds depends on (seed, epoch, image) and the view only, never on t
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import mmap
 import os
@@ -167,8 +168,12 @@ class _Slots:
         for slot in list(self._copied):
             self.free(slot)
         if self._stream is not None:
-            torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(self.images.data_ptr()))
             self._stream = None
+            # An H200's driver said once that it knew of no such memory: then there is nothing to let go, and the next
+            # kernel, which would report that error as its own, is one that may fail.
+            if int(torch.cuda.cudart().cudaHostUnregister(self.images.data_ptr())):
+                with contextlib.suppress(RuntimeError):
+                    torch.zeros((), device=self._device)
 
 
 @dataclass(frozen=True)
