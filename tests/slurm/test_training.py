@@ -165,6 +165,26 @@ def test_a_controller_that_is_down_for_a_while_is_waited_for(cluster, tmp_path, 
     assert left(site) == undisturbed(60)
 
 
+def test_programs_that_fail_ten_times_running_cost_no_retry(cluster, tmp_path, monkeypatch, undisturbed, prepared):
+    """FAULTS row 23, where the controller is well: squeue and sacct themselves fail while the job runs."""
+    failing, asked = tmp_path / "failing", tmp_path / "asked"
+    for name in ("squeue", "sacct"):
+        program = tmp_path / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f'#!/bin/sh\n[ -e {failing} ] || exec /usr/bin/{name} "$@"\necho {name} >>{asked}\nexit 1\n')
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    site = Site(tmp_path / "site", cluster, config(60), prepared)
+    process = site.start(TARGET)
+    until_training(site, process)
+    failing.touch()
+    until(lambda: asked.exists() and min(asked.read_text().count(name) for name in ("squeue", "sacct")) >= 10, process)
+    assert process.poll() is None
+    failing.unlink()
+    assert "Trying to restart" not in finish(process)
+    assert left(site) == undisturbed(60)
+
+
 def test_a_killed_snakemake_is_started_again_and_ends_its_orphan_first(cluster, tmp_path, undisturbed, prepared):
     """FAULTS row 20, with a job that runs on in the queue: the new one takes its place from where it saved."""
     site = Site(tmp_path / "site", cluster, config(60), prepared)

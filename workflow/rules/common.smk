@@ -21,6 +21,8 @@ TABLES_YAML = Path(workflow.basedir) / "config" / "tables.yaml"
 # One label a result in the report: of a second one that has two values in a category, Snakemake's page makes a toggle,
 # and shows nothing at all where not every combination exists.
 FIGURES = {3: "Class sizes", 4: "Images of the lowest-entropy classes"}
+# Forward and backward of an image of 224 pixels (PROTOCOL section 9): counting them here would import torch in each job.
+TRAINING_GFLOP = {"alexnet": 6.5, "vgg16": 92.7, "resnet50": 24.3}
 # What Table 4 sums up, in figures (of sample images) and tables (of classes) of their own.
 TASKS = {
     "detection": {"figure": "Detections on sample images", "table": "Detection: AP of every class"},
@@ -79,9 +81,17 @@ def megabytes(amount):
     return lambda wildcards, attempt: min(amount * attempt, max(amount, 128000))
 
 
-def time_limit(wildcards):
-    """Minutes of a training job: a day, after which it queues again and goes on; untrained weights take none."""
-    return 1440 if CONFIG.runs[wildcards.run].epochs else 30
+def time_limit(wildcards, attempt):
+    """Minutes of a training job, by its recipe: what a slow GPU takes, 10 TFLOP/s, or slow CPUs of 50 images a second.
+
+    At most a day, after which it queues again and goes on; of less, every retry asks more.
+    """
+    recipe = CONFIG.runs[wildcards.run]
+    images = recipe.epochs * (recipe.images or CONFIG.datasets.imagenet.train_images)
+    gigaflop = next(cost for arch, cost in TRAINING_GFLOP.items() if recipe.arch.startswith(arch))
+    arithmetic = gigaflop * (recipe.image_size / 224) ** 2 / 10_000 / gpus(wildcards)
+    seconds = images * max(arithmetic, 1 / (50 * cpus(wildcards)))
+    return min(1440, round(30 + seconds / 60) * attempt)
 
 
 def gpus(wildcards):

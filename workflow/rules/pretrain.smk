@@ -96,7 +96,7 @@ rule finetune:
     threads: cpus
     resources:
         mem_mb=megabytes(64000),
-        runtime=1440,
+        runtime=time_limit,
         gpu=gpus,
         gres="",
         nodes=1,
