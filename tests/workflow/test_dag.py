@@ -400,7 +400,7 @@ def test_the_plan_of_a_fresh_clone_on_a_cluster_covers_the_paper(tmp_path):
     trained = r"^rule (?:pretrain|finetune):\n(?:    .*\n)*?    wildcards: run=(\w+)\n    (resources: .*)"
     asked = {run: dict(re.findall(r"(\w+)=(\d+)", line)) for run, line in re.findall(trained, process.stdout, re.M)}
     assert (asked["uic_3k"]["gpu"], asked["uic_vgg16_strong"]["gpu"]) == ("1", "8")
-    # 30 epochs of fine-tuning: 13 hours for 16 CPUs of 50 images a second, 7 for 10 TFLOP/s; pretraining more than a day.
+    # 30 epochs of fine-tuning: 13 hours for 16 CPUs of 50 images a second, 7 for 10 TFLOP/s; pretraining over a day.
     assert [asked[run]["runtime"] for run in ("random_rgb", "uic_3k_fft", "uic_3k")] == ["30", "831", "1440"]
     assert {f"table{n}" for n in range(1, 8)} <= set(counts)
 
