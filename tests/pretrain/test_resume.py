@@ -243,7 +243,7 @@ def test_processes_that_find_different_states_are_refused(copied, tmp_path_facto
         capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert process.returncode != 0
-    assert "and another process something else; --out must be one folder for all nodes of the run" in process.stderr
+    assert "and another process something else; it must be one folder for all nodes of the job" in process.stderr
     assert not any((outs / rank / "checkpoint.safetensors").exists() for rank in "01")
 
 

@@ -300,8 +300,7 @@ class Probes:
 
     def _restore(self, saver: Saver) -> None:
         found = saver.state.load(self.say)
-        position = [found[1][key] for key in ("epoch", "step", "tested")] if found else [-1, -1, -1]
-        demand_same(saver.state, position, self.ranks, self._device)
+        demand_same(saver.state, found, self.ranks, self._device)
         if found is None:
             return
         path, content, tensors = found

@@ -101,7 +101,7 @@ class Resume(Hook):
             InputError: it is of other settings, weights or data; or none that can be read is left.
         """
         found = self._state.load(runner.logger.info)
-        demand_same(self._state, [found[1]["iteration"] if found else -1], self._ranks, self._device)
+        demand_same(self._state, found, self._ranks, self._device)
         if found is None:
             return
         path, content, tensors = found

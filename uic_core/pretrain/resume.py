@@ -8,6 +8,7 @@ previous one is used.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -273,16 +274,22 @@ def momenta(optimizer: torch.optim.SGD, parameters: Iterable[nn.Parameter]) -> d
     return found
 
 
-def demand_same(state: State, position: list[int], ranks: Ranks, device: torch.device) -> None:
-    """Have all ranks go on from one position: not each from what lies on its own node's disk.
+def demand_same(
+    state: State, found: tuple[Path, dict[str, Any], Any] | None, ranks: Ranks, device: torch.device
+) -> None:
+    """Have all ranks go on from the same state: not each from what lies on its own node's disk.
+
+    Args:
+        found: what `state.load` gave.
 
     Raises:
         InputError: another process has found something else.
     """
-    if not ranks.agree(position, device):
+    content = json.dumps(found and found[1], sort_keys=True).encode()
+    if not ranks.agree([int(hashlib.sha256(content).hexdigest()[:15], 16)], device):
         raise InputError(
-            f"{state.folder}: process {ranks.rank} does not find there what another process does; it must be one "
-            "folder for all nodes of the job"
+            f"{state.folder}: process {ranks.rank} finds {'a' if found else 'no'} state there, and another process "
+            "something else; it must be one folder for all nodes of the job"
         )
 
 

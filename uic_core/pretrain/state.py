@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from uic_core.errors import InputError
 from uic_core.pretrain.labels import Groups
-from uic_core.pretrain.resume import State, momenta, part, restore_momenta
+from uic_core.pretrain.resume import State, demand_same, momenta, part, restore_momenta
 
 if TYPE_CHECKING:
     from uic_core.pretrain.loop import Trainer
@@ -70,7 +67,7 @@ def restore(state: State, trainer: Trainer) -> Position:
             other processes have another one before them.
     """
     found = state.load(trainer.say)
-    _compare(found and found[1:], trainer, state)
+    demand_same(state, found, trainer.ranks, trainer.device)
     if found is None:
         return Position()
     path, content, tensors = found
@@ -85,19 +82,3 @@ def restore(state: State, trainer: Trainer) -> Position:
     if before != trainer.precision_name:
         trainer.say(f"from here in {trainer.precision_name}, where it was {before}; recipes can name a precision")
     return position
-
-
-def _compare(found: tuple[dict[str, Any], dict[str, Tensor]] | None, trainer: Trainer, state: State) -> None:
-    """Have all ranks go on from the same state: not each from what lies on its own node's disk."""
-    seen = [-1, -1, 0]  # epoch, step, digest
-    if found is not None:
-        content, tensors = found
-        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
-        digest.update(tensors["labels"].numpy().data)
-        seen = [content["position"]["epoch"], content["position"]["step"], int(digest.hexdigest()[:15], 16)]
-    if not trainer.ranks.agree(seen, trainer.device):
-        here = f"epoch {seen[0] + 1}, step {seen[1] + 1}" if found else "no state"
-        raise InputError(
-            f"{state.folder}: process {trainer.ranks.rank} finds {here} there, and another process something else; "
-            "--out must be one folder for all nodes of the run"
-        )
