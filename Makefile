@@ -52,7 +52,7 @@ bench: setup  ## speed and memory beside peers, a line a bar; make bench-boundar
 bench-%: setup
 	@$(HUGE_PAGES) $(BIN)/python -m bench.$*
 
-voc-sanity: setup  ## whether detection and segmentation learn what can be learned: half an hour, a line a bar
+voc-sanity: setup  ## whether detection and segmentation learn what can be learned: an hour, a line a bar
 	@$(HUGE_PAGES) $(BIN)/python -m bench.voc_sanity
 
 plan: setup  ## jobs, GPU-hours, disk, wall time of CONFIG=config/paper.yaml; GPUS=8, PEAK=312 (TFLOP/s) or MEASURE=1

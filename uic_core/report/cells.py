@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,6 +141,12 @@ def read_tables(path: Path) -> dict[int, Table]:
             footnote or text that names an unknown row or column; an unknown evaluation; a `{…}` without its fill; a
             table that the paper does not have.
     """
+    changed = path.stat().st_mtime_ns if path.exists() else 0
+    return _read_tables(path, changed)
+
+
+@functools.lru_cache(maxsize=1)  # a Snakemake asks for its cells fifty times, and every job starts two
+def _read_tables(path: Path, _changed: int) -> dict[int, Table]:
     tables = load(Tables, path).tables
     for number, table in tables.items():
         if number not in TABLES:
