@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 import subprocess
 import sys
@@ -179,6 +180,16 @@ def test_what_an_architecture_cannot_do_is_named(small: tuple[Path, Path], evalu
         f"{small[0]}: tables.1: row 'Ours', column 'conv3': {evaluation} takes alexnet or vgg16, and run "
         "uic_resnet50_strong is resnet50; name the column under `absent` of its row"
     )
+
+
+def test_tables_are_read_once_until_the_file_changes(tmp_path: Path) -> None:
+    path = tmp_path / "tables.yaml"
+    path.write_text(TABLES.read_text())
+    first = cells.read_tables(path)
+    assert cells.read_tables(path) is first
+    path.write_text(TABLES.read_text().replace("title: ", "title: Now, ", 1))
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    assert cells.read_tables(path) != first
 
 
 def test_needed() -> None:
