@@ -275,7 +275,8 @@ def _configure(cluster: Cluster, accounting: bool, settings: dict[str, str]) -> 
     lines |= settings
     for number in range(_GPUS):  # a GPU is a file to SLURM
         (folder / f"gpu{number}").touch()
-    (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-{_GPUS - 1}]\n")
+    # Or jobs would be shown the machine's own GPUs, where it has some: what they make is compared with a CPU's work.
+    (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-{_GPUS - 1}] Flags=no_gpu_env\n")
     (folder / "slurm.conf").write_text(
         "".join(f"{key}={value}\n" for key, value in lines.items())
         + "".join(

@@ -70,7 +70,7 @@ class Site:
         return subprocess.Popen(
             [sys.executable, "-m", "snakemake", *arguments, *profile],
             cwd=self.folder, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env=os.environ | environment | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
+            env=os.environ | environment | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}, start_new_session=True,
         )  # fmt: skip
 
     def run(self, *arguments: str, seconds: float = 1800) -> subprocess.CompletedProcess[str]:

@@ -166,7 +166,7 @@ def test_a_controller_that_is_down_for_a_while_is_waited_for(cluster, tmp_path, 
 
 
 def test_programs_that_fail_ten_times_running_cost_no_retry(cluster, tmp_path, monkeypatch, undisturbed, prepared):
-    """FAULTS row 23, where the controller is well: squeue and sacct themselves fail while the job runs."""
+    """FAULTS row 23, where the controller is well: squeue and sacct fail, and Snakemake hears nothing new."""
     failing, asked = tmp_path / "failing", tmp_path / "asked"
     for name in ("squeue", "sacct"):
         program = tmp_path / "bin" / name

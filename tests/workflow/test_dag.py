@@ -407,13 +407,18 @@ def test_the_plan_of_a_fresh_clone_on_a_cluster_covers_the_paper(tmp_path):
 
 def test_requests_follow_the_recipe_and_stay_below_a_day_and_a_node():
     """Functions of common.smk, by themselves."""
-    wanted = ("minutes", "megabytes")
+    wanted = ("minutes", "megabytes", "time_limit", "gpus", "cpus")
     source = (ROOT / "workflow/rules/common.smk").read_text()
     nodes = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name in wanted]
-    found: dict = {}
+    finetuned = SimpleNamespace(arch="alexnet", image_size=224, images=1281167, epochs=30, gpus=1)
+    runs = {"one": finetuned, "eight": SimpleNamespace(**vars(finetuned) | {"gpus": 8, "arch": "vgg16"})}
+    found: dict = {"CONFIG": SimpleNamespace(runs=runs), "TRAINING_GFLOP": {"alexnet": 6.5, "vgg16": 92.7}}
     exec(compile(ast.Module(nodes, []), "common.smk", "exec"), found)
     for amount, asked in ((10, [10, 20, 30]), (720, [720, 1440, 1440]), (2000, [2000, 2000, 2000])):
         assert [found["minutes"](amount)(None, attempt) for attempt in (1, 2, 3)] == asked
+    for run, asked in (("one", [831, 1440, 1440]), ("eight", [772, 1440, 1440])):
+        wildcards = SimpleNamespace(run=run)
+        assert [found["time_limit"](wildcards, attempt) for attempt in (1, 2, 3)] == asked
     for amount, asked in ((2000, [2000, 4000, 6000]), (64000, [64000, 128000, 128000])):
         assert [found["megabytes"](amount)(None, attempt) for attempt in (1, 2, 3)] == asked
 

@@ -32,6 +32,7 @@ View = Literal["resized_crop", "random_crop", "center_crop"]
 
 # Crops draw from a stream of their own: with the plain seed they would repeat the numbers of the augmentation.
 _CROP_STREAM = 1 << 32
+_NOT_REGISTERED = 713  # cudaErrorHostMemoryNotRegistered
 _AHEAD = 2  # batches that each worker is asked for in advance
 _HELD = 2  # batches that are with the consumer, the last one among them
 
@@ -169,11 +170,14 @@ class _Slots:
             self.free(slot)
         if self._stream is not None:
             self._stream = None
-            # An H200's driver said once that it knew of no such memory: then there is nothing to let go, and the next
-            # kernel, which would report that error as its own, is one that may fail.
-            if int(torch.cuda.cudart().cudaHostUnregister(self.images.data_ptr())):
-                with contextlib.suppress(RuntimeError):
-                    torch.zeros((), device=self._device)
+            code = int(torch.cuda.cudart().cudaHostUnregister(self.images.data_ptr()))
+            if code != _NOT_REGISTERED:
+                torch.cuda.check_error(code)
+                return
+            # An H200's driver said so once: there is nothing to let go. The next kernel would report that error as its
+            # own, so it is one that may fail.
+            with contextlib.suppress(RuntimeError):
+                torch.zeros((), device=self._device)
 
 
 @dataclass(frozen=True)

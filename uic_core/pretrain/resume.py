@@ -279,6 +279,8 @@ def demand_same(
 ) -> None:
     """Have all ranks go on from the same state: not each from what lies on its own node's disk.
 
+    What is said in states is compared, not their tensors.
+
     Args:
         found: what `state.load` gave.
 
@@ -288,8 +290,8 @@ def demand_same(
     content = json.dumps(found and found[1], sort_keys=True).encode()
     if not ranks.agree([int(hashlib.sha256(content).hexdigest()[:15], 16)], device):
         raise InputError(
-            f"{state.folder}: process {ranks.rank} finds {'a' if found else 'no'} state there, and another process "
-            "something else; it must be one folder for all nodes of the job"
+            f"{state.folder}: process {ranks.rank} finds {found[0].name if found else 'no state'} there, and another "
+            "process something else; it must be one folder for all nodes of the job"
         )
 
 

@@ -134,7 +134,7 @@ class Published:
 
 
 def read_tables(path: Path) -> dict[int, Table]:
-    """Read and check config/tables.yaml: number → table.
+    """Read and check config/tables.yaml: number → table. The same object each time, not to be changed.
 
     Raises:
         InputError: "<file>: tables.<n>…: <what is wrong>": unknown or missing keys; a name that stands twice; a cell,
@@ -145,7 +145,7 @@ def read_tables(path: Path) -> dict[int, Table]:
     return _read_tables(path, changed)
 
 
-@functools.lru_cache(maxsize=1)  # a Snakemake asks for its cells fifty times, and every job starts two
+@functools.lru_cache(maxsize=1)  # a Snakemake asks for its cells forty times, and every job starts two
 def _read_tables(path: Path, _changed: int) -> dict[int, Table]:
     tables = load(Tables, path).tables
     for number, table in tables.items():

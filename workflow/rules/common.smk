@@ -82,7 +82,7 @@ def megabytes(amount):
 
 
 def time_limit(wildcards, attempt):
-    """Minutes of a training job, by its recipe: what a slow GPU takes, 10 TFLOP/s, or slow CPUs of 50 images a second.
+    """Minutes of a training job, by its recipe: as long as a slow GPU (10 TFLOP/s) or slow CPUs (50 images/s each) take.
 
     At most a day, after which it queues again and goes on; of less, every retry asks more.
     """
