@@ -63,5 +63,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file begins first, beside the fast ones: at the end one of two processes would wait for it."""
-    items.sort(key=lambda item: item.path.name != "test_dag.py")
+    """The longest files begin first, beside the fast ones: at the end one of two processes would wait for them."""
+    longest = ("workflow/test_dag.py", "pretrain/test_resume.py")
+    items.sort(key=lambda item: not item.path.as_posix().endswith(longest))

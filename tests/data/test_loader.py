@@ -211,12 +211,12 @@ def test_sigterm_from_outside_does_not_end_the_workers(index: Index, plain: Load
     loader = Loader(index, SIZE, RESIZE, 4, 2)
     before = {process.pid for process in multiprocessing.active_children()}
     passing = loader.batches(np.array(ORDER), "resized_crop", 1, 0)
-    batches = [next(passing)[0]]
+    batches = [next(passing)[0].clone() for _ in range(2)]  # one of each: both have begun
     workers = [process for process in multiprocessing.active_children() if process.pid not in before]
     pids = " ".join(str(worker.pid) for worker in workers)
     subprocess.run(["bash", "-c", f"kill -TERM {pids}"], check=True)
     time.sleep(0.3)
-    batches += [images for images, _ in passing]
+    batches += [images.clone() for images, _ in passing]
     assert torch.equal(torch.cat(batches), collect(plain, ORDER)[0])
     assert all(worker.is_alive() for worker in workers)
     workers[0].terminate()  # our own still counts
