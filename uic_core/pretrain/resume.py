@@ -275,11 +275,11 @@ def momenta(optimizer: torch.optim.SGD, parameters: Iterable[nn.Parameter]) -> d
 
 
 def demand_same(
-    state: State, found: tuple[Path, dict[str, Any], Any] | None, ranks: Ranks, device: torch.device
+    state: State, found: tuple[Path, dict[str, Any], dict[str, Tensor]] | None, ranks: Ranks, device: torch.device
 ) -> None:
     """Have all ranks go on from the same state: not each from what lies on its own node's disk.
 
-    What is said in states is compared, not their tensors.
+    What states say is compared, and a pretraining's labels; not weights.
 
     Args:
         found: what `state.load` gave.
@@ -287,8 +287,10 @@ def demand_same(
     Raises:
         InputError: another process has found something else.
     """
-    content = json.dumps(found and found[1], sort_keys=True).encode()
-    if not ranks.agree([int(hashlib.sha256(content).hexdigest()[:15], 16)], device):
+    digest = hashlib.sha256(json.dumps(found and found[1], sort_keys=True).encode())
+    if found and "labels" in found[2]:
+        digest.update(found[2]["labels"].numpy().data)
+    if not ranks.agree([int(digest.hexdigest()[:15], 16)], device):
         raise InputError(
             f"{state.folder}: process {ranks.rank} finds {found[0].name if found else 'no state'} there, and another "
             "process something else; it must be one folder for all nodes of the job"
