@@ -175,6 +175,8 @@ def test_published_boxes_are_read_as_ours(
 ) -> None:
     boxes = as_published(made)
     boxes[1] = np.concatenate([boxes[1], boxes[1][:2]])  # some boxes stand there twice
+    narrow = np.array([[5, 5, 5, 20], [5, 5, 20, 5]], np.uint16)  # of one pixel in height, in width
+    boxes[2] = np.concatenate([narrow, boxes[2]])
     matlab_file(tmp_path / "voc_2007_test.mat", list(made.ids), boxes)
     settings = SETTINGS.model_copy(update={"source": str(tmp_path)})
     recipe.save(settings, tmp_path / "proposals.yaml")
@@ -185,8 +187,18 @@ def test_published_boxes_are_read_as_ours(
     assert (read.ids, read.settings) == (made.ids, settings)
     np.testing.assert_array_equal(read.boxes, made.boxes)
     np.testing.assert_array_equal(read.offsets, made.offsets)
-    fewer = proposals.make(demo_data.voc07, "test", settings.model_copy(update={"max_boxes": 3}), processes=1)
-    np.testing.assert_array_equal(fewer.of(1), made.of(1)[:3])
+    all_of_them = proposals.make(demo_data.voc07, "test", settings.model_copy(update={"max_boxes": 3}), processes=1)
+    np.testing.assert_array_equal(all_of_them.boxes, made.boxes)
+
+
+def test_published_boxes_of_two_pixels_are_kept(
+    demo_data: SimpleNamespace, tmp_path: Path, made: proposals.Proposals
+) -> None:
+    boxes = as_published(made)
+    boxes[0] = np.array([[5, 7, 6, 8]], np.uint16)
+    matlab_file(tmp_path / "voc_2007_test.mat", list(made.ids), boxes)
+    read = proposals.make(demo_data.voc07, "test", SETTINGS.model_copy(update={"source": str(tmp_path)}), processes=1)
+    assert read.of(0).tolist() == [[6, 4, 7, 5]]
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,8 @@ from uic_core.data.boxes import overlaps
 from uic_core.errors import InputError, stage
 from uic_core.files import atomic
 
+_MIN_PUBLISHED_SIDE = 2
+
 
 @dataclass(frozen=True)
 class Proposals:
@@ -166,7 +168,7 @@ def make(root: Path, split: str, settings: config.Proposals, processes: int) -> 
     fingerprint = voc.fingerprint(root, 2007, [split])
     if settings.source:
         path = Path(settings.source) / f"voc_2007_{split}.mat"
-        found = published(path, _sizes(root, ids), settings.max_boxes)
+        found = published(path, _sizes(root, ids))
         print(f"{path}: {len(ids)} images")
     else:
         started = time.monotonic()
@@ -191,7 +193,7 @@ def _sizes(root: Path, ids: Sequence[str]) -> dict[str, tuple[int, int]]:
     return {image: (annotation.width, annotation.height) for image, annotation in annotations.items()}
 
 
-def published(path: Path, sizes: Mapping[str, tuple[int, int]], max_boxes: int) -> list[NDArray[np.float32]]:
+def published(path: Path, sizes: Mapping[str, tuple[int, int]]) -> list[NDArray[np.float32]]:
     """Read one of Fast R-CNN's proposal files: cell arrays `images` (ids) and `boxes`, a matrix [n, 4] an image.
 
     Their boxes are top, left, bottom, right, counted from 1, last pixel included.
@@ -200,7 +202,8 @@ def published(path: Path, sizes: Mapping[str, tuple[int, int]], max_boxes: int) 
         sizes: (width, height) of every image wanted, in the order wanted.
 
     Returns:
-        Boxes of every image as `Proposals` has them, no box twice, at most `max_boxes`, in the file's order.
+        All boxes of every image as `Proposals` has them, in the file's order, but for repeated ones and those with a
+        side below 2 pixels, as Fast R-CNN reads the files.
 
     Raises:
         InputError: missing, no such file, of other images, or a box outside its image.
@@ -223,8 +226,9 @@ def published(path: Path, sizes: Mapping[str, tuple[int, int]], max_boxes: int) 
             raise InputError(f"{path}: {image}: is no matrix of boxes [n, 4]; {remedy}")
         ours = cell.astype(np.float64)[:, [1, 0, 3, 2]] - 1
         _check_inside(ours, size, f"{path}: {image}", remedy)
-        first = np.unique(ours, axis=0, return_index=True)[1]
-        kept.append(np.asarray(ours[np.sort(first)][:max_boxes], np.float32))
+        ours = ours[np.sort(np.unique(ours, axis=0, return_index=True)[1])]
+        large = (ours[:, 2:] - ours[:, :2] + 1 >= _MIN_PUBLISHED_SIDE).all(axis=1)
+        kept.append(np.asarray(ours[large], np.float32))
     return kept
 
 
