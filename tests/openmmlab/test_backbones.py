@@ -36,6 +36,17 @@ def build(arch: str, sobel: bool, image_size: int = 64) -> models.Network:
     return network.eval()
 
 
+def as_in_fast_rcnn(network: models.Network) -> models.Network:
+    """The network with the padding of Fast R-CNN's AlexNet, written out; VGG16's is the network's own."""
+    if network.arch == "alexnet":
+        network.features.conv1.padding = (5, 5)
+        network.features.pool1.padding = network.features.pool2.padding = 1
+    for layer in network.features:
+        if isinstance(layer, nn.MaxPool2d):
+            layer.ceil_mode = True
+    return network
+
+
 @pytest.mark.parametrize(("arch", "sobel", "layer"), [
     ("alexnet", True, "conv5"),
     ("alexnet", False, "conv5"),
@@ -45,12 +56,28 @@ def test_features_equal_those_of_uic_core(arch: str, sobel: bool, layer: str) ->
     network = build(arch, sobel)
     backbone = backbones.UicBackbone(arch, sobel)
     backbone.load_network(network)
-    images = torch.randn(2, 3, 80, 112)
+    images = torch.randn(2, 3, 81, 112)
     with torch.no_grad():
         (features,) = backbone.train()(images)
-        expected = network.taps(images, [layer])[layer]
+        expected = as_in_fast_rcnn(network).taps(images, [layer])[layer]
     assert torch.equal(features, expected)
-    assert [round(80 / 16), round(112 / 16)] == pytest.approx(list(features.shape[2:]), abs=1)
+    # As Caffe's: a cell begins at every 16th pixel, and one more looks at what is left.
+    assert features.shape[2:] == (6, 7) if arch == "vgg16" else (6, 8)
+
+
+@pytest.mark.parametrize(("arch", "first"), [("alexnet", 0), ("alexnet_torchvision", 0), ("vgg16", 7.5)])
+def test_cells_look_where_fast_rcnn_s_look(arch: str, first: float) -> None:
+    """Which pixels reach a cell, found by a pixel that is no number. VGG16's pools look between two pixels."""
+    backbone = backbones.UicBackbone(arch, False).eval()
+    columns = 320
+    images = torch.zeros(columns, 3, 1, columns)
+    images[torch.arange(columns), :, :, torch.arange(columns)] = float("nan")
+    with torch.no_grad():
+        (features,) = backbone(images)
+    for cell in (8, 9, 10):
+        seen = torch.isnan(features[:, :, 0, cell]).any(dim=1).nonzero().flatten()
+        assert seen[0] > 0
+        assert (seen[0] + seen[-1]) / 2 == first + 16 * cell
 
 
 def test_dense_backbone_equals_the_network_where_nothing_is_rounded() -> None:
@@ -114,7 +141,7 @@ def test_a_jpeg_gives_the_features_that_it_gives_in_uic_core(
     pixels = torch.from_numpy(np.array(reader.read_rgb(path))).permute(2, 0, 1)[None]
     with torch.no_grad():
         (features,) = backbone(batch["inputs"])
-        expected = network.taps(normalize(pixels), [layer])[layer]
+        expected = as_in_fast_rcnn(network).taps(normalize(pixels), [layer])[layer]
     assert features.std() > 0.1
     torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import mmdet.models
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -17,13 +18,14 @@ from uic_core import config, models
 from uic_core.data import voc
 from uic_core.errors import InputError
 from uic_core.files import read_yaml
-from uic_core.openmmlab import detection, fast_rcnn, fcn, segmentation
+from uic_core.openmmlab import detection, fast_rcnn, fcn, regression, segmentation
 
 assert mmdet.models
 assert fast_rcnn.VocProposals
 assert fcn.Fcn32sHead
 
 ROOT = Path(__file__).parents[2]
+TARGETS = regression.Statistics(np.full((20, 4), 0.25), np.full((20, 4), 0.5))
 BOXES = {"trainval": Path("trainval.npz"), "test": Path("test.npz")}
 
 
@@ -48,7 +50,8 @@ def network(arch: str = "alexnet", sobel: bool = True) -> models.Network:
 def detector(paper: config.Config, net: models.Network) -> dict[str, Any]:
     protocol = paper.evaluations.detection
     root = Path(paper.datasets.voc07.root)
-    return detection.build_config(net, Path("checkpoint.safetensors"), protocol, root, BOXES, Path("out"), 2)
+    weights, work_dir = Path("checkpoint.safetensors"), Path("out")
+    return detection.build_config(net, weights, protocol, root, BOXES, TARGETS, work_dir, 2)
 
 
 def segmenter(paper: config.Config, net: models.Network) -> dict[str, Any]:
@@ -100,7 +103,22 @@ def test_fast_rcnn_is_the_protocol_s(paper: config.Config) -> None:
     assert (head.bbox_sampler.num, head.bbox_sampler.pos_fraction) == (64, 0.25)  # of each of the two images
     assigner = head.bbox_assigner
     assert (assigner.pos_iou_thr, assigner.neg_iou_thr, assigner.match_low_quality) == (0.5, (0.1, 0.5), False)
-    assert head.test_cfg.nms == {"type": "nms", "iou_threshold": 0.3}
+    assert head.test_cfg.nms.iou_threshold == pytest.approx(0.3, abs=1e-7)
+    assert head.test_cfg.nms.iou_threshold < np.float32(0.3), "an overlap of .3 is suppressed, too"
+    assert (head.test_cfg.score_thr, head.test_cfg.max_per_img) == (0.001, 100)
+    assert head.bbox_head.dropout.p == 0.5
+    box_head = content["model"]["roi_head"]["bbox_head"]
+    assert (box_head["target_means"][19], box_head["target_stds"][0]) == ([0.25] * 4, [0.5] * 4)
+    assert (head.bbox_head.bbox_coder.means, head.bbox_head.bbox_coder.stds) == ((0,) * 4, (1,) * 4)
+    assert (head.bbox_head.loss_bbox.beta, head.bbox_head.loss_bbox.loss_weight) == (1.0, 1.0)
+    preprocessor = content["model"]["data_preprocessor"]
+    assert preprocessor["mean"] == pytest.approx([123.675, 116.28, 103.53])
+    assert preprocessor["std"] == pytest.approx([58.395, 57.12, 57.375])
+    assert preprocessor["bgr_to_rgb"] is False, "images come as RGB"
+    inits = {each["override"]["name"]: each["std"] for each in box_head["init_cfg"] if "override" in each}
+    assert inits == {"fc_cls": 0.01, "fc_reg": 0.001}
+    assert model.backbone.features.conv1.padding == (5, 5)
+    assert model.backbone.features.pool1.padding == model.backbone.features.pool2.padding == (1, 1)
     assert [tuple(layer.weight.shape) for layer in head.bbox_head.shared_fcs] == [(4096, 9216), (4096, 4096)]
     assert (head.bbox_head.fc_cls.out_features, head.bbox_head.fc_reg.out_features) == (21, 80)
     trained = groups(content, model)
@@ -142,8 +160,14 @@ def test_networks_trained_elsewhere_fit(paper: config.Config, arch: str, side: i
     model = built(detector(paper, net))
     assert tuple(model.roi_head.bbox_roi_extractor.roi_layers[0].output_size) == (side, side)
     assert model.roi_head.bbox_head.shared_fcs[0].in_features == net.classifier.fc6.in_features
-    frozen = {name for name, weight in model.named_parameters() if not weight.requires_grad and ".bn" not in name}
-    assert frozen == {"backbone.features.conv1.weight", "backbone.features.conv1.bias"}
+    frozen = {
+        name.removeprefix("backbone.features.").split(".")[0]
+        for name, weight in model.named_parameters()
+        if not weight.requires_grad and ".bn" not in name
+    }
+    assert frozen == ({"conv1"} if arch != "vgg16" else {"conv1", "conv2", "conv3", "conv4"})
+    widths = [getattr(model.backbone.features, name).out_channels for name in sorted(frozen)]
+    assert arch != "vgg16" or widths == [64, 64, 128, 128], "conv1_1 to conv2_2"
     head = built(segmenter(paper, net)).decode_head
     assert (head.fc6.kernel_size, (head.bilinear, head.crop)) == ((side, side), placement)
 

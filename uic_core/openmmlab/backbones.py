@@ -58,10 +58,13 @@ def classifier_kernel(network: models.Network) -> tuple[int, int, int]:
 class UicBackbone(BaseModule):
     """Sobel (or not) and the convolutions of one of uic_core's networks; BN frozen in statistics, scale and shift.
 
-    AlexNet and VGG16 without `pad`: images [B, 3, H, W] to one map, up to the ReLU before the last pool, stride 16
-    (Fast R-CNN). With `pad`: made dense as FCN-32s (PROTOCOL section 7): conv1 padded by `pad`, the last pool kept,
-    pools rounding up as Caffe's do (or the last pixels of some sizes would see no score), stride 32. The images come
-    back beside the map: the head needs their size to crop.
+    AlexNet and VGG16 give one map. Their pools round up, as Caffe's do, so that no pixel at the right or lower edge
+    goes unseen.
+    Without `pad` the map is that of the ReLU before the last pool, stride 16, with the padding of Fast R-CNN's networks
+    (PROTOCOL section 6): each layer is padded by half its kernel, so that the first cell looks at the first pixel. This
+    changes AlexNet alone: 5 at conv1, 1 at both pools.
+    With `pad` they are FCN-32s (PROTOCOL section 7): conv1 is padded by `pad`, the last pool is kept, stride 32. The
+    images come back beside the map, because the head needs their size to crop.
     ResNet50: the maps of its four stages, strides 4, 8, 16, 32 and 256, 512, 1024, 2048 channels, as mmdet's and
     mmseg's own ResNet gives them to their necks and heads.
 
@@ -85,14 +88,17 @@ class UicBackbone(BaseModule):
         if self._stages:
             if pad is not None:
                 raise InputError(f"arch {arch}: FCN-32s takes alexnet or vgg16")
-        elif pad is None:
-            _, last = layers.popitem()
-            assert isinstance(last, nn.MaxPool2d)
         else:
-            next(layer for layer in layers.values() if isinstance(layer, nn.Conv2d)).padding = (pad, pad)
+            if pad is None:
+                _, last = layers.popitem()
+                assert isinstance(last, nn.MaxPool2d)
+            else:
+                next(layer for layer in layers.values() if isinstance(layer, nn.Conv2d)).padding = (pad, pad)
             for layer in layers.values():
                 if isinstance(layer, nn.MaxPool2d):
                     layer.ceil_mode = True
+                if pad is None and isinstance(layer, nn.Conv2d | nn.MaxPool2d):
+                    layer.padding = ((int(np.ravel(layer.kernel_size)[0]) - 1) // 2,) * 2
         self.dense = pad is not None
         self.sobel = network.sobel
         self.features = nn.Sequential(layers)

@@ -1,5 +1,9 @@
 """Registered mmdet parts of Fast R-CNN as PROTOCOL section 6 has it; everything else is mmdet's own.
 
+VOC's boxes include their last pixel, in the original image. mmdet takes right and bottom for the place where a box
+ends, which is one pixel further: `to_edges` adds that pixel. Boxes then stay in the original image's pixels, so that
+mmdet's overlaps, targets, suppression and flips are Fast R-CNN's. Only RoI pooling sees them in the resized image.
+
 Imported through `custom_imports` of the config that uic_core.openmmlab.detection writes.
 """
 
@@ -14,18 +18,19 @@ import torch
 import torchvision
 from mmcv.transforms import BaseTransform
 from mmdet.datasets import VOCDataset
-from mmdet.evaluation import VOCMetric
-from mmdet.evaluation.functional.mean_ap import average_precision, get_cls_results, tpfp_default
-from mmdet.models import Shared2FCBBoxHead, SingleRoIExtractor
+from mmdet.models import Shared2FCBBoxHead, SingleRoIExtractor, StandardRoIHead
 from mmdet.registry import DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS
 from mmengine.dist import broadcast
+from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from torch import Tensor, nn
 
 from uic_core.data import voc
+from uic_core.data.boxes import from_edges, to_edges
 from uic_core.models import Network
 from uic_core.openmmlab import proposals
 from uic_core.openmmlab.resume import SeededDraws, unwrapped
+from uic_core.openmmlab.voc_ap import Scene, average_precision
 
 
 @DATASETS.register_module()
@@ -39,7 +44,7 @@ class VocProposals(SeededDraws, VOCDataset):  # type: ignore[misc]
     """
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """One dictionary an image, in the list's order; boxes 0-based, last pixel included, as mmdet's VOC has them."""
+        """One dictionary an image, in the list's order; boxes by their edges, in pixels counted from 0."""
         root = Path(self.data_root)
         return [self._entry(root, image) for image in voc.read_list(root, "Main", self._split)]
 
@@ -52,7 +57,9 @@ class VocProposals(SeededDraws, VOCDataset):  # type: ignore[misc]
         annotation = voc.read_annotation(path)
         instances = [
             {"bbox": box.tolist(), "bbox_label": int(label), "ignore_flag": int(difficult)}
-            for box, label, difficult in zip(annotation.boxes, annotation.labels, annotation.difficult, strict=True)
+            for box, label, difficult in zip(
+                to_edges(annotation.boxes), annotation.labels, annotation.difficult, strict=True
+            )
         ]
         return {
             "img_id": image,
@@ -64,12 +71,12 @@ class VocProposals(SeededDraws, VOCDataset):  # type: ignore[misc]
         }
 
     def load_proposals(self) -> None:
-        """Attach to every image its proposals, checked against list and annotations."""
+        """Attach to every image its proposals by their edges, checked against list and annotations."""
         sizes = {entry["img_id"]: (entry["width"], entry["height"]) for entry in self.data_list}
         fingerprint = voc.fingerprint(Path(self.data_root), 2007, [self._split])
         found = proposals.load(Path(self.proposal_file), fingerprint, sizes)
         for position, entry in enumerate(self.data_list):
-            boxes = found.of(position)
+            boxes = to_edges(found.of(position))
             entry["proposals"] = {"bboxes": boxes, "scores": np.zeros(len(boxes), np.float32)}
 
     def filter_data(self) -> list[dict[str, Any]]:
@@ -80,23 +87,64 @@ class VocProposals(SeededDraws, VOCDataset):  # type: ignore[misc]
 
 
 @TRANSFORMS.register_module()
-class PlaceProposals(BaseTransform):  # type: ignore[misc]
-    """Bring proposals to the image as resized and flipped before this step, as mmdet does with the true boxes.
+class FlipBoxes(BaseTransform):  # type: ignore[misc]
+    """Mirror objects and proposals where the image was mirrored; they are in the original image's pixels.
 
-    mmdet's ProposalBroadcaster gives the same boxes by resizing and flipping every image a second time.
+    Comes after the steps that flip and resize the image and after the annotations are loaded.
     """
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Maps `proposals` [n, 4] by `scale_factor` (x, y), clips them to `img_shape` (H, W), flips them."""
-        height, width = results["img_shape"][:2]
-        boxes = results["proposals"] * np.tile(np.float32(results["scale_factor"]), 2)
-        boxes[:, 0::2] = boxes[:, 0::2].clip(0, width)
-        boxes[:, 1::2] = boxes[:, 1::2].clip(0, height)
+        """Changes `gt_bboxes` and `proposals` [n, 4]: left l and right r become W - r and W - l."""
         if results.get("flip"):
             assert results["flip_direction"] == "horizontal"
+            width = results["ori_shape"][1]
+            results["gt_bboxes"].flip_(results["ori_shape"], "horizontal")
+            boxes = results["proposals"].copy()
             boxes[:, 0::2] = width - boxes[:, 2::-2]
-        results["proposals"] = boxes
+            results["proposals"] = boxes
         return results
+
+
+@MODELS.register_module()
+class OriginalPixelsRoIHead(StandardRoIHead):  # type: ignore[misc]
+    """mmdet's RoI head for boxes by their edges in the original image's pixels."""
+
+    def forward(self, x: Any, rpn_results_list: Any, batch_data_samples: Any = None) -> Any:
+        """As mmdet's, but for the boxes."""
+        self._set_scales([sample.metainfo for sample in batch_data_samples], x)
+        return super().forward(x, rpn_results_list, batch_data_samples)
+
+    def loss(self, x: Any, rpn_results_list: Any, batch_data_samples: Any) -> Any:
+        """As mmdet's, but for the boxes."""
+        self._set_scales([sample.metainfo for sample in batch_data_samples], x)
+        return super().loss(x, rpn_results_list, batch_data_samples)
+
+    def predict_bbox(
+        self, x: Any, batch_img_metas: Sequence[dict[str, Any]], rpn_results_list: Any, rcnn_test_cfg: Any,
+        rescale: bool = False,
+    ) -> Any:  # fmt: skip
+        """As mmdet's, but for the boxes: clipped to the original image, and in its pixels with or without `rescale`."""
+        self._set_scales(batch_img_metas, x)
+        originals = [meta | {"img_shape": meta["ori_shape"]} for meta in batch_img_metas]
+        return super().predict_bbox(x, originals, rpn_results_list, rcnn_test_cfg, rescale=False)
+
+    def _set_scales(self, metas: Sequence[dict[str, Any]], x: Sequence[Tensor]) -> None:
+        self._scales = x[0].new_tensor([meta["scale_factor"] for meta in metas])
+
+    def _bbox_forward(self, x: Any, rois: Tensor) -> Any:
+        return super()._bbox_forward(x, resized(rois, self._scales))
+
+
+def resized(rois: Tensor, scales: Tensor) -> Tensor:
+    """RoIs as RoI pooling takes them: first to last pixel, in the resized image.
+
+    Args:
+        rois: image of the batch, left, top, right, bottom, by their edges in the original image's pixels, [n, 5].
+        scales: resized by original size of each image, in x and y, [B, 2].
+    """
+    last = rois[:, 3:] - 1
+    scale = scales[rois[:, 0].long()]
+    return torch.cat([rois[:, :1], rois[:, 1:3] * scale, last * scale], dim=1)
 
 
 @MODELS.register_module()
@@ -115,12 +163,20 @@ class PretrainedBBoxHead(Shared2FCBBoxHead):  # type: ignore[misc]
 
     Args:
         dropout: probability after fc6 and after fc7.
-        others: as mmdet's Shared2FCBBoxHead.
+        target_means, target_stds: of the regression targets by class, [classes, 4]; the layer learns what is left when
+            the means are subtracted and the deviations divided out.
+        others: as mmdet's Shared2FCBBoxHead; its `bbox_coder` must not normalise, too.
     """
 
-    def __init__(self, dropout: float, **others: Any) -> None:
+    def __init__(
+        self, dropout: float, target_means: Sequence[Sequence[float]], target_stds: Sequence[Sequence[float]],
+        **others: Any,
+    ) -> None:  # fmt: skip
         super().__init__(**others)
         self.dropout = nn.Dropout(dropout)
+        for name, values in (("_means", target_means), ("_stds", target_stds)):
+            self.register_buffer(name, torch.tensor(values), persistent=False)  # the config holds them
+            assert getattr(self, name).shape == (self.num_classes, 4)
 
     def load_network(self, network: Network) -> None:
         """Take fc6 and fc7 from a pretrained network, every weight or an error."""
@@ -138,8 +194,19 @@ class PretrainedBBoxHead(Shared2FCBBoxHead):  # type: ignore[misc]
         self, rois: Sequence[Tensor], cls_scores: Sequence[Tensor], bbox_preds: Sequence[Tensor], *args: Any, **kw: Any
     ) -> Any:
         """Boxes after NMS, on the CPU: a CPU build of mmcv has no CUDA NMS, and the order of ties stays the same."""
+        bbox_preds = [(each.view(-1, *self._means.shape) * self._stds + self._means).flatten(1) for each in bbox_preds]
         rois, cls_scores, bbox_preds = ([each.cpu() for each in group] for group in (rois, cls_scores, bbox_preds))
         return super().predict_by_feat(rois, cls_scores, bbox_preds, *args, **kw)
+
+    def _get_targets_single(
+        self, pos_priors: Tensor, neg_priors: Tensor, pos_gt_bboxes: Tensor, pos_gt_labels: Tensor, cfg: Any
+    ) -> tuple[Tensor, ...]:
+        """mmdet's, with the targets of objects normalised by their class."""
+        found = super()._get_targets_single(pos_priors, neg_priors, pos_gt_bboxes, pos_gt_labels, cfg)
+        labels, label_weights, targets, weights = found
+        objects = len(pos_priors)
+        targets[:objects] = (targets[:objects] - self._means[pos_gt_labels]) / self._stds[pos_gt_labels]
+        return labels, label_weights, targets, weights
 
 
 @HOOKS.register_module()
@@ -181,38 +248,42 @@ class RescaleClassifier(Hook):  # type: ignore[misc]
 
 
 @METRICS.register_module()
-class VocAp(VOCMetric):  # type: ignore[misc]
-    """mmdet's VOC metric with a value for every class, in per cent.
+class VocAp(BaseMetric):  # type: ignore[misc]
+    """VOC 2007's average precision of every class and their mean, in per cent (uic_core.openmmlab.voc_ap).
 
-    Average precision at IoU .5 over 11 recall points, difficult objects ignored, the last pixel of a box included.
     A class without (not difficult) objects in the test set has no value, and is not in the mean.
     """
 
     default_prefix = None
 
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+        """Keep the boxes, labels and scores of a batch; boxes come by their edges."""
+        for sample in data_samples:
+            kept = {}
+            for group in ("gt_instances", "ignored_instances", "pred_instances"):
+                values = {name: sample[group][name].cpu().numpy() for name in ("bboxes", "labels")}
+                kept[group] = from_edges(values["bboxes"].astype(np.float64)), values["labels"]
+            self.results.append(kept | {"scores": sample["pred_instances"]["scores"].cpu().numpy()})
+
     def compute_metrics(self, results: list[Any]) -> dict[str, float]:
         """`map` and `ap/<class>`, 0…100."""
-        truths, predictions = zip(*results, strict=True)
         values = {
             f"ap/{name}": 100.0 * found
             for label, name in enumerate(self.dataset_meta["classes"])
-            if (found := _average_precision(predictions, truths, label)) is not None
+            if (found := average_precision([_scene(image, label) for image in results])) is not None
         }
         return {"map": float(np.mean(list(values.values())))} | values
 
 
-def _average_precision(predictions: Sequence[Any], truths: Sequence[Any], label: int) -> float | None:
-    """A class's average precision over all images; None where it has no (not difficult) object.
-
-    From mmdet's own parts, one process: its `eval_map` forks a pool for each class.
-    """
-    found, objects, ignored = get_cls_results(predictions, truths, label)
-    number = sum(map(len, objects))
-    if not number:
-        return None
-    # last pixel included
-    matches = [tpfp_default(*image, 0.5, None, True) for image in zip(found, objects, ignored, strict=True)]
-    order = np.argsort(-np.vstack(found)[:, -1])
-    true, false = (np.cumsum(np.hstack(parts)[0, order]) for parts in zip(*matches, strict=True))
-    precision = true / np.maximum(true + false, np.finfo(np.float32).eps)
-    return float(average_precision(true / number, precision, "11points"))
+def _scene(image: dict[str, Any], label: int) -> Scene:
+    """One class of what `VocAp.process` kept of an image."""
+    plain, difficult, found = (
+        boxes[labels == label]
+        for boxes, labels in (image[group] for group in ("gt_instances", "ignored_instances", "pred_instances"))
+    )
+    return Scene(
+        truths=np.concatenate([plain, difficult]),
+        difficult=np.arange(len(plain) + len(difficult)) >= len(plain),
+        boxes=found,
+        scores=image["scores"][image["pred_instances"][1] == label],
+    )
