@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from uic_core import runtime
@@ -71,3 +72,12 @@ def test_decoding_processes_are_as_many_as_shared_memory_holds(monkeypatch, caps
     assert "/dev/shm has room for 1 of 8 decoding processes" in capsys.readouterr().out
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # who share it
     assert runtime.sharing(8, batch) == 0
+
+
+def test_float32_is_float32_even_where_a_container_asks_for_tf32():
+    """NVIDIA's containers set TORCH_ALLOW_TF32_CUBLAS_OVERRIDE, with which torch starts as is set here."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    runtime.seed_everything(0)
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert not torch.backends.cudnn.allow_tf32
+    assert torch.get_float32_matmul_precision() == "highest"

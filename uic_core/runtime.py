@@ -72,9 +72,11 @@ def hardware() -> str:
 def seed_everything(seed: int) -> None:
     """Seed Python, numpy and torch, and ask torch for deterministic kernels: same seed, same bytes, one machine.
 
-    And float32 is float32: cuDNN would round it to 10 bits in convolutions.
+    And float32 is float32: cuDNN would round it to 10 bits in convolutions, and so would cuBLAS in the containers of
+    NVIDIA, which set TORCH_ALLOW_TF32_CUBLAS_OVERRIDE.
     """
     torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
