@@ -1,9 +1,11 @@
 """Counter-based randomness and the error exit."""
 
+import os
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from uic_core import runtime
@@ -71,3 +73,54 @@ def test_decoding_processes_are_as_many_as_shared_memory_holds(monkeypatch, caps
     assert "/dev/shm has room for 1 of 8 decoding processes" in capsys.readouterr().out
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # who share it
     assert runtime.sharing(8, batch) == 0
+
+
+def test_float32_is_float32_even_where_a_container_asks_for_tf32():
+    """NVIDIA's containers set TORCH_ALLOW_TF32_CUBLAS_OVERRIDE, with which torch starts as is set here."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    runtime.seed_everything(0)
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert not torch.backends.cudnn.allow_tf32
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.fixture
+def restored():
+    """Leave torch as this process found it."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    yield
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@pytest.mark.usefixtures("restored")
+@pytest.mark.parametrize(
+    ("gpu", "asked", "expected"),
+    [
+        (False, None, True),
+        (False, "0", True),  # the README promises equal bytes on a CPU
+        (False, "1", True),
+        (True, None, False),
+        (True, "0", False),
+        (True, "1", True),
+    ],
+)
+def test_deterministic_kernels_are_asked_for_on_a_cpu_and_by_a_switch_on_a_gpu(monkeypatch, gpu, asked, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    monkeypatch.delenv("UIC_DETERMINISTIC", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("UIC_DETERMINISTIC", asked)
+    torch.use_deterministic_algorithms(not expected)
+    runtime.seed_everything(0)
+    assert torch.are_deterministic_algorithms_enabled() is expected
+    assert not expected or torch.is_deterministic_algorithms_warn_only_enabled()
+    assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if expected else None)
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_a_switch_that_is_neither_on_nor_off_is_refused(monkeypatch, gpu):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setenv("UIC_DETERMINISTIC", "yes")
+    with pytest.raises(InputError, match="UIC_DETERMINISTIC: is 'yes' in the environment; set it to 0 or 1"):
+        runtime.seed_everything(0)

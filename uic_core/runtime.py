@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from uic_core.errors import InputError
+
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
     """Add `--threads`, the CPUs of this job, to a stage's arguments.
@@ -69,17 +71,36 @@ def hardware() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
 
 
-def seed_everything(seed: int) -> None:
-    """Seed Python, numpy and torch, and ask torch for deterministic kernels: same seed, same bytes, one machine.
+def deterministic() -> bool:
+    """Whether torch is asked for deterministic kernels: always on a CPU, on a GPU where UIC_DETERMINISTIC is 1.
 
-    And float32 is float32: cuDNN would round it to 10 bits in convolutions.
+    No setting of the config: numbers depend on it by rounding only, so a change reruns nothing.
+
+    Raises:
+        InputError: UIC_DETERMINISTIC is neither 0 nor 1.
+    """
+    asked = os.environ.get("UIC_DETERMINISTIC", "0")
+    if asked not in ("0", "1"):
+        raise InputError(f"UIC_DETERMINISTIC: is '{asked}' in the environment; set it to 0 or 1")
+    return asked == "1" or not torch.cuda.is_available()
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch. Where kernels are `deterministic`: same seed, same bytes, one machine.
+
+    And float32 is float32: cuDNN would round it to 10 bits in convolutions, and so would cuBLAS in the containers of
+    NVIDIA, which set TORCH_ALLOW_TF32_CUBLAS_OVERRIDE.
     """
     torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    exact = deterministic()
+    if exact:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # A few operators have no deterministic kernel on a GPU: torch then says so and goes on.
+    torch.use_deterministic_algorithms(exact, warn_only=True)
     # That also fills all new memory before it is written to, against those who read it unwritten: a tenth of a step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 

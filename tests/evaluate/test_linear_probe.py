@@ -212,8 +212,7 @@ def test_accuracy_is_that_of_each_image_by_itself(alexnet: Network, indexes: tup
             )
             bottom, right = pixels.shape[1] - 64, pixels.shape[2] - 64
             corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), (round(bottom / 2), round(right / 2))]
-            crops = [pixels[:, y : y + 64, x : x + 64] for y, x in corners]
-            crops += [crop.flip(2) for crop in crops]
+            crops = [view[:, y : y + 64, x : x + 64] for view in (pixels, pixels.flip(2)) for y, x in corners]
             with torch.no_grad():
                 maps = alexnet.taps(normalize(torch.stack(crops)), [layer])[layer]
             features = probe_pool(layer, maps, "alexnet")

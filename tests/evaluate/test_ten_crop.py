@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.transforms.functional import five_crop, hflip
+from torchvision.transforms import TenCrop
 
 from uic_core.data import reader
 from uic_core.data.index import Index, build_imagenet
@@ -35,8 +35,7 @@ def test_crops_are_torchvisions(index: Index, workers: int) -> None:
     assert torch.equal(torch.cat([positions for _, positions in batches]), torch.arange(7))
     for position, crops in enumerate(torch.cat([crops for crops, _ in batches])):
         image = reader.shorter_side(reader.read_rgb(index.file(position)), 32)
-        five = five_crop(image, 24)
-        for crop, expected in zip(crops, [*five, *map(hflip, five)], strict=True):
+        for crop, expected in zip(crops, TenCrop(24)(image), strict=True):
             np.testing.assert_array_equal(crop.numpy(), np.asarray(expected).transpose(2, 0, 1))
 
 

@@ -11,11 +11,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.registry import DefaultScope
+from mmengine.structures import PixelData
 from mmseg.evaluation import IoUMetric
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import DATASETS
+from mmseg.structures import SegDataSample
 from PIL import Image
 from scipy.io import savemat
-from torch import nn
+from torch import Tensor, nn
 
 from uic_core import geometry, models
 from uic_core.data import voc
@@ -92,16 +95,6 @@ def test_every_pixel_of_every_image_size_has_a_score(pad: int, kernel: int) -> N
 def test_too_little_padding_is_refused() -> None:
     with pytest.raises(InputError, match=r"segmentation\.pad: too small by 1 for an fc6 of 6×6"):
         fcn.placement(backbones.UicBackbone("alexnet", False, pad=84).features, 6)
-
-
-@pytest.mark.parametrize("bilinear", [63, 64])
-def test_upsampling_equals_the_transposed_convolution(bilinear: int) -> None:
-    ramp = 1 - (torch.arange(bilinear, dtype=torch.float64) - (bilinear - 1) / 2).abs() / 32
-    kernel = (ramp[:, None] * ramp[None]).repeat(3, 1, 1, 1)
-    scores = torch.randn(2, 3, 4, 5, dtype=torch.float64)
-    expected = F.conv_transpose2d(scores, kernel, stride=32, groups=3)
-    torch.testing.assert_close(fcn.upsample(scores, bilinear), expected)
-    assert expected.shape[2:] == (32 * 3 + bilinear, 32 * 4 + bilinear)
 
 
 @pytest.mark.parametrize(("image_size", "kernel"), [(64, 1), (96, 2)])
@@ -200,3 +193,70 @@ def test_sbd_s_masks_reach_the_model(demo_data: SimpleNamespace, tmp_path: Path)
     for item, mask in zip((dataset[n] for n in range(len(dataset))), masks.values(), strict=True):
         assert item["inputs"].shape[1:] == mask.shape
         np.testing.assert_array_equal(item["data_samples"].gt_sem_seg.data[0].numpy(), mask)
+
+
+def transposed(scores: Tensor, bilinear: int) -> Tensor:
+    """FCN's own upsampling: a transposed convolution whose fixed kernel is a pyramid, each class by itself."""
+    ramp = 1 - (torch.arange(bilinear, dtype=torch.float64) - (bilinear - 1) / 2).abs() / 32
+    kernel = (ramp[:, None] * ramp[None]).repeat(scores.shape[1], 1, 1, 1)
+    return F.conv_transpose2d(scores, kernel, stride=32, groups=scores.shape[1])
+
+
+@pytest.mark.parametrize("bilinear", [63, 64])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("rows", "columns"), [(slice(None), slice(None)), (slice(18, 119), slice(19, 150))])
+def test_upsampling_equals_the_transposed_convolution_forward_and_backward(
+    bilinear: int, dtype: torch.dtype, rows: slice, columns: slice
+) -> None:
+    torch.manual_seed(0)
+    scores = torch.rand(2, 3, 4, 5, dtype=torch.float64).to(dtype)
+    ours, theirs = scores.clone().requires_grad_(), scores.double().requires_grad_()
+    found = fcn.upsample(ours, bilinear, rows, columns)
+    expected = transposed(theirs, bilinear)
+    assert expected.shape[2:] == (32 * 3 + bilinear, 32 * 4 + bilinear)
+    expected = expected[..., rows, columns]
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6)
+    assert found.dtype is dtype
+    weights = torch.rand(expected.shape, dtype=torch.float64)
+    (found * weights.to(dtype)).sum().backward()
+    (expected * weights).sum().backward()
+    assert ours.grad is not None
+    assert theirs.grad is not None
+    torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-6, atol=1e-6)  # sums of thousands of pixels
+
+
+def test_a_pass_of_the_head_interpolates_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither its upsampling nor mmseg's resizing to the labels' size: on a GPU its gradient adds in any order."""
+    torch.manual_seed(0)
+    head = fcn.Fcn32sHead(
+        kernel=1, bilinear=63, crop=5, in_channels=8, channels=16, num_classes=21, ignore_index=255,
+        loss_decode={"type": "CrossEntropyLoss", "avg_non_ignore": True},
+    )  # fmt: skip
+    features, images = torch.randn(1, 8, 3, 4), torch.zeros(1, 3, 80, 101)
+    labels = torch.randint(0, 21, (1, 80, 101))
+    labels[:, :30] = 255
+    sample = SegDataSample(gt_sem_seg=PixelData(data=labels))
+    seeds = torch.get_rng_state()
+    scores = head((features, images))
+    expected = BaseDecodeHead.loss_by_feat(head, scores, [sample])
+    by_hand = F.cross_entropy(
+        scores[..., 30:, :], labels[:, 30:]
+    )  # FCN's `normalize: true`: the mean over counted pixels
+    torch.set_rng_state(seeds)  # of dropout
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("interpolated")
+
+    monkeypatch.setattr(F, "interpolate", refuse)
+    found = head.loss((features, images), [sample], {})
+    assert found.keys() == expected.keys() == {"loss_ce", "acc_seg"}
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    torch.testing.assert_close(found["loss_ce"], by_hand)
+    found["loss_ce"].backward()
+
+
+def test_the_stage_says_whose_loss_it_is() -> None:
+    """FCN's AlexNet takes the mean over counted pixels; only its VGG nets sum."""
+    text = " ".join(str(segmentation.__doc__).split())
+    assert "The loss is the mean over counted pixels, as that of FCN's AlexNet (`normalize: true`" in text
+    assert "not normalise" not in text

@@ -15,7 +15,7 @@ import pytest
 from uic_core.config import validate
 from uic_core.files import read_yaml
 from uic_core.overview import plan
-from uic_core.overview.costs import Job
+from uic_core.overview.costs import Job, network
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "config"
@@ -155,3 +155,18 @@ def test_evaluations_are_planned_in_float32():
     evaluation = Job("linear_probe", "uic_3k", (), "core", arch="alexnet", flops=1e18)
     training = dataclasses.replace(evaluation, rule="pretrain")
     assert rates.seconds(evaluation) > 3 * rates.seconds(training)
+
+
+def test_centre_crop_passes_are_planned_in_float32() -> None:
+    """By hand: 12 operations of training at 2 a second, and of the pass 5 at 1 a second."""
+    both = dataclasses.replace(work("pretrain", 17), exact=5)
+    faster = dataclasses.replace(rates(1), flops={"alexnet": 2.0})
+    assert faster.seconds(both) == 12 / 2 + 5
+    config = validate(read_yaml(CONFIG / "paper.yaml"), "paper.yaml")
+    jobs = plan.jobs_of(config, [("deepcluster", "linear_probe"), ("uic_3k_fft", "linear_probe")])
+    size = network("alexnet", 3000, 224, True)
+    images = config.datasets.imagenet.train_images
+    assert jobs["pretrain", "uic_3k"].exact == 0
+    assert jobs["finetune", "uic_3k_fft"].exact == images * size.forward
+    size = network("alexnet", config.runs["deepcluster"].classes, 224, True)
+    assert jobs["pretrain", "deepcluster"].exact == images * config.runs["deepcluster"].epochs * size.forward

@@ -10,6 +10,7 @@ import argparse
 import copy
 import json
 import pickle
+import re
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -105,18 +106,18 @@ def test_deepcluster(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("heads", [1, 3])
-def test_selflabel_alexnet(heads: int) -> None:
+@pytest.mark.parametrize("tops", [["top_layer"], ["top_layer.0"], ["top_layer0", "top_layer1", "top_layer2"]])
+def test_selflabel_alexnet(tops: list[str]) -> None:
     there = Positional(3, 30)
     shake(there)
     state = there.state_dict()
-    if heads > 1:
-        top = {name: state.pop(f"top_layer.{name}") for name in ("weight", "bias")}
-        for head in range(heads):
-            state |= {f"top_layer{head}.{name}": value + head for name, value in top.items()}
+    weights = {name: state.pop(f"top_layer.{name}") for name in ("weight", "bias")}
+    for number, top in enumerate(tops):
+        state |= {f"{top}.{name}": value + number for name, value in weights.items()}
     network, _ = external.convert(state, settings(format="selflabel", arch="alexnet"), "file")
     x = torch.randn(2, 3, 64, 64)
     assert torch.equal(network(x), there(x))  # of the first head
+    assert (network.classes, network.coverage) == (30, 1)
 
 
 def resnet(classes: int = 20) -> torchvision.models.ResNet:
@@ -130,14 +131,22 @@ STATE = resnet().state_dict()
 
 
 @torch.no_grad()
-def test_selflabel_resnet() -> None:
+@pytest.mark.parametrize("top", ["top_layer", "top_layer.0", "top_layer0"])
+def test_selflabel_resnet(top: str) -> None:
     there = resnet()
     parts = ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"]
     state = nn.Sequential(*(there.get_submodule(part) for part in parts)).state_dict(prefix="features.")
-    state |= there.fc.state_dict(prefix="top_layer.")
-    network, _ = external.convert(state, settings(format="selflabel"), "file")
+    state |= there.fc.state_dict(prefix=f"{top}.")
+    if top == "top_layer0":
+        state |= there.fc.state_dict(prefix="top_layer1.")
+    network, remarks = external.convert(state, settings(format="selflabel"), "file")
     x = torch.randn(2, 3, 64, 64)
     assert torch.equal(network(x), there(x))
+    assert (network.classes, network.coverage) == (20, 1)
+    assert remarks[-1] == "coverage 100.00% of the network's weights"
+    del state[f"{top}.bias"]
+    with pytest.raises(InputError, match=rf"missing \(1\): {re.escape(top)}\.bias\n"):
+        external.convert(state, settings(format="selflabel"), "file")
 
 
 @torch.no_grad()

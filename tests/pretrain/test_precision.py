@@ -1,9 +1,22 @@
-"""Which type `auto` takes, and that it reaches the matrix products."""
+"""Which type `auto` takes, that it reaches the matrix products, and what is float32 whatever it takes."""
 
+import copy
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
+from uic_core.data import reader
+from uic_core.data.augment import normalize
+from uic_core.data.index import build_imagenet
+from uic_core.models import build
 from uic_core.pretrain import precision
+from uic_core.pretrain.loop import Trainer
+from uic_core.pretrain.parallel import ALONE
+from uic_core.recipe import Recipe
 
 CPU = torch.device("cpu")
 
@@ -32,3 +45,65 @@ def test_autocast_changes_matrix_products_and_float32_changes_nothing() -> None:
         with precision.autocast(dtype, CPU):
             assert (x @ x).dtype is dtype
     assert (x @ x).dtype is torch.float32
+
+
+class Made(Exception):
+    """The pass is done, the training after it is not needed."""
+
+
+@pytest.mark.parametrize(
+    ("maker", "changes"),
+    [("embeddings", {"method": "deepcluster"}), ("predict", {"method": "finetune", "pretrained": "source"})],
+    ids=["deepcluster", "finetune"],
+)
+def test_passes_over_all_images_are_float32_in_a_bf16_run(
+    demo_data: SimpleNamespace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    maker: str,
+    changes: dict[str, str],
+) -> None:
+    """Their features and logits are those of a plain float32 network with the same weights."""
+    index = build_imagenet(demo_data.imagenet, "train").subset(12, 0)
+    recipe = Recipe.model_validate(
+        {
+            "method": "uic", "arch": "alexnet", "sobel": True, "classes": 5, "image_size": 64, "resize": 73,
+            "images": 0, "epochs": 2, "batch_size": 8, "lr": 0.01, "schedule": "constant", "momentum": 0.9,
+            "weight_decay": 1e-4, "augmentation": "standard", "label_view": "training", "pretrained": "", "pca": 8,
+            "kmeans_iterations": 3, "precision": "bf16", "seed": 3,
+        }
+        | changes
+    )  # fmt: skip
+    torch.manual_seed(3)
+    network = build("alexnet", classes=5, image_size=64, sobel=True)
+    for name, tensor in network.state_dict().items():
+        if name.endswith(("running_mean", "running_var", "bias")):
+            tensor.uniform_(0.5, 1.0)
+    plain = copy.deepcopy(network).eval().to(memory_format=torch.channels_last)
+    crops = [reader.center_crop(reader.read_rgb(index.file(n)), 73, 64) for n in range(len(index))]
+    parts = normalize(torch.from_numpy(np.stack(crops))).split(8)
+    compute = plain.embed if maker == "embeddings" else plain
+    with torch.no_grad():
+        expected = torch.cat([compute(part) for part in parts])
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = torch.cat([compute(part).float() for part in parts])
+    logits: list[torch.Tensor] = []
+    found: list[NDArray[np.generic]] = []
+    make = getattr(Trainer, maker)
+
+    def watch(trainer: Trainer) -> None:
+        with trainer.network.register_forward_hook(lambda *given: logits.append(given[2])):
+            found.append(make(trainer))
+        raise Made
+
+    monkeypatch.setattr(Trainer, maker, watch)
+    monkeypatch.setattr(precision, "_cpu_flags", lambda: {"amx_bf16"})  # convolutions of tiles, too
+    with pytest.raises(Made):
+        Trainer(recipe, index, network, "fresh", ALONE, workers=0, save_every=300).run(tmp_path)
+    if maker == "embeddings":
+        ours = torch.from_numpy(found[0])
+    else:
+        ours = torch.cat(logits)
+        assert found[0].tolist() == expected.argmax(1).tolist()
+    assert (rounded - expected).norm() > 1e-3 * expected.norm(), "else the test would say nothing"
+    assert (ours - expected).norm() < 1e-6 * expected.norm()

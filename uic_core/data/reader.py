@@ -164,7 +164,10 @@ def center_crop(image: Image.Image, resize: int, crop: int) -> NDArray[np.uint8]
 
 
 def ten_crop(image: Image.Image, resize: int, crop: int) -> NDArray[np.uint8]:
-    """Shorter side to `resize`; its four corners and centre, then the same five mirrored (PROTOCOL section 4).
+    """Shorter side to `resize`; its four corners and centre, then those of the mirrored image (PROTOCOL section 4).
+
+    As torchvision's TenCrop, in its order. The mirrored image is cut anew: where an odd number of columns is left over,
+    its centre crop lies one column beside the mirrored centre crop.
 
     Returns:
         uint8 array [10, 3, crop, crop].
@@ -172,9 +175,9 @@ def ten_crop(image: Image.Image, resize: int, crop: int) -> NDArray[np.uint8]:
     assert crop <= resize, f"a crop of {crop} does not fit into a shorter side of {resize}"
     pixels = np.asarray(shorter_side(image, resize)).transpose(2, 0, 1)
     bottom, right = pixels.shape[1] - crop, pixels.shape[2] - crop
-    corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), (round(bottom / 2), round(right / 2))]
-    five = np.stack([pixels[:, y : y + crop, x : x + crop] for y, x in corners])
-    return np.concatenate([five, five[..., ::-1]])
+    places = [(0, 0), (0, right), (bottom, 0), (bottom, right), (round(bottom / 2), round(right / 2))]
+    views = (pixels, pixels[..., ::-1])
+    return np.stack([view[:, y : y + crop, x : x + crop] for view in views for y, x in places])
 
 
 def _open(path: Path, data: bytes | None = None) -> Image.Image:

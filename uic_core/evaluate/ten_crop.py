@@ -1,4 +1,4 @@
-"""Ten-crop testing: the corners and the centre of an image, and the same mirrored (PROTOCOL section 4)."""
+"""Ten-crop testing: the corners and the centre of an image and of its mirror image (PROTOCOL section 4)."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def top_names(arch: str, format: Format) -> tuple[str, ...]:
     if format == "deepcluster":
         return ("top_layer",)
     if format == "selflabel":
-        return ("top_layer", "top_layer0")
+        return ("top_layer", "top_layer.0", "top_layer0")  # one head; one in a Sequential; the first of several
     return ("fc",) if arch.startswith("resnet") else ("classifier.6",)
 
 

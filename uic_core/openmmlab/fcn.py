@@ -5,16 +5,19 @@ Imported through `custom_imports` of the config that uic_core.openmmlab.segmenta
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from mmcv.transforms import BaseTransform
 from mmengine.evaluator import BaseMetric
 from mmseg.datasets import PascalVOCDataset
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.models.losses import accuracy
 from mmseg.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -65,19 +68,35 @@ def placement(layers: Iterable[nn.Module], kernel: int) -> tuple[int, int]:
     return bilinear, crop
 
 
-def upsample(scores: Tensor, bilinear: int) -> Tensor:
+def upsample(scores: Tensor, bilinear: int, rows: slice = slice(None), columns: slice = slice(None)) -> Tensor:
     """Bilinear upsampling by 32, as FCN's fixed transposed convolution (kernel 63 or 64, stride 32) does it.
 
-    [B, C, h, w] to [B, C, 32·(h-1) + bilinear, 32·(w-1) + bilinear]. One ring of zeros and an interpolation give
-    the same numbers without a convolution of that size.
+    Bilinear weights are a product of one weight for the row and one for the column. So two matrix products do it: the
+    first makes rows of pixels of the rows of scores, the second does the same with columns. Their gradient is
+    deterministic on a GPU too, where that of F.interpolate is not.
+
+    Args:
+        scores: [B, C, h, w].
+        bilinear: side of the convolution's kernel.
+        rows, columns: the part that is wanted of 32·(h-1) + bilinear rows and 32·(w-1) + bilinear columns; no other
+            is computed.
+
+    Returns:
+        The part, [B, C, H, W], of the scores' type.
     """
-    ringed = F.pad(scores, (1, 1, 1, 1))
-    if bilinear % 2:  # scores stand on pixels
-        size = [STRIDE * (side - 1) + 1 for side in ringed.shape[-2:]]
-        return F.interpolate(ringed, size=size, mode="bilinear", align_corners=True)[..., 1:-1, 1:-1]
-    whole = F.interpolate(ringed, scale_factor=STRIDE, mode="bilinear", align_corners=False)  # scores stand between
-    half = STRIDE // 2
-    return whole[..., half:-half, half:-half]
+    down, across = (
+        _weights(side, bilinear, scores.dtype, scores.device)[wanted]
+        for side, wanted in zip(scores.shape[-2:], (rows, columns), strict=True)
+    )
+    return down @ scores @ across.T
+
+
+@functools.lru_cache(maxsize=256)
+def _weights(scores: int, bilinear: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Share of each score in each pixel along one side, [32·(scores-1) + bilinear, scores]."""
+    pixels = torch.arange(STRIDE * (scores - 1) + bilinear, dtype=torch.float64)
+    centres = STRIDE * torch.arange(scores, dtype=torch.float64) + (bilinear - 1) / 2
+    return (1 - (pixels[:, None] - centres).abs() / STRIDE).clamp(min=0).to(device, dtype)
 
 
 @MODELS.register_module()
@@ -111,11 +130,18 @@ class Fcn32sHead(BaseDecodeHead):  # type: ignore[misc]
         features, images = inputs
         x = self.drop(F.relu(self.fc6(features)))
         x = self.drop(F.relu(self.fc7(x)))
-        height, width = images.shape[-2:]
-        scores = upsample(self.cls_seg(x), self.bilinear)
-        scores = scores[..., self.crop : self.crop + height, self.crop : self.crop + width]
+        wanted = (slice(self.crop, self.crop + side) for side in images.shape[-2:])
+        scores = upsample(self.cls_seg(x), self.bilinear, *wanted)
         assert scores.shape[-2:] == images.shape[-2:], "placement must see to it that every pixel has a score"
         return scores
+
+    def loss_by_feat(self, seg_logits: Tensor, batch_data_samples: list[Any]) -> dict[str, Tensor]:
+        """As mmseg's, which would first interpolate the scores to the labels' size; they have it already."""
+        labels = self._stack_batch_gt(batch_data_samples).squeeze(1)
+        return {
+            self.loss_decode.loss_name: self.loss_decode(seg_logits, labels, ignore_index=self.ignore_index),
+            "acc_seg": accuracy(seg_logits, labels, ignore_index=self.ignore_index),
+        }
 
 
 @DATASETS.register_module()

@@ -1,8 +1,8 @@
 """Stage `segmentation`: FCN-32s from a pretrained checkpoint, through mmseg (PROTOCOL section 7, Table 4).
 
 As in FCN's code, images keep their size and are not flipped, scores start at zero, and of all biases only the score
-layer's learns twice as fast and does not decay. Our choices: BN is frozen; pools round up, as Caffe's do; the loss is
-the mean over counted pixels (FCN's AlexNet solver names its lr "for normalized softmax", its net does not normalise).
+layer's learns twice as fast and does not decay. The loss is the mean over counted pixels, as that of FCN's AlexNet
+(`normalize: true`; only its VGG nets take the sum). Our choices: BN is frozen; pools round up, as Caffe's do.
 """
 
 from __future__ import annotations

@@ -46,6 +46,8 @@ class Job:
         searched: images that selective search goes through.
         bytes: left on disk, and as resume states on the way.
         gpus: that it takes, if it takes any.
+        exact: part of a pretraining's `flops` that is done in float32, its centre-crop passes. An evaluation is in
+            float32 as a whole.
     """
 
     rule: str
@@ -58,6 +60,7 @@ class Job:
     searched: int = 0
     bytes: float = 0.0
     gpus: int = 1
+    exact: float = 0.0
 
     @property
     def key(self) -> tuple[str, str]:
@@ -120,7 +123,7 @@ def training(config: Config, run: str) -> Job:
         needs += ((_training_rule(config, recipe.pretrained), recipe.pretrained),)
     return Job(
         _training_rule(config, run), run, needs, "core", recipe.arch,
-        flops=images * (passes * size.training + extra * size.forward),
+        flops=images * (passes * size.training + extra * size.forward), exact=images * extra * size.forward,
         images=images * (passes + extra),
         # weights and labels; two states of weights, momentum, labels and their groups
         bytes=4 * size.parameters + 4 * images + 2 * (8 * size.parameters + 12 * images), gpus=recipe.gpus,

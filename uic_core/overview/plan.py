@@ -67,8 +67,11 @@ class Rates:
     def seconds(self, job: Job) -> float:
         """How long a job takes."""
         gpus = self.taken(job) if self.gpu else 1
-        rates = self.flops if job.rule in ("pretrain", "finetune") else self.exact
-        arithmetic = job.flops / rates[job.arch] / max(1, gpus) if job.arch else 0.0
+        arithmetic = 0.0
+        if job.arch:
+            exact = job.exact if job.rule in ("pretrain", "finetune") else job.flops
+            arithmetic = (job.flops - exact) / self.flops[job.arch] + exact / self.exact[job.arch]
+            arithmetic /= max(1, gpus)
         cpus = self.cpus if job.rule in _WIDE else min(8, self.cpus)
         processes = max(1, min(cpus * max(1, gpus), _MOST_CPUS) - 1)
         decoding = job.images / self.decode / processes

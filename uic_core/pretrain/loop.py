@@ -159,17 +159,19 @@ class Trainer:
             print(line, flush=True)
 
     def predict(self) -> labels.Labels:
-        """Argmax of a centre-crop pass in eval mode over all images, int32 [N], the same on every rank."""
+        """Argmax of a centre-crop pass in eval mode and float32 over all images, int32 [N], the same on every rank."""
         found = self._centre_pass(lambda x: self.network(x).argmax(1).to(torch.int32), everywhere=True)
         assert found is not None
         return found
 
     def embeddings(self) -> NDArray[np.float32] | None:
         """Features before the top layer of a centre-crop pass in eval mode, float32 [N, D]; on rank 0 alone."""
-        return self._centre_pass(lambda x: self.network.embed(x).float(), everywhere=False)
+        return self._centre_pass(self.network.embed, everywhere=False)
 
     @torch.no_grad()
     def _centre_pass(self, function: Callable[[Tensor], Tensor], *, everywhere: bool) -> NDArray[Any] | None:
+        # In float32 whatever the training's precision, as DeepCluster's code: in bf16 an image near the border of two
+        # classes would fall into the other.
         self.ranks.align(self.network)
         self.network.eval()
         images, size = len(self.index), self.recipe.batch_size
@@ -183,8 +185,7 @@ class Trainer:
         for part, (crops, _) in zip(parts, self.loader.stream(own, "center_crop", self.recipe.seed, 0), strict=True):
             self.pause()
             x = normalize(crops).contiguous(memory_format=torch.channels_last)
-            with autocast(self.precision, self.device):
-                rows = function(x)[: len(part[self.ranks.rank])]
+            rows = function(x)[: len(part[self.ranks.rank])]
             values = self.ranks.gather(rows, [len(positions) for positions in part])
             if not everywhere and self.ranks.rank:
                 continue

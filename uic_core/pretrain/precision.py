@@ -1,4 +1,4 @@
-"""bf16 where the hardware gains from it, float32 elsewhere."""
+"""The precision of training steps: bf16 where the hardware gains from it, float32 elsewhere."""
 
 from __future__ import annotations
 
