@@ -1,0 +1,176 @@
+"""Do the tests see small faults in the modules that decide numbers? `make mutants`: an hour on one core.
+
+Cosmic-ray's operators plant one fault at a time in a copy of the tree: another number, operator, comparison or
+condition, a loop that does nothing. The test files that mirror the module then run until one test fails: the mutant
+is killed. A mutant that no test sees survives: write that test, or say why nothing can tell the two apart.
+
+The sample is drawn from a seed: the modules in turn, so that small ones count as much as large ones; in a module a
+place, at a place one of its mutants. Left out is what decides no number: annotations, messages, assertions, the
+command line, what is printed, switches of speed.
+
+Results are kept in results/mutants.jsonl. The same command goes on where it was interrupted; after a change to a test
+file only the modules that it mirrors are tried again, after a change to the library all are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+
+from bench.mutation import Mutant, mutants
+
+ROOT = Path(__file__).parents[1]
+BAR = 0.9
+# tests/<package>/test_<module>.py mirrors a module, and so do the test files named here, as far as they are there.
+MIRRORS = {
+    "data": {"augment": "", "boxes": "openmmlab/proposals", "crop": "data/loader data/cache", "reader": ""},
+    "pretrain": {"labels": "pretrain/reference", "order": "", "deepcluster": "pretrain/pretrain"}
+    | dict.fromkeys(("loop", "methods"), "pretrain/reference pretrain/pretrain"),
+    "models": dict.fromkeys(("alexnet", "network", "probe_pool", "resnet", "sobel", "vgg"), "models/models"),
+    "evaluate": dict.fromkeys(("average_precision", "clusters", "fewshot", "voc_classification"), "")
+    | dict.fromkeys(("heads", "probes", "ten_crop"), "evaluate/linear_probe"),
+    "openmmlab": dict.fromkeys(("backbones", "fast_rcnn", "fcn", "proposals"), "")
+    | dict.fromkeys(("detection", "runner", "segmentation"), "openmmlab/protocol openmmlab/stages"),
+}
+MODULES = [f"uic_core/{package}/{module}.py" for package, modules in MIRRORS.items() for module in modules]
+COPIED = ("uic_core", "tests", "config", "pyproject.toml")
+MEMORY = 8 << 30  # bytes of a test process: a mutant may ask for an array of any size
+
+
+def sample(root: Path, modules: list[str], count: int, seed: int) -> list[Mutant]:
+    """So many mutants as far as there are, sorted by module. What is drawn of a module depends on no other one."""
+    draws = {name: mutants(name, (root / name).read_text(), random.Random(f"{seed} {name}")) for name in modules}
+    turns = random.Random(seed).sample(modules, len(modules))
+    found: list[Mutant] = []
+    while turns and len(found) < count:
+        drawn = {name: next(draws[name], None) for name in turns[: count - len(found)]}
+        found += filter(None, drawn.values())
+        turns = [name for name in turns if drawn.get(name, True)]
+    return sorted(found, key=lambda mutant: (mutant.module, mutant.line, mutant.text))
+
+
+def mirrors(root: Path, module: str) -> list[str]:
+    """The test files of a module. Raises ValueError where there is none."""
+    _, package, name = Path(module).with_suffix("").parts
+    more = MIRRORS.get(package, {}).get(name, "").split()
+    files = dict.fromkeys(f"tests/{test.replace('/', '/test_')}.py" for test in (f"{package}/{name}", *more))
+    if not (there := [file for file in files if (root / file).exists()]):
+        raise ValueError(f"{module}: no test file mirrors it; write {next(iter(files))}, or name one in MIRRORS")
+    return there
+
+
+def tried(tree: Path, tests: list[str], limit: float) -> tuple[str, str]:
+    """Run test files on a tree until one test fails: ('survived', 'killed' or 'timeout', what failed)."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", *tests]
+    own = {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    own |= {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
+    process = subprocess.Popen(
+        command, cwd=tree, env=os.environ | own, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        resource.prlimit(process.pid, resource.RLIMIT_DATA, (MEMORY, MEMORY))
+        said, _ = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        return "timeout", ""
+    finally:  # tests may have processes of their own; also where this one is told to end
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", said, re.MULTILINE)
+    return "killed" if process.returncode else "survived", failed[1] if failed else ""
+
+
+def outcomes(root: Path, planted: list[Mutant], kept: Path) -> Iterator[tuple[Mutant, str, str]]:
+    """Each mutant, its outcome and what failed. Planted in a copy of the tree; what `kept` holds is not tried again.
+
+    Raises:
+        RuntimeError: tests fail without a mutant.
+    """
+    known = {key: rest for key, *rest in map(json.loads, kept.open())} if kept.exists() else {}
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder, kept.open("a") as file:
+        tree = Path(folder)
+        for name in COPIED:
+            if (root / name).is_dir():
+                shutil.copytree(root / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+            elif (root / name).exists():
+                shutil.copy(root / name, tree)
+        for module, group in groupby(planted, key=lambda mutant: mutant.module):
+            tests, limit = mirrors(tree, module), 0.0
+            state = _state(tree, tests)
+            for mutant in group:
+                key = hashlib.sha256(f"{state} {module} {mutant.text}".encode()).hexdigest()
+                if key not in known:
+                    limit = limit or _limit(tree, tests)
+                    (tree / module).write_text(mutant.text)
+                    known[key] = list(tried(tree, tests, limit))
+                    (tree / module).write_text(mutant.source)
+                    print(json.dumps([key, *known[key]]), file=file, flush=True)
+                yield mutant, *known[key]
+
+
+def _limit(tree: Path, tests: list[str]) -> float:
+    """Seconds that a mutant's tests may take: four times those of the tests without one, and a minute."""
+    started = time.monotonic()
+    outcome, failed = tried(tree, tests, 3600)
+    if outcome != "survived":
+        raise RuntimeError(f"{' '.join(tests)}: {outcome} without a mutant, by {failed or 'no test'}; mend that first")
+    return 4 * (time.monotonic() - started) + 60
+
+
+def _state(tree: Path, tests: list[str]) -> str:
+    """Hash of all that is copied, of the tests only these."""
+    found = hashlib.sha256()
+    for file in sorted(file for file in tree.rglob("*.*") if file.is_file()):
+        name = file.relative_to(tree).as_posix()
+        if not name.startswith("tests/") or name in tests or file.name == "conftest.py":
+            found.update(f"{name} {hashlib.sha256(file.read_bytes()).hexdigest()}".encode())
+    return found.hexdigest()
+
+
+def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
+    """Print a line a mutant, the survivors, how many were killed. 1 where the bar is missed."""
+    parser = argparse.ArgumentParser(prog="python -m bench.mutants", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--count", type=int, default=60, help="mutants")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--modules", nargs="+", default=MODULES, metavar="FILE", help="default: all that decide numbers"
+    )
+    options = parser.parse_args(arguments)
+    if missing := [name for name in options.modules if not (root / name).is_file()]:
+        parser.error(f"--modules: {missing[0]} is no file of {root}")
+    planted = sample(root, options.modules, options.count, options.seed)
+    (root / "results").mkdir(exist_ok=True)
+    found = []
+    for mutant, outcome, failed in outcomes(root, planted, root / "results/mutants.jsonl"):
+        print(f"{outcome:<8} {mutant}" + (f"  [{failed}]" if failed else ""), flush=True)
+        found.append(outcome)
+    for mutant in (mutant for mutant, outcome in zip(planted, found, strict=True) if outcome == "survived"):
+        print(f"\nsurvived {mutant.module}:{mutant.line} {mutant.operator}", *mutant.diff(2), sep="\n")
+    killed = len(found) - found.count("survived")
+    share, late = killed / len(found), found.count("timeout")
+    print(
+        f"\n{'MISS' if share < BAR else 'PASS'} killed {killed} of {len(found)} ({share:.0%}), bar {BAR:.0%}"
+        + (f"; {late} by the time limit" if late else "")
+    )
+    return int(share < BAR)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: the tests end too, the copy goes
+    sys.exit(main())
