@@ -50,7 +50,7 @@ from uic_core.recipe import Recipe
 RECIPE = Recipe(
     method="uic", arch="alexnet", sobel=True, classes=1000, image_size=64, resize=73, images=0, epochs=10**6,
     batch_size=64, lr=0.01, schedule="constant", momentum=0.9, weight_decay=1e-4, augmentation="standard",
-    label_view="training", pretrained="", pca=256, kmeans_iterations=20, precision="auto", seed=0,
+    label_view="training", balanced=True, pretrained="", pca=256, kmeans_iterations=20, precision="auto", seed=0,
 )  # fmt: skip
 _CONTEXT = multiprocessing.get_context("spawn")
 

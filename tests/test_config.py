@@ -31,7 +31,7 @@ def test_the_demo_is_the_same_matrix(paper):
     demo = read_yaml(ROOT / "config" / "demo.yaml")
     assert list(demo["runs"]) == list(paper["runs"])
     for name, recipe in demo["runs"].items():
-        for key in ("method", "arch", "augmentation", "label_view", "pretrained", "sobel"):
+        for key in ("method", "arch", "augmentation", "label_view", "balanced", "pretrained", "sobel"):
             assert recipe[key] == paper["runs"][name][key], f"{name}.{key}"
 
 
@@ -126,6 +126,12 @@ def _broken(paper, path, value):
         ("runs.uic_3k_fft.pretrained", "uic_4k", "no run 'uic_4k'; did you mean 'uic_"),
         ("runs.uic_3k_fft.pretrained", "uic_3k_fft", "uic_3k_fft.pretrained: uic_3k_fft from uic_3k_fft has no beg"),
         ("runs.supervised.label_view", "center_crop", "runs.supervised: label_view: only method 'uic' makes labels"),
+        (
+            "runs.supervised.balanced",
+            False,
+            "runs.supervised: balanced: method 'supervised' does not read it; write tr",
+        ),
+        ("runs.random_rgb.balanced", False, "runs.random_rgb: balanced: method 'random' does not read it; write true"),
         ("datasets.voc_segmentation.val_list", "train", "voc_segmentation: val_list: must not be train_list"),
         ("runs.uic_3k_fft.classes", 10, "runs.uic_3k_fft: classes must equal those of run 'uic_3k'"),
         ("runs.uic_3k.resize", 100, "resize: must not be smaller than image_size"),

@@ -56,6 +56,10 @@ class Recipe(_Run):
         description="where pseudo-labels come from: the training forward itself, or a separate centre-crop pass "
         "in eval mode (Table 2, without augmentation)"
     )
+    balanced: bool = Field(
+        description="every class is drawn equally often; false: every image once an epoch (uic, finetune), or as "
+        "DeepCluster's published sampler draws (deepcluster)"
+    )
     pretrained: str = Field(description="finetune: the run whose last checkpoint is the start; '' otherwise")
     pca: int = Field(ge=1, description="deepcluster: dimension after PCA and whitening")
     kmeans_iterations: int = Field(ge=1, description="deepcluster: k-means iterations an epoch")
@@ -72,6 +76,8 @@ class Recipe(_Run):
             raise ValueError(f"epochs: method '{self.method}' trains, so it takes at least 1 epoch")
         if self.method != "uic" and self.label_view != "training":
             raise ValueError(f"label_view: only method 'uic' makes labels anew each epoch; '{self.method}' reads none")
+        if self.method in ("supervised", "random") and not self.balanced:
+            raise ValueError(f"balanced: method '{self.method}' does not read it; write true")
         if self.resize < self.image_size:
             raise ValueError("resize: must not be smaller than image_size, the crop is taken from it")
         return self

@@ -175,7 +175,7 @@ def test_the_initialiser_hands_over_our_checkpoint(tmp_path: Path) -> None:
     recipe = Recipe(
         method="random", arch="alexnet", sobel=True, classes=5, image_size=64, resize=64, images=0, epochs=0,
         batch_size=2, lr=0.1, schedule="linear", momentum=0.9, weight_decay=0.0, augmentation="standard",
-        label_view="training", pretrained="", pca=1, kmeans_iterations=1, precision="fp32", seed=0,
+        label_view="training", balanced=True, pretrained="", pca=1, kmeans_iterations=1, precision="fp32", seed=0,
     )  # fmt: skip
     checkpoint.save(path, network, recipe, {})
     backbone = backbones.UicBackbone("alexnet", True, init_cfg={"type": "UicCheckpoint", "checkpoint": str(path)})

@@ -121,7 +121,7 @@ def inputs(demo_data: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory)
     made = recipe.Recipe(
         method="random", arch="alexnet", sobel=True, classes=5, image_size=64, resize=64, images=0, epochs=0,
         batch_size=2, lr=0.1, schedule="linear", momentum=0.9, weight_decay=0.0, augmentation="standard",
-        label_view="training", pretrained="", pca=1, kmeans_iterations=1, precision="fp32", seed=0,
+        label_view="training", balanced=True, pretrained="", pca=1, kmeans_iterations=1, precision="fp32", seed=0,
     )  # fmt: skip
     torch.manual_seed(0)
     weights = folder / "checkpoint.safetensors"

@@ -18,7 +18,7 @@ def saved(tmp_path):
     recipe = Recipe(
         method="random", arch="resnet50", sobel=False, classes=5, image_size=64, resize=73, images=0, epochs=0,
         batch_size=16, lr=0.01, schedule="linear", momentum=0.9, weight_decay=1e-4, augmentation="standard",
-        label_view="training", pretrained="", pca=8, kmeans_iterations=3, precision="fp32", seed=3,
+        label_view="training", balanced=True, pretrained="", pca=8, kmeans_iterations=3, precision="fp32", seed=3,
     )  # fmt: skip
     network = build("resnet50", classes=5, image_size=64, sobel=False)
     path = tmp_path / "checkpoint.safetensors"

@@ -56,6 +56,53 @@ def test_every_class_is_drawn_as_the_transcription_says(case, block):
     assert found.coverage() == pytest.approx(len(set(positions.tolist())) / images)
 
 
+def naive_sorted_list(values: np.ndarray, classes: int, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """DeepCluster's published data set, word for word: what its loader returns for the sampler's numbers."""
+    images, targets = [], []
+    for k in range(classes):
+        for image in np.flatnonzero(values == k):
+            images.append(image)
+            targets.append(k)
+    return np.array([images[number] for number in drawn]), np.array([targets[number] for number in drawn])
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases, st.integers(1, 40))
+def test_the_published_order_looks_draws_up_in_the_sorted_list(case, block):
+    classes, values = case[1], drawn(*case)
+    images, meant = len(values), balanced(values, classes)
+    found = order.SortedList(meant, values, classes)
+    assert len(found) == images
+    parts = [found.draw(first, min(first + block, images)) for first in range(0, images, block)]
+    numbers, targets = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    wanted = naive_sorted_list(values, classes, meant.draw(0, images)[0] % images)
+    assert (numbers % images).tolist() == wanted[0].tolist()
+    assert targets.tolist() == wanted[1].tolist()
+    assert len(set(numbers.tolist())) == images, "an image drawn again is seen in another view"
+    assert found.coverage() == pytest.approx(len(set(wanted[0].tolist())) / images)
+
+
+@pytest.mark.parametrize("skew", [0.3, 0.6, 1.0])
+def test_published_draws_follow_class_size_and_ours_are_equal(skew):
+    """The mean draws of a class, and its correlation with class size, as the transcription has them."""
+    classes, images = 100, 10_000
+    values = drawn(1, classes, images - classes, skew)
+    sizes = labels.class_sizes(values, classes)
+    theirs, naive = np.zeros((2, 20, classes))
+    for seed in range(20):
+        meant = balanced(values, classes, seed)
+        ours = np.bincount(meant.draw(0, images)[1], minlength=classes)
+        assert ours.max() == images // classes + 1
+        assert ours.min() >= images // classes - 8  # the cut takes 100 of 10,100 slots
+        theirs[seed] = np.bincount(order.SortedList(meant, values, classes).draw(0, images)[1], minlength=classes)
+        numbers = naive_order(values, classes, np.random.default_rng(seed))[:images]
+        naive[seed] = np.bincount(naive_sorted_list(values, classes, numbers)[1], minlength=classes)
+        assert np.corrcoef(theirs[seed], sizes)[0, 1] > 0.9
+    correlations = [np.mean([np.corrcoef(row, sizes)[0, 1] for row in draws]) for draws in (theirs, naive)]
+    assert correlations[0] == pytest.approx(correlations[1], abs=0.01)
+    assert theirs.mean(0) == pytest.approx(naive.mean(0), abs=6 * (naive.std(0).max() + 1) / 20**0.5)
+
+
 def test_targets_stay_while_labels_change():
     values = drawn(0, 5, 60, 1)
     found, before = balanced(values, 5), values.copy()

@@ -28,8 +28,8 @@ ROOT = Path(__file__).parents[2]
 BASE = {
     "method": "uic", "arch": "alexnet", "sobel": True, "classes": 5, "image_size": 64, "resize": 73, "images": 0,
     "epochs": 2, "batch_size": 10, "lr": 0.01, "schedule": "linear", "momentum": 0.9, "weight_decay": 1e-4,
-    "augmentation": "standard", "label_view": "training", "pretrained": "", "pca": 8, "kmeans_iterations": 3,
-    "precision": "fp32", "seed": 3,
+    "augmentation": "standard", "label_view": "training", "balanced": True, "pretrained": "", "pca": 8,
+    "kmeans_iterations": 3, "precision": "fp32", "seed": 3,
 }  # fmt: skip
 
 # Batch norm's statistics are each process's own, and so is dropout: without both, nothing may differ.
@@ -90,8 +90,8 @@ def test_it_is_refused_before_a_pass_over_all_images(demo_data, method):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"label_view": "center_crop"}, {"method": "deepcluster", "schedule": "constant"}],
-    ids=lambda changes: next(iter(changes.values()), "uic"),
+    [{}, {"balanced": False}, {"label_view": "center_crop"}, {"method": "deepcluster", "schedule": "constant"}],
+    ids=lambda changes: "-".join(map(str, changes.values())) or "uic",
 )
 def test_two_processes_leave_what_one_leaves(demo_data, tmp_path, changes):
     """Gradients (as the weights they lead to), labels, order and coverage."""

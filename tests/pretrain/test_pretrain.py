@@ -37,7 +37,7 @@ def small(demo_data, tmp_path):
     base = Recipe(
         method="uic", arch="alexnet", sobel=True, classes=5, image_size=64, resize=73, images=0, epochs=2,
         batch_size=16, lr=0.01, schedule="linear", momentum=0.9, weight_decay=1e-4, augmentation="standard",
-        label_view="training", pretrained="", pca=8, kmeans_iterations=3, precision="fp32", seed=3,
+        label_view="training", balanced=True, pretrained="", pca=8, kmeans_iterations=3, precision="fp32", seed=3,
     )  # fmt: skip
 
     def run(name, *arguments, **changes):
@@ -79,8 +79,10 @@ def undisturbed(small, known):
         {},
         {"label_view": "center_crop"},
         {"augmentation": "strong"},
+        {"balanced": False},
         {"method": "supervised", "classes": 4},
         {"method": "deepcluster", "schedule": "constant"},
+        {"method": "deepcluster", "schedule": "constant", "balanced": False},
         {"method": "random", "epochs": 0},
         {"images": 20},
     ],
@@ -99,6 +101,54 @@ def test_a_method_trains_and_the_same_seed_gives_the_same_bytes(small, undisturb
     assert [line["epoch"] for line in history] == list(range(recipe.epochs))
     assert not list(folder.glob("*state*"))
     assert undisturbed(**changes) == outputs(folder)
+
+
+@pytest.mark.parametrize("kind", ["uic", "center_crop", "finetune"])
+def test_without_balance_every_image_is_seen_once_with_the_label_it_had(small, monkeypatch, kind):
+    changes = {
+        "uic": {},
+        "center_crop": {"label_view": "center_crop"},
+        "finetune": {"method": "finetune", "pretrained": "source"},
+    }[kind]
+    arguments = []
+    if kind == "finetune":
+        arguments = ["--pretrained", str(small("source", method="random", epochs=0) / "checkpoint.safetensors")]
+    snapshots, seen, targets = [], [], []
+    epoch, settle, loss = loop.Trainer._epoch, loop.Trainer._settle, loop.cross_entropy
+
+    def begin(trainer, *rest):
+        snapshots.append(trainer.labels.copy())
+        return epoch(trainer, *rest)
+
+    monkeypatch.setattr(loop.Trainer, "_epoch", begin)
+    monkeypatch.setattr(loop, "cross_entropy", lambda x, y: targets.append(y.numpy().copy()) or loss(x, y))
+    monkeypatch.setattr(
+        loop.Trainer, "_settle", lambda self, step, *rest: seen.append(step.positions) or settle(self, step, *rest)
+    )
+    folder = small("run", *arguments, balanced=False, **changes)
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    assert [line["coverage"] for line in history] == [1.0, 1.0]
+    positions, asked = (np.concatenate(arrays).reshape(2, 48) for arrays in (seen, targets))
+    for number in range(2):
+        assert sorted(positions[number]) == list(range(48))
+        assert (snapshots[number][positions[number]] == asked[number]).all()
+    assert positions[0].tolist() != positions[1].tolist()
+    if kind == "uic":
+        assert snapshots[0].tolist() != snapshots[1].tolist(), "labels changed meanwhile"
+
+
+def test_deepcluster_without_balance_draws_as_its_published_sampler(small, monkeypatch):
+    """Clusters of 30, 12, 4, 1 and 1 images: balanced, each would have 8 to 10 of 48 draws."""
+    found = np.repeat(np.arange(5), [30, 12, 4, 1, 1]).astype(np.int32)[np.random.default_rng(0).permutation(48)]
+    asked = []
+    loss = loop.cross_entropy
+    monkeypatch.setattr(deepcluster, "kmeans", lambda *_, **__: found.copy())
+    monkeypatch.setattr(loop, "cross_entropy", lambda x, y: asked.append(y.numpy().copy()) or loss(x, y))
+    small("run", method="deepcluster", schedule="constant", balanced=False, epochs=1)
+    draws = np.bincount(np.concatenate(asked), minlength=5)
+    assert draws.sum() == 48
+    assert draws[0] > 20
+    assert draws[3:].max() < 8
 
 
 def test_another_seed_gives_other_weights(small, undisturbed):

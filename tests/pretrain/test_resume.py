@@ -24,7 +24,7 @@ OUTPUTS = ("checkpoint.safetensors", "labels.npy", "history.jsonl")
 RECIPE = Recipe(
     method="uic", arch="alexnet", sobel=True, classes=5, image_size=64, resize=73, images=0, epochs=6,
     batch_size=8, lr=0.01, schedule="linear", momentum=0.9, weight_decay=1e-4, augmentation="standard",
-    label_view="training", pretrained="", pca=8, kmeans_iterations=3, precision="fp32", seed=3,
+    label_view="training", balanced=True, pretrained="", pca=8, kmeans_iterations=3, precision="fp32", seed=3,
 )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from uic_core.pretrain import deepcluster, labels
 from uic_core.pretrain.labels import Labels
-from uic_core.pretrain.order import Balanced, Order, Shuffled
+from uic_core.pretrain.order import Balanced, Order, Shuffled, SortedList
 
 if TYPE_CHECKING:
     from uic_core.pretrain.loop import Trainer
@@ -68,8 +68,8 @@ class Uic(Random):
         return empty
 
     def order(self, trainer: Trainer, epoch: int) -> Order:
-        """See Supervised. The groups stay, so they are the snapshot of the targets while labels change."""
-        return Balanced(trainer.groups, trainer.recipe.seed, epoch)
+        """See Supervised. Targets stay while labels change: the groups do, and an image shuffled comes once."""
+        return _order(trainer, epoch)
 
 
 class UicCenterCrop(Uic):
@@ -102,7 +102,7 @@ class Finetune(Supervised):
 
     def order(self, trainer: Trainer, epoch: int) -> Order:
         """See Supervised."""
-        return Balanced(trainer.groups, trainer.recipe.seed, epoch)
+        return _order(trainer, epoch)
 
 
 class DeepCluster(Random):
@@ -138,7 +138,16 @@ class DeepCluster(Random):
 
     def order(self, trainer: Trainer, epoch: int) -> Order:
         """See Supervised."""
+        recipe = trainer.recipe
+        balanced = Balanced(trainer.groups, recipe.seed, epoch)
+        return balanced if recipe.balanced else SortedList(balanced, trainer.labels, recipe.classes)
+
+
+def _order(trainer: Trainer, epoch: int) -> Order:
+    """Every class equally often; with `balanced: false` every image once."""
+    if trainer.recipe.balanced:
         return Balanced(trainer.groups, trainer.recipe.seed, epoch)
+    return Shuffled(trainer.labels, trainer.recipe.seed, epoch)
 
 
 def method(recipe_method: str, label_view: str) -> Supervised:

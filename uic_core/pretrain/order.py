@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from uic_core.pretrain.labels import SEGMENT, Groups, Labels
+from uic_core.pretrain.labels import SEGMENT, Groups, Labels, group
 from uic_core.runtime import uniforms
 
 # Draws use a stream of their own: with the plain seed they would repeat the numbers of the augmentation.
@@ -103,6 +103,37 @@ class Balanced:
             u = uniforms(self._seed + _STREAM, self._epoch, slots[small], 1)[:, 0]
             ranks[small] = (u * sizes[small]).astype(np.int64)
         return ranks
+
+
+class SortedList:
+    """What DeepCluster's published code draws (facebookresearch/deepcluster, util.py and clustering.py).
+
+    Its sampler makes a balanced order of positions in the data set. Its loader takes them as positions in another
+    list: all images sorted by cluster, ascending within one. So position 7 becomes the eighth image of that list,
+    with that image's own cluster as target. An image and its target belong together, but the classes are no longer
+    balanced: a class is drawn about as often as it has members.
+
+    Args:
+        balanced: the order meant.
+        values: the clusters, int32 [N], 0 ... classes - 1; must not change while the order is in use.
+    """
+
+    def __init__(self, balanced: Balanced, values: Labels, classes: int) -> None:
+        self._balanced, self._labels = balanced, values
+        self._sorted = group(values, classes).members
+
+    def __len__(self) -> int:
+        return len(self._balanced)
+
+    def draw(self, first: int, last: int) -> Draws:
+        """See Order."""
+        views, places = np.divmod(self._balanced.draw(first, last)[0], len(self))
+        positions = self._sorted[places].astype(np.int64)
+        return positions + views * len(self), self._labels[positions]
+
+    def coverage(self) -> float:
+        """See Order. Every place in the list is another image, so as many are drawn."""
+        return self._balanced.coverage()
 
 
 class Permutation:

@@ -1,0 +1,202 @@
+"""What some departures from the predecessors' code come to: the numbers that docs/protocol.md quotes.
+
+`python -m bench.departures` prints them in a few minutes, or only the parts that are named. No bars: a departure is
+told, not judged. Photographs are scikit-learn's two (640×427 pixels); labelled images are drawn as the demo's are, four
+times as large.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import faiss
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from bench.measure import processor
+from uic_core import runtime
+from uic_core.config import LinearProbe
+from uic_core.data import reader, shapes
+from uic_core.data.augment import CROP_UNIFORMS, crop_box, gaussian_blur, normalize
+from uic_core.data.crop import crop
+from uic_core.data.index import Index, build_imagenet
+from uic_core.evaluate.probes import Probes
+from uic_core.models import build
+from uic_core.pretrain import deepcluster, labels, order
+
+PROBE = LinearProbe.model_validate(
+    {"layers": {"alexnet": ["conv1", "conv2", "conv3", "conv4", "conv5"]}, "crop": {"alexnet": "random_crop"}}
+    | {"images": {"alexnet": 0}, "val_images": {"alexnet": 0}, "epochs": 6, "batch_size": 64, "lr": 0.05}
+    | {"lr_steps": [3, 5], "momentum": 0.9, "weight_decay": 0.0, "batch_norm": False, "seed": 0}
+)
+CLASSES, TRAIN, VAL = 20, 600, 300
+SIDE, RESIZE = 64, 73
+
+
+def sampler(images: int = 1_281_167, classes: int = 10_000) -> None:
+    """DeepCluster's draws a class against class sizes, for class sizes that spread more and more."""
+    random = np.random.default_rng(0)
+    for sigma in (0.2, 0.3, 0.5, 0.8, 1.2):
+        weights = np.exp(random.normal(0, sigma, classes))
+        values = random.choice(classes, images, p=weights / weights.sum()).astype(np.int32)
+        groups = labels.group(values, classes, random)
+        meant = order.Balanced(groups, 0, 0)
+        drawn = [
+            np.bincount(each.draw(0, images)[1], minlength=classes)[groups.sizes > 0]
+            for each in (meant, order.SortedList(meant, values, classes))
+        ]
+        ours, theirs = (np.corrcoef(counts, groups.sizes[groups.sizes > 0])[0, 1] for counts in drawn)
+        print(
+            f"sizes ± {groups.sizes.std() / groups.sizes.mean():.2f} of their mean: correlation of draws with size "
+            f"{theirs:.3f} (ours {ours:.3f}), draws a class {drawn[1].min()} to {drawn[1].max()} (ours "
+            f"{drawn[0].min()} to {drawn[0].max()}), images seen {meant.coverage():.2f}"
+        )
+
+
+def _photographs() -> list[Image.Image]:
+    """The two photographs, and a mosaic of four of them for crops of 672 pixels and more."""
+    china, flower = (np.asarray(image) for image in load_sample_images().images)
+    mosaic = np.vstack([np.hstack([china, flower]), np.hstack([flower[:, ::-1], china[:, ::-1]])])
+    return [Image.fromarray(pixels) for pixels in (china, flower, mosaic)]
+
+
+def _read(path: Path, box: reader.Box, size: int, *, reduced: bool) -> NDArray[np.int64]:
+    """A crop as the loader makes it, from a file decoded at reduced size or whole: [S, S, 3]."""
+    pixels = np.array(reader.read_rgb(path))  # a copy: Pillow's memory is read-only
+    if reduced:
+        pixels, box = reader.read_part(path, lambda *_: box, size)
+    made = torch.empty(size, size, 3, dtype=torch.uint8)
+    crop(pixels, box, made)
+    return made.numpy().astype(np.int64)
+
+
+def decoding(folder: Path, crops: int = 400) -> None:
+    """Grey levels between crops of JPEGs decoded at reduced size and whole, by reduction."""
+    files = []
+    for number, image in enumerate(_photographs()):
+        files.append(folder / f"{number}.jpg")
+        image.save(files[-1], quality=95)
+    for size, chosen in ((64, files[:2]), (96, files[:2]), (224, files[2:])):
+        differences: dict[int, list[float]] = {}
+        numbers = runtime.uniforms(0, 0, np.arange(crops), CROP_UNIFORMS)
+        for number, u in enumerate(numbers):
+            path = chosen[number % len(chosen)]
+            with Image.open(path) as image:
+                box = crop_box(image.width, image.height, u)
+            oversize = min(box[2] - box[0], box[3] - box[1]) / size
+            reduction = next((factor for factor in (8, 4, 2) if oversize >= 1.5 * factor), 1)
+            apart = np.abs(_read(path, box, size, reduced=True) - _read(path, box, size, reduced=False))
+            differences.setdefault(reduction, []).append(float(apart.mean()))
+        for reduction, found in sorted(differences.items()):
+            print(
+                f"crops of {size} pixels, file decoded at 1/{reduction} ({len(found)} crops): mean difference "
+                f"{np.mean(found):.2f} grey levels of 255, at most {np.max(found):.2f} in a crop"
+            )
+
+
+def _scenes(folder: Path, images: int, seed: int) -> Index:
+    """Labelled JPEGs of 288 to 400 pixels a side, drawn as the demo's; those that are there already are taken."""
+    for number in range(0 if folder.exists() else images):
+        random = np.random.default_rng([seed, number])
+        width, height = random.integers(288, 401, 2).tolist()
+        radius = min(width, height) * random.uniform(0.7, 1.0) / 2
+        x, y = (random.uniform(0.9 * radius, side - 0.9 * radius) for side in (width, height))
+        thing = shapes.Thing(number % CLASSES, x, y, radius)
+        path = folder / "train" / f"class{number % CLASSES:02}" / f"{number:05}.JPEG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(shapes.draw(random, width, height, [thing], 0.45)[0]).save(path, quality=92)
+    return build_imagenet(folder, "train")
+
+
+def probes(folder: Path) -> None:
+    """Linear probes on random weights, whose training crops are decoded at reduced size and whole."""
+    train, val = _scenes(folder / "train", TRAIN, 1), _scenes(folder / "val", VAL, 2)
+    torch.manual_seed(0)
+    network = build("alexnet", classes=2, image_size=SIDE, sobel=True)
+    spare = reader._SPARE
+    for name, value in (("reduced", spare), ("whole", math.inf)):
+        reader._SPARE = value
+        try:
+            curves = Probes(network, train, val, PROBE, RESIZE).run()
+        finally:
+            reader._SPARE = spare
+        print(f"{name}: " + "  ".join(f"{layer} {100 * curve.top1[-1]:.1f}" for layer, curve in curves.items()))
+
+
+def _official_blur(images: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Normalised [B, 3, 224, 224] as the official code blurs it: kernel 12, zeros around, 225 × 225 pixels."""
+    places = torch.arange(12) - 5.5
+    line = torch.exp(-0.5 * (places / sigma) ** 2)
+    kernel = torch.outer(line, line) / line.sum() ** 2
+    return F.conv2d(images, kernel.expand(3, 1, 12, 12), padding=6, groups=3)
+
+
+def blur() -> None:
+    """Grey levels between the official blur and ours, on the photographs' centres."""
+    centres = [torch.from_numpy(reader.center_crop(image, 256, 224)) for image in _photographs()[:2]]
+    batch = torch.stack(centres)
+    std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+    for sigma in (0.1, 0.5, 1.0, 2.0):
+        ours = normalize((gaussian_blur(batch.float(), np.full(2, sigma))).round().to(torch.uint8))
+        theirs = _official_blur(normalize(batch), sigma)
+        apart = ((theirs[..., :224, :224] - ours).abs() * std * 255).mean(1)
+        inside = apart[:, 12:-12, 12:-12].mean()
+        border = apart[:, 0].mean()
+        unblurred = ((normalize(batch) - ours).abs() * std * 255).mean()
+        print(
+            f"sigma {sigma}: inside {inside:.1f} grey levels, first row {border:.1f}; ours moves an image by "
+            f"{unblurred:.1f}"
+        )
+
+
+def whitening(folder: Path) -> None:
+    """Variances along the 256 directions that are kept, of a random network's features, and with dead units."""
+    index = _scenes(folder / "train", TRAIN, 1)
+    torch.manual_seed(0)
+    network = build("alexnet", classes=2, image_size=SIDE, sobel=True).eval()
+    views = [reader.center_crop(reader.read_rgb(index.file(place)), RESIZE, SIDE) for place in range(len(index))]
+    with torch.no_grad():
+        parts = [network.embed(normalize(torch.from_numpy(part))) for part in np.array_split(np.stack(views), 10)]
+    features = torch.cat(parts).numpy()
+    few = np.ascontiguousarray(features * (np.arange(features.shape[1]) < 100))
+    for name, values in (("all units", features), ("100 units alive", few)):
+        matrix = faiss.PCAMatrix(values.shape[1], 256, -0.5)
+        matrix.train(values)
+        variances = faiss.vector_to_array(matrix.eigenvalues)[:256]
+        theirs = matrix.apply(values)
+        print(
+            f"{name}: variance of the 256th direction is {variances[-1] / variances[0]:.1e} of the first's; published "
+            f"whitening: {np.isfinite(theirs).all(1).mean():.2f} of the rows finite, largest number "
+            f"{np.nanmax(np.abs(theirs)):.1e}; ours keeps {deepcluster.whiten(values, 256).shape[1]} directions"
+        )
+
+
+def main(names: list[str]) -> None:
+    """Print the parts that are named, or all of them."""
+    print(f"departures, on {processor()}")
+    runtime.seed_everything(0)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        parts: dict[str, Callable[[], None]] = {
+            "sampler": sampler,
+            "decoding": partial(decoding, folder),
+            "blur": blur,
+            "whitening": partial(whitening, folder),
+            "probes": partial(probes, folder),
+        }
+        for part in names or parts:
+            print(f"\n{part}")
+            parts[part]()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
