@@ -35,18 +35,99 @@ def test_the_demo_is_the_same_matrix(paper):
             assert recipe[key] == paper["runs"][name][key], f"{name}.{key}"
 
 
-def test_paper_numbers(paper):
-    """PROTOCOL section 2's table of optimiser settings."""
-    config = validate(paper, "paper")
-    uic = config.runs["uic_3k"]
-    assert (uic.batch_size, uic.lr, uic.weight_decay, uic.momentum) == (256, 0.1, 1e-4, 0.9)
-    assert (uic.epochs, uic.schedule, uic.sobel) == (500, "linear", True)
-    assert [config.runs[f"uic_{k}k"].classes for k in (3, 5, 10)] == [3000, 5000, 10000]
-    for name in ("uic_resnet50_strong", "uic_resnet50_mlp_strong", "uic_vgg16_strong"):
-        recipe = config.runs[name]
-        assert (recipe.batch_size, recipe.lr, recipe.schedule, recipe.sobel) == (1024, 0.2, "cosine", False)
-    assert (config.runs["uic_3k_fft"].epochs, config.runs["uic_3k_fft"].lr) == (30, 0.05)
-    assert config.datasets.imagenet.train_images // 3000 == 427  # Fig. 3
+ALEXNET = {
+    "method": "uic", "arch": "alexnet", "sobel": True, "classes": 3000, "image_size": 224, "resize": 256, "images": 0,
+    "epochs": 500, "batch_size": 256, "lr": 0.1, "schedule": "linear", "momentum": 0.9, "weight_decay": 0.0001,
+    "augmentation": "standard", "label_view": "training", "pretrained": "", "pca": 256, "kmeans_iterations": 20,
+}  # fmt: skip
+FINETUNE = ALEXNET | {"method": "finetune", "pretrained": "uic_3k", "epochs": 30, "lr": 0.05}
+LARGE = ALEXNET | {"sobel": False, "batch_size": 1024, "lr": 0.2, "schedule": "cosine", "augmentation": "strong"}
+RUNS = {  # PROTOCOL section 2; DeepCluster's own numbers are those of its published code
+    "uic_3k": ALEXNET,
+    "uic_5k": ALEXNET | {"classes": 5000},
+    "uic_10k": ALEXNET | {"classes": 10000},
+    "uic_3k_center_crop": ALEXNET | {"label_view": "center_crop"},
+    "uic_3k_strong": ALEXNET | {"augmentation": "strong"},
+    "uic_3k_fft": FINETUNE,
+    "uic_3k_center_crop_fft": FINETUNE | {"pretrained": "uic_3k_center_crop"},
+    "uic_resnet50_strong": LARGE | {"arch": "resnet50"},
+    "uic_resnet50_mlp_strong": LARGE | {"arch": "resnet50_mlp"},
+    "uic_vgg16_strong": LARGE | {"arch": "vgg16"},
+    "deepcluster": ALEXNET
+    | {"method": "deepcluster", "classes": 10000, "lr": 0.05, "schedule": "constant", "weight_decay": 0.00001},
+    "supervised": ALEXNET | {"method": "supervised", "classes": 1000, "sobel": False, "epochs": 90},
+    "random_sobel": ALEXNET | {"method": "random", "epochs": 0},
+    "random_rgb": ALEXNET | {"method": "random", "epochs": 0, "sobel": False},
+}
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_the_papers_runs_have_the_protocols_numbers(paper, run):
+    """Literals: a number that changes in the config must change here too."""
+    found = {key: value for key, value in paper["runs"][run].items() if key not in ("precision", "seed")}
+    assert found == RUNS[run]
+
+
+def test_no_run_goes_unseen(paper):
+    assert list(paper["runs"]) == list(RUNS)
+
+
+NUMBERS = {
+    "datasets.imagenet": {"classes": 1000, "train_images": 1_281_167, "val_images": 50_000},
+    "datasets.voc07": {"trainval_images": 5011, "test_images": 4952},
+    "datasets.voc_segmentation": {
+        "train_list": "train", "train_images": 8498, "val_list": "seg11valid", "val_images": 736
+    },
+    "datasets.miniimagenet": {"train_classes": 64, "val_classes": 16, "test_classes": 20, "images_per_class": 600},
+    "evaluations.linear_probe": {  # section 4
+        "epochs": 32, "batch_size": 256, "lr": 0.1, "lr_steps": [10, 20, 30], "momentum": 0.9, "weight_decay": 0.0,
+        "batch_norm": False,
+    },
+    "evaluations.linear_probe.layers": {
+        "alexnet": ["conv1", "conv2", "conv3", "conv4", "conv5"], "vgg16": ["conv13"], "resnet50": ["avgpool"],
+        "resnet50_mlp": ["mlp"],
+    },
+    "evaluations.linear_probe.crop": {
+        "alexnet": "random_crop", "vgg16": "random_crop", "resnet50": "resized_crop", "resnet50_mlp": "resized_crop"
+    },
+    "evaluations.linear_probe.images": {"alexnet": 0, "vgg16": 0, "resnet50": 0, "resnet50_mlp": 0},
+    "evaluations.linear_probe.val_images": {"alexnet": 0, "vgg16": 0, "resnet50": 0, "resnet50_mlp": 0},
+    "evaluations.voc_classification_fc6_8": {  # section 5
+        "image_size": 224, "train": "fc6_8", "batch_norm": "affine_trained", "iterations": 80_000, "batch_size": 16,
+        "lr": 0.003, "lr_halved_every": 5000, "momentum": 0.9, "weight_decay": 0.000001, "clip_gradient": 10.0,
+        "crops": 10,
+    },
+    "evaluations.voc_classification_all": {
+        "image_size": 224, "train": "all", "batch_norm": "affine_trained", "iterations": 150_000, "batch_size": 16,
+        "lr": 0.001, "lr_halved_every": 20_000, "momentum": 0.9, "weight_decay": 0.000001, "clip_gradient": 10.0,
+        "crops": 10,
+    },
+    "evaluations.detection": {  # section 6
+        "train_scales": [480, 576, 688, 864, 1200], "train_max": 2000, "test_scale": 600, "test_max": 1000,
+        "iterations": 150_000, "lr": 0.001, "lr_steps": [50_000, 100_000], "momentum": 0.9, "weight_decay": 0.0005,
+        "images_per_batch": 2, "rois_per_batch": 128, "foreground": 0.25, "nms": 0.3,
+    },
+    "evaluations.segmentation": {  # section 7: passes, of which 20 make a step
+        "pad": 100, "iterations": 3_000_000, "batch_size": 1, "accumulate": 20, "lr": 0.0001,
+        "lr_steps": [1_000_000, 2_000_000], "momentum": 0.9, "weight_decay": 0.0005,
+    },
+    "evaluations.fewshot": {"ways": 5, "shots": 5, "queries": 15, "episodes": 2000},  # section 8
+    "evaluations.fewshot.resolutions": {
+        "upsampled": {"resize": 256, "crop": 224}, "native": {"resize": 84, "crop": 84}
+    },
+    "evaluations.fewshot.layers": {
+        "alexnet": ["conv3", "conv4", "conv5", "conv5+MP"], "vgg16": ["conv13", "conv13+MP"],
+        "resnet50": ["avgpool"], "resnet50_mlp": ["avgpool", "mlp"],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("section", NUMBERS)
+def test_the_papers_sections_have_the_protocols_numbers(paper, section):
+    found = paper
+    for key in section.split("."):
+        found = found[key]
+    assert {key: found[key] for key in NUMBERS[section]} == NUMBERS[section]
 
 
 def _models(annotation: Any) -> set[type[BaseModel]]:

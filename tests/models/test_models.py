@@ -85,11 +85,96 @@ def test_taps_stop_at_the_deepest_layer_asked_for(monkeypatch):
     assert list(network.taps(torch.randn(1, 3, 64, 64), ["conv2", "conv1"])) == ["conv2", "conv1"]
 
 
+@pytest.mark.parametrize("arch", ["alexnet", "vgg16"])
 @torch.no_grad()
-def test_embedding_is_the_top_layers_input_before_its_relu():
-    network = build("alexnet", classes=5, image_size=64, sobel=True).eval()
+def test_embedding_is_fc7_before_its_relu(arch):
+    """DeepCluster drops the last ReLU while it computes features."""
+    torch.manual_seed(0)
+    network = build(arch, classes=5, image_size=64, sobel=True).eval()
+    seen = outputs(network.classifier, ["fc7"])
     x = torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(network.top(functional.relu(network.embed(x))), network(x))
+    logits = network(x)
+    embedding = network.embed(x)
+    assert torch.equal(embedding, seen["fc7"])
+    assert 0.2 < (embedding < 0).float().mean() < 0.8
+    torch.testing.assert_close(network.top(functional.relu(embedding)), logits)
+
+
+@torch.no_grad()
+def test_embedding_of_a_resnet_is_what_its_top_layer_sees():
+    torch.manual_seed(0)
+    network = build("resnet50", classes=5, image_size=64, sobel=False).eval()
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(network.embed(x), network.features(x).mean((2, 3)))
+    torch.testing.assert_close(network.top(network.embed(x)), network(x))
+
+
+def outputs(module, names):
+    """What these children compute, filled at each forward pass."""
+    seen = {}
+    for name in names:
+        module.get_submodule(name).register_forward_hook(lambda _, __, out, name=name: seen.update({name: out.clone()}))
+    return seen
+
+
+@pytest.mark.parametrize(("arch", "deepest"), [("alexnet", 5), ("vgg16", 13)])
+@torch.no_grad()
+def test_taps_are_the_activations_after_the_relu_and_before_the_pooling(arch, deepest):
+    torch.manual_seed(0)
+    network = build(arch, classes=5, image_size=64, sobel=True).eval()
+    names = [f"{kind}{number}" for number in range(1, deepest + 1) for kind in ("bn", "relu")]
+    seen = outputs(network.features, names)
+    taps = network.taps(torch.randn(1, 3, 64, 64), network.layers)
+    assert list(taps) == [f"conv{number}" for number in range(1, deepest + 1)]
+    for number in range(1, deepest + 1):
+        assert (seen[f"bn{number}"] < 0).any()
+        assert torch.equal(taps[f"conv{number}"], seen[f"bn{number}"].clamp(min=0))
+
+
+POOLS = [  # PROTOCOL section 1: channels, side at 224, kernel, stride, padding, numbers after it
+    ("alexnet", "conv1", 96, 55, 6, 6, 3, 9600),
+    ("alexnet", "conv2", 256, 27, 4, 4, 0, 9216),
+    ("alexnet", "conv3", 384, 13, 3, 3, 1, 9600),
+    ("alexnet", "conv4", 384, 13, 3, 3, 1, 9600),
+    ("alexnet", "conv5", 256, 13, 2, 2, 0, 9216),
+    ("alexnet_torchvision", "conv1", 64, 55, 6, 6, 3, 6400),
+    ("alexnet_torchvision", "conv5", 256, 13, 2, 2, 0, 9216),
+    ("vgg16", "conv13", 512, 14, 3, 3, 0, 8192),
+]
+
+
+@pytest.mark.parametrize(("arch", "layer", "channels", "side", "kernel", "stride", "padding", "numbers"), POOLS)
+def test_probes_see_the_maxima_of_the_protocols_windows(arch, layer, channels, side, kernel, stride, padding, numbers):
+    maps = torch.randn(2, channels, side, side, generator=torch.Generator().manual_seed(0))
+    found = probe_pool(layer, maps, arch)
+    assert found.shape == (2, numbers)
+    assert torch.equal(found, functional.max_pool2d(maps, kernel, stride, padding).flatten(1))
+
+
+def test_probes_of_other_sizes_see_maxima_too():
+    maps = torch.randn(2, 384, 5, 5, generator=torch.Generator().manual_seed(0))  # conv3 at 96 pixels
+    assert torch.equal(probe_pool("conv3", maps, "alexnet"), maps.flatten(1))
+    maps = torch.randn(2, 96, 20, 20, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(probe_pool("conv1", maps, "alexnet"), functional.max_pool2d(maps, 2).flatten(1))
+
+
+DROPOUTS = {
+    "alexnet": ["drop6", "fc6", "relu6", "drop7", "fc7", "relu7"],
+    "vgg16": ["fc6", "relu6", "drop6", "fc7", "relu7"],
+}
+
+
+@pytest.mark.parametrize("arch", DROPOUTS)
+@torch.no_grad()
+def test_dropout_takes_half_and_doubles_the_rest(arch):
+    torch.manual_seed(0)
+    network = build(arch, classes=5, image_size=64, sobel=True)
+    assert list(dict(network.classifier.named_children())) == DROPOUTS[arch]
+    for name, layer in network.classifier.named_children():
+        if name.startswith("drop"):
+            dropped = layer(torch.ones(100, 100))
+            assert set(dropped.unique().tolist()) == {0.0, 2.0}
+            assert dropped.mean().item() == pytest.approx(1, abs=0.05)
 
 
 @torch.no_grad()
@@ -125,14 +210,31 @@ def test_sobel_sees_no_flat_colour():
     assert out[:, :, 1:-1, 1:-1].abs().max() < 1e-6
 
 
-def test_alexnet_initial_weights():
+@pytest.mark.parametrize("arch", ARCHS)
+def test_initial_weights(arch):
+    """PROTOCOL section 1: convolutions N(0, sqrt(2 / (k² out))), linear layers N(0, .01), biases 0, BN 1 and 0."""
     torch.manual_seed(0)
-    network = build("alexnet", classes=100, image_size=64, sobel=True)
-    conv = network.features.conv3
-    assert conv.weight.std().item() == pytest.approx((2 / (9 * 384)) ** 0.5, rel=0.01)
-    assert network.classifier.fc7.weight.std().item() == pytest.approx(0.01, rel=0.01)
-    assert (conv.bias == 0).all()
-    assert (network.features.bn3.weight == 1).all()
+    network = build(arch, classes=100, image_size=64, sobel=False)
+    kinds = set()
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            kinds.add(type(module))
+            weight = module.weight.detach()
+            out, _, kernel, _ = weight.shape if weight.ndim == 4 else (0, 0, 0, 0)
+            deviation = (2 / (kernel * kernel * out)) ** 0.5 if out else 0.01
+            spread = 5 * deviation / weight.numel() ** 0.5  # five deviations of a mean, seven of a deviation
+            assert weight.mean().item() == pytest.approx(0, abs=spread), name
+            assert weight.std().item() == pytest.approx(deviation, abs=spread), name
+            assert (weight.abs() > 3 * deviation).float().mean() > 0.001, f"{name}: a normal law has tails"
+        elif isinstance(module, nn.BatchNorm2d):
+            kinds.add(type(module))
+            assert (module.weight == 1).all(), name
+            assert (module.running_mean == 0).all(), name
+            assert (module.running_var == 1).all(), name
+            assert (module.eps, module.momentum) == (1e-5, 0.1), name
+        if getattr(module, "bias", None) is not None:
+            assert (module.bias == 0).all(), name
+    assert kinds == {nn.Conv2d, nn.Linear} | ({nn.BatchNorm2d} if arch != "alexnet_torchvision" else set())
 
 
 def test_an_unknown_arch_is_answered_with_the_known_ones():

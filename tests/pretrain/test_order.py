@@ -153,6 +153,15 @@ def test_a_permutation_takes_every_place_once(size, seed, epoch):
     assert sorted(found.tolist()) == list(range(size))
 
 
+@pytest.mark.parametrize("places", [[5], [0, 7], [-1], [1 << 32]])
+def test_a_place_beyond_a_permutation_is_refused(places):
+    """A number beyond may lie on a cycle of such numbers alone, and the search for one inside would never end."""
+    permutation = order.Permutation(5, 0, 0)
+    assert permutation(np.arange(0)).tolist() == []
+    with pytest.raises(AssertionError, match="places beyond 5"):
+        permutation(np.array(places))
+
+
 def test_permutations_are_even():
     """Where a place goes, and where two neighbours go, over many seeds: chi-square against uniform."""
     size, seeds = 12, 6000

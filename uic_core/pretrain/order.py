@@ -153,6 +153,8 @@ class Permutation:
 
     def __call__(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where `places`, each in 0 … size - 1, go: int64 [n]."""
+        # Beyond them lie the cycles that never come back to 0 … size - 1: the search for an end would not end.
+        assert not len(places) or 0 <= places.min() <= places.max() < self._size, f"places beyond {self._size}"
         found = self._mixed(places.astype(np.uint32))
         beyond = np.flatnonzero(found >= self._size)
         while len(beyond):
