@@ -101,6 +101,14 @@ def test_a_method_trains_and_the_same_seed_gives_the_same_bytes(small, undisturb
     assert [line["epoch"] for line in history] == list(range(recipe.epochs))
     assert not list(folder.glob("*state*"))
     assert undisturbed(**changes) == outputs(folder)
+    if changes:
+        assert undisturbed()[0] != outputs(folder)[0], "what the recipe says reaches the weights"
+    if recipe.epochs:
+        start = small("start", method="random", epochs=0, classes=recipe.classes) / "checkpoint.safetensors"
+        initial = dict(checkpoint.load(start)[0].named_parameters())
+        stood = [name for name, value in network.named_parameters() if torch.equal(value, initial[name])]
+        assert not stood, "every weight is trained"
+        assert history[-1]["loss"] < 2 * np.log(recipe.classes)
 
 
 def test_another_seed_gives_other_weights(small, undisturbed):
