@@ -40,7 +40,8 @@ BAR = 0.9
 MIRRORS = {
     "data": {"augment": "", "boxes": "openmmlab/fast_rcnn", "crop": "data/loader data/cache", "reader": ""},
     "pretrain": dict.fromkeys(("labels", "order"), "pretrain/reference")
-    | dict.fromkeys(("deepcluster", "loop", "methods"), "pretrain/reference pretrain/pretrain"),
+    | dict.fromkeys(("deepcluster", "methods"), "pretrain/reference pretrain/pretrain")
+    | {"loop": "pretrain/reference pretrain/pretrain pretrain/parallel"},
     "models": dict.fromkeys(("alexnet", "network", "probe_pool", "resnet", "sobel", "vgg"), "models/models"),
     "evaluate": dict.fromkeys(("average_precision", "clusters", "fewshot", "voc_classification"), "")
     | dict.fromkeys(("heads", "probes", "ten_crop"), "evaluate/linear_probe"),
