@@ -38,14 +38,16 @@ ROOT = Path(__file__).parents[1]
 BAR = 0.9
 # tests/<package>/test_<module>.py mirrors a module, and so do the test files named here, as far as they are there.
 MIRRORS = {
-    "data": {"augment": "", "boxes": "openmmlab/proposals", "crop": "data/loader data/cache", "reader": ""},
-    "pretrain": {"labels": "pretrain/reference", "order": "", "deepcluster": "pretrain/pretrain"}
-    | dict.fromkeys(("loop", "methods"), "pretrain/reference pretrain/pretrain"),
+    "data": {"augment": "", "boxes": "openmmlab/fast_rcnn", "crop": "data/loader data/cache", "reader": ""},
+    "pretrain": dict.fromkeys(("labels", "order"), "pretrain/reference")
+    | dict.fromkeys(("deepcluster", "methods"), "pretrain/reference pretrain/pretrain")
+    | {"loop": "pretrain/reference pretrain/pretrain pretrain/parallel"},
     "models": dict.fromkeys(("alexnet", "network", "probe_pool", "resnet", "sobel", "vgg"), "models/models"),
     "evaluate": dict.fromkeys(("average_precision", "clusters", "fewshot", "voc_classification"), "")
     | dict.fromkeys(("heads", "probes", "ten_crop"), "evaluate/linear_probe"),
-    "openmmlab": dict.fromkeys(("backbones", "fast_rcnn", "fcn", "proposals"), "")
-    | dict.fromkeys(("detection", "runner", "segmentation"), "openmmlab/protocol openmmlab/stages"),
+    "openmmlab": dict.fromkeys(("backbones", "fcn", "proposals", "regression", "voc_ap"), "")
+    | {"fast_rcnn": "openmmlab/protocol", "detection": "openmmlab/fast_rcnn openmmlab/protocol openmmlab/stages"}
+    | dict.fromkeys(("runner", "segmentation"), "openmmlab/protocol openmmlab/stages"),
 }
 MODULES = [f"uic_core/{package}/{module}.py" for package, modules in MIRRORS.items() for module in modules]
 COPIED = ("uic_core", "tests", "config", "pyproject.toml")
@@ -134,11 +136,11 @@ def _limit(tree: Path, tests: list[str]) -> float:
 
 
 def _state(tree: Path, tests: list[str]) -> str:
-    """Hash of all that is copied, of the tests only these."""
+    """Hash of all that is copied, of the test files only these."""
     found = hashlib.sha256()
     for file in sorted(file for file in tree.rglob("*.*") if file.is_file()):
         name = file.relative_to(tree).as_posix()
-        if not name.startswith("tests/") or name in tests or file.name == "conftest.py":
+        if not file.name.startswith("test_") or name in tests:
             found.update(f"{name} {hashlib.sha256(file.read_bytes()).hexdigest()}".encode())
     return found.hexdigest()
 

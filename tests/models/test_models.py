@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torch.nn import functional
 
@@ -246,3 +247,22 @@ def test_an_unknown_layer_is_answered_with_the_known_ones():
     network = build("alexnet", classes=5, image_size=64, sobel=True)
     with pytest.raises(InputError, match=r"alexnet has no layer 'conv6' \(known: conv1, conv2"):
         network.taps(torch.zeros(1, 3, 64, 64), ["conv6"])
+
+
+def test_torchvisions_alexnet_has_its_channels():
+    with torch.device("meta"):
+        ours = build("alexnet_torchvision", classes=1000, image_size=224, sobel=False)
+        theirs = torchvision.models.alexnet()
+    assert [tuple(weight.shape) for weight in ours.parameters()] == [
+        tuple(weight.shape) for weight in theirs.parameters()
+    ]
+
+
+def test_a_resnet_of_sobel_maps_differs_in_its_first_layers_inputs_alone():
+    with torch.device("meta"):
+        rgb, edges = (build("resnet50", classes=5, image_size=224, sobel=sobel) for sobel in (False, True))
+    ours, theirs = edges.features.conv1, rgb.features.conv1
+    assert (ours.in_channels, theirs.in_channels) == (2, 3)
+    for name in ("out_channels", "kernel_size", "stride", "padding", "bias"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert [weight.shape for weight in edges.parameters()][1:] == [weight.shape for weight in rgb.parameters()][1:]
