@@ -1,7 +1,7 @@
 """Training held against one plain loop, which knows the paper's rules and nothing of the suite's loop.
 
 Crops and augmentation are torchvision's; the network, the loss, SGD, and the rules for labels and order are written out
-from PROTOCOL sections 1 and 2. The suite's are random numbers and permutations, held by test_runtime.py, test_order.py
+from PROTOCOL sections 1 and 2. The suite's are random numbers and permutations, held by test_randomness.py, test_order.py
 and test_labels.py, and k-means, held by test_pretrain.py.
 """
 
@@ -30,9 +30,9 @@ from uic_core.models import Network, build
 from uic_core.pretrain import deepcluster, labels
 from uic_core.pretrain.loop import Trainer
 from uic_core.pretrain.order import Permutation
-from uic_core.pretrain.parallel import ALONE
 from uic_core.recipe import Recipe
-from uic_core.runtime import uniforms
+from uic_core.run.parallel import ALONE
+from uic_core.run.randomness import uniforms
 
 IMAGES, ANNOTATED, SIDE, SHORTER = 15, 4, 64, 72
 SOBEL = torch.tensor([[[1.0, 0, -1], [2, 0, -2], [1, 0, -1]], [[1, 2, 1], [0, 0, 0], [-1, -2, -1]]])[:, None]

@@ -15,14 +15,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from uic_core import models, runtime
+from uic_core import models
 from uic_core.config import Config
 from uic_core.data import reader, synthetic
 from uic_core.overview.costs import network
 from uic_core.overview.plan import Rates
 from uic_core.pretrain.methods import cross_entropy
-from uic_core.pretrain.precision import autocast, resolve
 from uic_core.recipe import Recipe
+from uic_core.run import devices
+from uic_core.run.precision import autocast, resolve
 
 _SECONDS = 3.0  # of measuring, for each rate
 _IMAGES = 64
@@ -38,7 +39,7 @@ def measured(config: Config, gpus: int, cpus: int) -> Rates:
         gpus: that the plan is for, if this machine has one.
         cpus: of this machine.
     """
-    device = runtime.device()
+    device = devices.current()
     gpu = device.type == "cuda"
     copies = 1 if gpu else cpus
     largest: dict[str, Recipe] = {}
@@ -78,7 +79,7 @@ def _mean(pool: ProcessPoolExecutor, copies: int, measure: Callable[[int], float
 
 def _training_rate(recipe: Recipe, precision_name: str, _: int) -> float:
     """FLOP/s of forward, backward and SGD at a recipe's size; in its own precision where none is named."""
-    device = runtime.device()
+    device = devices.current()
     if device.type == "cpu":
         torch.set_num_threads(1)
     precision = resolve(precision_name or recipe.precision, device)

@@ -17,22 +17,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from uic_core import runtime
 from uic_core.data.augment import UNIFORMS, augment, normalize
 from uic_core.data.index import Index
 from uic_core.data.loader import Loader
 from uic_core.errors import InputError
 from uic_core.files import atomic, write_text
-from uic_core.models import Network
-from uic_core.pretrain import checkpoint, labels, resume
+from uic_core.models import Network, checkpoint
+from uic_core.pretrain import labels
 from uic_core.pretrain.methods import cross_entropy, method
-from uic_core.pretrain.order import Order
-from uic_core.pretrain.parallel import Ranks
-from uic_core.pretrain.precision import autocast, prepare, resolve
+from uic_core.pretrain.order import Order, merge_labels
 from uic_core.pretrain.progress import Progress
-from uic_core.pretrain.resume import Saver, Signals, State
 from uic_core.pretrain.state import Position, restore, save
 from uic_core.recipe import Recipe
+from uic_core.run import devices, randomness, saved_state
+from uic_core.run.parallel import Ranks
+from uic_core.run.precision import autocast, prepare, resolve
+from uic_core.run.saved_state import Saver, State
+from uic_core.run.signals import Signals
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -77,7 +78,7 @@ class Trainer:
             ranks.bounds(len(self.index), recipe.batch_size)
         self.identity = {"recipe": recipe.model_dump(), "hash": recipe.hash(), "data": self.index.fingerprint}
         self.identity["start"] = start
-        self.device = runtime.device()
+        self.device = devices.current()
         self.precision = resolve(recipe.precision, self.device)
         self.precision_name = str(self.precision).removeprefix("torch.")
         self.method = method(recipe.method, recipe.label_view)
@@ -216,7 +217,7 @@ class Trainer:
             self._record(covered)
             self.position = Position(epoch + 1)
             if epoch + 1 < recipe.epochs:
-                self._obey(saver.agreed(resume.EPOCH_SECONDS, self.device))
+                self._obey(saver.agreed(saved_state.EPOCH_SECONDS, self.device))
 
     def _obey(self, wishes: list[float]) -> None:
         assert self._saver is not None, "no run is in progress"
@@ -247,12 +248,12 @@ class Trainer:
             # All randomness of a step starts here, so a resumed run draws what an undisturbed one would.
             seeds = np.random.SeedSequence([recipe.seed, 3, position.epoch, step, rank])
             torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
-            numbers = runtime.uniforms(recipe.seed, position.epoch, draws, UNIFORMS)
+            numbers = randomness.uniforms(recipe.seed, position.epoch, draws, UNIFORMS)
             x = augment(crops, numbers, recipe.augmentation)
             x = x.contiguous(memory_format=torch.channels_last)
             with autocast(self.precision, self.device):
                 logits = network(x)
-            target = runtime.onto(self.device, targets.popleft())
+            target = devices.onto(self.device, targets.popleft())
             loss = cross_entropy(logits, target)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -275,7 +276,7 @@ class Trainer:
     def _merge(self, order: Order, bounds: list[tuple[int, int]]) -> None:
         """The labels that all ranks wrote in these batches."""
         if self.method.learns_labels:
-            self.ranks.merge(self.labels, order, bounds, self.device)
+            merge_labels(self.labels, order, bounds, self.ranks, self.device)
 
     def _left(self, step: int, draws: NDArray[np.int64], loss: Tensor, predictions: Tensor | None) -> _Step:
         """What a step leaves, on its way to the CPU: the loss is the mean over the ranks."""

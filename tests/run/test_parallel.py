@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from uic_core.data.index import build_imagenet
 from uic_core.errors import InputError
 from uic_core.models import build
-from uic_core.pretrain import parallel
 from uic_core.pretrain.loop import Trainer
-from uic_core.pretrain.parallel import Ranks
 from uic_core.recipe import Recipe, save
+from uic_core.run import parallel
+from uic_core.run.parallel import Ranks
 
 ROOT = Path(__file__).parents[2]
 BASE = {
