@@ -38,7 +38,8 @@ def test_the_demo_is_the_same_matrix(paper):
 ALEXNET = {
     "method": "uic", "arch": "alexnet", "sobel": True, "classes": 3000, "image_size": 224, "resize": 256, "images": 0,
     "epochs": 500, "batch_size": 256, "lr": 0.1, "schedule": "linear", "momentum": 0.9, "weight_decay": 0.0001,
-    "augmentation": "standard", "label_view": "training", "pretrained": "", "pca": 256, "kmeans_iterations": 20,
+    "augmentation": "standard", "label_view": "training", "balanced": True, "pretrained": "", "pca": 256,
+    "kmeans_iterations": 20,
 }  # fmt: skip
 FINETUNE = ALEXNET | {"method": "finetune", "pretrained": "uic_3k", "epochs": 30, "lr": 0.05}
 LARGE = ALEXNET | {"sobel": False, "batch_size": 1024, "lr": 0.2, "schedule": "cosine", "augmentation": "strong"}

@@ -176,6 +176,26 @@ def test_training_equals_a_plain_loop(alexnet: Network, indexes: tuple[Index, In
         torch.testing.assert_close(maps.flatten(1) @ weight.T + bias, logits, rtol=1e-4, atol=1e-4)
 
 
+def test_heads_see_the_papers_poolings_at_224(alexnet: Network) -> None:
+    """PROTOCOL section 1: kernel, stride and padding of each layer; convolutions take any size."""
+    images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    windows = dict(zip(LAYERS, [(6, 6, 3), (4, 4, 0), (3, 3, 1), (3, 3, 1), (2, 2, 0)], strict=True))
+    seen: dict[str, Tensor] = {}
+    hooks = [
+        alexnet.features.get_submodule(f"relu{layer[-1]}").register_forward_hook(
+            lambda _, __, out, layer=layer: seen.update({layer: out})
+        )
+        for layer in LAYERS
+    ]
+    found = heads.activations(alexnet, images, LAYERS)
+    for hook in hooks:
+        hook.remove()
+    for layer, (kernel, stride, padding) in windows.items():
+        expected = F.max_pool2d(seen[layer], kernel, stride, padding).flatten(1)
+        assert torch.equal(found[layer], expected), layer
+        assert found[layer].std() > 0.01
+
+
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_a_folded_head_computes_the_same(batch_norm: bool) -> None:
     torch.manual_seed(0)

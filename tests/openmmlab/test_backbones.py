@@ -13,6 +13,8 @@ import safetensors.torch
 import torch
 from mmdet.datasets.transforms import PackDetInputs
 from mmdet.models import DetDataPreprocessor
+from mmseg.datasets.transforms import PackSegInputs
+from mmseg.models import SegDataPreProcessor
 from PIL import Image
 from torch import nn
 
@@ -131,7 +133,8 @@ def test_a_jpeg_gives_the_features_that_it_gives_in_uic_core(
     tmp_path: Path, arch: str, sobel: bool, layer: str
 ) -> None:
     path = tmp_path / "image.jpg"
-    Image.effect_noise((112, 80), 60).convert("RGB").save(path)
+    noise = [Image.effect_noise((112, 80), spread) for spread in (30, 60, 90)]  # no channel is another's double
+    Image.merge("RGB", noise).save(path)
     network = build(arch, sobel)
     model = backbones.preprocessor("DetDataPreprocessor", pad_size_divisor=1)
     preprocess = DetDataPreprocessor(**{key: model[key] for key in model if key != "type"})
@@ -145,6 +148,25 @@ def test_a_jpeg_gives_the_features_that_it_gives_in_uic_core(
         expected = as_in_fast_rcnn(network).taps(normalize(pixels), [layer])[layer]
     assert features.std() > 0.1
     torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_a_colour_reaches_the_network_as_rgb_without_imagenets_mean_and_deviation(tmp_path: Path, task: str) -> None:
+    path = tmp_path / "image.png"
+    Image.new("RGB", (8, 6), (200, 100, 30)).save(path)
+    loaded = backbones.LoadRgb().transform({"img_path": str(path)})
+    if task == "detection":
+        packed = PackDetInputs(meta_keys=("img_shape",)).transform(loaded)
+        settings = backbones.preprocessor("DetDataPreprocessor", pad_size_divisor=1)
+        kind: Any = DetDataPreprocessor
+    else:
+        packed = PackSegInputs(meta_keys=("img_shape",)).transform(loaded)
+        settings = backbones.preprocessor("SegDataPreProcessor", size_divisor=1, seg_pad_val=255)
+        kind = SegDataPreProcessor
+    preprocess = kind(**{key: value for key, value in settings.items() if key != "type"})
+    found = preprocess({"inputs": [packed["inputs"]], "data_samples": [packed["data_samples"]]})["inputs"]
+    expected = [(200 / 255 - 0.485) / 0.229, (100 / 255 - 0.456) / 0.224, (30 / 255 - 0.406) / 0.225]
+    torch.testing.assert_close(found, torch.tensor(expected)[None, :, None, None].expand(1, 3, 6, 8))
 
 
 @pytest.mark.parametrize(("arch", "sobel"), [("alexnet", True), ("vgg16", False), ("resnet50", False)])

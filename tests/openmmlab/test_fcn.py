@@ -116,6 +116,38 @@ def test_the_head_is_the_pretrained_classifier_and_keeps_the_image_size(image_si
             assert head(backbone(torch.randn(1, 3, height, width))).shape == (1, 21, height, width)
 
 
+def test_scores_are_cut_where_the_image_lies() -> None:
+    """A 1×1 classifier that passes its map on: ×32 by FCN's own kernel of 63, then 18 rows and columns cut off."""
+    head = fcn.Fcn32sHead(kernel=1, bilinear=63, crop=18, in_channels=1, channels=1, num_classes=2).eval()
+    for layer in (head.fc6, head.fc7, head.conv_seg):
+        nn.init.zeros_(layer.bias)
+        nn.init.ones_(layer.weight)
+    with torch.no_grad():
+        head.conv_seg.weight[1] = -1
+    maps = torch.rand(1, 1, 5, 6, generator=torch.Generator().manual_seed(0))
+    ramp = 1 - (torch.arange(63.0) - 31).abs() / 32
+    whole = F.conv_transpose2d(maps, (ramp[:, None] * ramp[None])[None, None], stride=32)
+    with torch.no_grad():
+        scores = head((maps, torch.zeros(1, 3, 100, 150)))
+    expected = whole[..., 18:118, 18:168]
+    torch.testing.assert_close(scores, torch.cat([expected, -expected], 1))
+
+
+def test_dropout_stands_behind_fc6_and_behind_fc7() -> None:
+    torch.manual_seed(0)
+    head = fcn.Fcn32sHead(kernel=1, bilinear=63, crop=18, in_channels=64, channels=64, num_classes=2).train()
+    for layer in (head.fc6, head.fc7):
+        nn.init.dirac_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    seen = {}
+    for name in ("fc7", "conv_seg"):
+        head.get_submodule(name).register_forward_pre_hook(lambda _, given, name=name: seen.update({name: given[0]}))
+    head((torch.ones(1, 64, 9, 9), torch.zeros(1, 3, 100, 150)))
+    for name, kept, value in (("fc7", 0.5, 2.0), ("conv_seg", 0.25, 4.0)):
+        assert set(seen[name].unique().tolist()) == {0.0, value}
+        assert (seen[name] > 0).float().mean().item() == pytest.approx(kept, abs=0.03)
+
+
 def test_mean_iu_by_hand() -> None:
     # truth 0 0 1 1 2 (and one border pixel), prediction 0 1 1 1 1: class 0 has 1 of 2, class 1 has 2 of 4,
     # class 2 none of 1, class 3 is nowhere.

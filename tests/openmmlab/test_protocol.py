@@ -140,7 +140,17 @@ def test_fcn_32s_is_the_protocol_s(paper: config.Config) -> None:
     assert (train["batch_size"], test["batch_size"]) == (1, 1)
     assert train["dataset"]["ann_file"].endswith("benchmark_RELEASE/dataset/train.txt")
     assert test["dataset"]["ann_file"].endswith("VOC2012/ImageSets/Segmentation/seg11valid.txt")
-    assert [step["type"] for step in train["dataset"]["pipeline"]] == ["LoadRgb", "LoadMask", "PackSegInputs"]
+    for data in (train, test):  # images keep their size, and none is flipped
+        assert data["dataset"]["pipeline"] == [{"type": "LoadRgb"}, {"type": "LoadMask"}, {"type": "PackSegInputs"}]
+    assert content["model"]["data_preprocessor"] == {
+        "type": "SegDataPreProcessor",
+        "mean": pytest.approx([123.675, 116.28, 103.53]),  # of red, green, blue
+        "std": pytest.approx([58.395, 57.12, 57.375]),
+        "bgr_to_rgb": False,
+        "size_divisor": 1,
+        "seg_pad_val": 255,
+    }
+    assert content["model"]["test_cfg"] == {"mode": "whole"}
     model = built(content)
     assert model.backbone.features.conv1.padding == (100, 100)
     head = model.decode_head
@@ -152,6 +162,17 @@ def test_fcn_32s_is_the_protocol_s(paper: config.Config) -> None:
     names |= {f"decode_head.{layer}" for layer in ("fc6", "fc7", "conv_seg")}
     expected = {f"{name}.{kind}": (1e-4, 5e-4) for name in names for kind in ("weight", "bias")}
     assert trained == expected | {"decode_head.conv_seg.bias": (2e-4, 0.0)}
+
+
+def test_the_loss_of_segmentation_is_the_mean_over_counted_pixels(paper: config.Config) -> None:
+    head = segmenter(paper, network())["model"]["decode_head"]
+    assert head["ignore_index"] == 255
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        loss = MODELS.build(head["loss_decode"])
+    scores = torch.randn(1, 21, 2, 3, generator=torch.Generator().manual_seed(0))
+    truth = torch.tensor([[[0, 20, 255], [7, 255, 255]]])
+    counted = [scores.log_softmax(1)[0, label, y, x] for y, x, label in ((0, 0, 0), (0, 1, 20), (1, 0, 7))]
+    torch.testing.assert_close(loss(scores, truth, ignore_index=255), -sum(counted) / 3)
 
 
 @pytest.mark.parametrize(("arch", "side", "placement"), [("alexnet_torchvision", 6, (63, 18)), ("vgg16", 7, (64, 19))])

@@ -10,6 +10,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from uic_core.data import reader
+from uic_core.data.augment import normalize
 from uic_core.data.index import build_imagenet
 from uic_core.errors import INTERRUPTED
 from uic_core.files import read_yaml
@@ -101,6 +103,14 @@ def test_a_method_trains_and_the_same_seed_gives_the_same_bytes(small, undisturb
     assert [line["epoch"] for line in history] == list(range(recipe.epochs))
     assert not list(folder.glob("*state*"))
     assert undisturbed(**changes) == outputs(folder)
+    if changes:
+        assert undisturbed()[0] != outputs(folder)[0], "what the recipe says reaches the weights"
+    if recipe.epochs:
+        start = small("start", method="random", epochs=0, classes=recipe.classes) / "checkpoint.safetensors"
+        initial = dict(checkpoint.load(start)[0].named_parameters())
+        stood = [name for name, value in network.named_parameters() if torch.equal(value, initial[name])]
+        assert not stood, "every weight is trained"
+        assert history[-1]["loss"] < 2 * np.log(recipe.classes)
 
 
 @pytest.mark.parametrize("kind", ["uic", "center_crop", "finetune"])
@@ -212,17 +222,26 @@ def test_deepclusters_top_layer_is_new_each_epoch_and_has_no_momentum(small, mon
     assert all(abs(top.std() - 0.01) < 5e-4 for top in tops)
 
 
-def test_finetune_keeps_the_labels_of_a_centre_crop_pass_and_the_top_layer(small):
-    source = small("source")
+def test_finetune_keeps_the_labels_of_a_centre_crop_pass_and_the_top_layer(small, demo_data, tmp_path):
+    """Labels by hand: the argmax in eval mode on the centre crops, by a network that tells the images apart."""
+    network, recipe = checkpoint.load(small("source") / "checkpoint.safetensors")
+    index = build_imagenet(demo_data.imagenet, "train")
+    files = [index.file(position) for position in range(48)]
+    crops = torch.stack([torch.from_numpy(reader.center_crop(reader.read_rgb(file), 73, 64)) for file in files])
+    with torch.no_grad():
+        logits = network(normalize(crops))
+        network.top.bias -= logits.mean(0)
+    expected = (logits - logits.mean(0)).argmax(1).tolist()
+    assert len(set(expected)) > 2
+    checkpoint.save(tmp_path / "source.safetensors", network, recipe, {})
     folder = small(
-        "tuned", "--pretrained", str(source / "checkpoint.safetensors"),
-        method="finetune", pretrained="source", epochs=1, lr=1e-9, weight_decay=0.0,
+        "tuned", "--pretrained", str(tmp_path / "source.safetensors"),
+        method="finetune", pretrained="source", epochs=2, lr=1e-9, weight_decay=0.0,
     )  # fmt: skip
-    before, _ = checkpoint.load(source / "checkpoint.safetensors")
+    assert np.load(folder / "labels.npy").tolist() == expected
     after, _ = checkpoint.load(folder / "checkpoint.safetensors")
-    torch.testing.assert_close(after.top.weight, before.top.weight)
-    history = json.loads((folder / "history.jsonl").read_text())
-    assert history["nmi_previous"] == 1.0, "labels are fixed"
+    torch.testing.assert_close(after.top.weight, network.top.weight)
+    torch.testing.assert_close(after.top.bias, network.top.bias)
     assert finetune.main is main
 
 

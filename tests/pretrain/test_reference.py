@@ -51,9 +51,9 @@ CASES: dict[str, dict[str, Any]] = {
 def recipe(**changes: Any) -> Recipe:
     settings = {
         "method": "uic", "arch": "alexnet", "sobel": True, "classes": 7, "image_size": SIDE, "resize": SHORTER,
-        "images": 0, "epochs": 2, "batch_size": 8, "lr": 0.0001, "momentum": 0.9, "weight_decay": 0.02,
-        "augmentation": "standard", "label_view": "training", "pretrained": "", "pca": 6, "kmeans_iterations": 3,
-        "precision": "fp32", "seed": 3,
+        "images": 0, "epochs": 2, "batch_size": 6, "lr": 0.0001, "momentum": 0.9, "weight_decay": 0.02,
+        "augmentation": "standard", "label_view": "training", "balanced": True, "pretrained": "", "pca": 6,
+        "kmeans_iterations": 3, "precision": "fp32", "seed": 3,
     }  # fmt: skip
     return Recipe.model_validate(settings | changes)
 

@@ -69,8 +69,8 @@ def test_passes_over_all_images_are_float32_in_a_bf16_run(
         {
             "method": "uic", "arch": "alexnet", "sobel": True, "classes": 5, "image_size": 64, "resize": 73,
             "images": 0, "epochs": 2, "batch_size": 8, "lr": 0.01, "schedule": "constant", "momentum": 0.9,
-            "weight_decay": 1e-4, "augmentation": "standard", "label_view": "training", "pretrained": "", "pca": 8,
-            "kmeans_iterations": 3, "precision": "bf16", "seed": 3,
+            "weight_decay": 1e-4, "augmentation": "standard", "label_view": "training", "balanced": True,
+            "pretrained": "", "pca": 8, "kmeans_iterations": 3, "precision": "bf16", "seed": 3,
         }
         | changes
     )  # fmt: skip
