@@ -36,9 +36,9 @@ from bench.loader import photographs
 from bench.measure import PAIRS, Bars, interleaved, ratios, seconds
 from uic_core.data.augment import MEAN, STD
 from uic_core.data.index import Index, build_imagenet
+from uic_core.data.partition import Labels
 from uic_core.models import build
 from uic_core.pretrain import deepcluster
-from uic_core.pretrain.labels import Labels
 from uic_core.pretrain.loop import Trainer
 from uic_core.pretrain.methods import Supervised
 from uic_core.pretrain.order import Order

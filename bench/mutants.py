@@ -38,7 +38,13 @@ ROOT = Path(__file__).parents[1]
 BAR = 0.9
 # tests/<package>/test_<module>.py mirrors a module, and so do the test files named here, as far as they are there.
 MIRRORS = {
-    "data": {"augment": "", "boxes": "openmmlab/proposals", "crop": "data/loader data/cache", "reader": ""},
+    "data": {
+        "augment": "",
+        "boxes": "openmmlab/proposals",
+        "crop": "data/loader data/cache",
+        "reader": "",
+        "partition": "pretrain/labels",
+    },
     "pretrain": {"labels": "pretrain/reference", "order": "", "deepcluster": "pretrain/pretrain"}
     | dict.fromkeys(("loop", "methods"), "pretrain/reference pretrain/pretrain"),
     "models": dict.fromkeys(("alexnet", "network", "probe_pool", "resnet", "sobel", "vgg"), "models/models"),

@@ -25,9 +25,10 @@ from PIL import Image
 from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor, nn
 
+from uic_core.data import partition
 from uic_core.data.index import Index, build_imagenet
 from uic_core.models import Network, build
-from uic_core.pretrain import deepcluster, labels
+from uic_core.pretrain import deepcluster
 from uic_core.pretrain.loop import Trainer
 from uic_core.pretrain.order import Permutation
 from uic_core.recipe import Recipe
@@ -156,7 +157,7 @@ def whitened(features: Tensor, dimension: int) -> NDArray[np.float32]:
 def grouped(values: list[int], recipe: Recipe, epoch: int) -> list[list[int]]:
     """Each class's members, in the suite's random order."""
     rng = np.random.default_rng([recipe.seed, 1, epoch])
-    groups = labels.group(np.array(values, np.int32), recipe.classes, rng)
+    groups = partition.group(np.array(values, np.int32), recipe.classes, rng)
     return [groups.of(number).tolist() for number in range(recipe.classes)]
 
 

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from uic_core.data import partition
 from uic_core.data.augment import UNIFORMS, augment, normalize
 from uic_core.data.index import Index
 from uic_core.data.loader import Loader
@@ -101,8 +102,8 @@ class Trainer:
         self.save_every = save_every
         self.position = Position()
         self._saver: Saver | None = None
-        self.labels: labels.Labels = np.zeros(0, np.int32)
-        self.groups = labels.group(self.labels, recipe.classes)
+        self.labels: partition.Labels = np.zeros(0, np.int32)
+        self.groups = partition.group(self.labels, recipe.classes)
         self.agreement = 1.0
         self.history: list[dict[str, Any]] = []
         self.rate = 0.0
@@ -134,13 +135,13 @@ class Trainer:
             self._writer.close()
         self.ranks.barrier()
 
-    def relabel(self, found: labels.Labels, epoch: int) -> None:
+    def relabel(self, found: partition.Labels, epoch: int) -> None:
         """Take other labels: their agreement with the present ones, and their groups for `epoch`."""
         if len(self.groups.members):
-            self.agreement = labels.nmi(self.groups, found)
+            self.agreement = partition.nmi(self.groups, found)
         self.labels = found
         del self.groups  # before the new ones are made: eight bytes an image, not twelve
-        self.groups = labels.group(found, self.recipe.classes, np.random.default_rng([self.recipe.seed, 1, epoch]))
+        self.groups = partition.group(found, self.recipe.classes, np.random.default_rng([self.recipe.seed, 1, epoch]))
 
     def pause(self) -> None:
         """Between two parts of a method's preparation of an epoch, on all ranks: end here if one was told to.
@@ -159,7 +160,7 @@ class Trainer:
         if not self.ranks.rank:
             print(line, flush=True)
 
-    def predict(self) -> labels.Labels:
+    def predict(self) -> partition.Labels:
         """Argmax of a centre-crop pass in eval mode and float32 over all images, int32 [N], the same on every rank."""
         found = self._centre_pass(lambda x: self.network(x).argmax(1).to(torch.int32), everywhere=True)
         assert found is not None
@@ -322,7 +323,7 @@ class Trainer:
             "loss": round(position.loss / position.images, 6),
             "lr": round(learning_rate(self.recipe, position.epoch), 8),
             "nmi_previous": round(self.agreement, 6),
-            "nmi_annotated": round(labels.nmi(self.groups, self.index.labels), 6),
+            "nmi_annotated": round(partition.nmi(self.groups, self.index.labels), 6),
             "empty_classes": position.empty,
             "coverage": round(covered, 6),
         }

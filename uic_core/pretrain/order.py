@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from uic_core.pretrain.labels import SEGMENT, Groups, Labels, group
+from uic_core.data.partition import SEGMENT, Groups, Labels, group
 from uic_core.run.parallel import Ranks
 from uic_core.run.randomness import uniforms
 
