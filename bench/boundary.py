@@ -14,6 +14,7 @@ import sys
 import numpy as np
 
 from bench.measure import Bars, interleaved, ratios, seconds
+from uic_core.data import partition
 from uic_core.pretrain import labels, order
 
 IMAGES, CLASSES = 1_281_167, 10_000
@@ -36,7 +37,7 @@ def naive(values: np.ndarray) -> np.ndarray:
 
 def rebuild(values: np.ndarray) -> order.Balanced:
     """What an epoch waits for: empty classes split, images grouped."""
-    groups = labels.group(values, CLASSES, np.random.default_rng(0))
+    groups = partition.group(values, CLASSES, np.random.default_rng(0))
     labels.split_empty(groups, values)
     return order.Balanced(groups, 0, 0)
 
@@ -52,9 +53,9 @@ def gap(values: np.ndarray) -> None:
     """All that happens between the last step of an epoch and the first request of the next."""
     found = rebuild(values)
     found.coverage()
-    groups = labels.group(values, CLASSES, np.random.default_rng(0))
-    labels.nmi(groups, values)
-    labels.nmi(groups, values)
+    groups = partition.group(values, CLASSES, np.random.default_rng(0))
+    partition.nmi(groups, values)
+    partition.nmi(groups, values)
     found.draw(0, 1 << 14)
 
 
@@ -68,14 +69,14 @@ def keep(images: int) -> None:
     """The bookkeeping of an epoch, as the training loop does it."""
     rng = np.random.default_rng(0)
     values = labels.draw_initial(images, 1000, rng)
-    groups = labels.group(values, 1000, rng)
+    groups = partition.group(values, 1000, rng)
     labels.split_empty(groups, values)
     found = order.Balanced(groups, 0, 0)
     for first in range(0, images, 1 << 14):
         positions = found.draw(first, min(first + (1 << 14), images))[0] % images
         labels.update(values, positions, positions * 7919 % 1000)
     found.coverage()
-    labels.nmi(groups, values)
+    partition.nmi(groups, values)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 

@@ -23,15 +23,15 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from bench.measure import processor
-from uic_core import runtime
 from uic_core.config import LinearProbe
-from uic_core.data import reader, shapes
+from uic_core.data import partition, reader, shapes
 from uic_core.data.augment import CROP_UNIFORMS, crop_box, gaussian_blur, normalize
 from uic_core.data.crop import crop
 from uic_core.data.index import Index, build_imagenet
 from uic_core.evaluate.probes import Probes
 from uic_core.models import build
-from uic_core.pretrain import deepcluster, labels, order
+from uic_core.pretrain import deepcluster, order
+from uic_core.run import randomness
 
 PROBE = LinearProbe.model_validate(
     {"layers": {"alexnet": ["conv1", "conv2", "conv3", "conv4", "conv5"]}, "crop": {"alexnet": "random_crop"}}
@@ -48,7 +48,7 @@ def sampler(images: int = 1_281_167, classes: int = 10_000) -> None:
     for sigma in (0.2, 0.3, 0.5, 0.8, 1.2):
         weights = np.exp(random.normal(0, sigma, classes))
         values = random.choice(classes, images, p=weights / weights.sum()).astype(np.int32)
-        groups = labels.group(values, classes, random)
+        groups = partition.group(values, classes, random)
         meant = order.Balanced(groups, 0, 0)
         drawn = [
             np.bincount(each.draw(0, images)[1], minlength=classes)[groups.sizes > 0]
@@ -87,7 +87,7 @@ def decoding(folder: Path, crops: int = 400) -> None:
         image.save(files[-1], quality=95)
     for size, chosen in ((64, files[:2]), (96, files[:2]), (224, files[2:])):
         differences: dict[int, list[float]] = {}
-        numbers = runtime.uniforms(0, 0, np.arange(crops), CROP_UNIFORMS)
+        numbers = randomness.uniforms(0, 0, np.arange(crops), CROP_UNIFORMS)
         for number, u in enumerate(numbers):
             path = chosen[number % len(chosen)]
             with Image.open(path) as image:
@@ -189,7 +189,7 @@ def whitening(folder: Path) -> None:
 def main(names: list[str]) -> None:
     """Print the parts that are named, or all of them."""
     print(f"departures, on {processor()}")
-    runtime.seed_everything(0)
+    randomness.seed_everything(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         parts: dict[str, Callable[[], None]] = {

@@ -23,13 +23,13 @@ import torch
 
 from bench.loader import photographs
 from bench.measure import Bars, seconds
-from uic_core import recipe, runtime
+from uic_core import recipe
 from uic_core.config import Fewshot
 from uic_core.data.index import Index, build_imagenet
 from uic_core.evaluate import fewshot
 from uic_core.files import read_yaml
-from uic_core.models import build
-from uic_core.pretrain import checkpoint
+from uic_core.models import build, checkpoint
+from uic_core.run import devices
 
 IMAGES, CLASSES = 12_000, 20
 PART = 10
@@ -94,7 +94,7 @@ def scaled(bars: Bars, part: Index, folder: Path) -> None:
     resolutions = CONFIG["evaluations"]["fewshot"]["resolutions"]
     native, most, _ = stage(folder, whole, resolutions={"native": resolutions["native"]})
     upsampled, also, dimensions = stage(folder, part, resolutions={"upsampled": resolutions["upsampled"]})
-    chunk = torch.rand(IMAGES, 4096, device=runtime.device())
+    chunk = torch.rand(IMAGES, 4096, device=devices.current())
     product = seconds(lambda: fewshot.gram([chunk], IMAGES, chunk.device))
     product()
     multiplying = product() * sum(dimensions.values()) / chunk.shape[1]

@@ -21,7 +21,7 @@ from bench import fewshot_scale
 from bench.fewshot_scale import IMAGES, labelled
 from bench.loader import photographs
 from bench.measure import Arm, Bars, interleaved, ratios, seconds
-from uic_core import recipe, runtime
+from uic_core import recipe
 from uic_core.config import Fewshot, LinearProbe
 from uic_core.data import cache
 from uic_core.data.augment import normalize
@@ -34,6 +34,7 @@ from uic_core.evaluate.probes import Probes
 from uic_core.files import read_yaml
 from uic_core.layers import MAX_POOLED
 from uic_core.models import Network, build
+from uic_core.run import devices
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5")
 CLASSES, BATCH = 1000, 256
@@ -48,7 +49,7 @@ def alexnet(image_size: int) -> Network:
     """A frozen AlexNet with Sobel filters and random weights."""
     torch.manual_seed(0)
     network = build("alexnet", classes=CLASSES, image_size=image_size, sobel=True).eval().requires_grad_(False)
-    network.to(runtime.device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(devices.current(), memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
 
 
@@ -113,7 +114,7 @@ def few_shot(network: Network, index: Index, protocol: Fewshot, folder: Path) ->
     up). Each scaled cost is proportional to what it is scaled by.
     """
     ((_, resolution),) = protocol.resolutions.items()
-    layers, device = fewshot.layers_of(network, protocol), runtime.device()
+    layers, device = fewshot.layers_of(network, protocol), devices.current()
     whole = replace(index, paths=np.tile(index.paths, 10), labels=np.tile(index.labels, 10))
     column = torch.rand(len(whole), DIMENSION, device=device)
     images = episode_images(fewshot.draw_episodes(index, protocol)).numpy()[:NAIVE_EPISODES]
@@ -151,7 +152,7 @@ def few_shot(network: Network, index: Index, protocol: Fewshot, folder: Path) ->
 
 def from_memory(index: Index, protocol: Fewshot) -> float:
     """For information: a loop over episodes whose features are in memory, in times of Gram matrix and episodes."""
-    device = runtime.device()
+    device = devices.current()
     whole = replace(index, paths=np.tile(index.paths, 10), labels=np.tile(index.labels, 10))
     episodes, features = fewshot.draw_episodes(whole, protocol), torch.rand(len(whole), DIMENSION, device=device)
     some = episode_images(episodes)[:MEMORY_EPISODES].to(device)

@@ -25,12 +25,12 @@ from bench.loader import photographs
 from bench.measure import PAIRS, Arm, Bars, interleaved, ratios
 from bench.methods import Process, resident, tiled, train
 from bench.precision import trained
-from uic_core import runtime
 from uic_core.data import cache
 from uic_core.data.index import Index, build_imagenet
 from uic_core.models import build
 from uic_core.pretrain.loop import Trainer
 from uic_core.recipe import Recipe
+from uic_core.run import cpus, devices
 
 SIZE, STEPS, CLASSES = 224, 40, 3000
 CASES = {"alexnet": (256, 0.35), "resnet50": (128, 0.14), "vgg16": (128, 0.50)}
@@ -51,7 +51,7 @@ def flops(recipe: Recipe) -> float:
 
 def product(side: int, times: int) -> Arm:
     """Seconds for an operation of a product of two square bf16 matrices."""
-    device = runtime.device()
+    device = devices.current()
     one, other = torch.randn(2, side, side, device=device, dtype=torch.bfloat16)
 
     def arm() -> float:
@@ -102,7 +102,7 @@ def measure(
     """One architecture: its share of the matrix rate, its input, the compilers and, of AlexNet, a larger batch."""
     recipe, unread = trained(arch, size, batch, batch * steps, CLASSES)
     read = tiled(cached, batch * steps, recipe.classes)
-    workers = max(1, runtime.workers(len(os.sched_getaffinity(0))))
+    workers = max(1, cpus.workers(len(os.sched_getaffinity(0))))
     arms: dict[str, tuple[Any, ...]] = {
         "resident": (recipe, unread, 0, 0, resident),
         "end to end": (recipe, read, 0, workers),
@@ -147,7 +147,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         print("no GPU at hand: bench/gpu measures nothing here")
         return
-    bars = Bars(f"gpu, {runtime.hardware()}")
+    bars = Bars(f"gpu, {devices.hardware()}")
     with tempfile.TemporaryDirectory() as folder:
         photographs(Path(folder), 768, 500, 375)
         cached = cache.build(build_imagenet(Path(folder), "train"), Path(folder) / "cache", "uint8", 256)

@@ -23,7 +23,7 @@ from uic_core.data import cache
 from uic_core.data.augment import MEAN, STD, UNIFORMS, augment
 from uic_core.data.index import Index, build_imagenet
 from uic_core.data.loader import Loader
-from uic_core.runtime import uniforms
+from uic_core.run.randomness import uniforms
 
 IMAGES, SIZE, BATCH = 768, 224, 64
 

@@ -34,18 +34,18 @@ from torchvision.datasets import ImageFolder
 
 from bench.loader import photographs
 from bench.measure import PAIRS, Bars, interleaved, ratios, seconds
-from uic_core import runtime
 from uic_core.data.augment import MEAN, STD
 from uic_core.data.index import Index, build_imagenet
+from uic_core.data.partition import Labels
 from uic_core.models import build
-from uic_core.pretrain import deepcluster, resume
-from uic_core.pretrain.labels import Labels
+from uic_core.pretrain import deepcluster
 from uic_core.pretrain.loop import Trainer
 from uic_core.pretrain.methods import Supervised
 from uic_core.pretrain.order import Order
-from uic_core.pretrain.parallel import Ranks
-from uic_core.pretrain.resume import State
 from uic_core.recipe import Recipe
+from uic_core.run import randomness, saved_state
+from uic_core.run.parallel import Ranks
+from uic_core.run.saved_state import State
 
 RECIPE = Recipe(
     method="uic", arch="alexnet", sobel=True, classes=1000, image_size=64, resize=73, images=0, epochs=10**6,
@@ -178,8 +178,8 @@ def train(
     """The stage `pretrain`, epoch by epoch as the pipe asks; 0 threads: torch's own choice."""
     if threads:
         torch.set_num_threads(threads)
-    resume.EPOCH_SECONDS = 10**9  # no state between epochs, unless asked for
-    runtime.seed_everything(recipe.seed)
+    saved_state.EPOCH_SECONDS = 10**9  # no state between epochs, unless asked for
+    randomness.seed_everything(recipe.seed)
     network = build(recipe.arch, classes=recipe.classes, image_size=recipe.image_size, sobel=recipe.sobel)
     trainer = Trainer(recipe, index, network, "fresh", Ranks(0, 1), workers, float("inf"))
     for change in changes:
@@ -191,7 +191,7 @@ def train(
 
 def saving(_: Trainer) -> None:
     """A state after every epoch, however short."""
-    resume.EPOCH_SECONDS = 0
+    saved_state.EPOCH_SECONDS = 0
 
 
 def resident(trainer: Trainer) -> None:

@@ -18,8 +18,8 @@ from bench.measure import PAIRS, Bars, interleaved, ratios, seconds
 from uic_core import config, models, recipe
 from uic_core.data import synthetic, voc
 from uic_core.files import read_yaml
+from uic_core.models import checkpoint
 from uic_core.openmmlab import proposals
-from uic_core.pretrain import checkpoint
 
 SIZES = {"trainval_images": 120, "test_images": 12}
 ITERATIONS = 30

@@ -26,10 +26,11 @@ import numpy as np
 from PIL import Image
 
 from bench.measure import Bars
-from uic_core import config, metrics, recipe
+from uic_core import config, recipe
 from uic_core.data import voc
 from uic_core.data.index import Index
 from uic_core.files import read_yaml
+from uic_core.run import metrics
 
 ROOT = Path(__file__).parents[1]
 ARMS = ("annotated", "shuffled")

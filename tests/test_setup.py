@@ -486,7 +486,7 @@ def imported(path: Path) -> set[str]:
 @pytest.mark.parametrize(
     ("name", "modules"),
     [
-        ("core", ["data", "models", "pretrain", "evaluate", "runtime.py"]),
+        ("core", ["data", "models", "pretrain", "evaluate", "run"]),
         ("openmmlab", ["openmmlab"]),
         ("report", ["report", "protocol.py"]),
     ],

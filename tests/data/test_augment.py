@@ -13,7 +13,7 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as tv
 
 from uic_core.data import augment as A
-from uic_core.runtime import uniforms
+from uic_core.run.randomness import uniforms
 
 CLOSE = {"atol": 2e-5, "rtol": 0}
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # mean and deviation of red, green, blue

@@ -19,7 +19,7 @@ from uic_core.data.crop import crop
 from uic_core.data.index import Index, build_imagenet
 from uic_core.data.loader import Loader
 from uic_core.errors import InputError
-from uic_core.runtime import uniforms
+from uic_core.run.randomness import uniforms
 
 SIDE = 40
 SIZES = [(70, 50), (50, 91), (300, 200), (30, 60), (64, 40)]

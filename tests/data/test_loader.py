@@ -23,7 +23,7 @@ from uic_core.data.augment import CROP_UNIFORMS, crop_box
 from uic_core.data.index import Index, build_imagenet
 from uic_core.data.loader import Loader, View
 from uic_core.errors import InputError
-from uic_core.runtime import uniforms
+from uic_core.run.randomness import uniforms
 
 SIZE, RESIZE = 32, 36
 VIEWS: tuple[View, ...] = ("resized_crop", "random_crop", "center_crop")

@@ -24,8 +24,7 @@ from uic_core.data import voc
 from uic_core.data.index import Index, build_imagenet, build_miniimagenet
 from uic_core.evaluate import clusters, fewshot, linear_probe, voc_classification
 from uic_core.files import read_yaml
-from uic_core.models import build
-from uic_core.pretrain import checkpoint
+from uic_core.models import build, checkpoint
 
 DEMO = read_yaml(Path(__file__).parents[2] / "config" / "demo.yaml")
 MAINS = {

@@ -21,8 +21,7 @@ from uic_core.data.index import Index
 from uic_core.errors import InputError
 from uic_core.evaluate import clusters
 from uic_core.files import read_yaml
-from uic_core.models import build
-from uic_core.pretrain import checkpoint
+from uic_core.models import build, checkpoint
 from uic_core.report import figures
 
 

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from uic_core import metrics, recipe
+from uic_core import recipe
 from uic_core.config import Config
 from uic_core.data import voc
 from uic_core.evaluate import fewshot, linear_probe, voc_classification
 from uic_core.evaluate.probes import Curve
 from uic_core.files import read_yaml, write_text
 from uic_core.report import cells, tables
+from uic_core.run import metrics
 
 CONFIG = Path(__file__).parents[2] / "config"
 

@@ -26,8 +26,7 @@ from uic_core.data.index import Index, build_miniimagenet
 from uic_core.errors import InputError
 from uic_core.evaluate import fewshot
 from uic_core.files import read_yaml
-from uic_core.models import Network, build
-from uic_core.pretrain import checkpoint
+from uic_core.models import Network, build, checkpoint
 
 CPU = torch.device("cpu")
 DEMO = Path(__file__).parents[2] / "config" / "demo.yaml"

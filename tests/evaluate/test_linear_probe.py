@@ -29,10 +29,9 @@ from uic_core.errors import InputError
 from uic_core.evaluate import heads, linear_probe, probes, ten_crop
 from uic_core.evaluate.frozen import fingerprint
 from uic_core.files import read_yaml
-from uic_core.models import Network, build
+from uic_core.models import Network, build, checkpoint
 from uic_core.models.probe_pool import probe_pool
-from uic_core.pretrain import checkpoint
-from uic_core.runtime import uniforms
+from uic_core.run.randomness import uniforms
 
 LAYERS = ["conv1", "conv2", "conv3", "conv4", "conv5"]
 COLORS = {"blue": (40, 60, 200), "green": (40, 170, 60), "red": (190, 50, 40), "yellow": (200, 190, 50)}

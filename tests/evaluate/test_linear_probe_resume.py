@@ -30,9 +30,8 @@ from uic_core.errors import INTERRUPTED, InputError
 from uic_core.evaluate import linear_probe
 from uic_core.evaluate.probes import Probes
 from uic_core.files import read_yaml
-from uic_core.models import build
-from uic_core.pretrain import checkpoint
-from uic_core.pretrain.parallel import Ranks
+from uic_core.models import build, checkpoint
+from uic_core.run.parallel import Ranks
 
 ROOT = Path(__file__).parents[2]
 

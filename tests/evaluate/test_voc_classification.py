@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from uic_core import recipe, runtime
+from uic_core import recipe
 from uic_core.config import VocClassification
 from uic_core.data import reader, voc
 from uic_core.data.augment import CROP_UNIFORMS, UNIFORMS, augment, crop_box
 from uic_core.errors import InputError
 from uic_core.evaluate import voc_classification
 from uic_core.files import read_yaml
-from uic_core.models import Network, build
-from uic_core.pretrain import checkpoint
+from uic_core.models import Network, build, checkpoint
+from uic_core.run import randomness
 
 
 def protocol(**changes: Any) -> VocClassification:
@@ -214,12 +214,12 @@ def test_training_equals_a_plain_loop(tmp_path: Path) -> None:
     for step in range(7):
         crops = []
         for position, numbers in zip(
-            order[step], runtime.uniforms(1 << 32, step, order[step], CROP_UNIFORMS), strict=True
+            order[step], randomness.uniforms(1 << 32, step, order[step], CROP_UNIFORMS), strict=True
         ):
             image = reader.read_rgb(files[position])
             box = crop_box(*image.size, numbers, (0.1, 0.5), (1, 1))
             crops.append(torch.from_numpy(reader.resized_crop(image, box, 64)))
-        images = augment(torch.stack(crops), runtime.uniforms(0, step, order[step], UNIFORMS), "standard")
+        images = augment(torch.stack(crops), randomness.uniforms(0, step, order[step], UNIFORMS), "standard")
         wanted = torch.from_numpy(targets[order[step]])
         terms = nn.functional.binary_cross_entropy_with_logits(plain(images), (wanted == 1).float(), reduction="none")
         gradients = torch.autograd.grad(terms[wanted != 255].sum() / 4, parameters)
@@ -240,9 +240,9 @@ def test_prediction_sums_the_logits_of_its_crops(tmp_path: Path) -> None:
     for position, file in enumerate(files):
         image, expected = reader.read_rgb(file), np.zeros(20)
         for draw in range(4):
-            box_numbers = runtime.uniforms(1 << 32, draw, np.array([position]), CROP_UNIFORMS)[0]
+            box_numbers = randomness.uniforms(1 << 32, draw, np.array([position]), CROP_UNIFORMS)[0]
             crop = reader.resized_crop(image, crop_box(*image.size, box_numbers, (0.1, 0.5), (1, 1)), 64)
-            flips = runtime.uniforms(0, draw, np.array([position]), UNIFORMS)
+            flips = randomness.uniforms(0, draw, np.array([position]), UNIFORMS)
             with torch.no_grad():
                 expected += network(augment(torch.from_numpy(crop)[None], flips, "standard"))[0].numpy()
         np.testing.assert_allclose(found[position], expected, rtol=1e-4, atol=1e-5)

@@ -22,8 +22,9 @@ from uic_core import models
 from uic_core.data import reader
 from uic_core.data.augment import normalize
 from uic_core.errors import InputError
+from uic_core.models import checkpoint
 from uic_core.openmmlab import backbones
-from uic_core.pretrain import checkpoint, export
+from uic_core.pretrain import export
 from uic_core.recipe import Recipe
 
 

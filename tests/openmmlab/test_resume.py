@@ -18,13 +18,15 @@ import pytest
 import safetensors
 import torch
 
-from uic_core import config, metrics, models, recipe
+from uic_core import config, models, recipe
 from uic_core.errors import INTERRUPTED, InputError, Interrupted
+from uic_core.models import checkpoint
 from uic_core.openmmlab import proposals
 from uic_core.openmmlab.resume import Draws, Resume, SeededDraws
-from uic_core.pretrain import checkpoint
-from uic_core.pretrain.parallel import ALONE, Ranks
-from uic_core.pretrain.resume import Signals, State
+from uic_core.run import metrics
+from uic_core.run.parallel import ALONE, Ranks
+from uic_core.run.saved_state import State
+from uic_core.run.signals import Signals
 
 pytestmark = pytest.mark.slow
 

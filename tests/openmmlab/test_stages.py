@@ -19,11 +19,12 @@ from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
 from PIL import Image
 
-from uic_core import config, metrics, models, recipe, samples
+from uic_core import config, models, recipe, samples
 from uic_core.data import voc
 from uic_core.data.boxes import from_edges
+from uic_core.models import checkpoint
 from uic_core.openmmlab import detection, fcn, proposals, regression, segmentation
-from uic_core.pretrain import checkpoint
+from uic_core.run import metrics
 
 pytestmark = pytest.mark.slow
 

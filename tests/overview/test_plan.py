@@ -16,15 +16,16 @@ from uic_core.config import validate
 from uic_core.files import read_yaml
 from uic_core.overview import plan
 from uic_core.overview.costs import Job, network
+from uic_core.overview.rates import Rates, assumed
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "config"
 
 
-def rates(slots: int, *, gpu: bool = True, cpus: int = 16) -> plan.Rates:
+def rates(slots: int, *, gpu: bool = True, cpus: int = 16) -> Rates:
     """A FLOP a second, an image a second, no start."""
     start = {"core": 0.0, "openmmlab": 0.0, "report": 0.0}
-    return plan.Rates({"alexnet": 1.0}, {"alexnet": 1.0}, 1.0, 1.0, start, cpus, slots, gpu, "test")
+    return Rates({"alexnet": 1.0}, {"alexnet": 1.0}, 1.0, 1.0, start, cpus, slots, gpu, "test")
 
 
 def work(name: str, seconds: float, *needs: str, arch: str = "alexnet") -> Job:
@@ -89,7 +90,7 @@ def test_it_has_the_jobs_of_the_workflow(name: str, tmp_path: Path) -> None:
     """Rule by rule, but for those that only write a part of the config to a file."""
     path = CONFIG / f"{name}.yaml"
     config = validate(read_yaml(path), str(path))
-    text = plan.report(config, CONFIG / "tables.yaml", plan.assumed(config, 312, 8))
+    text = plan.report(config, CONFIG / "tables.yaml", assumed(config, 312, 8))
     planned = {match[1]: int(match[2]) for match in re.finditer(r"^(\w+)  +(\d+)  +[\d.]+  +[\d.]+  +", text, re.M)}
     planned = {rule: count for rule, count in planned.items() if not re.match("table|all|alone", rule)}
     process = subprocess.run(
@@ -151,7 +152,7 @@ def test_a_wrong_config_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_evaluations_are_planned_in_float32():
     config = validate(read_yaml(CONFIG / "paper.yaml"), "paper.yaml")
-    rates = plan.assumed(config, 312, 8)
+    rates = assumed(config, 312, 8)
     evaluation = Job("linear_probe", "uic_3k", (), "core", arch="alexnet", flops=1e18)
     training = dataclasses.replace(evaluation, rule="pretrain")
     assert rates.seconds(evaluation) > 3 * rates.seconds(training)

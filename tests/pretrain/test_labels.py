@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import normalized_mutual_info_score
 
+from uic_core.data import partition
 from uic_core.pretrain import labels, order
 
 
@@ -36,15 +37,15 @@ def drawn(seed: int, classes: int, extra: int, skew: float) -> np.ndarray:
     return rng.choice(classes, classes + extra, p=weights / weights.sum()).astype(np.int32)
 
 
-def split(values: np.ndarray, classes: int, seed: int = 1) -> tuple[np.ndarray, labels.Groups]:
+def split(values: np.ndarray, classes: int, seed: int = 1) -> tuple[np.ndarray, partition.Groups]:
     """Labels and groups after splitting."""
     got = values.copy()
-    groups = labels.group(got, classes, np.random.default_rng(seed))
+    groups = partition.group(got, classes, np.random.default_rng(seed))
     labels.split_empty(groups, got)
     return got, groups
 
 
-def check_groups(groups: labels.Groups, values: np.ndarray) -> None:
+def check_groups(groups: partition.Groups, values: np.ndarray) -> None:
     """Every image lies in the group of its label, once."""
     for number, size in enumerate(groups.sizes):
         assert size == (values == number).sum()
@@ -55,7 +56,7 @@ def check_groups(groups: labels.Groups, values: np.ndarray) -> None:
 @pytest.fixture(params=[1 << 18, 7])
 def segment(request, monkeypatch) -> int:
     """Segments that hold all images, and some that hold hardly a class."""
-    monkeypatch.setattr(labels, "SEGMENT", request.param)
+    monkeypatch.setattr(partition, "SEGMENT", request.param)
     monkeypatch.setattr(order, "SEGMENT", request.param)
     return request.param
 
@@ -64,8 +65,8 @@ def segment(request, monkeypatch) -> int:
 @given(cases)
 def test_groups_hold_every_image_with_its_label(segment, case):
     values = drawn(*case)
-    check_groups(labels.group(values, case[1], np.random.default_rng(1)), values)
-    plain = labels.group(values, case[1])
+    check_groups(partition.group(values, case[1], np.random.default_rng(1)), values)
+    plain = partition.group(values, case[1])
     check_groups(plain, values)
     assert all((np.diff(plain.of(number)) > 0).all() for number in range(case[1]))
 
@@ -73,7 +74,7 @@ def test_groups_hold_every_image_with_its_label(segment, case):
 def test_members_lie_in_random_order():
     values = np.array([1, 0, 1, 1, 0], np.int32)
     found = collections.Counter(
-        tuple(labels.group(values, 2, np.random.default_rng(seed)).members.tolist()) for seed in range(1200)
+        tuple(partition.group(values, 2, np.random.default_rng(seed)).members.tolist()) for seed in range(1200)
     )
     assert len(found) == 12  # 2! 3!
     assert min(found.values()) > 60
@@ -95,7 +96,7 @@ def test_splitting_moves_as_many_images_as_the_transcription_between_the_same_cl
 def large() -> np.ndarray:
     """10^4 labels of 10^3 classes; many are empty, many hold one image."""
     values = drawn(0, 1000, 9000, 1.2)
-    sizes = labels.class_sizes(values, 1000)
+    sizes = partition.class_sizes(values, 1000)
     assert (sizes == 0).sum() > 50
     assert (sizes == 1).sum() > 50
     return values
@@ -124,9 +125,9 @@ def test_after_splitting_no_class_is_empty_and_others_are_left_alone(case):
     values, classes = drawn(*case), case[1]
     got, groups = split(values, classes)
     assert groups.empty() == 0
-    if (labels.class_sizes(values, classes) > 0).all():
+    if (partition.class_sizes(values, classes) > 0).all():
         assert (got == values).all()
-    assert set(got[got != values]) <= set(np.flatnonzero(labels.class_sizes(values, classes) == 0))
+    assert set(got[got != values]) <= set(np.flatnonzero(partition.class_sizes(values, classes) == 0))
 
 
 def test_the_last_of_several_draws_wins():
@@ -138,12 +139,12 @@ def test_the_last_of_several_draws_wins():
 def test_initial_labels_are_uniform_int32():
     values = labels.draw_initial(100_000, 10, np.random.default_rng(0))
     assert values.dtype == np.int32
-    assert labels.class_sizes(values, 10).min() > 9_500
+    assert partition.class_sizes(values, 10).min() > 9_500
 
 
 def nmi(one, other) -> float:
     one = np.array(one, np.int32)
-    return labels.nmi(labels.group(one, int(one.max()) + 1), np.array(other, np.int32))
+    return partition.nmi(partition.group(one, int(one.max()) + 1), np.array(other, np.int32))
 
 
 def test_nmi_is_geometric_by_hand():
@@ -169,14 +170,14 @@ def test_labels_and_groups_are_all_there_is_for_an_image():
         rng = np.random.default_rng(0)
         tracemalloc.start()
         values = labels.draw_initial(images, 1000, rng)
-        groups = labels.group(values, 1000, rng)
+        groups = partition.group(values, 1000, rng)
         labels.split_empty(groups, values)
         balanced = order.Balanced(groups, 0, 0)
         for first in range(0, images, 1 << 14):
             positions = balanced.draw(first, min(first + (1 << 14), images))[0] % images
             labels.update(values, positions, positions % 1000)
         balanced.coverage()
-        labels.nmi(groups, values)
+        partition.nmi(groups, values)
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return found

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from uic_core.data import partition
 from uic_core.pretrain import labels, order
 
 
@@ -20,7 +21,7 @@ def naive_order(values: np.ndarray, classes: int, rng: np.random.Generator) -> n
 
 
 def balanced(values: np.ndarray, classes: int, seed: int = 0, epoch: int = 0) -> order.Balanced:
-    return order.Balanced(labels.group(values, classes, np.random.default_rng([seed, epoch])), seed, epoch)
+    return order.Balanced(partition.group(values, classes, np.random.default_rng([seed, epoch])), seed, epoch)
 
 
 def drawn(seed: int, classes: int, extra: int, skew: float) -> np.ndarray:
@@ -28,7 +29,7 @@ def drawn(seed: int, classes: int, extra: int, skew: float) -> np.ndarray:
     rng = np.random.default_rng(seed)
     weights = np.arange(1.0, classes + 1) ** -skew
     values = rng.choice(classes, classes + extra, p=weights / weights.sum()).astype(np.int32)
-    labels.split_empty(labels.group(values, classes, rng), values)
+    labels.split_empty(partition.group(values, classes, rng), values)
     return values
 
 
@@ -87,7 +88,7 @@ def test_published_draws_follow_class_size_and_ours_are_equal(skew):
     """The mean draws of a class, and its correlation with class size, as the transcription has them."""
     classes, images = 100, 10_000
     values = drawn(1, classes, images - classes, skew)
-    sizes = labels.class_sizes(values, classes)
+    sizes = partition.class_sizes(values, classes)
     theirs, naive = np.zeros((2, 20, classes))
     for seed in range(20):
         meant = balanced(values, classes, seed)
@@ -115,7 +116,7 @@ def test_targets_stay_while_labels_change():
 
 def test_a_thousand_classes_with_singletons():
     values = drawn(0, 1000, 9000, 1.2)
-    sizes = labels.class_sizes(values, 1000)
+    sizes = partition.class_sizes(values, 1000)
     assert (sizes == 1).any()
     targets = balanced(values, 1000).draw(0, 10_000)[1]
     counts = np.bincount(targets, minlength=1000)

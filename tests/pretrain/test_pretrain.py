@@ -10,23 +10,16 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from uic_core.data import reader
+from uic_core.data import partition, reader
 from uic_core.data.augment import normalize
 from uic_core.data.index import build_imagenet
 from uic_core.errors import INTERRUPTED
 from uic_core.files import read_yaml
-from uic_core.pretrain import (
-    checkpoint,
-    deepcluster,
-    finetune,
-    labels,
-    loop,
-    methods,
-    progress,
-    resume,
-)
+from uic_core.models import checkpoint
+from uic_core.pretrain import deepcluster, finetune, labels, loop, methods, progress
 from uic_core.pretrain.__main__ import main
 from uic_core.recipe import Recipe, save
+from uic_core.run import saved_state
 
 OUTPUTS = ("checkpoint.safetensors", "labels.npy", "history.jsonl")
 
@@ -382,7 +375,7 @@ def test_a_gradient_that_is_not_finite_stops_and_keeps_the_last_good_state(
         found = loss(logits, targets)
         return found if len(steps) < 5 else found + 0 * torch.sqrt(logits.sum() * 0)  # d sqrt(0) is infinite
 
-    monkeypatch.setattr(resume, "EPOCH_SECONDS", 0)
+    monkeypatch.setattr(saved_state, "EPOCH_SECONDS", 0)
     with monkeypatch.context() as patch:
         patch.setattr(loop, "cross_entropy", overflow)
         with pytest.raises(SystemExit) as stop:
@@ -417,7 +410,7 @@ def test_weights_that_are_not_finite_are_not_saved(small, tmp_path, capsys, monk
         return wishes
 
     monkeypatch.setattr(loop.Trainer, "_settle", poison)
-    monkeypatch.setattr(resume, "EPOCH_SECONDS", 0)
+    monkeypatch.setattr(saved_state, "EPOCH_SECONDS", 0)
     with pytest.raises(SystemExit) as stop:
         small("run", epochs=2)
     assert stop.value.code == 2
@@ -496,7 +489,7 @@ def test_kmeans_finds_planted_clusters():
     truth = np.repeat(np.arange(6), 50)
     features = (np.eye(6)[truth] * 9 + rng.normal(size=(300, 6))).astype(np.float32)
     found = deepcluster.kmeans(deepcluster.whiten(features, 5), 6, 20, seed=0)
-    assert labels.nmi(labels.group(found, 6), truth) > 0.95
+    assert partition.nmi(partition.group(found, 6), truth) > 0.95
 
 
 def test_kmeans_in_single_iterations_is_faiss_own():

@@ -1,8 +1,8 @@
 """Training held against one plain loop, which knows the paper's rules and nothing of the suite's loop.
 
 Crops and augmentation are torchvision's; the network, the loss, SGD, and the rules for labels and order are written out
-from PROTOCOL sections 1 and 2. The suite's are random numbers and permutations, held by test_runtime.py, test_order.py
-and test_labels.py, and k-means, held by test_pretrain.py.
+from PROTOCOL sections 1 and 2. The suite's are random numbers and permutations, held by test_randomness.py,
+test_order.py and test_labels.py, and k-means, held by test_pretrain.py.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from PIL import Image
 from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor, nn
 
+from uic_core.data import partition
 from uic_core.data.index import Index, build_imagenet
 from uic_core.models import Network, build
-from uic_core.pretrain import deepcluster, labels
+from uic_core.pretrain import deepcluster
 from uic_core.pretrain.loop import Trainer
 from uic_core.pretrain.order import Permutation
-from uic_core.pretrain.parallel import ALONE
 from uic_core.recipe import Recipe
-from uic_core.runtime import uniforms
+from uic_core.run.parallel import ALONE
+from uic_core.run.randomness import uniforms
 
 IMAGES, ANNOTATED, SIDE, SHORTER = 15, 4, 64, 72
 SOBEL = torch.tensor([[[1.0, 0, -1], [2, 0, -2], [1, 0, -1]], [[1, 2, 1], [0, 0, 0], [-1, -2, -1]]])[:, None]
@@ -156,7 +157,7 @@ def whitened(features: Tensor, dimension: int) -> NDArray[np.float32]:
 def grouped(values: list[int], recipe: Recipe, epoch: int) -> list[list[int]]:
     """Each class's members, in the suite's random order."""
     rng = np.random.default_rng([recipe.seed, 1, epoch])
-    groups = labels.group(np.array(values, np.int32), recipe.classes, rng)
+    groups = partition.group(np.array(values, np.int32), recipe.classes, rng)
     return [groups.of(number).tolist() for number in range(recipe.classes)]
 
 

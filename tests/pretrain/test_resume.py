@@ -16,8 +16,9 @@ import pytest
 
 from uic_core.data.index import build_imagenet
 from uic_core.errors import INTERRUPTED
-from uic_core.pretrain import checkpoint, resume
+from uic_core.models import checkpoint
 from uic_core.recipe import Recipe, save
+from uic_core.run import signals
 
 ROOT = Path(__file__).parents[2]
 OUTPUTS = ("checkpoint.safetensors", "labels.npy", "history.jsonl")
@@ -334,7 +335,7 @@ def test_a_process_that_wakes_after_its_successor_has_finished_writes_nothing(tm
 
 def test_a_signal_ends_a_process_forked_while_it_is_waited_for():
     """Decoding processes and pools are ended so; they have nothing to save."""
-    with resume.Signals() as signals:
+    with signals.Signals() as noted:
         child = os.fork()
         if not child:
             time.sleep(60)
@@ -343,14 +344,14 @@ def test_a_signal_ends_a_process_forked_while_it_is_waited_for():
         os.kill(child, signal.SIGTERM)
         _, status = os.waitpid(child, 0)
         assert os.WTERMSIG(status) == signal.SIGTERM
-        assert signals.caught is None
+        assert noted.caught is None
         os.kill(os.getpid(), signal.SIGTERM)
-        assert signals.caught == "SIGTERM"
+        assert noted.caught == "SIGTERM"
 
 
 def test_a_time_limit_that_is_near_ends_no_process_that_decodes():
     """SLURM's USR1 reaches all of a job's processes; the one that saves may still need the others."""
-    with resume.Signals() as signals:
+    with signals.Signals() as noted:
         child = os.fork()
         if not child:
             time.sleep(0.5)
@@ -359,4 +360,4 @@ def test_a_time_limit_that_is_near_ends_no_process_that_decodes():
         os.kill(child, signal.SIGUSR1)
         _, status = os.waitpid(child, 0)
         assert os.waitstatus_to_exitcode(status) == 0
-        assert signals.caught is None
+        assert noted.caught is None

@@ -13,9 +13,9 @@ from defusedxml import ElementTree
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from uic_core import metrics
 from uic_core.data.index import Index, build_imagenet
 from uic_core.report import figures
+from uic_core.run import metrics
 
 COLORS = {"blue": (20, 40, 200), "green": (20, 160, 40), "red": (200, 30, 30)}
 

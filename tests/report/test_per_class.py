@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from uic_core import metrics
 from uic_core.report import cells, per_class
+from uic_core.run import metrics
 
 TABLES = Path(__file__).parents[2] / "config" / "tables.yaml"
 KEYS = {"detection": ("ap/", "map"), "segmentation": ("iou/", "miou")}

@@ -5,11 +5,11 @@ import statistics
 
 import pytest
 
-from uic_core import metrics
 from uic_core.errors import InputError
-from uic_core.metrics import Value
 from uic_core.report import seeds, tables
 from uic_core.report.cells import Table
+from uic_core.run import metrics
+from uic_core.run.metrics import Value
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from uic_core import metrics
 from uic_core.report import cells, tables
+from uic_core.run import metrics
 
 ROOT = Path(__file__).parents[2]
 TABLES, PUBLISHED = ROOT / "config" / "tables.yaml", ROOT / "config" / "published.csv"

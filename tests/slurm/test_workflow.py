@@ -8,7 +8,7 @@ import pytest
 
 from bench.site import Site
 from bench.small_dag import small_config
-from uic_core import metrics
+from uic_core.run import metrics
 
 
 @pytest.fixture(scope="module")

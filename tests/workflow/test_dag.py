@@ -22,9 +22,9 @@ import yaml
 
 from bench import browser
 from bench.small_dag import small_config
-from uic_core import metrics
 from uic_core.config import validate
 from uic_core.recipe import save
+from uic_core.run import metrics
 
 pytestmark = pytest.mark.slow
 

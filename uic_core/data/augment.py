@@ -1,6 +1,6 @@
 """Augmentation: the crop's box, drawn where the image is decoded; everything else on the device, a batch at a time.
 
-All randomness comes in as uniform numbers (`runtime.uniforms`), so a view depends on seed, epoch and image alone.
+All randomness comes in as uniform numbers (`randomness.uniforms`), so a view depends on seed, epoch and image alone.
 Every image has its own parameters; the order of the four colour operations is drawn per image too, as torchvision's
 ColorJitter does. Between the operations pixels stay float: nothing is rounded to 8 bits.
 """
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from uic_core import runtime
+from uic_core.run import devices
 
 Augmentation = Literal["standard", "strong"]
 
@@ -218,5 +218,5 @@ def _grey(images: Tensor) -> Tensor:
 
 def _to(images: Tensor, values: NDArray[np.generic]) -> Tensor:
     """Parameters to the images' device; floating ones in the images' precision."""
-    tensor = runtime.onto(images.device, values)
+    tensor = devices.onto(images.device, values)
     return tensor.to(images.dtype) if tensor.is_floating_point() else tensor

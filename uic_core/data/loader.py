@@ -26,7 +26,7 @@ from uic_core.data.augment import CROP_UNIFORMS, crop_box
 from uic_core.data.crop import crop
 from uic_core.data.index import Index
 from uic_core.errors import InputError
-from uic_core.runtime import uniforms
+from uic_core.run.randomness import uniforms
 
 View = Literal["resized_crop", "random_crop", "center_crop"]
 

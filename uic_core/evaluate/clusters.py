@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from uic_core import metrics, recipe
+from uic_core import recipe
 from uic_core.config import Clusters
 from uic_core.data.index import Index
+from uic_core.data.partition import class_sizes, group, nmi
 from uic_core.errors import InputError, stage
 from uic_core.files import atomic
-from uic_core.pretrain import checkpoint
-from uic_core.pretrain.labels import class_sizes, group, nmi
+from uic_core.models import checkpoint
+from uic_core.run import metrics
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from uic_core import metrics, recipe, runtime
+from uic_core import recipe
 from uic_core.config import Fewshot, Resolution
 from uic_core.data.augment import normalize
 from uic_core.data.index import Index
@@ -36,8 +36,8 @@ from uic_core.data.loader import Loader
 from uic_core.errors import InputError, stage
 from uic_core.evaluate.frozen import frozen
 from uic_core.layers import MAX_POOLED
-from uic_core.models import Network
-from uic_core.pretrain import checkpoint
+from uic_core.models import Network, checkpoint
+from uic_core.run import cpus, devices, metrics, randomness
 
 _BATCH = 64  # images a forward
 _CHUNK_BYTES = 1 << 28  # features held in memory at a time
@@ -286,15 +286,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--index", type=Path, required=True, help="index of the test classes")
     parser.add_argument("--out", type=Path, required=True, help="metrics JSON to write; temporary files lie beside it")
     parser.add_argument("--run", required=True, help="the run's name")
-    runtime.add_threads(parser)
+    cpus.add_threads(parser)
     options = parser.parse_args(arguments)
     with stage():
         protocol = recipe.load(Fewshot, options.protocol)
         index = Index.load(options.index)
-        runtime.seed_everything(protocol.seed)
+        randomness.seed_everything(protocol.seed)
         network, trained_by = checkpoint.load(options.checkpoint)
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        network = network.to(runtime.device())
+        network = network.to(devices.current())
         values, dimensions = evaluate(network, index, protocol, options.out.parent, options.threads - 1)
         settings: dict[str, Any] = {
             "layers": layers_of(network, protocol),
@@ -314,7 +314,7 @@ def main(arguments: list[str] | None = None) -> None:
                     checkpoint=options.checkpoint,
                     coverage=network.coverage,
                     seed=protocol.seed,
-                    hardware=runtime.hardware(),
+                    hardware=devices.hardware(),
                 ),
             ),
         )
@@ -328,7 +328,7 @@ def _draw(
     members, exists: [C, n], positions in the index class by class, filled up where a class has fewer than n.
     """
     classes, largest = members.shape
-    u = runtime.uniforms(protocol.seed, 0, numbers, classes + protocol.ways * largest)
+    u = randomness.uniforms(protocol.seed, 0, numbers, classes + protocol.ways * largest)
     chosen = np.argsort(u[:, :classes], axis=1)[:, : protocol.ways]
     order = u[:, classes:].reshape(len(numbers), protocol.ways, largest)
     order[~exists[chosen]] = np.inf

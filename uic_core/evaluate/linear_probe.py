@@ -21,15 +21,17 @@ from typing import Any
 
 import torch
 
-from uic_core import metrics, recipe, runtime
+from uic_core import recipe
 from uic_core.config import LinearProbe
 from uic_core.data.index import Index
 from uic_core.errors import stage
 from uic_core.evaluate.probes import Curve, Probes, settings
 from uic_core.evaluate.ten_crop import CROPS
 from uic_core.files import sha256
-from uic_core.pretrain import checkpoint, parallel
-from uic_core.pretrain.resume import Saver, Signals, State
+from uic_core.models import checkpoint
+from uic_core.run import cpus, devices, metrics, parallel, randomness
+from uic_core.run.saved_state import Saver, State
+from uic_core.run.signals import Signals
 
 
 def values(curves: dict[str, Curve], images: int) -> dict[str, metrics.Value]:
@@ -63,13 +65,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="metrics JSON to write")
     parser.add_argument("--run", required=True, help="the run's name")
     parser.add_argument("--save-every", type=float, default=300, help="seconds between saved states")
-    runtime.add_threads(parser)
+    cpus.add_threads(parser)
     options = parser.parse_args(arguments)
-    with stage(), parallel.group(runtime.device()) as ranks, Signals() as signals:
+    with stage(), parallel.group(devices.current()) as ranks, Signals() as signals:
         protocol = recipe.load(LinearProbe, options.protocol)
-        runtime.seed_everything(protocol.seed)
+        randomness.seed_everything(protocol.seed)
         network, trained_by = checkpoint.load(options.checkpoint)
-        network = network.to(runtime.device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = network.to(devices.current(), memory_format=torch.channels_last)  # type: ignore[call-overload]
         layers, crop = settings(network, protocol)
         arch = trained_by.arch
         train_index = Index.load(options.train_index).subset(protocol.images[arch], protocol.seed)
@@ -96,7 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
         }
         with state.claimed(ranks):
             saver = Saver(state, ranks, signals, options.save_every)
-            workers = runtime.workers(options.threads)
+            workers = cpus.workers(options.threads)
             probes = Probes(network, train_index, val_index, protocol, trained_by.resize, workers, ranks, saver)
             with contextlib.closing(probes):
                 found = values(probes.run(), len(val_index))
@@ -119,7 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
                             checkpoint=options.checkpoint,
                             coverage=network.coverage,
                             seed=protocol.seed,
-                            hardware=runtime.hardware(),
+                            hardware=devices.hardware(),
                             earlier_seconds=probes.earlier_seconds,
                         ),
                     ),

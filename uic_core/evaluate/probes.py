@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from uic_core import metrics, runtime
 from uic_core.config import LinearProbe
 from uic_core.data.augment import UNIFORMS, augment
 from uic_core.data.index import Index
@@ -31,8 +30,9 @@ from uic_core.evaluate import ten_crop
 from uic_core.evaluate.frozen import frozen
 from uic_core.evaluate.heads import Affine, activations, build_heads
 from uic_core.models import Network
-from uic_core.pretrain.parallel import ALONE, Ranks
-from uic_core.pretrain.resume import EPOCH_SECONDS, Saver, demand_same, momenta, part, restore_momenta
+from uic_core.run import metrics, randomness
+from uic_core.run.parallel import ALONE, Ranks
+from uic_core.run.saved_state import EPOCH_SECONDS, Saver, demand_same, momenta, part, restore_momenta
 
 SNAPSHOT_BYTES = 2 << 30
 """Heads waiting for their test; when one more epoch would not fit, they are tested. ImageNet and five AlexNet layers
@@ -183,7 +183,7 @@ class Probes:
         own = (share if len(share) else batch[:1] for share, batch in zip(shares, left, strict=True))
         stream = self._loader.stream(own, self._crop, protocol.seed, epoch)  # type: ignore[arg-type]
         for number, (crops, positions) in enumerate(stream):
-            numbers = runtime.uniforms(protocol.seed, epoch, positions, UNIFORMS)
+            numbers = randomness.uniforms(protocol.seed, epoch, positions, UNIFORMS)
             features = activations(self.network, augment(crops, numbers, "standard"), self.layers)
             truth = self._labels[torch.from_numpy(positions).to(self._device)]
             losses = [F.cross_entropy(self.heads[layer](features[layer]), truth) for layer in self.layers]

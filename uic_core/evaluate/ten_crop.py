@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from uic_core import runtime
 from uic_core.data import reader
 from uic_core.data.augment import normalize
 from uic_core.data.index import Index
@@ -20,7 +19,8 @@ from uic_core.data.loader import ignore_foreign_sigterm
 from uic_core.errors import InputError
 from uic_core.evaluate.heads import Affine, activations
 from uic_core.models import Network
-from uic_core.pretrain.parallel import ALONE, Ranks
+from uic_core.run import cpus
+from uic_core.run.parallel import ALONE, Ranks
 
 CROPS = 10
 
@@ -48,7 +48,7 @@ def ten_crops(
         _Decoder(index, size, resize),
         batch_size=None,  # a request is a whole batch
         sampler=batches,  # type: ignore[arg-type]  # any iterable with a length will do
-        num_workers=runtime.sharing(workers, _IMAGES * CROPS * 3 * size**2),
+        num_workers=cpus.sharing(workers, _IMAGES * CROPS * 3 * size**2),
         worker_init_fn=ignore_foreign_sigterm,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # the global one belongs to whoever asks for the crops

@@ -25,15 +25,15 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from uic_core import metrics, recipe, runtime
+from uic_core import recipe
 from uic_core.config import VocClassification
 from uic_core.data import reader, voc
 from uic_core.data.augment import CROP_UNIFORMS, UNIFORMS, augment, crop_box
 from uic_core.errors import InputError, stage
 from uic_core.evaluate.average_precision import class_average_precisions
 from uic_core.evaluate.frozen import fingerprint
-from uic_core.models import Network, build
-from uic_core.pretrain import checkpoint
+from uic_core.models import Network, build, checkpoint
+from uic_core.run import cpus, devices, metrics, randomness
 
 SCALE = (0.1, 0.5)
 """Area of a crop, in parts of the image's; crops are square in the image."""
@@ -206,7 +206,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--voc", type=Path, required=True, help="the folder that holds VOC2007/")
     parser.add_argument("--out", type=Path, required=True, help="metrics JSON to write")
     parser.add_argument("--run", required=True, help="the run's name")
-    runtime.add_threads(parser)
+    cpus.add_threads(parser)
     options = parser.parse_args(arguments)
     with stage():
         protocol = recipe.load(VocClassification, options.protocol)
@@ -215,9 +215,9 @@ def main(arguments: list[str] | None = None) -> None:
         files = {
             split: [voc.image_path(options.voc, 2007, image) for image in ids] for split, (ids, _) in splits.items()
         }
-        runtime.seed_everything(protocol.seed)
+        randomness.seed_everything(protocol.seed)
         pretrained, trained_by = checkpoint.load(options.checkpoint)
-        network = prepare(pretrained, protocol).to(runtime.device())
+        network = prepare(pretrained, protocol).to(devices.current())
         coverage = pretrained.coverage
         del pretrained
         workers = options.threads - 1
@@ -238,7 +238,7 @@ def main(arguments: list[str] | None = None) -> None:
                     checkpoint=options.checkpoint,
                     coverage=coverage,
                     seed=protocol.seed,
-                    hardware=runtime.hardware(),
+                    hardware=devices.hardware(),
                 ),
             ),
         )
@@ -276,7 +276,7 @@ def _augmented(
     crops: Tensor, positions: NDArray[np.int64], draws: tuple[int, ...], seed: int, device: torch.device
 ) -> Tensor:
     """uint8 [B, draws, 3, S, S] to float32 [B·draws, 3, S, S]: flipped or not, normalised."""
-    numbers = np.stack([runtime.uniforms(seed, draw, positions, UNIFORMS) for draw in draws], axis=1)
+    numbers = np.stack([randomness.uniforms(seed, draw, positions, UNIFORMS) for draw in draws], axis=1)
     return augment(crops.flatten(0, 1).to(device, non_blocking=True), numbers.reshape(-1, UNIFORMS), "standard")
 
 
@@ -308,7 +308,7 @@ class _Cropper(Dataset[Tensor | str]):
 
     def __getitem__(self, request: _Request) -> Tensor | str:
         draws = [
-            runtime.uniforms(self._seed + _CROP_STREAM, draw, request.positions, CROP_UNIFORMS)
+            randomness.uniforms(self._seed + _CROP_STREAM, draw, request.positions, CROP_UNIFORMS)
             for draw in request.draws
         ]
         crops = np.empty((len(request.positions), len(draws), 3, self._size, self._size), np.uint8)
@@ -334,7 +334,7 @@ def _crops(
         cropper,
         batch_size=None,  # a request is a whole batch
         sampler=requests,  # type: ignore[arg-type]  # any iterable with a length will do
-        num_workers=runtime.sharing(workers, largest * 3 * protocol.image_size**2),
+        num_workers=cpus.sharing(workers, largest * 3 * protocol.image_size**2),
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # the global one belongs to dropout
     )

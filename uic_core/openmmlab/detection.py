@@ -14,15 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from uic_core import config, metrics, models, recipe, samples
+from uic_core import config, models, recipe, samples
 from uic_core.data import voc
 from uic_core.data.boxes import from_edges
 from uic_core.errors import InputError, stage
 from uic_core.files import sha256
+from uic_core.models import checkpoint
 from uic_core.openmmlab import backbones, proposals, regression, runner
-from uic_core.pretrain import checkpoint, parallel
-from uic_core.runtime import add_threads, device, hardware
-from uic_core.runtime import workers as decoders
+from uic_core.run import cpus, devices, metrics, parallel
 
 _STRIDE = 16
 # Fast R-CNN's own: below these layers nothing is trained (VGG16's conv1_1 to conv2_2).
@@ -225,9 +224,9 @@ def main(arguments: list[str] | None = None) -> None:
         parser.add_argument(f"--{name}", required=True, type=Path)
     parser.add_argument("--run", required=True)
     parser.add_argument("--save-every", type=float, default=300, help="seconds between saved states")
-    add_threads(parser)
+    cpus.add_threads(parser)
     options = parser.parse_args(arguments)
-    with stage(), parallel.group(device()) as ranks:
+    with stage(), parallel.group(devices.current()) as ranks:
         protocol = recipe.load(config.Detection, options.protocol)
         network, run_recipe = checkpoint.load(options.checkpoint)
         files = {"trainval": options.train_proposals, "test": options.test_proposals}
@@ -239,7 +238,7 @@ def main(arguments: list[str] | None = None) -> None:
         targets = regression.statistics(_examples(options.voc, found["trainval"]), len(voc.CLASSES))
         content = build_config(
             network, options.checkpoint, protocol, options.voc, files, targets, options.work_dir,
-            decoders(options.threads),
+            cpus.workers(options.threads),
         )  # fmt: skip
         fingerprint = voc.fingerprint(options.voc, 2007, list(files))
         identity = {"checkpoint": sha256(options.checkpoint), "protocol": protocol.model_dump(), "data": fingerprint}
@@ -276,7 +275,7 @@ def main(arguments: list[str] | None = None) -> None:
                         checkpoint=options.checkpoint,
                         coverage=network.coverage,
                         seed=protocol.seed,
-                        hardware=hardware(),
+                        hardware=devices.hardware(),
                     ),
                 ),
             )

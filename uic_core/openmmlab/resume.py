@@ -1,6 +1,6 @@
 """Resuming an mmengine training: draws that depend on nothing but seed, pass and image, and a state of our own.
 
-mmengine goes on from pickles that may run code; ours are tensors and JSON (uic_core.pretrain.resume). Between two
+mmengine goes on from pickles that may run code; ours are tensors and JSON (uic_core.run.saved_state). Between two
 optimiser steps, a state is the weights, the momenta, the schedule and the iteration: all randomness comes from the seed
 and the iteration, or the draw.
 """
@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 
 from uic_core.errors import InputError
-from uic_core.pretrain.parallel import Ranks
-from uic_core.pretrain.resume import Saver, Signals, State, demand_same, momenta, part, restore_momenta
+from uic_core.run.parallel import Ranks
+from uic_core.run.saved_state import Saver, State, demand_same, momenta, part, restore_momenta
+from uic_core.run.signals import Signals
 
 
 @DATA_SAMPLERS.register_module()

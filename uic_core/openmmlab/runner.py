@@ -17,9 +17,10 @@ from mmengine.utils import import_modules_from_strings
 from uic_core import config
 from uic_core.openmmlab.observe import KeepSamples
 from uic_core.openmmlab.resume import Resume, state_of
-from uic_core.pretrain.parallel import Ranks
-from uic_core.pretrain.resume import Signals
-from uic_core.runtime import device, seed_everything
+from uic_core.run import devices
+from uic_core.run.parallel import Ranks
+from uic_core.run.randomness import seed_everything
+from uic_core.run.signals import Signals
 
 
 def training(
@@ -139,7 +140,7 @@ def train_and_test(
     with state.claimed(ranks), Signals() as signals:
         runner = Runner.from_cfg(cfg)
         accumulate = cfg.optim_wrapper.accumulative_counts
-        resume = Resume(state, ranks, signals, cfg.randomness.seed, accumulate, save_every, device())
+        resume = Resume(state, ranks, signals, cfg.randomness.seed, accumulate, save_every, devices.current())
         runner.register_hook(resume, priority="LOWEST")
         assert runner.test_loop  # builds the test data now: what is wrong with it must not come out after the training
         runner.train()

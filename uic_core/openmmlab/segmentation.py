@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 from mmengine.registry import MODELS
 
-from uic_core import config, metrics, models, recipe, samples
+from uic_core import config, models, recipe, samples
 from uic_core.data import voc
 from uic_core.errors import InputError, stage
 from uic_core.files import sha256
+from uic_core.models import checkpoint
 from uic_core.openmmlab import backbones, fcn, runner
-from uic_core.pretrain import checkpoint, parallel
-from uic_core.runtime import add_threads, device, hardware
-from uic_core.runtime import workers as decoders
+from uic_core.run import cpus, devices, metrics, parallel
 
 
 def build_config(
@@ -123,9 +122,9 @@ def main(arguments: list[str] | None = None) -> None:
         parser.add_argument(f"--{name}", required=True, type=Path)
     parser.add_argument("--run", required=True)
     parser.add_argument("--save-every", type=float, default=300, help="seconds between saved states")
-    add_threads(parser)
+    cpus.add_threads(parser)
     options = parser.parse_args(arguments)
-    with stage(), parallel.group(device()) as ranks:
+    with stage(), parallel.group(devices.current()) as ranks:
         protocol = recipe.load(config.Segmentation, options.protocol)
         data = recipe.load(config.Dataset, options.dataset).section
         if not isinstance(data, config.VocSegmentation):
@@ -137,7 +136,7 @@ def main(arguments: list[str] | None = None) -> None:
         for one in lists:
             for image in one.ids():
                 voc.read_mask(one.mask(image))
-        workers = decoders(options.threads)
+        workers = cpus.workers(options.threads)
         content = build_config(network, options.checkpoint, protocol, data, options.work_dir, workers)
         fingerprint = voc.segmentation_fingerprint(lists)
         identity = {"checkpoint": sha256(options.checkpoint), "protocol": protocol.model_dump(), "data": fingerprint}
@@ -182,7 +181,7 @@ def main(arguments: list[str] | None = None) -> None:
                         checkpoint=options.checkpoint,
                         coverage=network.coverage,
                         seed=protocol.seed,
-                        hardware=hardware(),
+                        hardware=devices.hardware(),
                     ),
                 ),
             )

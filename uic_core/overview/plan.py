@@ -11,7 +11,6 @@ import heapq
 import os
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from tabulate import tabulate
@@ -20,76 +19,13 @@ from uic_core.config import Config, validate
 from uic_core.errors import stage
 from uic_core.files import read_yaml
 from uic_core.overview.costs import Job, evaluation, preparation, training
+from uic_core.overview.rates import Rates, assumed
 from uic_core.recipe import External
 from uic_core.report.cells import TABLES, check_cells, needed
 
 BESIDE = ("fig3", "fig4", *(f"{kind}_{task}" for task in ("detection", "segmentation") for kind in ("fig", "table")))
 """What the report shows beside the tables."""
 Key = tuple[str, str]
-
-# Rules that take 16 CPUs a GPU; others take eight (workflow/rules).
-_WIDE = ("pretrain", "finetune", "linear_probe", "proposals", "cache")
-_MOST_CPUS = 64  # of a job of several GPUs (workflow/rules/common.smk)
-# Shares of the bf16 matrix rate that training reaches: AlexNet's as measured on an H200, the others' what
-# `make bench-gpu` asks for.
-_SHARES = {"alexnet": 0.15, "alexnet_torchvision": 0.15, "vgg16": 0.5, "resnet50": 0.14, "resnet50_mlp": 0.14}
-# Share of the bf16 matrix rate that float32 reaches: on A100 and H100 its own rate is a sixteenth, and convolutions
-# reach about 60 % of that (an assumption; --measure measures).
-_EXACT = 0.6 / 16
-
-
-@dataclass(frozen=True)
-class Rates:
-    """How fast a machine is.
-
-    Attributes:
-        flops: FLOP/s that training reaches, by architecture.
-        exact: the same in float32, which evaluations are done in.
-        decode: images a CPU-second.
-        search: seconds of selective search an image and CPU.
-        start: seconds until a job works, by environment.
-        cpus: of a job that takes many.
-        slots: GPUs; without any, CPUs, and then every job takes one.
-        gpu: whether `slots` are GPUs.
-        said: where the rates are from, for the reader.
-    """
-
-    flops: dict[str, float]
-    exact: dict[str, float]
-    decode: float
-    search: float
-    start: dict[str, float]
-    cpus: int
-    slots: int
-    gpu: bool
-    said: str
-
-    def seconds(self, job: Job) -> float:
-        """How long a job takes."""
-        gpus = self.taken(job) if self.gpu else 1
-        arithmetic = 0.0
-        if job.arch:
-            exact = job.exact if job.rule in ("pretrain", "finetune") else job.flops
-            arithmetic = (job.flops - exact) / self.flops[job.arch] + exact / self.exact[job.arch]
-            arithmetic /= max(1, gpus)
-        cpus = self.cpus if job.rule in _WIDE else min(8, self.cpus)
-        processes = max(1, min(cpus * max(1, gpus), _MOST_CPUS) - 1)
-        decoding = job.images / self.decode / processes
-        work = arithmetic + decoding if self.cpus == 1 else max(arithmetic, decoding)
-        return self.start[job.environment] + work + job.searched * self.search / cpus
-
-    def taken(self, job: Job) -> int:
-        """Slots that a job takes: its GPUs, no more than there are; without GPUs one."""
-        return min(job.gpus, self.slots) * job.gpu if self.gpu else 1
-
-
-def assumed(config: Config, peak: float, gpus: int) -> Rates:
-    """Rates of a GPU whose bf16 matrix rate is `peak` TFLOP/s, with 16 CPUs for a wide job (bench/RESULTS.md)."""
-    flops: dict[str, float] = {recipe.arch: _SHARES[recipe.arch] * peak * 1e12 for recipe in config.runs.values()}
-    exact = dict.fromkeys(flops, _EXACT * peak * 1e12)
-    start = {"core": 20.0, "openmmlab": 40.0, "report": 10.0}
-    said = f"assumed: a GPU of {peak:g} TFLOP/s in bf16, 8 or 16 CPUs of 750 images/s a job; --measure measures here"
-    return Rates(flops, exact, 750.0, 2.0, start, 16, gpus, True, said)
 
 
 def jobs_of(config: Config, pairs: Iterable[Key], tables: Sequence[str] = ()) -> dict[Key, Job]:
@@ -225,7 +161,7 @@ def main(arguments: list[str] | None = None) -> None:
         config = validate(read_yaml(options.config), str(options.config))
         check_cells(options.tables, config)
         if options.measure:
-            from uic_core.overview.rates import measured  # imports the stages
+            from uic_core.overview.measure import measured  # imports torch and the stages
 
             rates = measured(config, options.gpus, os.cpu_count() or 1)
         else:

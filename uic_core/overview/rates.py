@@ -1,133 +1,72 @@
-"""Rates of this machine for `make plan`: a few training steps, a few images, and how long a stage takes to start."""
+"""How fast a machine does the jobs that `make plan` counts: rates assumed of a named GPU."""
 
 from __future__ import annotations
 
-import multiprocessing
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
-from pathlib import Path
+from dataclasses import dataclass
 
-import numpy as np
-import torch
-
-from uic_core import models, runtime
 from uic_core.config import Config
-from uic_core.data import reader, synthetic
-from uic_core.overview.costs import network
-from uic_core.overview.plan import Rates
-from uic_core.pretrain.methods import cross_entropy
-from uic_core.pretrain.precision import autocast, resolve
-from uic_core.recipe import Recipe
+from uic_core.overview.costs import Job
 
-_SECONDS = 3.0  # of measuring, for each rate
-_IMAGES = 64
-# A stage of each environment, for how long its imports take.
-_STAGES = {"core": "uic_core.pretrain", "openmmlab": "uic_core.openmmlab.detection", "report": "uic_core.report.tables"}
-_WORKFLOW_SECONDS = 1.0  # that Snakemake takes for a job besides
+# Rules that take 16 CPUs a GPU; others take eight (workflow/rules).
+_WIDE = ("pretrain", "finetune", "linear_probe", "proposals", "cache")
+_MOST_CPUS = 64  # of a job of several GPUs (workflow/rules/common.smk)
+# Shares of the bf16 matrix rate that training reaches: AlexNet's as measured on an H200, the others' what
+# `make bench-gpu` asks for.
+_SHARES = {"alexnet": 0.15, "alexnet_torchvision": 0.15, "vgg16": 0.5, "resnet50": 0.14, "resnet50_mlp": 0.14}
+# Share of the bf16 matrix rate that float32 reaches: on A100 and H100 its own rate is a sixteenth, and convolutions
+# reach about 60 % of that (an assumption; --measure measures).
+_EXACT = 0.6 / 16
 
 
-def measured(config: Config, gpus: int, cpus: int) -> Rates:
-    """Rates at the config's own sizes; on a machine without a GPU with one job a CPU, all of them at once.
+@dataclass(frozen=True)
+class Rates:
+    """How fast a machine is.
 
-    Args:
-        gpus: that the plan is for, if this machine has one.
-        cpus: of this machine.
+    Attributes:
+        flops: FLOP/s that training reaches, by architecture.
+        exact: the same in float32, which evaluations are done in.
+        decode: images a CPU-second.
+        search: seconds of selective search an image and CPU.
+        start: seconds until a job works, by environment.
+        cpus: of a job that takes many.
+        slots: GPUs; without any, CPUs, and then every job takes one.
+        gpu: whether `slots` are GPUs.
+        said: where the rates are from, for the reader.
     """
-    device = runtime.device()
-    gpu = device.type == "cuda"
-    copies = 1 if gpu else cpus
-    largest: dict[str, Recipe] = {}
-    for recipe in config.runs.values():
-        if isinstance(recipe, Recipe) and recipe.epochs >= largest.get(recipe.arch, recipe).epochs:
-            largest[recipe.arch] = recipe
-    with ProcessPoolExecutor(copies, mp_context=multiprocessing.get_context("spawn")) as pool:
-        flops, exact = (
-            {arch: _mean(pool, copies, partial(_training_rate, recipe, precision)) for arch, recipe in largest.items()}
-            for precision in ("", "fp32")
-        )
-        dataset = config.datasets.one("imagenet")
-        if dataset.generated:
-            with tempfile.TemporaryDirectory() as folder:
-                few = dataset.section.model_copy(
-                    update={"root": folder, "classes": 2, "train_images": _IMAGES, "val_images": 2}
-                )
-                synthetic.generate(dataset.model_copy(update={"section": few}))
-                decode = _mean(pool, copies, partial(_decoding_rate, folder, config))
-        else:
-            decode = _mean(pool, copies, partial(_decoding_rate, dataset.section.root, config))
-    for recipe in config.runs.values():
-        for rates in (flops, exact):
-            rates.setdefault(recipe.arch, max(rates.values(), default=1e12))
-    start = {name: _seconds_to_start(module) + _WORKFLOW_SECONDS for name, module in _STAGES.items()}
-    threads = 16 if gpu else 1
-    search = 2.0 * (config.evaluations.proposals.shorter_side / 500) ** 2
-    where = torch.cuda.get_device_name() if gpu else f"{cpus} CPUs, a job each"
-    said = f"measured here: {where}; " + ", ".join(f"{arch} {rate / 1e12:.3g} TFLOP/s" for arch, rate in flops.items())
-    said += f", {decode:.0f} images/s a CPU; a job starts in {', '.join(f'{each:.0f} s' for each in start.values())}"
-    return Rates(flops, exact, decode, search, dict(start), threads, gpus if gpu else cpus, gpu, said)
+
+    flops: dict[str, float]
+    exact: dict[str, float]
+    decode: float
+    search: float
+    start: dict[str, float]
+    cpus: int
+    slots: int
+    gpu: bool
+    said: str
+
+    def seconds(self, job: Job) -> float:
+        """How long a job takes."""
+        gpus = self.taken(job) if self.gpu else 1
+        arithmetic = 0.0
+        if job.arch:
+            exact = job.exact if job.rule in ("pretrain", "finetune") else job.flops
+            arithmetic = (job.flops - exact) / self.flops[job.arch] + exact / self.exact[job.arch]
+            arithmetic /= max(1, gpus)
+        cpus = self.cpus if job.rule in _WIDE else min(8, self.cpus)
+        processes = max(1, min(cpus * max(1, gpus), _MOST_CPUS) - 1)
+        decoding = job.images / self.decode / processes
+        work = arithmetic + decoding if self.cpus == 1 else max(arithmetic, decoding)
+        return self.start[job.environment] + work + job.searched * self.search / cpus
+
+    def taken(self, job: Job) -> int:
+        """Slots that a job takes: its GPUs, no more than there are; without GPUs one."""
+        return min(job.gpus, self.slots) * job.gpu if self.gpu else 1
 
 
-def _mean(pool: ProcessPoolExecutor, copies: int, measure: Callable[[int], float]) -> float:
-    return float(np.mean(list(pool.map(measure, range(copies)))))
-
-
-def _training_rate(recipe: Recipe, precision_name: str, _: int) -> float:
-    """FLOP/s of forward, backward and SGD at a recipe's size; in its own precision where none is named."""
-    device = runtime.device()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    precision = resolve(precision_name or recipe.precision, device)
-    built = models.build(recipe.arch, classes=recipe.classes, image_size=recipe.image_size, sobel=recipe.sobel)
-    built = built.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    optimizer = torch.optim.SGD(built.parameters(), lr=1e-3, momentum=0.9, fused=True)
-    x = torch.randn(recipe.batch_size, 3, recipe.image_size, recipe.image_size, device=device)
-    x = x.contiguous(memory_format=torch.channels_last)
-    target = torch.zeros(len(x), dtype=torch.long, device=device)
-
-    def step() -> None:
-        with autocast(precision, device):
-            logits = built(x)
-        optimizer.zero_grad(set_to_none=True)
-        cross_entropy(logits, target.to(torch.int32)).backward()
-        optimizer.step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
-    size = network(recipe.arch, recipe.classes, recipe.image_size, recipe.sobel)
-    return size.training * recipe.batch_size * _a_second(step)
-
-
-def _decoding_rate(root: str, config: Config, _: int) -> float:
-    """Images a second that one process decodes and crops."""
-    torch.set_num_threads(1)
-    recipe = next(iter(config.runs.values()))
-    files = sorted((Path(root) / "train").glob("*/*"))[:_IMAGES]
-    if not files:
-        return 750.0  # not there yet: bench/RESULTS.md
-
-    def read() -> None:
-        for file in files:
-            reader.center_crop(reader.read_rgb(file), recipe.resize, recipe.image_size)
-
-    return len(files) * _a_second(read)
-
-
-def _a_second(work: Callable[[], None]) -> float:
-    """How often `work` can be done a second."""
-    work()
-    done, started = 0, time.perf_counter()
-    while time.perf_counter() - started < _SECONDS:
-        work()
-        done += 1
-    return done / (time.perf_counter() - started)
-
-
-def _seconds_to_start(module: str) -> float:
-    started = time.perf_counter()
-    subprocess.run([sys.executable, "-m", module, "--help"], check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - started
+def assumed(config: Config, peak: float, gpus: int) -> Rates:
+    """Rates of a GPU whose bf16 matrix rate is `peak` TFLOP/s, with 16 CPUs for a wide job (bench/RESULTS.md)."""
+    flops: dict[str, float] = {recipe.arch: _SHARES[recipe.arch] * peak * 1e12 for recipe in config.runs.values()}
+    exact = dict.fromkeys(flops, _EXACT * peak * 1e12)
+    start = {"core": 20.0, "openmmlab": 40.0, "report": 10.0}
+    said = f"assumed: a GPU of {peak:g} TFLOP/s in bf16, 8 or 16 CPUs of 750 images/s a job; --measure measures here"
+    return Rates(flops, exact, 750.0, 2.0, start, 16, gpus, True, said)

@@ -10,13 +10,12 @@ import argparse
 from pathlib import Path
 
 from uic_core import recipe as recipes
-from uic_core import runtime
 from uic_core.data.index import Index
 from uic_core.errors import InputError, stage
 from uic_core.files import sha256
-from uic_core.models import build
-from uic_core.pretrain import checkpoint, parallel
+from uic_core.models import build, checkpoint
 from uic_core.pretrain.loop import Trainer
+from uic_core.run import cpus, devices, parallel, randomness
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -27,14 +26,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--pretrained", type=Path, help="method finetune: the checkpoint to start from")
     parser.add_argument("--save-every", type=float, default=300, help="seconds between saved states")
-    runtime.add_threads(parser)
+    cpus.add_threads(parser)
     options = parser.parse_args(arguments)
-    with stage(), parallel.group(runtime.device()) as ranks:
+    with stage(), parallel.group(devices.current()) as ranks:
         recipe = recipes.load(recipes.Recipe, options.recipe)
         if (recipe.method == "finetune") != bool(options.pretrained):
             raise InputError("--pretrained: give it for method finetune, and for no other method")
         index = Index.load(options.train_index)
-        runtime.seed_everything(recipe.seed)
+        randomness.seed_everything(recipe.seed)
         if options.pretrained:
             network, _ = checkpoint.load(options.pretrained)
             found = {"arch": network.arch, "sobel": network.uses_sobel}
@@ -48,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             network = build(recipe.arch, classes=recipe.classes, image_size=recipe.image_size, sobel=recipe.sobel)
         start = sha256(options.pretrained)[:16] if options.pretrained else "fresh"
-        workers = runtime.workers(options.threads)
+        workers = cpus.workers(options.threads)
         trainer = Trainer(recipe, index, network, start, ranks, workers, options.save_every, options.threads)
         trainer.run(options.out)
 

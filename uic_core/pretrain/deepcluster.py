@@ -9,7 +9,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from uic_core.pretrain.labels import Labels
+from uic_core.data.partition import Labels
 
 
 def whiten(features: NDArray[np.float32], dimension: int) -> NDArray[np.float32]:

@@ -18,13 +18,12 @@ import torch
 from torch import Tensor
 
 from uic_core import recipe as recipes
-from uic_core import runtime
 from uic_core.errors import InputError, stage
 from uic_core.files import read_yaml, sha256
-from uic_core.models import Network, build, formats
+from uic_core.models import Network, build, checkpoint, formats
 from uic_core.models.sobel import Sobel
-from uic_core.pretrain import checkpoint
 from uic_core.recipe import External
+from uic_core.run import randomness
 
 _KEYS = ("state_dict", "model")
 """Where training scripts keep the state dict, if it is not the whole of the file."""
@@ -147,7 +146,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     with stage():
         recipe = recipes.parse(External, read_yaml(options.recipe), str(options.recipe))
-        runtime.seed_everything(0)  # a new top layer is the same each time
+        randomness.seed_everything(0)  # a new top layer is the same each time
         if recipe.format == "uic_core":
             network, remarks = _of_this_suite(options.source, recipe)
         else:

@@ -17,22 +17,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from uic_core import runtime
+from uic_core.data import partition
 from uic_core.data.augment import UNIFORMS, augment, normalize
 from uic_core.data.index import Index
 from uic_core.data.loader import Loader
 from uic_core.errors import InputError
 from uic_core.files import atomic, write_text
-from uic_core.models import Network
-from uic_core.pretrain import checkpoint, labels, resume
+from uic_core.models import Network, checkpoint
+from uic_core.pretrain import labels
 from uic_core.pretrain.methods import cross_entropy, method
-from uic_core.pretrain.order import Order
-from uic_core.pretrain.parallel import Ranks
-from uic_core.pretrain.precision import autocast, prepare, resolve
+from uic_core.pretrain.order import Order, merge_labels
 from uic_core.pretrain.progress import Progress
-from uic_core.pretrain.resume import Saver, Signals, State
 from uic_core.pretrain.state import Position, restore, save
 from uic_core.recipe import Recipe
+from uic_core.run import devices, randomness, saved_state
+from uic_core.run.parallel import Ranks
+from uic_core.run.precision import autocast, prepare, resolve
+from uic_core.run.saved_state import Saver, State
+from uic_core.run.signals import Signals
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -77,7 +79,7 @@ class Trainer:
             ranks.bounds(len(self.index), recipe.batch_size)
         self.identity = {"recipe": recipe.model_dump(), "hash": recipe.hash(), "data": self.index.fingerprint}
         self.identity["start"] = start
-        self.device = runtime.device()
+        self.device = devices.current()
         self.precision = resolve(recipe.precision, self.device)
         self.precision_name = str(self.precision).removeprefix("torch.")
         self.method = method(recipe.method, recipe.label_view)
@@ -100,8 +102,8 @@ class Trainer:
         self.save_every = save_every
         self.position = Position()
         self._saver: Saver | None = None
-        self.labels: labels.Labels = np.zeros(0, np.int32)
-        self.groups = labels.group(self.labels, recipe.classes)
+        self.labels: partition.Labels = np.zeros(0, np.int32)
+        self.groups = partition.group(self.labels, recipe.classes)
         self.agreement = 1.0
         self.history: list[dict[str, Any]] = []
         self.rate = 0.0
@@ -133,13 +135,13 @@ class Trainer:
             self._writer.close()
         self.ranks.barrier()
 
-    def relabel(self, found: labels.Labels, epoch: int) -> None:
+    def relabel(self, found: partition.Labels, epoch: int) -> None:
         """Take other labels: their agreement with the present ones, and their groups for `epoch`."""
         if len(self.groups.members):
-            self.agreement = labels.nmi(self.groups, found)
+            self.agreement = partition.nmi(self.groups, found)
         self.labels = found
         del self.groups  # before the new ones are made: eight bytes an image, not twelve
-        self.groups = labels.group(found, self.recipe.classes, np.random.default_rng([self.recipe.seed, 1, epoch]))
+        self.groups = partition.group(found, self.recipe.classes, np.random.default_rng([self.recipe.seed, 1, epoch]))
 
     def pause(self) -> None:
         """Between two parts of a method's preparation of an epoch, on all ranks: end here if one was told to.
@@ -158,7 +160,7 @@ class Trainer:
         if not self.ranks.rank:
             print(line, flush=True)
 
-    def predict(self) -> labels.Labels:
+    def predict(self) -> partition.Labels:
         """Argmax of a centre-crop pass in eval mode and float32 over all images, int32 [N], the same on every rank."""
         found = self._centre_pass(lambda x: self.network(x).argmax(1).to(torch.int32), everywhere=True)
         assert found is not None
@@ -216,7 +218,7 @@ class Trainer:
             self._record(covered)
             self.position = Position(epoch + 1)
             if epoch + 1 < recipe.epochs:
-                self._obey(saver.agreed(resume.EPOCH_SECONDS, self.device))
+                self._obey(saver.agreed(saved_state.EPOCH_SECONDS, self.device))
 
     def _obey(self, wishes: list[float]) -> None:
         assert self._saver is not None, "no run is in progress"
@@ -247,12 +249,12 @@ class Trainer:
             # All randomness of a step starts here, so a resumed run draws what an undisturbed one would.
             seeds = np.random.SeedSequence([recipe.seed, 3, position.epoch, step, rank])
             torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
-            numbers = runtime.uniforms(recipe.seed, position.epoch, draws, UNIFORMS)
+            numbers = randomness.uniforms(recipe.seed, position.epoch, draws, UNIFORMS)
             x = augment(crops, numbers, recipe.augmentation)
             x = x.contiguous(memory_format=torch.channels_last)
             with autocast(self.precision, self.device):
                 logits = network(x)
-            target = runtime.onto(self.device, targets.popleft())
+            target = devices.onto(self.device, targets.popleft())
             loss = cross_entropy(logits, target)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -275,7 +277,7 @@ class Trainer:
     def _merge(self, order: Order, bounds: list[tuple[int, int]]) -> None:
         """The labels that all ranks wrote in these batches."""
         if self.method.learns_labels:
-            self.ranks.merge(self.labels, order, bounds, self.device)
+            merge_labels(self.labels, order, bounds, self.ranks, self.device)
 
     def _left(self, step: int, draws: NDArray[np.int64], loss: Tensor, predictions: Tensor | None) -> _Step:
         """What a step leaves, on its way to the CPU: the loss is the mean over the ranks."""
@@ -321,7 +323,7 @@ class Trainer:
             "loss": round(position.loss / position.images, 6),
             "lr": round(learning_rate(self.recipe, position.epoch), 8),
             "nmi_previous": round(self.agreement, 6),
-            "nmi_annotated": round(labels.nmi(self.groups, self.index.labels), 6),
+            "nmi_annotated": round(partition.nmi(self.groups, self.index.labels), 6),
             "empty_classes": position.empty,
             "coverage": round(covered, 6),
         }

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from uic_core.data.partition import Labels
 from uic_core.pretrain import deepcluster, labels
-from uic_core.pretrain.labels import Labels
 from uic_core.pretrain.order import Balanced, Order, Shuffled, SortedList
 
 if TYPE_CHECKING:

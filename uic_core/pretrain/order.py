@@ -8,14 +8,17 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from uic_core.pretrain.labels import SEGMENT, Groups, Labels, group
-from uic_core.runtime import uniforms
+from uic_core.data.partition import SEGMENT, Groups, Labels, group
+from uic_core.run.parallel import Ranks
+from uic_core.run.randomness import uniforms
 
 # Draws use a stream of their own: with the plain seed they would repeat the numbers of the augmentation.
 _STREAM = 1 << 33
 _ROUNDS = 4
+_BATCHES = 256  # whose draws are looked at at a time
 
 Draws = tuple[NDArray[np.int64], NDArray[np.int32]]
 
@@ -134,6 +137,31 @@ class SortedList:
     def coverage(self) -> float:
         """See Order. Every place in the list is another image, so as many are drawn."""
         return self._balanced.coverage()
+
+
+def merge_labels(
+    labels: Labels, order: Order, bounds: list[tuple[int, int]], ranks: Ranks, device: torch.device
+) -> None:
+    """Bring together the labels that each rank wrote for its draws of the batches so far, in place.
+
+    An image's label is the one that its last draw left, on whatever rank that was. Each rank knows the order, so each
+    knows who that is: it alone keeps the label, and the sum is everybody's. 4 N bytes go out and come in.
+
+    Args:
+        labels: int32 [N], the same on all ranks but for what each wrote.
+        bounds: first and last draw of each batch, as `Ranks.bounds` gives them.
+    """
+    if ranks.world == 1:
+        return
+    owner = np.zeros(len(labels), np.uint16)  # the same for an image that nobody drew
+    for start in range(0, len(bounds), _BATCHES):
+        block = bounds[start : start + _BATCHES]
+        draws, _ = order.draw(block[0][0], block[-1][1])
+        owner[draws % len(labels)] = np.concatenate(
+            [np.repeat(np.arange(ranks.world), (last - first) // ranks.world) for first, last in block]
+        )
+    labels[owner != ranks.rank] = 0
+    ranks.sum(labels, device)
 
 
 class Permutation:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from uic_core.data.partition import Groups
 from uic_core.errors import InputError
-from uic_core.pretrain.labels import Groups
-from uic_core.pretrain.resume import State, demand_same, momenta, part, restore_momenta
+from uic_core.run.saved_state import State, demand_same, momenta, part, restore_momenta
 
 if TYPE_CHECKING:
     from uic_core.pretrain.loop import Trainer

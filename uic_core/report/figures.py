@@ -19,11 +19,11 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from uic_core import metrics as metrics_file
 from uic_core.data import reader
 from uic_core.data.index import Index
 from uic_core.errors import InputError, stage
 from uic_core.files import atomic
+from uic_core.run import metrics as metrics_file
 
 INK, GREY, BLUE, RED = "#222222", "#6b6b6b", "#3b6e9e", "#c4512d"
 STYLE: dict[str, Any] = {

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import get_args
 
 from uic_core.config import Evaluations
-from uic_core.metrics import Metrics
 from uic_core.recipe import Arch
+from uic_core.run.metrics import Metrics
 
 # The keys of an evaluation's section of the config: the same for every row, unless files of several configs are mixed.
 _SECTIONS = {

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from uic_core.errors import InputError, stage
 from uic_core.files import write_text
-from uic_core.metrics import Metrics
 from uic_core.report.cells import shown_runs
 from uic_core.report.origin import commit, foot
 from uic_core.report.page import Block, Grid, Quote, Text, to_html, to_markdown
 from uic_core.report.tables import DEMO, collect
+from uic_core.run.metrics import Metrics
 
 CSV_HEADER = ("evaluation", "class", "run", "value", "std", "seeds", "n", "commit")
 

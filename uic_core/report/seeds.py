@@ -7,9 +7,9 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from uic_core import metrics as metrics_file
 from uic_core.errors import InputError, stage
-from uic_core.metrics import Metrics, Value
+from uic_core.run import metrics as metrics_file
+from uic_core.run.metrics import Metrics, Value
 
 
 def merge(paths: Sequence[Path]) -> Metrics:

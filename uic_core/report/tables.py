@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from uic_core import metrics as metrics_file
 from uic_core.errors import InputError, stage
 from uic_core.files import write_text
-from uic_core.metrics import Metrics, Value
 from uic_core.report import ordering
 from uic_core.report.cells import Published, Row, Source, Table, read_published, table
 from uic_core.report.origin import commit, foot
 from uic_core.report.page import Block, Grid, Points, Quote, Text, to_html, to_latex, to_markdown
+from uic_core.run import metrics as metrics_file
+from uic_core.run.metrics import Metrics, Value
 
 DEMO = (
     "**Demo data.** Our numbers come from generated images, not ImageNet: they show that every part runs, and are "

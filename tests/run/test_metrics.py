@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from uic_core import metrics
 from uic_core.errors import InputError
+from uic_core.run import metrics
 
 
 def example(tmp_path, **values) -> metrics.Metrics:

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from uic_core.errors import InputError
-from uic_core.pretrain.parallel import ALONE
-from uic_core.pretrain.resume import Saver, Signals, State
+from uic_core.run.parallel import ALONE
+from uic_core.run.saved_state import Saver, State
+from uic_core.run.signals import Signals
 
 IDENTITY = {"recipe": {"lr": 0.1, "epochs": 5}, "hash": "aaaa", "data": "images"}
 

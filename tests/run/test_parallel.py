@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from uic_core.data.index import build_imagenet
 from uic_core.errors import InputError
 from uic_core.models import build
-from uic_core.pretrain import parallel
 from uic_core.pretrain.loop import Trainer
-from uic_core.pretrain.parallel import Ranks
 from uic_core.recipe import Recipe, save
+from uic_core.run import parallel
+from uic_core.run.parallel import Ranks
 
 ROOT = Path(__file__).parents[2]
 BASE = {
@@ -127,7 +127,7 @@ def test_two_processes_leave_what_one_leaves(demo_data, tmp_path, changes):
 def test_an_error_of_one_process_alone_is_printed_and_ends_the_others(tmp_path):
     """They wait for it in a collective."""
     (tmp_path / "script.py").write_text(
-        "import torch\nfrom uic_core.errors import InputError\nfrom uic_core.pretrain import parallel\n"
+        "import torch\nfrom uic_core.errors import InputError\nfrom uic_core.run import parallel\n"
         "with parallel.group(torch.device('cpu')) as ranks:\n"
         "    if ranks.rank:\n        raise InputError('no such image')\n"
         "    ranks.barrier()\n"

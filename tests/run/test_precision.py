@@ -13,10 +13,10 @@ from uic_core.data import reader
 from uic_core.data.augment import normalize
 from uic_core.data.index import build_imagenet
 from uic_core.models import build
-from uic_core.pretrain import precision
 from uic_core.pretrain.loop import Trainer
-from uic_core.pretrain.parallel import ALONE
 from uic_core.recipe import Recipe
+from uic_core.run import precision
+from uic_core.run.parallel import ALONE
 
 CPU = torch.device("cpu")
 

@@ -1,4 +1,4 @@
-"""Resuming a stage: its state files, the signals that end it, and when a state is saved.
+"""Resuming a stage: its state files, and when one is saved.
 
 A state is all that the rest of the work follows from, in a safetensors file beside the stage's results. Snakemake does
 not know it, so it survives a failed job. The one before it is kept: a state that cannot be read is said, and the
@@ -11,13 +11,11 @@ import contextlib
 import hashlib
 import json
 import os
-import signal
 import socket
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import safetensors
@@ -27,36 +25,11 @@ from torch import Tensor, nn
 
 from uic_core.errors import InputError, Interrupted
 from uic_core.files import atomic, write_text
-from uic_core.pretrain.parallel import Ranks
+from uic_core.run.parallel import Ranks
+from uic_core.run.signals import Signals
 
 EPOCH_SECONDS = 20
 """A state is saved at the end of every epoch, but for those that end sooner after the last one."""
-
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-
-
-class Signals:
-    """Notes SIGTERM and SIGUSR1, which SLURM sends before it ends a job, instead of dying of them."""
-
-    def __init__(self) -> None:
-        self.caught: str | None = None
-
-    def __enter__(self) -> Signals:
-        self._process = os.getpid()
-        self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: FrameType | None) -> None:
-        if os.getpid() == self._process:
-            self.caught = signal.Signals(number).name
-        elif number == signal.SIGTERM:  # a process forked from this one, which has no state to save
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        # USR1 reaches all of a job's processes; one that decodes for this one must still do so while it saves.
 
 
 class State:

@@ -1,74 +1,15 @@
-"""What every stage shares while it runs: device, seeds, counter-based randomness."""
+"""Where random numbers come from: seeds, and numbers that depend on (seed, epoch, image) alone."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
-import shutil
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from uic_core.errors import InputError
-
-
-def add_threads(parser: argparse.ArgumentParser) -> None:
-    """Add `--threads`, the CPUs of this job, to a stage's arguments.
-
-    One is the stage's own, each further one decodes images. No setting of the config: numbers do not depend on it, so
-    another machine reruns nothing.
-    """
-    parser.add_argument(
-        "--threads", type=int, default=1, help="CPUs of this job; all but one decode images in processes of their own"
-    )
-
-
-def workers(threads: int) -> int:
-    """Decoding processes of this process: its part of the job's CPUs, but for the one that it runs on itself."""
-    return max(0, threads // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1)
-
-
-def sharing(workers: int, batch: int) -> int:
-    """Decoding processes whose batches fit into /dev/shm, through which torch's DataLoader hands them over.
-
-    Where it is full a process dies of SIGBUS. What does not fit is said; 0: decode in this process.
-
-    Args:
-        workers: wanted, of this process.
-        batch: bytes of one batch; a worker is two ahead, and one is in use.
-    """
-    try:
-        free = shutil.disk_usage("/dev/shm").free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    except OSError:
-        return workers
-    fitting = min(workers, int(0.8 * free) // (3 * batch))
-    if fitting < workers:
-        print(
-            f"/dev/shm has room for {fitting} of {workers} decoding processes: give the container more "
-            f"(docker run --shm-size {3 * batch * workers * 5 // 4 // 2**20 + 1}m), or wait longer",
-            flush=True,
-        )
-    return fitting
-
-
-def device() -> torch.device:
-    """The accelerator of this process (by LOCAL_RANK under torchrun), else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
-
-
-def onto(device: torch.device, values: NDArray[np.generic]) -> torch.Tensor:
-    """An array on the device. A GPU fetches it when it comes to it: the process does not wait for what runs there."""
-    tensor = torch.from_numpy(np.ascontiguousarray(values))
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
-
-
-def hardware() -> str:
-    """Name of the GPU, or '' (metrics then name the CPU)."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
 
 
 def deterministic() -> bool:

@@ -8,8 +8,7 @@ import safetensors.torch
 import torch
 
 from uic_core.errors import InputError
-from uic_core.models import build
-from uic_core.pretrain import checkpoint
+from uic_core.models import build, checkpoint
 from uic_core.recipe import Recipe
 
 

@@ -1,15 +1,14 @@
-"""Counter-based randomness and the error exit."""
+"""Counter-based randomness, deterministic kernels, float32."""
 
 import os
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from uic_core import runtime
-from uic_core.errors import InputError, stage
+from uic_core.errors import InputError
+from uic_core.run import randomness
 
 
 def splitmix64(seed: int, epoch: int, image: int, count: int) -> list[float]:
@@ -29,14 +28,14 @@ def splitmix64(seed: int, epoch: int, image: int, count: int) -> list[float]:
 
 def test_uniforms_equal_the_scalar_reference():
     images = np.array([0, 1, 7, 1_281_166])
-    got = runtime.uniforms(3, 17, images, 5)
+    got = randomness.uniforms(3, 17, images, 5)
     np.testing.assert_array_equal(got, [splitmix64(3, 17, int(i), 5) for i in images])
 
 
 def test_uniforms_depend_on_the_image_not_on_its_batch():
     images = np.arange(100)
-    whole = runtime.uniforms(0, 4, images, 3)
-    np.testing.assert_array_equal(runtime.uniforms(0, 4, images[[42, 7]], 3), whole[[42, 7]])
+    whole = randomness.uniforms(0, 4, images, 3)
+    np.testing.assert_array_equal(randomness.uniforms(0, 4, images[[42, 7]], 3), whole[[42, 7]])
 
 
 @pytest.mark.parametrize("axis", ["seed", "epoch", "image", "number"])
@@ -44,10 +43,10 @@ def test_uniforms_are_uniform_and_uncorrelated_along_every_axis(axis):
     n = 4000
     one = np.array([5])
     draws = {
-        "seed": lambda: np.array([runtime.uniforms(s, 0, one, 1)[0, 0] for s in range(n)]),
-        "epoch": lambda: np.array([runtime.uniforms(0, e, one, 1)[0, 0] for e in range(n)]),
-        "image": lambda: runtime.uniforms(0, 0, np.arange(n), 1)[:, 0],
-        "number": lambda: runtime.uniforms(0, 0, one, n)[0],
+        "seed": lambda: np.array([randomness.uniforms(s, 0, one, 1)[0, 0] for s in range(n)]),
+        "epoch": lambda: np.array([randomness.uniforms(0, e, one, 1)[0, 0] for e in range(n)]),
+        "image": lambda: randomness.uniforms(0, 0, np.arange(n), 1)[:, 0],
+        "number": lambda: randomness.uniforms(0, 0, one, n)[0],
     }[axis]()
     assert draws.min() >= 0
     assert draws.max() < 1
@@ -55,30 +54,10 @@ def test_uniforms_are_uniform_and_uncorrelated_along_every_axis(axis):
     assert abs(np.corrcoef(draws[1:], draws[:-1])[0, 1]) < 0.06
 
 
-def test_a_stage_turns_a_users_mistake_into_one_line_and_status_2(capsys):
-    with pytest.raises(SystemExit) as stop, stage():
-        raise InputError("data/x: is not there; look again")
-    assert stop.value.code == 2
-    assert capsys.readouterr().err == "error: data/x: is not there; look again\n"
-
-
-def test_decoding_processes_are_as_many_as_shared_memory_holds(monkeypatch, capsys):
-    batch = 10 * 2**20
-    assert runtime.sharing(0, batch) == 0
-    usage = SimpleNamespace(free=64 * 2**20)
-    monkeypatch.setattr(runtime.shutil, "disk_usage", lambda path: usage)
-    assert runtime.sharing(1, batch) == 1
-    assert capsys.readouterr().out == ""
-    assert runtime.sharing(8, batch) == 1
-    assert "/dev/shm has room for 1 of 8 decoding processes" in capsys.readouterr().out
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # who share it
-    assert runtime.sharing(8, batch) == 0
-
-
 def test_float32_is_float32_even_where_a_container_asks_for_tf32():
     """NVIDIA's containers set TORCH_ALLOW_TF32_CUBLAS_OVERRIDE, with which torch starts as is set here."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    runtime.seed_everything(0)
+    randomness.seed_everything(0)
     assert not torch.backends.cuda.matmul.allow_tf32
     assert not torch.backends.cudnn.allow_tf32
     assert torch.get_float32_matmul_precision() == "highest"
@@ -112,7 +91,7 @@ def test_deterministic_kernels_are_asked_for_on_a_cpu_and_by_a_switch_on_a_gpu(m
     if asked is not None:
         monkeypatch.setenv("UIC_DETERMINISTIC", asked)
     torch.use_deterministic_algorithms(not expected)
-    runtime.seed_everything(0)
+    randomness.seed_everything(0)
     assert torch.are_deterministic_algorithms_enabled() is expected
     assert not expected or torch.is_deterministic_algorithms_warn_only_enabled()
     assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if expected else None)
@@ -123,4 +102,4 @@ def test_a_switch_that_is_neither_on_nor_off_is_refused(monkeypatch, gpu):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setenv("UIC_DETERMINISTIC", "yes")
     with pytest.raises(InputError, match="UIC_DETERMINISTIC: is 'yes' in the environment; set it to 0 or 1"):
-        runtime.seed_everything(0)
+        randomness.seed_everything(0)

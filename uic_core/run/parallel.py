@@ -1,4 +1,4 @@
-"""Several processes as one: torchrun's group, each rank's share of a batch, labels and features brought together.
+"""Several processes as one: torchrun's group, each rank's share of a batch, and what they tell each other.
 
 One process alone is a group of one; nothing here then costs anything.
 """
@@ -22,11 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from uic_core.errors import InputError, stage
-from uic_core.pretrain.labels import Labels
-from uic_core.pretrain.order import Order
 
 _PR_SET_PDEATHSIG = 1
-_BATCHES = 256  # looked at at a time
 # The others wait while rank 0 clusters features, or writes to a slow disk. Of one that has died torchrun tells them.
 _PATIENCE = datetime.timedelta(hours=3)
 
@@ -162,24 +159,6 @@ class Ranks:
         """Wait for all."""
         if self.world > 1:
             dist.barrier()
-
-    def merge(self, labels: Labels, order: Order, bounds: list[tuple[int, int]], device: torch.device) -> None:
-        """Bring together the labels that each rank wrote for its draws of the batches so far, in place.
-
-        An image's label is the one that its last draw left, on whatever rank that was. Each knows the order, so
-        each knows who that is: it alone keeps the label, and the sum is everybody's. 4 N bytes go out and come in.
-        """
-        if self.world == 1:
-            return
-        owner = np.zeros(len(labels), np.uint16)  # what nobody drew all have alike
-        for start in range(0, len(bounds), _BATCHES):
-            block = bounds[start : start + _BATCHES]
-            draws, _ = order.draw(block[0][0], block[-1][1])
-            owner[draws % len(labels)] = np.concatenate(
-                [np.repeat(np.arange(self.world), (last - first) // self.world) for first, last in block]
-            )
-        labels[owner != self.rank] = 0
-        self.sum(labels, device)
 
 
 ALONE = Ranks(0, 1)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from uic_core.models import build
-from uic_core.pretrain import precision, tiles
+from uic_core.run import precision, tiles
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from uic_core.pretrain.tiles import tile
+from uic_core.run.tiles import tile
 
 
 def resolve(asked: str, device: torch.device) -> torch.dtype:
