@@ -50,8 +50,9 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 def prepare(network: Network, protocol: VocClassification) -> Network:
     """The network that is trained: the convolutions of `network`, everything behind them new, 20 outputs.
 
-    Linear layers start from N(0, .01) and bias .1; so do the 1×1 convolutions of the ResNet's MLP head, and its batch
-    norms from 1 and 0 with statistics of their own to learn: they are no pretrained layers any more.
+    As in DeepCluster's code, fc6 and fc7 start from N(0, .01), fc8 as PyTorch draws it (uniform, ± 1/√inputs), and all
+    biases from .1. The 1×1 convolutions of the ResNet's MLP head start as fc6 does, and its batch norms from 1 and 0
+    with statistics of their own to learn: they are no pretrained layers any more.
     `requires_grad` says what is trained: see `protocol.train` and `protocol.batch_norm`.
 
     Raises:
@@ -70,7 +71,10 @@ def prepare(network: Network, protocol: VocClassification) -> Network:
         head.requires_grad_(True)
         for module in head.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
-                nn.init.normal_(module.weight, 0, 0.01)
+                if module is prepared.top:
+                    module.reset_parameters()
+                else:
+                    nn.init.normal_(module.weight, 0, 0.01)
                 if module.bias is not None:
                     nn.init.constant_(module.bias, 0.1)
             elif isinstance(module, _BATCH_NORMS):
