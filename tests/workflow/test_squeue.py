@@ -4,11 +4,17 @@ squeue, sacct, sbatch and scancel are stand-ins on the PATH; tests/slurm asks re
 """
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from snakemake.exceptions import WorkflowError
+from snakemake_executor_plugin_slurm.job_status_query import query_job_status_sacct, query_job_status_squeue
+from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 
 OWN = Path(__file__).parents[2] / "workflow" / "slurm"
 
@@ -65,6 +71,36 @@ class Cluster:
 @pytest.fixture
 def cluster(tmp_path) -> Cluster:
     return Cluster(tmp_path)
+
+
+@pytest.mark.parametrize("question", [query_job_status_squeue, query_job_status_sacct])
+def test_the_questions_of_the_installed_plugin_are_known(cluster, question):
+    """A newer plugin that asks in other words would be answered by SLURM itself, without what is seen here."""
+    cluster.says("squeue", "7|LAUNCH_FAILED|None")
+    process = cluster.asked(*shlex.split(question("run")))
+    assert process.stdout == "7|FAILED\n", process.stderr
+
+
+def test_the_submission_of_the_installed_plugin_is_known(cluster):
+    cluster.says("sbatch", "7")
+    resources = type("Resources", (dict,), {"__getattr__": dict.__getitem__})(runtime=10, mem_mb=500, nodes=1)
+    job = SimpleNamespace(resources=resources, threads=1, is_group=lambda: False, rule=SimpleNamespace(name="index"))
+    parameters = {
+        "run_uuid": "run", "slurm_logfile": "log", "comment_str": "rule_index", "account": "", "partition": "",
+        "workdir": ".", "job_name": "run",
+    }  # fmt: skip
+    process = cluster.asked(*shlex.split(get_submit_command(job, parameters)))
+    assert process.returncode == 0, process.stderr
+    assert (cluster.folder / "jobs" / "run.jobs").read_text().split() == ["7"]
+
+
+def test_another_version_of_the_plugin_is_refused(monkeypatch):
+    rules: dict[str, Any] = {}
+    exec((OWN.parent / "rules" / "cluster.smk").read_text(), rules)
+    rules["refuse_other_plugin"]()
+    monkeypatch.setattr(rules["metadata"], "version", lambda name: "3.0.0")
+    with pytest.raises(WorkflowError, match=r"snakemake-executor-plugin-slurm 3\.0\.0 is installed, .* make setup"):
+        rules["refuse_other_plugin"]()
 
 
 def test_states_that_the_plugin_knows_pass_as_they_are(cluster):

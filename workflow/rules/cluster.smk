@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -14,6 +15,8 @@ from uic_core.files import hold
 
 # SLURM tells a stage two minutes before the end of its time (workflow/launch.sh).
 SIGNAL = "'--signal=USR1@120'"
+# The programs in workflow/slurm know the calls of this version alone (tests/workflow/test_squeue.py makes them).
+PLUGIN, PLUGIN_VERSION = "snakemake-executor-plugin-slurm", "2.8.0"
 STARTED = time.time()
 HELD = False  # whether this Snakemake alone works in the results folder
 
@@ -28,8 +31,23 @@ def watch_jobs():
     own = str(Path(workflow.basedir, "workflow", "slurm"))
     os.environ.update(UIC_SLURM_JOBS=os.path.abspath(f"{CONFIG.results}/.slurm"))
     if shutil.which("squeue") and own not in os.get_exec_path():
+        refuse_other_plugin()
         # Its programs find the Python that runs Snakemake, not an older one of the system.
         os.environ.update(PATH=os.pathsep.join([own, os.path.dirname(sys.executable), *os.get_exec_path()]))
+
+
+def refuse_other_plugin():
+    """Another version of the plugin may call SLURM in a way that the programs in workflow/slurm do not know."""
+    try:
+        installed = metadata.version(PLUGIN)
+    except metadata.PackageNotFoundError:
+        return  # no profile that submits jobs can be in use
+    if installed != PLUGIN_VERSION:
+        raise WorkflowError(
+            f"{PLUGIN} {installed} is installed, and workflow/slurm is made for {PLUGIN_VERSION}: make setup installs "
+            "it. To go on with another version, change PLUGIN_VERSION in workflow/rules/cluster.smk once `make "
+            "test-slurm` and tests/workflow/test_squeue.py pass with it"
+        )
 
 
 def take_over():
