@@ -1,0 +1,76 @@
+"""What the pages in docs/ say of the rules, and that their links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "config" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def rules() -> dict[str, str]:
+    """Text of each rule by its name."""
+    text = "\n\n".join(path.read_text() for path in sorted((ROOT / "workflow" / "rules").glob("*.smk")))
+    parts = re.split(r"^\s*(?:rule|checkpoint) (\w+):\n", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def asked(rule: str) -> dict[str, str]:
+    """GPUs, CPUs, gigabytes and minutes as a rule's text has them."""
+    text = rules()[rule]
+
+    def value(pattern: str, missing: str) -> str:
+        found = re.search(pattern, text)
+        return found[1] if found else missing
+
+    memory = value(r"mem_mb=(?:megabytes\()?(\d+)", "")
+    return {
+        "GPUs": value(r"\bgpu=(\w+)", "0"),
+        "CPUs": value(r"threads: (\w+)", "1"),
+        "memory, GB": memory.removesuffix("000"),
+        "time, minutes": value(r"runtime=(?:minutes\()?(\w+)", ""),
+    }
+
+
+def test_the_clusters_page_has_what_the_rules_ask_for() -> None:
+    lines = (ROOT / "docs" / "cluster.md").read_text().splitlines()
+    start = lines.index("| rule | GPUs | CPUs | memory, GB | time, minutes |")
+    head = [cell.strip() for cell in lines[start].strip("|").split("|")]
+    seen = set()
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        cells = dict(zip(head, (cell.strip() for cell in line.strip("|").split("|")), strict=True))
+        for rule in re.findall(r"`(\w+)`", cells["rule"]):
+            seen.add(rule)
+            for key, value in asked(rule).items():
+                if value.isdigit():
+                    assert cells[key] == value, f"{rule}: {key}"
+                else:  # a function of the recipe, in words
+                    assert not cells[key].isdigit(), f"{rule}: {key}"
+    named = {rule for rule, text in rules().items() if re.search(r"\bgpu=", text)}
+    assert named <= seen, "a rule that takes a GPU is missing"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if target.startswith(("http://", "https://")):
+            continue
+        name, _, heading = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        assert file.exists(), f"{page}: {target}"
+        if heading:
+            headings = re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE)
+            anchors = {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
+            assert heading in anchors, f"{page}: {target}"
+
+
+def test_the_readme_is_short_and_each_page_opens_with_what_it_is_for() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+    for page in (ROOT / "docs").glob("*.md"):
+        opening = page.read_text().split("\n\n")[1]
+        assert opening.startswith(("After this page", "For each")), page
