@@ -65,7 +65,7 @@ def test_features_equal_those_of_uic_core(arch: str, sobel: bool, layer: str) ->
         expected = as_in_fast_rcnn(network).taps(images, [layer])[layer]
     assert torch.equal(features, expected)
     # As Caffe's: a cell begins at every 16th pixel, and one more looks at what is left.
-    assert features.shape[2:] == (6, 7) if arch == "vgg16" else (6, 8)
+    assert features.shape[2:] == ((6, 7) if arch == "vgg16" else (6, 8))
 
 
 @pytest.mark.parametrize(("arch", "first"), [("alexnet", 0), ("alexnet_torchvision", 0), ("vgg16", 7.5)])

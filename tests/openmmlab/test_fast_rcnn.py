@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from mmcv.transforms import Compose
-from mmdet.models.layers import multiclass_nms
 from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.structures import InstanceData
@@ -347,24 +347,39 @@ def test_targets_are_normalised_by_class_and_come_back() -> None:
     assert kept == {(label, *box.tolist()) for label, box in zip(labels.tolist(), truths, strict=True)}
 
 
-def suppressed(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> set[tuple[float, ...]]:
-    """(class, box) of what is left at the paper's settings; boxes include their last pixel."""
+def predicted(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, side: int = 500) -> Any:
+    """What the head makes of RoIs that it leaves where they are, at the paper's settings, in a square image."""
+    content = detector()["roi_head"]["bbox_head"]
+    still = {"target_means": np.zeros((20, 4)).tolist(), "target_stds": np.ones((20, 4)).tolist()}
+    built = MODELS.build(Config(content | still | {"in_channels": 4, "fc_out_channels": 8, "init_cfg": None}))
     table = np.zeros((len(boxes), 21), np.float32)
     table[np.arange(len(boxes)), classes] = scores
+    table[:, 20] = 1 - scores
+    rois = torch.from_numpy(np.concatenate([np.zeros((len(boxes), 1)), geometry.to_edges(boxes)], axis=1)).float()
     settings = Config(detector()["test_cfg"]["rcnn"])
     assert settings.max_per_img == 100
-    edges = torch.from_numpy(np.tile(geometry.to_edges(boxes), (1, 20)))
-    found, labels = multiclass_nms(
-        edges, torch.from_numpy(table), settings.score_thr, settings.nms, settings.max_per_img
+    (found,) = built.predict_by_feat(
+        [rois], [torch.from_numpy(table).log()], [torch.zeros(len(boxes), 80)], [{"img_shape": (side, side)}], settings
     )
-    kept = geometry.from_edges(found.numpy()[:, :4]).tolist()
-    return {(label, *box) for label, box in zip(labels.tolist(), kept, strict=True)}
+    return found
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_suppression_is_fast_rcnn_s(seed: int) -> None:
+def suppressed(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> set[tuple[float, ...]]:
+    """(class, box) of what is left; boxes include their last pixel, to a hundredth."""
+    found = predicted(boxes, scores, classes)
+    kept = np.round(geometry.from_edges(found.bboxes.numpy()), 2).tolist()
+    assert (found.scores.diff() <= 0).all(), "best first"
+    return {(label, *box) for label, box in zip(found.labels.tolist(), kept, strict=True)}
+
+
+@pytest.mark.parametrize("step", [1.0, 0.01])
+@pytest.mark.parametrize("seed", range(4))
+def test_suppression_is_fast_rcnn_s(seed: int, step: float) -> None:
+    """Boxes of whole pixels, whose overlaps may be the threshold itself, and boxes between them."""
     rng = RNG(seed)
     boxes, scores = draw(rng, 150, side=12), rng.permutation(150).astype(np.float32) / 150
+    if step < 1:
+        boxes += rng.integers(0, 40, boxes.shape).astype(np.float32) * np.float32(step)
     classes = rng.integers(0, 3, 150)
     expected = set()
     for number in range(3):
@@ -372,7 +387,7 @@ def test_suppression_is_fast_rcnn_s(seed: int) -> None:
         for place in sorted(np.flatnonzero((classes == number) & (scores > 0.001)), key=lambda each: -scores[each]):
             if all(iou(boxes[place], boxes[other]) < 0.3 - 1e-9 for other in kept):
                 kept.append(place)
-        expected |= {(number, *boxes[place].tolist()) for place in kept}
+        expected |= {(number, *np.round(boxes[place], 2).tolist()) for place in kept}
     assert suppressed(boxes, scores, classes) == expected
 
 
@@ -382,3 +397,42 @@ def test_a_box_that_overlaps_by_exactly_the_threshold_is_suppressed() -> None:
     )  # 30 and 27 of 100 pixels
     kept = suppressed(boxes, np.array([0.9, 0.8, 0.7, 0.6], np.float32), np.zeros(4, int))
     assert kept == {(0, *boxes[number].tolist()) for number in (0, 2, 3)}
+
+
+def test_predicted_boxes_keep_first_and_last_pixel_inside_the_image() -> None:
+    boxes = np.array([[-9, 5, -3, 9], [60, 5, 70, 9], [5, -9, 9, 80], [3, 4, 5, 6]], np.float32)
+    found = predicted(boxes, np.array([0.9, 0.8, 0.7, 0.6], np.float32), np.arange(4), side=50)
+    expected = [[0, 5, 0, 9], [49, 5, 49, 9], [5, 0, 9, 49], [3, 4, 5, 6]]
+    assert geometry.from_edges(found.bboxes.numpy()).tolist() == expected
+    assert found.labels.tolist() == [0, 1, 2, 3]
+
+
+def test_each_image_of_a_batch_has_its_own_scale() -> None:
+    content = Config(detector())
+    head = content["roi_head"]["bbox_head"] | {"in_channels": 4, "fc_out_channels": 8, "init_cfg": None}
+    roi = MODELS.build(
+        content["roi_head"]
+        | {
+            "bbox_head": head,
+            "bbox_roi_extractor": content["roi_head"]["bbox_roi_extractor"] | {"out_channels": 4},
+            "train_cfg": content["train_cfg"]["rcnn"],
+            "test_cfg": content["test_cfg"]["rcnn"],
+        }
+    )
+    seen: list[torch.Tensor] = []
+    roi.bbox_roi_extractor.register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[1].clone()))
+    rng, scales, samples, known = RNG(0), [(1.5, 1.25), (2.0, 3.0)], [], []
+    for scale in scales:
+        boxes = draw(rng, 30)
+        edges = torch.from_numpy(geometry.to_edges(boxes))
+        sample = DetDataSample(metainfo={"scale_factor": scale, "img_shape": (200, 200), "ori_shape": (100, 100)})
+        sample.gt_instances = InstanceData(bboxes=edges[:1], labels=torch.tensor([3]))
+        sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
+        sample.proposals = InstanceData(bboxes=edges)
+        samples.append(sample)
+        known.append({tuple(row) for row in (boxes * np.float32([*scale, *scale])).tolist()})
+    roi.loss((torch.randn(2, 4, 16, 16),), [sample.proposals for sample in samples], samples)
+    (rois,) = seen
+    assert set(rois[:, 0].tolist()) == {0, 1}
+    for number, *box in rois.tolist():
+        assert tuple(box) in known[int(number)]

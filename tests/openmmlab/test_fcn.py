@@ -285,10 +285,3 @@ def test_a_pass_of_the_head_interpolates_nothing(monkeypatch: pytest.MonkeyPatch
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     torch.testing.assert_close(found["loss_ce"], by_hand)
     found["loss_ce"].backward()
-
-
-def test_the_stage_says_whose_loss_it_is() -> None:
-    """FCN's AlexNet takes the mean over counted pixels; only its VGG nets sum."""
-    text = " ".join(str(segmentation.__doc__).split())
-    assert "The loss is the mean over counted pixels, as that of FCN's AlexNet (`normalize: true`" in text
-    assert "not normalise" not in text

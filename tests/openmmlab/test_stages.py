@@ -137,7 +137,8 @@ def test_detection_trains_tests_and_repeats_itself(
         np.testing.assert_array_equal(found.truth_boxes, annotation.boxes)
         np.testing.assert_array_equal(found.truth_labels, annotation.labels)
         assert len(found.boxes) > 0
-        assert found.boxes.min() >= -1  # a box of no width at the left edge ends before it
+        assert found.boxes.min() >= 0
+        assert (found.boxes[:, 2:] >= found.boxes[:, :2]).all()
         assert (found.boxes[:, 2:].max(axis=0) <= [annotation.width - 1, annotation.height - 1]).all()
         assert (np.diff(found.scores) <= 0).all()
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+MATCH = 0.5
+"""A box finds an object that it overlaps by more than this (intersection over union), as VOC counts."""
+
 
 def overlaps(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.float64]:
     """Intersection over union of every box of `a` [n, 4] with every one of `b` [m, 4]: [n, m], last pixel included."""

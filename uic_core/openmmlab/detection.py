@@ -24,7 +24,7 @@ from uic_core.openmmlab import backbones, proposals, regression, runner
 from uic_core.run import cpus, devices, metrics, parallel
 
 _STRIDE = 16
-# Fast R-CNN's own: below these layers nothing is trained (VGG16's conv1_1 to conv2_2).
+# The layers that Fast R-CNN's networks freeze. VGG16's are conv1_1 to conv2_2.
 _FROZEN = {
     "alexnet": ("conv1",),
     "alexnet_torchvision": ("conv1",),
@@ -95,7 +95,7 @@ def _model(
     channels, side, hidden = backbones.classifier_kernel(network)
     pretrained = {"type": "UicCheckpoint", "checkpoint": str(weights)}
     rcnn_train = {
-        # gaps below .1 are used by neither side, as in Fast R-CNN
+        # as in Fast R-CNN, RoIs below .1 are neither foreground nor background
         "assigner": {
             "type": "MaxIoUAssigner",
             "pos_iou_thr": regression.FOREGROUND,
@@ -156,8 +156,7 @@ def _model(
         "test_cfg": {
             "rcnn": {
                 "score_thr": _SCORE_THRESHOLD,
-                # class by class: mmcv's other way, which shifts the classes apart, rounds the boxes
-                "nms": {"type": "nms", "iou_threshold": _below(protocol.nms), "split_thr": 1},
+                "nms": {"type": "nms", "iou_threshold": _below(protocol.nms)},
                 "max_per_img": _BOXES_PER_IMAGE,
             }
         },

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
+from mmcv.ops import nms
 from mmcv.transforms import BaseTransform
 from mmdet.datasets import VOCDataset
 from mmdet.models import Shared2FCBBoxHead, SingleRoIExtractor, StandardRoIHead
@@ -23,6 +24,7 @@ from mmdet.registry import DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS
 from mmengine.dist import broadcast
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
+from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from uic_core.data import voc
@@ -190,13 +192,34 @@ class PretrainedBBoxHead(Shared2FCBBoxHead):  # type: ignore[misc]
             x = self.dropout(self.relu(layer(x)))
         return self.fc_cls(x), self.fc_reg(x)
 
-    def predict_by_feat(
-        self, rois: Sequence[Tensor], cls_scores: Sequence[Tensor], bbox_preds: Sequence[Tensor], *args: Any, **kw: Any
-    ) -> Any:
-        """Boxes after NMS, on the CPU: a CPU build of mmcv has no CUDA NMS, and the order of ties stays the same."""
-        bbox_preds = [(each.view(-1, *self._means.shape) * self._stds + self._means).flatten(1) for each in bbox_preds]
-        rois, cls_scores, bbox_preds = ([each.cpu() for each in group] for group in (rois, cls_scores, bbox_preds))
-        return super().predict_by_feat(rois, cls_scores, bbox_preds, *args, **kw)
+    def _predict_by_feat_single(
+        self, roi: Tensor, cls_score: Tensor, bbox_pred: Tensor, img_meta: dict[str, Any], rescale: bool = False,
+        rcnn_test_cfg: Any = None,
+    ) -> InstanceData:  # fmt: skip
+        """Boxes of one image, best first, after suppression class by class.
+
+        mmdet's own suppression moves the classes apart, which rounds the boxes, and clips so that a box may lose its
+        last pixel. On the CPU: a CPU build of mmcv has no CUDA NMS, and the order of ties stays the same.
+
+        Args:
+            roi, cls_score, bbox_pred: [n, 5], [n, classes + 1] (background last), [n, classes · 4].
+            img_meta: `img_shape` bounds the boxes, (H, W).
+            rcnn_test_cfg: score_thr, nms.iou_threshold, max_per_img.
+        """
+        offsets = bbox_pred.view(-1, *self._means.shape) * self._stds + self._means
+        priors = roi[:, 1:].repeat_interleave(self.num_classes, dim=0)
+        decoded = self.bbox_coder.decode(priors, offsets.view(-1, 4))
+        boxes = clipped(decoded, img_meta["img_shape"]).view(-1, self.num_classes, 4).cpu()
+        scores = cls_score.softmax(dim=-1).cpu()
+        kept = []
+        for label in range(self.num_classes):
+            likely = scores[:, label] > rcnn_test_cfg.score_thr
+            if likely.any():
+                found, _ = nms(boxes[likely, label], scores[likely, label], rcnn_test_cfg.nms.iou_threshold)
+                kept.append(torch.cat([found, torch.full_like(found[:, :1], label)], dim=1))
+        every = torch.cat(kept) if kept else boxes.new_zeros(0, 6)
+        every = every[every[:, 4].argsort(descending=True, stable=True)[: rcnn_test_cfg.max_per_img]]
+        return InstanceData(bboxes=every[:, :4], scores=every[:, 4], labels=every[:, 5].long())
 
     def _get_targets_single(
         self, pos_priors: Tensor, neg_priors: Tensor, pos_gt_bboxes: Tensor, pos_gt_labels: Tensor, cfg: Any
@@ -245,6 +268,13 @@ class RescaleClassifier(Hook):  # type: ignore[misc]
             layer.bias /= deviation
             runner.logger.info(f"fc{number}: standard deviation {deviation.item():.4g} set to 1")
         model.train()
+
+
+def clipped(boxes: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Boxes [n, 4] by their edges, with first and last pixel inside an image of `shape` (H, W)."""
+    sides = boxes.new_tensor([shape[1], shape[0]])
+    first = torch.minimum(boxes[:, :2].clamp(min=0), sides - 1)
+    return torch.cat([first, torch.minimum(boxes[:, 2:].clamp(min=1), sides)], dim=1)
 
 
 @METRICS.register_module()

@@ -11,10 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from uic_core.data.boxes import overlaps
-
-MIN_OVERLAP = 0.5
-"""A detection matches an object that it overlaps by more than this (intersection over union)."""
+from uic_core.data.boxes import MATCH, overlaps
 
 # The development kit's own numbers, in steps of 0.1 in float64. The fourth is 0.30000000000000004: a recall of 3/10
 # does not reach it.
@@ -43,7 +40,7 @@ def average_precision(scenes: Sequence[Scene]) -> float | None:
 
     Detections are ranked by score over all images. Of equal scores the earlier image comes first, in an image the
     earlier detection. A detection belongs to the object of its image that it overlaps most. It is right if the overlap
-    is over MIN_OVERLAP and no detection before it belongs there.
+    is over MATCH and no detection before it belongs there.
 
     Returns:
         0 … 1; None where no image has an object that is not difficult.
@@ -71,7 +68,7 @@ def _outcomes(scene: Scene) -> NDArray[np.int64]:
     taken = np.zeros(len(scene.truths), bool)
     for detection in np.argsort(-scene.scores, kind="stable"):
         truth = nearest[detection]
-        if shared[detection, truth] <= MIN_OVERLAP:
+        if shared[detection, truth] <= MATCH:
             continue
         if scene.difficult[truth]:
             found[detection] = 0

@@ -144,8 +144,9 @@ def merge_labels(
 ) -> None:
     """Bring together the labels that each rank wrote for its draws of the batches so far, in place.
 
-    An image's label is the one that its last draw left, on whatever rank that was. Each rank knows the order, so each
-    knows who that is: it alone keeps the label, and the sum is everybody's. 4 N bytes go out and come in.
+    An image's label is the one that its last draw left. Every rank knows the order, so it knows which rank drew an
+    image last. That rank keeps its label, all others write 0, and the sum over the ranks is the label. Each rank sends
+    and receives 4 N bytes.
 
     Args:
         labels: int32 [N], the same on all ranks but for what each wrote.

@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from uic_core.data import reader
-from uic_core.data.boxes import overlaps
+from uic_core.data.boxes import MATCH, overlaps
 from uic_core.data.palette import palette
 from uic_core.errors import InputError, stage
 from uic_core.report.cells import shown_runs
 from uic_core.report.figures import BLUE, DPI, GREY, INK, RED, STYLE, WIDTH, save
 from uic_core.samples import Detected, Kind, Samples, Segmented, load
 
-SCORE, BOXES, IOU = 0.3, 5, 0.5
-"""Boxes are drawn from this score up, so many at most; one is right that overlaps an object of its class by IOU."""
+SCORE, BOXES = 0.3, 5
+"""Boxes are drawn from this score up, so many at most."""
 
 _IGNORED = 255
 _LEFT, _TOP, _GAP, _LINE = 0.16, 0.2, 0.04, 0.13  # inches
@@ -79,7 +79,7 @@ def detection_figure(every: Sequence[Samples[Detected]], labels: dict[str, str],
         _foot(
             figure,
             [
-                f"blue: overlaps an annotated object of its class by IoU ≥ {IOU:g}; red: does not; "
+                f"blue: overlaps an annotated object of its class by IoU > {MATCH:g}; red: does not; "
                 f"the {BOXES} best boxes of score ≥ {SCORE:g}; dashed: difficult, not counted",
                 note,
             ],
@@ -153,7 +153,7 @@ def _page(samples: Samples[Kind], heads: Sequence[str], foot: float) -> tuple[Fi
 def _found(axes: Axes, image: Detected, classes: Sequence[str]) -> None:
     """The boxes of one image that are drawn; where there is none, how sure the surest was."""
     chosen = np.flatnonzero(image.scores >= SCORE)[:BOXES]
-    matches = overlaps(image.boxes, image.truth_boxes) >= IOU
+    matches = overlaps(image.boxes, image.truth_boxes) > MATCH
     matches &= image.labels[:, None] == image.truth_labels[None]
     for number in chosen[::-1]:  # the best one on top
         text = f"{classes[image.labels[number]]} {f'{image.scores[number]:.2f}'.lstrip('0')}"
