@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 from torch import nn
 
@@ -24,6 +26,14 @@ from uic_core.data import boxes as geometry
 from uic_core.data import voc
 from uic_core.errors import InputError
 from uic_core.openmmlab import detection, fast_rcnn, proposals, regression
+
+
+@pytest.fixture(autouse=True)
+def mmdet_first() -> Iterator[None]:
+    """Names of parts are looked up in mmdet, whatever other tests of this process did."""
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        yield
+
 
 BOX = [0.0, 0.0, 9.0, 9.0]
 FAR = [50.0, 50.0, 59.0, 59.0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +25,13 @@ from uic_core import geometry, models
 from uic_core.data import voc
 from uic_core.errors import InputError
 from uic_core.openmmlab import backbones, fcn, segmentation
+
+
+@pytest.fixture(autouse=True)
+def mmseg_first() -> Iterator[None]:
+    """Names of parts are looked up in mmseg, whatever other tests of this process did."""
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        yield
 
 
 def skeleton(arch: str, pad: int, kernel: int, *, average: bool = False) -> nn.Sequential:
