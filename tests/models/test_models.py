@@ -266,3 +266,9 @@ def test_a_resnet_of_sobel_maps_differs_in_its_first_layers_inputs_alone():
     for name in ("out_channels", "kernel_size", "stride", "padding", "bias"):
         assert getattr(ours, name) == getattr(theirs, name), name
     assert [weight.shape for weight in edges.parameters()][1:] == [weight.shape for weight in rgb.parameters()][1:]
+
+
+@pytest.mark.parametrize("case", POOLS, ids=lambda case: f"{case[0]}-{case[1]}")
+def test_probes_of_larger_maps_see_as_many_places_as_at_224(case):
+    arch, layer, channels, side, *_, numbers = case
+    assert probe_pool(layer, torch.zeros(1, channels, 2 * side, 2 * side), arch).shape == (1, numbers)
