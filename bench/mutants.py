@@ -48,7 +48,8 @@ MIRRORS = {
     | dict.fromkeys(("heads", "probes", "ten_crop"), "evaluate/linear_probe"),
     "openmmlab": dict.fromkeys(("backbones", "fcn", "proposals", "regression", "voc_ap"), "")
     | {"fast_rcnn": "openmmlab/protocol", "detection": "openmmlab/fast_rcnn openmmlab/protocol openmmlab/stages"}
-    | dict.fromkeys(("runner", "segmentation"), "openmmlab/protocol openmmlab/stages"),
+    | {"segmentation": "openmmlab/protocol openmmlab/stages"}
+    | {"runner": "openmmlab/protocol openmmlab/stages openmmlab/resume"},
 }
 MODULES = [f"uic_core/{package}/{module}.py" for package, modules in MIRRORS.items() for module in modules]
 COPIED = ("uic_core", "tests", "config", "pyproject.toml")
