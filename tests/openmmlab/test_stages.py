@@ -98,7 +98,11 @@ def test_detection_trains_tests_and_repeats_itself(
 ) -> None:
     first = detect(demo_data.voc07, tmp_path, weights, boxes, "first")
     again = detect(demo_data.voc07, tmp_path, weights, boxes, "again")
-    other = detect(demo_data.voc07, tmp_path, weights, boxes, "other", rescale=True, seed=1)
+    found = proposals.open_for(demo_data.voc07, "test", boxes["test"])
+    found.boxes[: found.offsets[1]] = 0, 0, 3, 3  # no object of the first image
+    found.save(tmp_path / "few.npz")
+    few = boxes | {"test": tmp_path / "few.npz"}
+    other = detect(demo_data.voc07, tmp_path, weights, few, "other", rescale=True, seed=1)
     assert first.values == again.values
     assert losses(tmp_path / "first") == losses(tmp_path / "again") != losses(tmp_path / "other")
     assert len(losses(tmp_path / "first")) == DETECTION["iterations"]
@@ -112,7 +116,10 @@ def test_detection_trains_tests_and_repeats_itself(
     assert first.values["map"].value == pytest.approx(
         np.mean([value.value for name, value in first.values.items() if name.startswith("ap/")]), abs=1e-4
     )
-    assert 50 < first.values["proposal_recall"].value <= 100
+    covered, objects = proposals.recall_on(demo_data.voc07, found)
+    recall = other.values["proposal_recall"]
+    assert (recall.value, recall.unit, recall.n) == (pytest.approx(100 * covered), "%", objects)
+    assert 50 < recall.value < first.values["proposal_recall"].value <= 100
     assert first.protocol["proposals"] == PROPOSALS.model_dump()
     assert first.dataset.sizes == {"trainval": 10, "test": 8}
     assert first.protocol["roi_size"] == 1
