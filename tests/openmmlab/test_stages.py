@@ -106,6 +106,7 @@ def test_detection_trains_tests_and_repeats_itself(
     assert first.values == again.values
     assert losses(tmp_path / "first") == losses(tmp_path / "again") != losses(tmp_path / "other")
     assert len(losses(tmp_path / "first")) == DETECTION["iterations"]
+    assert not list((tmp_path / "first").glob("state*")), "a finished run leaves no state to go on from"
     present = {
         voc.CLASSES[label]
         for image in voc.read_list(demo_data.voc07, "Main", "test")
