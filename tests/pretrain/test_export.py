@@ -119,6 +119,9 @@ def test_alexnet_loads_into_the_openmmlab_backbone(tmp_path: Path) -> None:
     weights = safetensors.torch.load_file(out / "openmmlab.safetensors")
     backbone.load_state_dict({name.removeprefix("backbone."): value for name, value in weights.items()}, strict=True)
     x = torch.randn(2, 3, 64, 64)
+    network.features.conv1.padding = (5, 5)  # Fast R-CNN's, as the backbone has them
+    network.features.pool1.padding = network.features.pool2.padding = 1
+    network.features.pool1.ceil_mode = network.features.pool2.ceil_mode = True
     assert torch.equal(backbone(x)[0], network.taps(x, ["conv5"])["conv5"])
 
 
