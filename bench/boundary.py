@@ -15,7 +15,7 @@ import numpy as np
 
 from bench.measure import Bars, interleaved, ratios, seconds
 from uic_core.data import partition
-from uic_core.pretrain import labels, order
+from uic_core.methods import labels, order
 
 IMAGES, CLASSES = 1_281_167, 10_000
 RATE = 3000
@@ -68,7 +68,7 @@ def peak(images: int) -> float:
 def keep(images: int) -> None:
     """The bookkeeping of an epoch, as the training loop does it."""
     rng = np.random.default_rng(0)
-    values = labels.draw_initial(images, 1000, rng)
+    values = labels.draw_initial(images, 1000, 0)
     groups = partition.group(values, 1000, rng)
     labels.split_empty(groups, values)
     found = order.Balanced(groups, 0, 0)
@@ -83,7 +83,7 @@ def keep(images: int) -> None:
 def main() -> None:
     """Print the bars."""
     bars = Bars("epoch boundary")
-    values = labels.draw_initial(IMAGES, CLASSES, np.random.default_rng(0))
+    values = labels.draw_initial(IMAGES, CLASSES, 0)
     arms = {
         "loop over the classes": seconds(lambda: naive(values)),
         "rebuild": seconds(lambda: rebuild(values)),

@@ -29,8 +29,8 @@ from uic_core.data.augment import CROP_UNIFORMS, crop_box, gaussian_blur, normal
 from uic_core.data.crop import crop
 from uic_core.data.index import Index, build_imagenet
 from uic_core.evaluate.probes import Probes
+from uic_core.methods import deepcluster, order
 from uic_core.models import build
-from uic_core.pretrain import deepcluster, order
 from uic_core.run import randomness
 
 PROBE = LinearProbe.model_validate(
@@ -52,7 +52,7 @@ def sampler(images: int = 1_281_167, classes: int = 10_000) -> None:
         meant = order.Balanced(groups, 0, 0)
         drawn = [
             np.bincount(each.draw(0, images)[1], minlength=classes)[groups.sizes > 0]
-            for each in (meant, order.SortedList(meant, values, classes))
+            for each in (meant, deepcluster.SortedList(meant, values, classes))
         ]
         ours, theirs = (np.corrcoef(counts, groups.sizes[groups.sizes > 0])[0, 1] for counts in drawn)
         print(

@@ -23,12 +23,13 @@ import torch
 
 from bench.loader import photographs
 from bench.measure import Bars, seconds
-from uic_core import recipe
+from uic_core import checkpoint, recipe
 from uic_core.config import Fewshot
 from uic_core.data.index import Index, build_imagenet
 from uic_core.evaluate import fewshot
 from uic_core.files import read_yaml
-from uic_core.models import build, checkpoint
+from uic_core.methods.random import Random
+from uic_core.models import build
 from uic_core.run import devices
 
 IMAGES, CLASSES = 12_000, 20
@@ -63,7 +64,7 @@ def peak_bytes(process: subprocess.Popen[bytes]) -> float:
 def stage(folder: Path, index: Index, **changes: Any) -> tuple[float, float, dict[str, int]]:
     """Run the stage on the paper's protocol with `changes`: seconds, most bytes, and the columns' dimensions."""
     index.save(folder / "index.npz")
-    made_by = recipe.parse(recipe.Recipe, CONFIG["runs"]["random_sobel"], "bench")
+    made_by = recipe.parse(Random, CONFIG["runs"]["random_sobel"], "bench")
     torch.manual_seed(0)
     network = build("alexnet", classes=made_by.classes, image_size=made_by.image_size, sobel=True)
     checkpoint.save(folder / "checkpoint.safetensors", network, made_by, {})

@@ -29,7 +29,7 @@ from uic_core.data import cache
 from uic_core.data.index import Index, build_imagenet
 from uic_core.models import build
 from uic_core.pretrain.loop import Trainer
-from uic_core.recipe import Recipe
+from uic_core.recipe import Training
 from uic_core.run import cpus, devices
 
 SIZE, STEPS, CLASSES = 224, 40, 3000
@@ -40,7 +40,7 @@ OPTIONAL = ("torch.compile", "CUDA graphs")
 """Arms without a bar. Where one fails its rate is not a number."""
 
 
-def flops(recipe: Recipe) -> float:
+def flops(recipe: Training) -> float:
     """Operations of a training step for one image, a multiply-add being two."""
     network = build(recipe.arch, classes=recipe.classes, image_size=recipe.image_size, sobel=recipe.sobel)
     images = torch.randn(2, 3, recipe.image_size, recipe.image_size)

@@ -37,21 +37,15 @@ from bench.measure import PAIRS, Bars, interleaved, ratios, seconds
 from uic_core.data.augment import MEAN, STD
 from uic_core.data.index import Index, build_imagenet
 from uic_core.data.partition import Labels
+from uic_core.methods import deepcluster, parse_run
 from uic_core.models import build
-from uic_core.pretrain import deepcluster
 from uic_core.pretrain.loop import Trainer
-from uic_core.pretrain.methods import Supervised
-from uic_core.pretrain.order import Order
-from uic_core.recipe import Recipe
+from uic_core.recipe import Training
 from uic_core.run import randomness, saved_state
 from uic_core.run.parallel import Ranks
 from uic_core.run.saved_state import State
 
-RECIPE = Recipe(
-    method="uic", arch="alexnet", sobel=True, classes=1000, image_size=64, resize=73, images=0, epochs=10**6,
-    batch_size=64, lr=0.01, schedule="constant", momentum=0.9, weight_decay=1e-4, augmentation="standard",
-    label_view="training", balanced=True, pretrained="", pca=256, kmeans_iterations=20, precision="auto", seed=0,
-)  # fmt: skip
+CLASSES, PCA, KMEANS_ITERATIONS = 1000, 256, 20
 _CONTEXT = multiprocessing.get_context("spawn")
 
 
@@ -108,38 +102,34 @@ class Process:
         return statistics.median(self.each(lambda epoch: epoch.parts[name]))
 
 
-class Turns(Supervised):
-    """A trainer's method, whose epochs wait for their turn and tell what they took."""
+class Turns:
+    """A trainer's epochs, which wait for their turn and tell what they took."""
 
-    def __init__(self, trainer: Trainer, pipe: Connection) -> None:
-        self._method, self._pipe, self._started = trainer.method, pipe, _clocks()
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe, self._started = pipe, _clocks()
         self._parts: dict[str, float] = defaultdict(float)
-        self.learns_labels, self.top_momentum = self._method.learns_labels, self._method.top_momentum
-        self._clock(trainer, "embeddings", "centre-crop pass")
+
+    def watch(self, trainer: Trainer) -> None:
+        """Clock the parts of its epochs, each of which ends where the next one is prepared."""
+        labels = trainer.method.labels
+
+        def prepare(recipe: Training, epoch: int, *rest: Any) -> Labels | None:
+            if epoch:
+                whole, training, decoding = _clocks() - self._started
+                self._pipe.send(Epoch(whole, training, decoding, trainer.rate, dict(self._parts)))
+            if not self._pipe.recv():
+                raise SystemExit
+            self._parts = defaultdict(float)
+            self._started = _clocks()
+            return labels(recipe, epoch, *rest)
+
+        trainer.method = replace(trainer.method, labels=prepare)
+        self._clock(trainer.inference, "embed", "centre-crop pass")
         self._clock(deepcluster, "whiten", "PCA")
         self._clock(deepcluster, "kmeans", "k-means")
         self._clock(State, "save", "saving", aside=True)
         stream = trainer.loader.stream
         trainer.loader.stream = lambda *call: self._waits(stream(*call))  # type: ignore[method-assign]
-
-    def initial(self, trainer: Trainer) -> Labels:
-        """See Supervised."""
-        return self._method.initial(trainer)
-
-    def prepare(self, trainer: Trainer, epoch: int) -> int:
-        """See Supervised. An epoch ends where the next one is prepared."""
-        if epoch:
-            whole, training, decoding = _clocks() - self._started
-            self._pipe.send(Epoch(whole, training, decoding, trainer.rate, dict(self._parts)))
-        if not self._pipe.recv():
-            raise SystemExit
-        self._parts = defaultdict(float)
-        self._started = _clocks()
-        return self._method.prepare(trainer, epoch)
-
-    def order(self, trainer: Trainer, epoch: int) -> Order:
-        """See Supervised."""
-        return self._method.order(trainer, epoch)
 
     def _clock(self, owner: object, name: str, part: str, *, aside: bool = False) -> None:
         """Have a function's time noted as a part; one that is put aside does not count as the epoch's."""
@@ -173,7 +163,7 @@ def _clocks() -> NDArray[np.float64]:
 
 
 def train(
-    pipe: Connection, recipe: Recipe, index: Index, threads: int, workers: int, *changes: Callable[[Trainer], None]
+    pipe: Connection, recipe: Training, index: Index, threads: int, workers: int, *changes: Callable[[Trainer], None]
 ) -> None:
     """The stage `pretrain`, epoch by epoch as the pipe asks; 0 threads: torch's own choice."""
     if threads:
@@ -184,7 +174,7 @@ def train(
     trainer = Trainer(recipe, index, network, "fresh", Ranks(0, 1), workers, float("inf"))
     for change in changes:
         change(trainer)
-    trainer.method = Turns(trainer, pipe)
+    Turns(pipe).watch(trainer)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         trainer.run(Path(folder))
 
@@ -215,7 +205,7 @@ def tiled(index: Index, images: int, classes: int) -> Index:
     return replace(index, paths=index.paths[chosen], labels=labels, classes=names, pixels=pixels)
 
 
-def reference(pipe: Connection, folder: Path, recipe: Recipe) -> None:
+def reference(pipe: Connection, folder: Path, recipe: Training) -> None:
     """What torchvision's reference script does in an epoch of training, in our words, on a network of ours."""
     torch.set_num_threads(1)
     steps = [
@@ -253,7 +243,7 @@ def overhead(bars: Bars, folder: Path, images: int = 1024, pairs: int = 17) -> N
     """UIC beside supervised training, on small images."""
     index = small(folder, images)
     with contextlib.ExitStack() as stack:
-        uic, supervised = started(stack, ("uic", "supervised"), RECIPE, index, saving)
+        uic, supervised = started(stack, ("uic", "supervised"), {"classes": CLASSES}, index, saving)
         # Ratios within hundredths of 1, on CPUs whose speed varies by more, ask for many pairs.
         interleaved({"uic": uic, "supervised": supervised}, pairs)
     bars.at_most("uic-step", ratios(supervised.each(_rate), uic.each(_rate)), 1.02)
@@ -273,21 +263,21 @@ def compute_bound(bars: Bars, folder: Path, images: int = 256, pairs: int = PAIR
     of the features (its eigenvectors take as long for a million images, where nobody notices them), and k-means of
     3,000 classes (it converges at once where classes are nearly as many as images).
     """
-    recipe = changed(RECIPE, image_size=224, resize=256, classes=images)
+    values = {"image_size": 224, "resize": 256, "classes": images}
     photographs(folder, images, 341, 256)
-    index = tiled(build_imagenet(folder, "train"), images, recipe.classes)
+    index = tiled(build_imagenet(folder, "train"), images, values["classes"])
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
-    many, reduced = 6000, RECIPE.pca
+    many, reduced = 6000, PCA
     features = torch.randn(images, 4096)
     rows = np.random.default_rng(0).normal(size=(many, reduced)).astype(np.float32)
     with contextlib.ExitStack() as stack:
-        uic, supervised, other = started(stack, ("uic", "supervised", "deepcluster"), recipe, index)
-        peer = stack.enter_context(Process(reference, folder, recipe))
+        uic, supervised, other = started(stack, ("uic", "supervised", "deepcluster"), values, index)
+        peer = stack.enter_context(Process(reference, folder, recipe_of("supervised", **values)))
         arms = {"uic": uic, "deepcluster": other, "supervised": supervised, "reference loop": peer}
         clustering = {
             "covariance": seconds(lambda: features.T @ features),
-            f"k-means of {many} images": seconds(lambda: deepcluster.kmeans(rows, 3000, RECIPE.kmeans_iterations, 0)),
+            f"k-means of {many} images": seconds(lambda: deepcluster.kmeans(rows, 3000, KMEANS_ITERATIONS, 0)),
         }
         found = interleaved(arms | clustering, pairs)
     speed = statistics.median(ratios(found["reference loop"], found["supervised"]))
@@ -312,10 +302,10 @@ def compute_bound(bars: Bars, folder: Path, images: int = 256, pairs: int = PAIR
 def decode_bound(bars: Bars, folder: Path, images: int = 320, pairs: int = PAIRS) -> float:
     """Photographs of three megapixels, decoded more slowly than they are trained on. Returns as `compute_bound`."""
     photographs(folder, 16, 2048, 1536)
-    recipe = changed(RECIPE, classes=64, batch_size=32)
-    index = tiled(build_imagenet(folder, "train"), images, recipe.classes)
+    values = {"classes": 64, "batch_size": 32}
+    index = tiled(build_imagenet(folder, "train"), images, values["classes"])
     with contextlib.ExitStack() as stack:
-        uic, other = started(stack, ("uic", "deepcluster"), recipe, index)
+        uic, other = started(stack, ("uic", "deepcluster"), values, index)
         interleaved({"uic": uic, "deepcluster": other}, pairs)
     _print_shares(uic, other)
     found = ratios(other.each(_whole), uic.each(_whole))
@@ -342,25 +332,37 @@ def main() -> None:
 def small(folder: Path, images: int) -> Index:
     """Draw small images, in as many classes as the recipe has."""
     photographs(folder, images, 160, 120)
-    return tiled(build_imagenet(folder, "train"), images, RECIPE.classes)
+    return tiled(build_imagenet(folder, "train"), images, CLASSES)
 
 
 def started(
     stack: contextlib.ExitStack,
     methods: Iterable[str],
-    recipe: Recipe,
+    values: dict[str, Any],
     index: Index,
     *changes: Callable[[Trainer], None],
 ) -> list[Process]:
     """A process for each method, with one thread for the network and one decoding process."""
     return [
-        stack.enter_context(Process(train, changed(recipe, method=method), index, 1, 1, *changes)) for method in methods
+        stack.enter_context(Process(train, recipe_of(method, **values), index, 1, 1, *changes)) for method in methods
     ]
 
 
-def changed(recipe: Recipe, **values: Any) -> Recipe:
-    """A recipe with other values."""
-    return Recipe.model_validate(recipe.model_dump() | values)
+def recipe_of(method: str, **values: Any) -> Training:
+    """A recipe of small images that never ends, with other values than these where some are given."""
+    own: dict[str, dict[str, Any]] = {
+        "uic": {"label_view": "training", "balanced": True},
+        "deepcluster": {"balanced": True, "pca": PCA, "kmeans_iterations": KMEANS_ITERATIONS},
+        "supervised": {},
+    }
+    common = {
+        "method": method, "arch": "alexnet", "sobel": True, "classes": CLASSES, "image_size": 64, "resize": 73,
+        "images": 0, "epochs": 10**6, "batch_size": 64, "lr": 0.01, "schedule": "constant", "momentum": 0.9,
+        "weight_decay": 1e-4, "augmentation": "standard", "precision": "auto", "seed": 0,
+    }  # fmt: skip
+    made = parse_run(common | own[method] | values, "bench")
+    assert isinstance(made, Training)
+    return made
 
 
 def _whole(epoch: Epoch) -> float:

@@ -39,10 +39,12 @@ BAR = 0.9
 # tests/<package>/test_<module>.py mirrors a module, and so do the test files named here, as far as they are there.
 MIRRORS = {
     "data": {"augment": "", "boxes": "openmmlab/fast_rcnn", "crop": "data/loader data/cache", "reader": ""}
-    | {"partition": "pretrain/labels pretrain/reference"},
-    "pretrain": dict.fromkeys(("labels", "order"), "pretrain/reference")
-    | dict.fromkeys(("deepcluster", "methods"), "pretrain/reference pretrain/pretrain")
-    | {"loop": "pretrain/reference pretrain/pretrain run/parallel"},
+    | {"partition": "methods/labels pretrain/reference"},
+    "methods": dict.fromkeys(("labels", "order"), "pretrain/reference")
+    | {"deepcluster": "methods/order pretrain/reference pretrain/pretrain"}
+    | dict.fromkeys(("finetune", "method", "supervised", "uic"), "pretrain/reference pretrain/pretrain"),
+    "pretrain": {"centre_crops": "pretrain/reference pretrain/pretrain run/precision run/parallel"}
+    | {"loop": "pretrain/reference pretrain/pretrain run/parallel", "merge": "run/parallel"},
     "models": dict.fromkeys(("alexnet", "network", "probe_pool", "resnet", "sobel", "vgg"), "models/models"),
     "evaluate": dict.fromkeys(("average_precision", "clusters", "fewshot", "voc_classification"), "")
     | dict.fromkeys(("heads", "probes", "ten_crop"), "evaluate/linear_probe"),

@@ -14,10 +14,10 @@ import numpy as np
 from torch import Tensor, nn
 
 from bench.measure import PAIRS, Bars, interleaved, ratios
-from bench.methods import RECIPE, Process, changed, resident, train
+from bench.methods import Process, recipe_of, resident, train
 from uic_core.data.index import Index
 from uic_core.pretrain.loop import Trainer
-from uic_core.recipe import Recipe
+from uic_core.recipe import Training
 
 CASES = {("alexnet", 224): (256, 1), ("alexnet", 64): (256, 4), ("vgg16", 64): (8, 3), ("resnet50", 64): (16, 3)}
 """Batch size and steps an epoch for each architecture and side of the input, pixels."""
@@ -42,11 +42,11 @@ def unread(images: int, classes: int) -> Index:
     return Index("unread", Path(), np.full(images, "none"), labels, tuple(map(str, range(classes))), "")
 
 
-def trained(arch: str, size: int, batch: int, images: int, classes: int, **values: Any) -> tuple[Recipe, Index]:
+def trained(arch: str, size: int, batch: int, images: int, classes: int, **values: Any) -> tuple[Training, Index]:
     """What `train` takes for an epoch of UIC on so many images; Sobel filters for AlexNet, as in the paper."""
     classes = min(classes, images)
     shape = {"arch": arch, "sobel": arch == "alexnet", "image_size": size, "resize": size * 256 // 224}
-    return changed(RECIPE, batch_size=batch, classes=classes, **shape, **values), unread(images, classes)
+    return recipe_of("uic", batch_size=batch, classes=classes, **shape, **values), unread(images, classes)
 
 
 def measure(bars: Bars, arch: str, size: int, batch: int, steps: int, pairs: int = PAIRS) -> None:

@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 
 from bench.measure import PAIRS, Bars, interleaved, ratios, seconds
-from uic_core import config, models, recipe
+from uic_core import checkpoint, config, models, recipe
 from uic_core.data import synthetic, voc
+from uic_core.data.dataset import Dataset
 from uic_core.files import read_yaml
-from uic_core.models import checkpoint
+from uic_core.methods.random import Random
 from uic_core.openmmlab import proposals
 
 SIZES = {"trainval_images": 120, "test_images": 12}
@@ -36,7 +37,7 @@ def main() -> None:
         folder = Path(name)
         section = demo["datasets"]["voc07"] | SIZES | {"root": str(folder / "voc")}
         written = {"name": "voc07", "generated": True, "seed": 0, "section": section}
-        synthetic.generate(recipe.parse(config.Dataset, written, "bench"), cores)
+        synthetic.generate(recipe.parse(Dataset, written, "bench"), cores)
         root = folder / "voc"
         found = {split: proposals.make(root, split, settings, cores) for split in ("trainval", "test")}
         for split, each in found.items():
@@ -66,7 +67,7 @@ def covered(root: Path, found: proposals.Proposals) -> float:
 
 def data_time(folder: Path, demo: dict[str, dict[str, dict[str, object]]]) -> float:
     """Per cent of the detector's training that it waits for images, as its stage prints it, with two workers."""
-    made_by = recipe.parse(recipe.Recipe, demo["runs"]["random_sobel"], "bench")
+    made_by = recipe.parse(Random, demo["runs"]["random_sobel"], "bench")
     torch.manual_seed(0)
     network = models.build("alexnet", classes=made_by.classes, image_size=made_by.image_size, sobel=True)
     checkpoint.save(folder / "checkpoint.safetensors", network, made_by, {})

@@ -28,8 +28,10 @@ from PIL import Image
 from bench.measure import Bars
 from uic_core import config, recipe
 from uic_core.data import voc
+from uic_core.data.dataset import Dataset
 from uic_core.data.index import Index
 from uic_core.files import read_yaml
+from uic_core.methods import parse_run
 from uic_core.run import metrics
 
 ROOT = Path(__file__).parents[1]
@@ -97,12 +99,12 @@ def prepare(folder: Path) -> None:
     for name, sizes in DATASETS.items():
         section = demo["datasets"][name] | sizes | {"root": str(folder / name)}
         written = {"name": name, "generated": True, "seed": 0, "section": section}
-        recipe.save(recipe.parse(config.Dataset, written, name), folder / f"{name}.yaml")
+        recipe.save(recipe.parse(Dataset, written, name), folder / f"{name}.yaml")
         stage(folder / "log.txt", "uic_core.data.synthetic", "--dataset", folder / f"{name}.yaml", "--threads", 2)
         if name == "voc_segmentation":
             enlarge(folder / name, folder / f"{name}_enlarged")
             section["root"] = str(folder / f"{name}_enlarged")
-            recipe.save(recipe.parse(config.Dataset, written, name), folder / f"{name}.yaml")
+            recipe.save(recipe.parse(Dataset, written, name), folder / f"{name}.yaml")
         checked = ("--dataset", folder / f"{name}.yaml", "--out", folder / f"{name}.checked")
         stage(folder / "log.txt", "uic_core.data.check", *checked)
     make_index(folder)
@@ -168,7 +170,7 @@ def pretrain_and_detect(folder: Path, arm: str) -> dict[str, float]:
     """Pretraining and detection of an arm, on one core; minutes of each."""
     own = folder / arm
     own.mkdir(exist_ok=True)
-    recipe.save(recipe.parse_run(pretraining(), arm), own / "recipe.yaml")
+    recipe.save(parse_run(pretraining(), arm), own / "recipe.yaml")
     minutes = timed(
         own, "pretraining", "uic_core.pretrain",
         "--recipe", own / "recipe.yaml", "--train-index", folder / f"{arm}.npz", "--out", own,

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from uic_core.config import Datasets
 from uic_core.data import synthetic
+from uic_core.data.dataset import Datasets
 from uic_core.recipe import parse
 
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from uic_core.config import Config
 from uic_core.files import read_yaml
-from uic_core.recipe import Recipe
+from uic_core.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "protocol.md").read_text()
@@ -26,7 +26,7 @@ MARK = re.compile(r"\[(paper|code|choice)\b")
 
 # Where things lie, how much must be there, what a demo draws, what a table is called; `seeds` repeats whole runs.
 NO_NUMBER = {
-    "scale", "results", "seeds", "datasets.generated", "datasets.seed", "datasets.cache.root",
+    "scale", "results", "seeds", "templates", "datasets.generated", "datasets.seed", "datasets.cache.root",
     "datasets.imagenet.root", "datasets.imagenet.classes", "datasets.imagenet.train_images",
     "datasets.imagenet.val_images", "datasets.voc07.root", "datasets.voc07.trainval_images",
     "datasets.voc07.test_images", "datasets.voc_segmentation.root", "datasets.voc_segmentation.train_images",
@@ -44,10 +44,10 @@ SECTIONS = {
 
 
 def leaves(model: type[BaseModel], above: str = "") -> Iterator[str]:
-    """Dotted paths of a model's keys. Runs are Recipes; a dictionary of anything else is one key."""
+    """Dotted paths of a model's keys. Runs are recipes of all methods; a dictionary of anything else is one key."""
     for name, field in model.model_fields.items():
         if (above, name) == ("", "runs"):
-            yield from (f"runs.*.{key}" for key in Recipe.model_fields)
+            yield from (f"runs.*.{key}" for method in METHODS.values() for key in method.recipe.model_fields)
         elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from leaves(field.annotation, f"{above}{name}.")
         else:
@@ -119,8 +119,8 @@ def test_a_row_has_the_configs_value_a_mark_and_a_file():
     for key, value, source, file in key_rows():
         found: Any = CONFIG
         for part in key.split("."):
-            found = found[part]
-        if yaml.safe_load(value) != found:
+            found = found.get(part, "–")
+        if (value if value == "–" else yaml.safe_load(value)) != found:
             wrong.append(f"{key}: {value} in the document, {found} in the config")
         if not MARK.search(source):
             wrong.append(f"{key}: no mark in {source!r}")
@@ -169,8 +169,11 @@ def marks(text: str) -> set[str]:
 def test_the_configs_readme_has_the_same_marks_for_runs():
     text = (ROOT / "config" / "README.md").read_text()
     told = {key.removeprefix("runs.uic_3k."): marks(source) for key, _, source, _ in key_rows() if "uic_3k." in key}
-    compared = set()
+    compared, methods = set(), set()
     for header, row in rows(text.partition("## runs")[2].partition("### ")[0]):
+        if header[0] == "`method`":
+            methods |= marks(row[1])
+            continue
         assert header == ["key", "meaning", "paper"]
         given = marks(" ".join(row[1:]))
         keys = re.findall(r"`(\w+)`", row[0])
@@ -178,6 +181,7 @@ def test_the_configs_readme_has_the_same_marks_for_runs():
             assert given == set().union(*(told[key] for key in keys)), keys
             compared |= set(keys)
     assert len(compared) > 10
+    assert methods == told["method"]
 
 
 @pytest.mark.parametrize("name", ["linear_probe", "clusters", "proposals", "detection", "segmentation", "fewshot"])

@@ -9,88 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from uic_core import layers
+from uic_core.data.dataset import Datasets
 from uic_core.errors import InputError
-from uic_core.recipe import Arch, External, Run, Strict, parse
-
-
-class ImageFolder(Strict):
-    """ImageNet's layout: <root>/train/<class>/*.JPEG and <root>/val/<class>/*.JPEG."""
-
-    root: str = Field(min_length=1)
-    classes: int = Field(ge=2)
-    train_images: int = Field(ge=1)
-    val_images: int = Field(ge=1)
-
-
-class Voc07(Strict):
-    """<root>/VOC2007 of the VOCdevkit: JPEGImages, Annotations, ImageSets/Main."""
-
-    root: str = Field(min_length=1)
-    trainval_images: int = Field(ge=1)
-    test_images: int = Field(ge=1)
-
-
-class VocSegmentation(Strict):
-    """<root>/VOC2012: JPEGImages, SegmentationClass and lists in ImageSets/Segmentation; SBD's folder to train on."""
-
-    root: str = Field(min_length=1)
-    sbd: str = Field(description="SBD's dataset/ with img/, cls/ and the train_list; '' trains on VOC2012's own masks")
-    train_list: str
-    train_images: int = Field(ge=1)
-    val_list: str
-    val_images: int = Field(ge=1)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> VocSegmentation:
-        if self.train_list == self.val_list:
-            raise ValueError("val_list: must not be train_list, the test images would be trained on")
-        return self
-
-
-class MiniImageNet(Strict):
-    """<root>/images/*.jpg and train.csv, val.csv, test.csv (filename,label), Ravi & Larochelle's split."""
-
-    root: str = Field(min_length=1)
-    train_classes: int = Field(ge=1)
-    val_classes: int = Field(ge=1)
-    test_classes: int = Field(ge=5)
-    images_per_class: int = Field(ge=20)
-
-
-DatasetName = Literal["imagenet", "voc07", "voc_segmentation", "miniimagenet"]
-
-
-class Dataset(Strict):
-    """One of the data sets, as a file of its own: a change to another one reruns nothing here."""
-
-    name: DatasetName
-    generated: bool
-    seed: int = Field(ge=0)
-    section: ImageFolder | Voc07 | VocSegmentation | MiniImageNet
-
-
-class Cache(Strict):
-    """ImageNet's training images once more, smaller, for pretraining and linear probes; see uic_core/data/cache.py."""
-
-    format: Literal["none", "jpeg", "uint8"]
-    side: int = Field(ge=64, description="shorter side, pixels; larger images are resized to it")
-    root: str = Field(min_length=1, description="folder for the pixels, on a fast disk")
-
-
-class Datasets(Strict):
-    """Where the data sets are and what they must hold; `generated` makes them first, at these very sizes."""
-
-    generated: bool
-    seed: int = Field(ge=0)
-    imagenet: ImageFolder
-    voc07: Voc07
-    voc_segmentation: VocSegmentation
-    miniimagenet: MiniImageNet
-    cache: Cache
-
-    def one(self, name: DatasetName) -> Dataset:
-        """A data set by its name."""
-        return Dataset(name=name, generated=self.generated, seed=self.seed, section=getattr(self, name))
+from uic_core.methods import METHODS, Run
+from uic_core.recipe import Arch, External, Strict, parse
 
 
 class LinearProbe(Strict):
@@ -254,6 +176,7 @@ class Config(Strict):
     scale: Literal["paper", "demo"]
     results: str = Field(min_length=1, description="folder of everything that is made, beside the data sets")
     datasets: Datasets
+    templates: dict[str, Any] = Field(description="recipes that runs are made of by YAML anchors; not read otherwise")
     runs: dict[str, Run]
     seeds: dict[str, list[Annotated[int, Field(ge=0)]]] = Field(
         description="further seeds of a run; its tables' cells become means over all of them"
@@ -300,39 +223,41 @@ def validate(value: dict[str, Any], source: str) -> Config:
             )
         if isinstance(recipe, External):
             continue
-        images = recipe.images or config.datasets.imagenet.train_images
+        there = config.datasets.imagenet.train_images
+        images = recipe.images_of(there)
         if recipe.classes > images:
             raise InputError(
                 f"{where}.classes: {recipe.classes} classes for {images} images leave classes empty; lower classes"
             )
-        if images > config.datasets.imagenet.train_images:
+        if images > there:
             raise InputError(f"{where}.images: {images}, but datasets.imagenet.train_images is fewer")
-        annotated = config.datasets.imagenet.classes
-        if recipe.method == "supervised" and recipe.classes != annotated:
-            raise InputError(f"{where}.classes: {recipe.classes}, but the data set has {annotated} annotated classes")
-        if recipe.pretrained:
-            source_run = config.runs.get(recipe.pretrained)
+        try:
+            METHODS[recipe.method].check(recipe, config.datasets.imagenet.classes)
+        except ValueError as error:
+            raise InputError(f"{where}.{error}") from None
+        if recipe.start:
+            source_run = config.runs.get(recipe.start)
             if source_run is None:
-                near = difflib.get_close_matches(recipe.pretrained, config.runs, n=1, cutoff=0.0)[0]
+                near = difflib.get_close_matches(recipe.start, config.runs, n=1, cutoff=0.0)[0]
                 raise InputError(
-                    f"{where}.pretrained: no run '{recipe.pretrained}'; did you mean '{near}'? "
+                    f"{where}.pretrained: no run '{recipe.start}'; did you mean '{near}'? "
                     f"(known: {', '.join(config.runs)})"
                 )
             chain = [name]
-            while start := getattr(config.runs.get(chain[-1]), "pretrained", ""):
+            while start := getattr(config.runs.get(chain[-1]), "start", ""):
                 if start in chain:
                     told = " from ".join([*chain, start])
                     raise InputError(f"{where}.pretrained: {told} has no beginning; name a run that starts from none")
                 chain.append(start)
             if isinstance(source_run, External):
                 raise InputError(
-                    f"{where}.pretrained: '{recipe.pretrained}' was trained elsewhere; further fine-tuning starts from "
+                    f"{where}.pretrained: '{recipe.start}' was trained elsewhere; further fine-tuning starts from "
                     "a run of this config"
                 )
             shape = ("arch", "sobel", "classes", "image_size")
             differing = [key for key in shape if getattr(recipe, key) != getattr(source_run, key)]
             if differing:
-                raise InputError(f"{where}: {', '.join(differing)} must equal those of run '{recipe.pretrained}'")
+                raise InputError(f"{where}: {', '.join(differing)} must equal those of run '{recipe.start}'")
     _check_evaluations(config, f"{source}: evaluations")
     return config
 
@@ -352,10 +277,10 @@ def _with_seeds(config: Config, source: str) -> Config:
         for seed in seeds:
             if seeded(name, seed) in config.runs:
                 raise InputError(f"{where}: {seed} makes a run '{seeded(name, seed)}', which stands under runs already")
-            start = recipe.pretrained
-            if seed in config.seeds.get(start, []):
-                start = seeded(start, seed)
-            runs[seeded(name, seed)] = recipe.model_copy(update={"seed": seed, "pretrained": start})
+            changes: dict[str, Any] = {"seed": seed}
+            if seed in config.seeds.get(recipe.start, []):
+                changes["pretrained"] = seeded(recipe.start, seed)
+            runs[seeded(name, seed)] = recipe.model_copy(update=changes)
     return config.model_copy(update={"runs": runs})
 
 

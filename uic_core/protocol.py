@@ -12,8 +12,10 @@ import json
 from pathlib import Path
 
 from uic_core import recipe
-from uic_core.config import Dataset, Evaluations
+from uic_core.config import Evaluations
+from uic_core.data.dataset import Dataset
 from uic_core.errors import InputError, stage
+from uic_core.methods import parse_run
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -30,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     with stage():
         value = json.loads(options.value)
         if options.section == "recipe":
-            recipe.save(recipe.parse_run(value, options.section), options.out)
+            recipe.save(parse_run(value, options.section), options.out)
         elif options.section in models:
             recipe.save(recipe.parse(models[options.section], value, options.section), options.out)
         else:

@@ -11,6 +11,7 @@ from bench import voc_sanity
 from uic_core import recipe
 from uic_core.data import reader, voc
 from uic_core.data.index import Index, build_imagenet
+from uic_core.methods import parse_run
 
 
 def test_scenes_are_enlarged_with_their_masks(demo_data: SimpleNamespace, tmp_path: Path) -> None:
@@ -37,7 +38,7 @@ def test_the_settings_are_a_config(tmp_path: Path) -> None:
     voc_sanity.protocols(tmp_path)
     for name, model in voc_sanity.PROTOCOLS.items():
         recipe.load(model, voc_sanity.protocol(tmp_path, name))
-    made = recipe.parse_run(voc_sanity.pretraining(), "pretraining")
+    made = parse_run(voc_sanity.pretraining(), "pretraining")
     assert isinstance(made, recipe.Recipe)
     assert made.method == "supervised"
     assert made.image_size >= 127

@@ -13,9 +13,9 @@ from PIL import Image
 from scipy.io import savemat
 
 from uic_core import recipe
-from uic_core.config import Dataset, DatasetName, Datasets
 from uic_core.data import voc
 from uic_core.data.check import check, main
+from uic_core.data.dataset import Dataset, DatasetName, Datasets
 from uic_core.errors import InputError
 
 NAMES = ("imagenet", "voc07", "voc_segmentation", "miniimagenet")

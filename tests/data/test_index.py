@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from uic_core import recipe
-from uic_core.config import Datasets
 from uic_core.data import index as module
+from uic_core.data.dataset import Datasets
 from uic_core.data.index import Index, build_imagenet, build_miniimagenet, check_images
 from uic_core.errors import InputError
 

@@ -17,8 +17,8 @@ from PIL import Image
 from scipy import ndimage
 
 from uic_core import recipe
-from uic_core.config import Datasets
 from uic_core.data import reader, shapes, synthetic, voc
+from uic_core.data.dataset import Datasets
 from uic_core.errors import InputError
 
 ROOT = Path(__file__).parents[2]

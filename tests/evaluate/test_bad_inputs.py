@@ -18,13 +18,14 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 
-from uic_core import recipe
+from uic_core import checkpoint, recipe
 from uic_core.config import Clusters, Fewshot, LinearProbe, VocClassification
 from uic_core.data import voc
 from uic_core.data.index import Index, build_imagenet, build_miniimagenet
 from uic_core.evaluate import clusters, fewshot, linear_probe, voc_classification
 from uic_core.files import read_yaml
-from uic_core.models import build, checkpoint
+from uic_core.methods import parse_run
+from uic_core.models import build
 
 DEMO = read_yaml(Path(__file__).parents[2] / "config" / "demo.yaml")
 MAINS = {
@@ -38,7 +39,7 @@ MAINS = {
 @pytest.fixture
 def given(demo_data: SimpleNamespace, tmp_path: Path) -> SimpleNamespace:
     """Good input for every stage: folder, voc (a copy), and arguments by stage; they write to out/."""
-    made_by = recipe.parse(recipe.Recipe, DEMO["runs"]["random_sobel"] | {"classes": 4}, "test")
+    made_by = parse_run(DEMO["runs"]["random_sobel"] | {"classes": 4}, "test")
     torch.manual_seed(0)
     network = build("alexnet", classes=4, image_size=64, sobel=True)
     checkpoint.save(tmp_path / "checkpoint.safetensors", network, made_by, {})
@@ -131,9 +132,7 @@ def test_weights_that_are_not_finite(given: SimpleNamespace, name: str, capsys: 
 def test_a_network_that_the_protocol_does_not_fit(
     given: SimpleNamespace, name: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made_by = recipe.parse(
-        recipe.Recipe, DEMO["runs"]["random_sobel"] | {"classes": 4, "arch": "vgg16", "sobel": False}, "test"
-    )
+    made_by = parse_run(DEMO["runs"]["random_sobel"] | {"classes": 4, "arch": "vgg16", "sobel": False}, "test")
     network = build("vgg16", classes=4, image_size=64, sobel=False)
     checkpoint.save(given.folder / "checkpoint.safetensors", network, made_by, {})
     model = {"linear_probe": LinearProbe, "fewshot": Fewshot}[name]

@@ -15,13 +15,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from uic_core import recipe
+from uic_core import checkpoint, recipe
 from uic_core.config import Clusters
 from uic_core.data.index import Index
 from uic_core.errors import InputError
 from uic_core.evaluate import clusters
 from uic_core.files import read_yaml
-from uic_core.models import build, checkpoint
+from uic_core.methods import parse_run
+from uic_core.models import build
 from uic_core.report import figures
 
 
@@ -242,7 +243,7 @@ def test_a_damaged_history_is_named(tmp_path: Path, text: str, message: str) -> 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     demo = read_yaml(Path(__file__).parents[2] / "config" / "demo.yaml")["runs"]["random_sobel"]
-    made_by = recipe.parse(recipe.Recipe, demo | {"classes": 6, "images": 90, "seed": 3}, "test")
+    made_by = parse_run(demo | {"classes": 6, "images": 90, "seed": 3}, "test")
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("saved") / "checkpoint.safetensors"
     checkpoint.save(path, build("alexnet", classes=6, image_size=64, sobel=True), made_by, {})

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from uic_core import layers, recipe
+from uic_core import checkpoint, layers, recipe
 from uic_core.config import Fewshot, Resolution
 from uic_core.data import reader
 from uic_core.data.augment import normalize
@@ -26,7 +26,8 @@ from uic_core.data.index import Index, build_miniimagenet
 from uic_core.errors import InputError
 from uic_core.evaluate import fewshot
 from uic_core.files import read_yaml
-from uic_core.models import Network, build, checkpoint
+from uic_core.methods import parse_run
+from uic_core.models import Network, build
 
 CPU = torch.device("cpu")
 DEMO = Path(__file__).parents[2] / "config" / "demo.yaml"
@@ -330,7 +331,7 @@ def save_checkpoint(path: Path, network: Network, demo_recipe: recipe.Recipe) ->
 @pytest.fixture(scope="module")
 def demo_recipe() -> recipe.Recipe:
     values = read_yaml(DEMO)["runs"]["random_sobel"]
-    return recipe.parse(recipe.Recipe, values | {"classes": 4}, "test")
+    return parse_run(values | {"classes": 4}, "test")
 
 
 def test_stage(network: Network, demo_recipe: recipe.Recipe, demo_data: SimpleNamespace, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from uic_core import recipe
+from uic_core import checkpoint, recipe
 from uic_core.config import LinearProbe
 from uic_core.data import reader
 from uic_core.data.augment import UNIFORMS, normalize
@@ -29,7 +29,8 @@ from uic_core.errors import InputError
 from uic_core.evaluate import heads, linear_probe, probes, ten_crop
 from uic_core.evaluate.frozen import fingerprint
 from uic_core.files import read_yaml
-from uic_core.models import Network, build, checkpoint
+from uic_core.methods import parse_run
+from uic_core.models import Network, build
 from uic_core.models.probe_pool import probe_pool
 from uic_core.run.randomness import uniforms
 
@@ -377,7 +378,7 @@ def test_one_image_left_over_under_batch_norm(colored: tuple[Index, Index]) -> N
 @pytest.fixture(scope="module")
 def saved(alexnet: Network, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     demo = read_yaml(Path(__file__).parents[2] / "config" / "demo.yaml")["runs"]["random_sobel"]
-    made_by = recipe.parse(recipe.Recipe, demo | {"classes": 4}, "test")
+    made_by = parse_run(demo | {"classes": 4}, "test")
     path = tmp_path_factory.mktemp("saved") / "checkpoint.safetensors"
     network = copy.deepcopy(alexnet)
     network.coverage = 0.97

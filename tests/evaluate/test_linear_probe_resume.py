@@ -23,14 +23,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from uic_core import recipe
+from uic_core import checkpoint, recipe
 from uic_core.config import LinearProbe
 from uic_core.data.index import Index, build_imagenet
 from uic_core.errors import INTERRUPTED, InputError
 from uic_core.evaluate import linear_probe
 from uic_core.evaluate.probes import Probes
 from uic_core.files import read_yaml
-from uic_core.models import build, checkpoint
+from uic_core.methods import parse_run
+from uic_core.models import build
 from uic_core.run.parallel import Ranks
 
 ROOT = Path(__file__).parents[2]
@@ -112,9 +113,7 @@ def inputs(demo_data: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory)
     made_by = read_yaml(ROOT / "config" / "demo.yaml")["runs"]["random_sobel"] | {"classes": 4}
     torch.manual_seed(0)
     network = build("alexnet", classes=4, image_size=64, sobel=True)
-    checkpoint.save(
-        folder / "checkpoint.safetensors", network, recipe.parse(recipe.Recipe, made_by, "test"), {"data": "0"}
-    )
+    checkpoint.save(folder / "checkpoint.safetensors", network, parse_run(made_by, "test"), {"data": "0"})
     (folder / "script.py").write_text(textwrap.dedent(SCRIPT))
     return folder
 

@@ -18,14 +18,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from uic_core import recipe
+from uic_core import checkpoint, recipe
 from uic_core.config import VocClassification
 from uic_core.data import reader, voc
 from uic_core.data.augment import CROP_UNIFORMS, UNIFORMS, augment, crop_box
 from uic_core.errors import InputError
 from uic_core.evaluate import voc_classification
 from uic_core.files import read_yaml
-from uic_core.models import Network, build, checkpoint
+from uic_core.methods import parse_run
+from uic_core.models import Network, build
 from uic_core.run import randomness
 
 
@@ -324,7 +325,7 @@ def saved(alexnet: Network, tmp_path_factory: pytest.TempPathFactory) -> Path:
     values = read_yaml(Path(__file__).parents[2] / "config" / "demo.yaml")["runs"]["random_sobel"]
     network = copy.deepcopy(alexnet)
     network.coverage = 0.97
-    checkpoint.save(path, network, recipe.parse(recipe.Recipe, values | {"classes": 4}, "test"), {})
+    checkpoint.save(path, network, parse_run(values | {"classes": 4}, "test"), {})
     return path
 
 

@@ -18,14 +18,13 @@ from mmseg.models import SegDataPreProcessor
 from PIL import Image
 from torch import nn
 
-from uic_core import models
+from tests.recipes import recipe
+from uic_core import checkpoint, models
 from uic_core.data import reader
 from uic_core.data.augment import normalize
 from uic_core.errors import InputError
-from uic_core.models import checkpoint
 from uic_core.openmmlab import backbones
 from uic_core.pretrain import export
-from uic_core.recipe import Recipe
 
 
 def build(arch: str, sobel: bool, image_size: int = 64) -> models.Network:
@@ -195,12 +194,8 @@ def test_architectures_without_fc6_are_refused() -> None:
 
 def test_the_initialiser_hands_over_our_checkpoint(tmp_path: Path) -> None:
     network, path = build("alexnet", True), tmp_path / "checkpoint.safetensors"
-    recipe = Recipe(
-        method="random", arch="alexnet", sobel=True, classes=5, image_size=64, resize=64, images=0, epochs=0,
-        batch_size=2, lr=0.1, schedule="linear", momentum=0.9, weight_decay=0.0, augmentation="standard",
-        label_view="training", balanced=True, pretrained="", pca=1, kmeans_iterations=1, precision="fp32", seed=0,
-    )  # fmt: skip
-    checkpoint.save(path, network, recipe, {})
+    made = recipe(method="random", resize=64)
+    checkpoint.save(path, network, made, {})
     backbone = backbones.UicBackbone("alexnet", True, init_cfg={"type": "UicCheckpoint", "checkpoint": str(path)})
     backbone.init_weights()
     expected = network.state_dict()

@@ -18,9 +18,9 @@ import pytest
 import safetensors
 import torch
 
-from uic_core import config, models, recipe
+from tests import recipes
+from uic_core import checkpoint, config, models, recipe
 from uic_core.errors import INTERRUPTED, InputError, Interrupted
-from uic_core.models import checkpoint
 from uic_core.openmmlab import proposals
 from uic_core.openmmlab.resume import Draws, Resume, SeededDraws
 from uic_core.run import metrics
@@ -120,11 +120,7 @@ class Task:
 @pytest.fixture(scope="module")
 def inputs(demo_data: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("inputs")
-    made = recipe.Recipe(
-        method="random", arch="alexnet", sobel=True, classes=5, image_size=64, resize=64, images=0, epochs=0,
-        batch_size=2, lr=0.1, schedule="linear", momentum=0.9, weight_decay=0.0, augmentation="standard",
-        label_view="training", balanced=True, pretrained="", pca=1, kmeans_iterations=1, precision="fp32", seed=0,
-    )  # fmt: skip
+    made = recipes.recipe(method="random", resize=64)
     torch.manual_seed(0)
     weights = folder / "checkpoint.safetensors"
     checkpoint.save(weights, models.build("alexnet", classes=5, image_size=64, sobel=True), made, {})

@@ -19,10 +19,10 @@ from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
 from PIL import Image
 
-from uic_core import config, models, recipe, samples
+from tests import recipes
+from uic_core import checkpoint, config, models, recipe, samples
 from uic_core.data import voc
 from uic_core.data.boxes import from_edges
-from uic_core.models import checkpoint
 from uic_core.openmmlab import detection, fcn, proposals, regression, segmentation
 from uic_core.run import metrics
 
@@ -42,11 +42,7 @@ SEGMENTATION: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = recipe.Recipe(
-        method="random", arch="alexnet", sobel=True, classes=5, image_size=64, resize=64, images=0, epochs=0,
-        batch_size=2, lr=0.1, schedule="linear", momentum=0.9, weight_decay=0.0, augmentation="standard",
-        label_view="training", balanced=True, pretrained="", pca=1, kmeans_iterations=1, precision="fp32", seed=0,
-    )  # fmt: skip
+    made = recipes.recipe(method="random", resize=64)
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "checkpoint.safetensors"
     checkpoint.save(path, models.build("alexnet", classes=5, image_size=64, sobel=True), made, {})

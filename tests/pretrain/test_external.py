@@ -20,9 +20,10 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from uic_core import checkpoint
 from uic_core import recipe as recipes
 from uic_core.errors import InputError
-from uic_core.models import build, checkpoint, formats
+from uic_core.models import build, formats
 from uic_core.pretrain import external
 from uic_core.recipe import External
 

@@ -4,21 +4,24 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 
+import faiss
 import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.recipes import recipe
+from uic_core import checkpoint
 from uic_core.data import partition, reader
 from uic_core.data.augment import normalize
 from uic_core.data.index import build_imagenet
 from uic_core.errors import INTERRUPTED
-from uic_core.files import read_yaml
-from uic_core.models import checkpoint
-from uic_core.pretrain import deepcluster, finetune, labels, loop, methods, progress
+from uic_core.methods import METHODS, deepcluster
+from uic_core.pretrain import centre_crops, finetune, loop, progress
 from uic_core.pretrain.__main__ import main
-from uic_core.recipe import Recipe, save
+from uic_core.recipe import save
 from uic_core.run import saved_state
 
 OUTPUTS = ("checkpoint.safetensors", "labels.npy", "history.jsonl")
@@ -29,20 +32,33 @@ def small(demo_data, tmp_path):
     """Run the stage on a small recipe: small(folder, **changes) -> the folder."""
     index = tmp_path / "index.npz"
     build_imagenet(demo_data.imagenet, "train").save(index)
-    base = Recipe(
-        method="uic", arch="alexnet", sobel=True, classes=5, image_size=64, resize=73, images=0, epochs=2,
-        batch_size=16, lr=0.01, schedule="linear", momentum=0.9, weight_decay=1e-4, augmentation="standard",
-        label_view="training", balanced=True, pretrained="", pca=8, kmeans_iterations=3, precision="fp32", seed=3,
-    )  # fmt: skip
 
     def run(name, *arguments, **changes):
         folder = tmp_path / name
-        recipe = Recipe.model_validate(base.model_dump() | changes)
-        save(recipe, folder / "recipe.yaml")
+        save(recipe(**changes), folder / "recipe.yaml")
         main(["--recipe", str(folder / "recipe.yaml"), "--train-index", str(index), "--out", str(folder), *arguments])
         return folder
 
     return run
+
+
+@pytest.fixture
+def altered(monkeypatch):
+    """altered(name, **parts) puts other parts into a method."""
+    return lambda name, **parts: monkeypatch.setitem(METHODS, name, replace(METHODS[name], **parts))
+
+
+def noted(name, found):
+    """A method's loss, which notes (logits, targets) of each step."""
+
+    def loss(made, logits, targets):
+        found.append((logits.detach().clone(), targets.numpy().copy()))
+        return METHODS_BEFORE[name].loss(made, logits, targets)
+
+    return loss
+
+
+METHODS_BEFORE = dict(METHODS)
 
 
 def outputs(folder):
@@ -78,36 +94,36 @@ def undisturbed(small, known):
         {"method": "supervised", "classes": 4},
         {"method": "deepcluster", "schedule": "constant"},
         {"method": "deepcluster", "schedule": "constant", "balanced": False},
-        {"method": "random", "epochs": 0},
+        {"method": "random"},
         {"images": 20},
     ],
     ids=lambda changes: "-".join(map(str, changes.values())) or "uic",
 )
 def test_a_method_trains_and_the_same_seed_gives_the_same_bytes(small, undisturbed, changes):
     folder = small("one", **changes)
-    network, recipe = checkpoint.load(folder / "checkpoint.safetensors")
+    network, made = checkpoint.load(folder / "checkpoint.safetensors")
     assert not network.training
-    images = recipe.images or 48
+    images, epochs = getattr(made, "images", 0) or 48, getattr(made, "epochs", 0)
     values = np.load(folder / "labels.npy")
     assert values.shape == (images,)
     assert values.dtype == np.int32
-    assert values.max() < recipe.classes
+    assert values.max() < made.classes
     history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in history] == list(range(recipe.epochs))
+    assert [line["epoch"] for line in history] == list(range(epochs))
     assert not list(folder.glob("*state*"))
     assert undisturbed(**changes) == outputs(folder)
     if changes:
         assert undisturbed()[0] != outputs(folder)[0], "what the recipe says reaches the weights"
-    if recipe.epochs:
-        start = small("start", method="random", epochs=0, classes=recipe.classes) / "checkpoint.safetensors"
+    if epochs:
+        start = small("start", method="random", classes=made.classes) / "checkpoint.safetensors"
         initial = dict(checkpoint.load(start)[0].named_parameters())
         stood = [name for name, value in network.named_parameters() if torch.equal(value, initial[name])]
         assert not stood, "every weight is trained"
-        assert history[-1]["loss"] < 2 * np.log(recipe.classes)
+        assert history[-1]["loss"] < 2 * np.log(made.classes)
 
 
 @pytest.mark.parametrize("kind", ["uic", "center_crop", "finetune"])
-def test_without_balance_every_image_is_seen_once_with_the_label_it_had(small, monkeypatch, kind):
+def test_without_balance_every_image_is_seen_once_with_the_label_it_had(small, altered, monkeypatch, kind):
     changes = {
         "uic": {},
         "center_crop": {"label_view": "center_crop"},
@@ -115,22 +131,23 @@ def test_without_balance_every_image_is_seen_once_with_the_label_it_had(small, m
     }[kind]
     arguments = []
     if kind == "finetune":
-        arguments = ["--pretrained", str(small("source", method="random", epochs=0) / "checkpoint.safetensors")]
-    snapshots, seen, targets = [], [], []
-    epoch, settle, loss = loop.Trainer._epoch, loop.Trainer._settle, loop.cross_entropy
+        arguments = ["--pretrained", str(small("source", method="random") / "checkpoint.safetensors")]
+    snapshots, seen, steps = [], [], []
+    name = changes.get("method", "uic")
+    order, take = METHODS[name].order, loop.Trainer._take
 
-    def begin(trainer, *rest):
-        snapshots.append(trainer.labels.copy())
-        return epoch(trainer, *rest)
+    def begin(made, epoch, present, groups):
+        snapshots.append(present.copy())
+        return order(made, epoch, present, groups)
 
-    monkeypatch.setattr(loop.Trainer, "_epoch", begin)
-    monkeypatch.setattr(loop, "cross_entropy", lambda x, y: targets.append(y.numpy().copy()) or loss(x, y))
+    altered(name, order=begin, loss=noted(name, steps))
     monkeypatch.setattr(
-        loop.Trainer, "_settle", lambda self, step, *rest: seen.append(step.positions) or settle(self, step, *rest)
+        loop.Trainer, "_take", lambda self, step, *rest: seen.append(step.positions) or take(self, step, *rest)
     )
     folder = small("run", *arguments, balanced=False, **changes)
     history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     assert [line["coverage"] for line in history] == [1.0, 1.0]
+    targets = [asked for _, asked in steps]
     positions, asked = (np.concatenate(arrays).reshape(2, 48) for arrays in (seen, targets))
     for number in range(2):
         assert sorted(positions[number]) == list(range(48))
@@ -140,15 +157,14 @@ def test_without_balance_every_image_is_seen_once_with_the_label_it_had(small, m
         assert snapshots[0].tolist() != snapshots[1].tolist(), "labels changed meanwhile"
 
 
-def test_deepcluster_without_balance_draws_as_its_published_sampler(small, monkeypatch):
+def test_deepcluster_without_balance_draws_as_its_published_sampler(small, altered, monkeypatch):
     """Clusters of 30, 12, 4, 1 and 1 images: balanced, each would have 8 to 10 of 48 draws."""
     found = np.repeat(np.arange(5), [30, 12, 4, 1, 1]).astype(np.int32)[np.random.default_rng(0).permutation(48)]
-    asked = []
-    loss = loop.cross_entropy
+    steps = []
     monkeypatch.setattr(deepcluster, "kmeans", lambda *_, **__: found.copy())
-    monkeypatch.setattr(loop, "cross_entropy", lambda x, y: asked.append(y.numpy().copy()) or loss(x, y))
+    altered("deepcluster", loss=noted("deepcluster", steps))
     small("run", method="deepcluster", schedule="constant", balanced=False, epochs=1)
-    draws = np.bincount(np.concatenate(asked), minlength=5)
+    draws = np.bincount(np.concatenate([asked for _, asked in steps]), minlength=5)
     assert draws.sum() == 48
     assert draws[0] > 20
     assert draws[3:].max() < 8
@@ -158,22 +174,22 @@ def test_another_seed_gives_other_weights(small, undisturbed):
     assert undisturbed()[0] != outputs(small("two", seed=4))[0]
 
 
-def test_uic_labels_are_the_argmax_of_the_training_forward(small, monkeypatch):
+def test_uic_labels_are_the_argmax_of_the_training_forward(small, altered, monkeypatch):
     """One epoch: every drawn image has the argmax of its last forward, every other the split initial draw."""
     seen, started = {}, []
-    settle, split = loop.Trainer._settle, labels.split_empty
+    take, split = loop.Trainer._take, METHODS["uic"].fill_empty
 
     def watch(trainer, step, *arguments):
         assert trainer.network.training, "train-mode BN, dropout active"
         seen.update(zip(step.positions.tolist(), step.predictions.tolist(), strict=True))
-        return settle(trainer, step, *arguments)
+        return take(trainer, step, *arguments)
 
     def note(groups, values):
         split(groups, values)
         started.append(values.copy())
 
-    monkeypatch.setattr(loop.Trainer, "_settle", watch)
-    monkeypatch.setattr(labels, "split_empty", note)
+    monkeypatch.setattr(loop.Trainer, "_take", watch)
+    altered("uic", fill_empty=note)
     values = np.load(small("run", epochs=1) / "labels.npy")
     assert 0 < len(seen) < 48, "with balanced sampling some images are not drawn"
     expected = started[0].copy()
@@ -182,34 +198,36 @@ def test_uic_labels_are_the_argmax_of_the_training_forward(small, monkeypatch):
     assert values.tolist() == expected.tolist()
 
 
-def test_predictions_are_those_of_the_forward_that_is_learned_from(small, monkeypatch):
-    """What `_settle` gets is the argmax of the very logits of which the loss was taken."""
-    logits, found = [], []
-    loss, settle = loop.cross_entropy, loop.Trainer._settle
-    monkeypatch.setattr(loop, "cross_entropy", lambda x, y: logits.append(x.detach().clone()) or loss(x, y))
-    monkeypatch.setattr(
-        loop.Trainer, "_settle", lambda self, step, *rest: found.append(step) or settle(self, step, *rest)
-    )
+def test_predictions_are_those_of_the_forward_that_is_learned_from(small, altered, monkeypatch):
+    """What `_take` gets is the argmax of the very logits of which the loss was taken."""
+    steps, found = [], []
+    take = loop.Trainer._take
+    altered("uic", loss=noted("uic", steps))
+    monkeypatch.setattr(loop.Trainer, "_take", lambda self, step, *rest: found.append(step) or take(self, step, *rest))
     small("run", epochs=1)
-    assert len(found) == len(logits) == 3
-    for step, x in zip(found, logits, strict=True):
-        assert step.predictions.tolist() == x.argmax(1).tolist()
+    assert len(found) == len(steps) == 3
+    for step, (logits, _) in zip(found, steps, strict=True):
+        assert step.predictions.tolist() == logits.argmax(1).tolist()
 
 
-def test_deepclusters_top_layer_is_new_each_epoch_and_has_no_momentum(small, monkeypatch):
-    tops = []
-    prepare = methods.DeepCluster.prepare
+def test_deepclusters_top_layer_is_new_each_epoch_and_has_no_momentum(small, altered, monkeypatch):
+    tops, momenta = [], []
+    renew, epoch = METHODS["deepcluster"].start_epoch, loop.Trainer._epoch
 
-    def note(self, trainer, epoch):
-        empty = prepare(self, trainer, epoch)
-        tops.append(trainer.network.top.weight.detach().clone())
-        assert not trainer.network.top.bias.any()
-        body, top = trainer.optimizer.param_groups
-        assert (body["momentum"], top["momentum"]) == (0.9, 0.0)
-        return empty
+    def note(made, number, top):
+        renew(made, number, top)
+        tops.append(top.weight.detach().clone())
+        assert not top.bias.any()
 
-    monkeypatch.setattr(methods.DeepCluster, "prepare", note)
+    def begin(trainer, *rest):
+        momenta.append([group["momentum"] for group in trainer.optimizer.param_groups])
+        epoch(trainer, *rest)
+
+    altered("deepcluster", start_epoch=note)
+    monkeypatch.setattr(loop.Trainer, "_epoch", begin)
     small("run", method="deepcluster", schedule="constant")
+    small("other")
+    assert momenta == [[0.9, 0.0]] * 2 + [[0.9, 0.9]] * 2
     assert len(tops) == 2
     assert not torch.equal(*tops)
     assert all(abs(top.std() - 0.01) < 5e-4 for top in tops)
@@ -217,7 +235,7 @@ def test_deepclusters_top_layer_is_new_each_epoch_and_has_no_momentum(small, mon
 
 def test_finetune_keeps_the_labels_of_a_centre_crop_pass_and_the_top_layer(small, demo_data, tmp_path):
     """Labels by hand: the argmax in eval mode on the centre crops, by a network that tells the images apart."""
-    network, recipe = checkpoint.load(small("source") / "checkpoint.safetensors")
+    network, made = checkpoint.load(small("source") / "checkpoint.safetensors")
     index = build_imagenet(demo_data.imagenet, "train")
     files = [index.file(position) for position in range(48)]
     crops = torch.stack([torch.from_numpy(reader.center_crop(reader.read_rgb(file), 73, 64)) for file in files])
@@ -226,7 +244,7 @@ def test_finetune_keeps_the_labels_of_a_centre_crop_pass_and_the_top_layer(small
         network.top.bias -= logits.mean(0)
     expected = (logits - logits.mean(0)).argmax(1).tolist()
     assert len(set(expected)) > 2
-    checkpoint.save(tmp_path / "source.safetensors", network, recipe, {})
+    checkpoint.save(tmp_path / "source.safetensors", network, made, {})
     folder = small(
         "tuned", "--pretrained", str(tmp_path / "source.safetensors"),
         method="finetune", pretrained="source", epochs=2, lr=1e-9, weight_decay=0.0,
@@ -242,29 +260,27 @@ def test_finetune_keeps_the_labels_of_a_centre_crop_pass_and_the_top_layer(small
     ("schedule", "expected"), [("linear", [1, 0.75, 0.5, 0.25]), ("constant", [1] * 4), ("cosine", None)]
 )
 def test_schedules_by_hand(small, tmp_path, schedule, expected):
-    recipe = Recipe.model_validate(read_yaml(small("one", epochs=1) / "recipe.yaml") | {"epochs": 4, "lr": 1.0})
-    recipe = recipe.model_copy(update={"schedule": schedule})
-    rates = [loop.learning_rate(recipe, epoch) for epoch in range(4)]
+    made = recipe(epochs=4, lr=1.0, schedule=schedule)
+    rates = [loop.learning_rate(made, epoch) for epoch in range(4)]
     assert rates == pytest.approx(expected or [1, 0.5 + 0.5 * 2**-0.5, 0.5, 0.5 - 0.5 * 2**-0.5])
 
 
-def test_finetune_draws_other_members_of_large_classes_each_epoch(small, monkeypatch):
+def test_finetune_draws_other_members_of_large_classes_each_epoch(small, altered):
     """Two of 30 classes are larger than the slots a class has; without regrouping each epoch would show the same."""
     values = np.r_[np.zeros(12), np.ones(8), np.arange(2, 30)].astype(np.int32)
     seen: list[set[int]] = []
-    order = methods.Finetune.order
+    order = METHODS["finetune"].order
 
-    def note(self, trainer, epoch):
-        found = order(self, trainer, epoch)
+    def note(made, epoch, present, groups):
+        found = order(made, epoch, present, groups)
         drawn, targets = found.draw(0, 48)
         assert (values[drawn % 48] == targets).all()
         seen.append(set((drawn[targets == 0] % 48).tolist()))
         assert len(seen[-1]) <= 2, "slots of a class"
         return found
 
-    monkeypatch.setattr(methods.Finetune, "initial", lambda self, trainer: values)
-    monkeypatch.setattr(methods.Finetune, "order", note)
-    source = small("source", method="random", epochs=0, classes=30) / "checkpoint.safetensors"
+    altered("finetune", first_labels=lambda *_: values, order=note)
+    source = small("source", method="random", classes=30) / "checkpoint.safetensors"
     folder = small("tuned", "--pretrained", str(source), method="finetune", pretrained="source", epochs=6, classes=30)
     assert len(set.union(*seen)) > 4
     assert np.load(folder / "labels.npy").tolist() == values.tolist()
@@ -280,7 +296,7 @@ def test_finetune_draws_other_members_of_large_classes_each_epoch(small, monkeyp
 def test_empty_classes_are_those_of_the_epochs_own_labels(small, monkeypatch, changes, expected):
     """Before they are split: the pass that makes the labels finds two of the five classes."""
     found = (np.arange(48) % 2).astype(np.int32)
-    monkeypatch.setattr(loop.Trainer, "predict", lambda self: found.copy())
+    monkeypatch.setattr(centre_crops.CentreCrops, "predict", lambda self: found.copy())
     monkeypatch.setattr(deepcluster, "kmeans", lambda *_, **__: found.copy())
     folder = small("run", **changes)
     history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
@@ -301,9 +317,9 @@ def test_told_to_end_in_a_pass_over_all_images_it_saves_and_goes_on_with_the_sam
     changes, position = PASSES[kind]
     arguments = []
     if kind == "finetune":
-        arguments = ["--pretrained", str(small("source", method="random", epochs=0) / "checkpoint.safetensors")]
+        arguments = ["--pretrained", str(small("source", method="random") / "checkpoint.safetensors")]
     expected = undisturbed(*arguments, **changes)
-    normalize, batches = loop.normalize, []
+    normalize, batches = centre_crops.normalize, []
 
     def tell(crops):
         """Only these passes normalise without augmentation. Three batches each; told in the second of the last."""
@@ -312,7 +328,7 @@ def test_told_to_end_in_a_pass_over_all_images_it_saves_and_goes_on_with_the_sam
             os.kill(os.getpid(), signal.SIGUSR1)
         return normalize(crops)
 
-    monkeypatch.setattr(loop, "normalize", tell)
+    monkeypatch.setattr(centre_crops, "normalize", tell)
     with pytest.raises(SystemExit) as stop:
         small("run", *arguments, **changes)
     assert stop.value.code == INTERRUPTED
@@ -330,7 +346,7 @@ def test_told_to_end_while_it_clusters_it_saves_and_goes_on_with_the_same_bytes(
     """After the PCA, and after an iteration of k-means: on ImageNet these take minutes."""
     changes = {"method": "deepcluster", "schedule": "constant"}
     expected, calls = undisturbed(**changes), []
-    owner, name = (deepcluster, "whiten") if after == "whiten" else (deepcluster.faiss.Kmeans, "train")
+    owner, name = (deepcluster, "whiten") if after == "whiten" else (faiss.Kmeans, "train")
     work = getattr(owner, name)
 
     def tell(*given, **named):
@@ -349,37 +365,37 @@ def test_told_to_end_while_it_clusters_it_saves_and_goes_on_with_the_same_bytes(
     assert outputs(small("run", **changes)) == expected
 
 
-def test_the_history_grows_while_the_run_does(small, monkeypatch, tmp_path):
+def test_the_history_grows_while_the_run_does(small, altered, tmp_path):
     """A run one can watch: after each epoch the file holds its line."""
-    lines, prepare = [], methods.Uic.prepare
+    lines, order = [], METHODS["uic"].order
 
-    def look(self, trainer, epoch):
-        file = trainer.folder / "history.jsonl"
+    def look(*given):
+        file = tmp_path / "run" / "history.jsonl"
         lines.append(len(file.read_text().splitlines()) if file.exists() else 0)
-        return prepare(self, trainer, epoch)
+        return order(*given)
 
-    monkeypatch.setattr(methods.Uic, "prepare", look)
+    altered("uic", order=look)
     small("run")
     assert lines == [0, 1]
 
 
 def test_a_gradient_that_is_not_finite_stops_and_keeps_the_last_good_state(
-    small, undisturbed, monkeypatch, capsys, tmp_path
+    small, undisturbed, altered, monkeypatch, capsys, tmp_path
 ):
     """The loss of a step is finite, its gradient is not: the next loss names the step, weights of it are not saved."""
     expected = undisturbed()
-    loss, steps = loop.cross_entropy, []
+    loss, steps = METHODS["uic"].loss, []
 
-    def overflow(logits, targets):
+    def overflow(made, logits, targets):
         steps.append(len(targets))
-        found = loss(logits, targets)
+        found = loss(made, logits, targets)
         return found if len(steps) < 5 else found + 0 * torch.sqrt(logits.sum() * 0)  # d sqrt(0) is infinite
 
     monkeypatch.setattr(saved_state, "EPOCH_SECONDS", 0)
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "cross_entropy", overflow)
-        with pytest.raises(SystemExit) as stop:
-            small("run")
+    altered("uic", loss=overflow)
+    with pytest.raises(SystemExit) as stop:
+        small("run")
+    altered("uic", loss=loss)
     assert stop.value.code == 2
     said = capsys.readouterr().err
     assert "epoch 2, step 3: the loss is nan" in said
@@ -401,15 +417,15 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_step(small, tmp_path, cap
 
 
 def test_weights_that_are_not_finite_are_not_saved(small, tmp_path, capsys, monkeypatch):
-    settle = loop.Trainer._settle
+    take = loop.Trainer._take
 
     def poison(self, step, *rest):
-        wishes = settle(self, step, *rest)
+        requests = take(self, step, *rest)
         if step.number == 2:
             self.network.top.bias.data[0] = float("nan")
-        return wishes
+        return requests
 
-    monkeypatch.setattr(loop.Trainer, "_settle", poison)
+    monkeypatch.setattr(loop.Trainer, "_take", poison)
     monkeypatch.setattr(saved_state, "EPOCH_SECONDS", 0)
     with pytest.raises(SystemExit) as stop:
         small("run", epochs=2)
@@ -429,9 +445,13 @@ def test_tensorboard_shows_what_the_history_holds(small):
 
 
 def test_pretrained_is_demanded_by_finetune_alone(small, capsys):
+    source = str(small("source", method="random") / "checkpoint.safetensors")
     with pytest.raises(SystemExit):
-        small("run", method="finetune", pretrained="x", epochs=1)
-    assert "--pretrained: give it for method finetune" in capsys.readouterr().err
+        small("run", method="finetune", pretrained="x")
+    assert "recipe.yaml starts from run 'x', give its checkpoint" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        small("run", "--pretrained", source)
+    assert "--pretrained: method 'uic' of " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -440,7 +460,7 @@ def test_pretrained_is_demanded_by_finetune_alone(small, capsys):
         ({"classes": 49}, "classes: 49 for the 48 images of imagenet_train; lower classes"),
         ({"images": 4}, "classes: 5 for the 4 images"),
         ({"images": 49}, "49 images wanted, the index has 48"),
-        ({"method": "supervised"}, "classes: 5, but imagenet_train has 4 annotated classes"),
+        ({"method": "supervised"}, "imagenet_train: classes: 5, but the data set has 4 annotated classes"),
     ],
 )
 def test_a_recipe_that_does_not_fit_the_images_is_refused(small, capsys, changes, message):
@@ -451,7 +471,7 @@ def test_a_recipe_that_does_not_fit_the_images_is_refused(small, capsys, changes
 
 
 def test_a_pretrained_checkpoint_of_another_shape_is_refused(small, capsys):
-    source = small("source", method="random", epochs=0) / "checkpoint.safetensors"
+    source = small("source", method="random") / "checkpoint.safetensors"
     with pytest.raises(SystemExit):
         small("tuned", "--pretrained", str(source), method="finetune", pretrained="source", epochs=1, classes=6)
     assert f"{source}: classes is 5, but " in capsys.readouterr().err
@@ -460,19 +480,14 @@ def test_a_pretrained_checkpoint_of_another_shape_is_refused(small, capsys):
 def test_an_unreadable_image_is_named(small, demo_data, tmp_path, capsys):
     folder = tmp_path / "imagenet"
     shutil.copytree(demo_data.imagenet, folder)
-    small("run", method="random", epochs=0)  # writes the index
+    small("run", method="random")  # writes the index
     index = build_imagenet(folder, "train")
     index.file(7).write_bytes(b"no image")
     index.save(tmp_path / "broken.npz")
-    recipe = tmp_path / "recipe.yaml"
-    text = (tmp_path / "run" / "recipe.yaml").read_text()
-    recipe.write_text(
-        text.replace("method: random", "method: supervised")
-        .replace("classes: 5", "classes: 4")
-        .replace("epochs: 0", "epochs: 1")
-    )
+    path = tmp_path / "recipe.yaml"
+    save(recipe(method="supervised", classes=4, epochs=1), path)
     with pytest.raises(SystemExit) as stop:
-        main(["--recipe", str(recipe), "--train-index", str(tmp_path / "broken.npz"), "--out", str(tmp_path / "out")])
+        main(["--recipe", str(path), "--train-index", str(tmp_path / "broken.npz"), "--out", str(tmp_path / "out")])
     assert stop.value.code == 2
     assert str(index.file(7)) in capsys.readouterr().err
     assert not (tmp_path / "out" / "checkpoint.safetensors").exists()
@@ -495,7 +510,7 @@ def test_kmeans_finds_planted_clusters():
 def test_kmeans_in_single_iterations_is_faiss_own():
     rows = np.random.default_rng(0).normal(size=(400, 8)).astype(np.float32)
     rows[:80] = rows[0]  # classes run empty
-    known = deepcluster.faiss.Kmeans(8, 90, niter=7, seed=5, min_points_per_centroid=1, max_points_per_centroid=10**7)
+    known = faiss.Kmeans(8, 90, niter=7, seed=5, min_points_per_centroid=1, max_points_per_centroid=10**7)
     known.train(rows)
     rounds = []
     found = deepcluster.kmeans(rows, 90, 7, 5, after=lambda: rounds.append(1))
@@ -506,9 +521,9 @@ def test_kmeans_in_single_iterations_is_faiss_own():
 def test_clustering_takes_the_jobs_threads_and_gives_them_back():
     before = torch.get_num_threads()
     with deepcluster.threads(before + 2):
-        assert deepcluster.faiss.omp_get_max_threads() == before + 2
+        assert faiss.omp_get_max_threads() == before + 2
     with deepcluster.threads(1):
-        assert deepcluster.faiss.omp_get_max_threads() == before
+        assert faiss.omp_get_max_threads() == before
     assert torch.get_num_threads() == before
 
 

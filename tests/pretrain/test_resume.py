@@ -14,19 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.recipes import recipe
+from uic_core import checkpoint
 from uic_core.data.index import build_imagenet
 from uic_core.errors import INTERRUPTED
-from uic_core.models import checkpoint
-from uic_core.recipe import Recipe, save
+from uic_core.recipe import save
 from uic_core.run import signals
 
 ROOT = Path(__file__).parents[2]
 OUTPUTS = ("checkpoint.safetensors", "labels.npy", "history.jsonl")
-RECIPE = Recipe(
-    method="uic", arch="alexnet", sobel=True, classes=5, image_size=64, resize=73, images=0, epochs=6,
-    batch_size=8, lr=0.01, schedule="linear", momentum=0.9, weight_decay=1e-4, augmentation="standard",
-    label_view="training", balanced=True, pretrained="", pca=8, kmeans_iterations=3, precision="fp32", seed=3,
-)  # fmt: skip
+SETTINGS = {"epochs": 6, "batch_size": 8}
 
 
 class Run:
@@ -34,7 +31,7 @@ class Run:
 
     def __init__(self, folder: Path, index: Path, ranks: int = 1, **changes: object) -> None:
         self.folder, self.index, self.ranks = folder, index, ranks
-        self.recipe = Recipe.model_validate(RECIPE.model_dump() | changes)
+        self.recipe = recipe(**SETTINGS | changes)
         save(self.recipe, folder / "recipe.yaml")
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
@@ -296,7 +293,7 @@ def test_batches_do_not_divide_over_any_number_of_processes(tmp_path, index):
 def test_history_is_that_of_all_epochs(copied, undisturbed):
     copied.finish()
     lines = [json.loads(line) for line in (copied.folder / "history.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in lines] == list(range(RECIPE.epochs))
+    assert [line["epoch"] for line in lines] == list(range(SETTINGS["epochs"]))
     assert np.isfinite([line["loss"] for line in lines]).all()
 
 

@@ -16,21 +16,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.recipes import recipe
 from uic_core.data.index import build_imagenet
 from uic_core.errors import InputError
 from uic_core.models import build
 from uic_core.pretrain.loop import Trainer
-from uic_core.recipe import Recipe, save
+from uic_core.recipe import save
 from uic_core.run import parallel
 from uic_core.run.parallel import Ranks
 
 ROOT = Path(__file__).parents[2]
-BASE = {
-    "method": "uic", "arch": "alexnet", "sobel": True, "classes": 5, "image_size": 64, "resize": 73, "images": 0,
-    "epochs": 2, "batch_size": 10, "lr": 0.01, "schedule": "linear", "momentum": 0.9, "weight_decay": 1e-4,
-    "augmentation": "standard", "label_view": "training", "balanced": True, "pretrained": "", "pca": 8,
-    "kmeans_iterations": 3, "precision": "fp32", "seed": 3,
-}  # fmt: skip
+BASE = {"batch_size": 10}
 
 # Batch norm's statistics are each process's own, and so is dropout: without both, nothing may differ.
 SCRIPT = """
@@ -80,12 +76,10 @@ def test_a_batch_that_does_not_divide_is_refused(size):
 
 @pytest.mark.parametrize("method", ["uic", "deepcluster", "finetune"])
 def test_it_is_refused_before_a_pass_over_all_images(demo_data, method):
-    recipe = Recipe.model_validate(
-        BASE | {"method": method, "batch_size": 5, "pretrained": "source" if method == "finetune" else ""}
-    )
+    made = recipe(method=method, batch_size=5)
     network = build("alexnet", classes=5, image_size=64, sobel=True)
     with pytest.raises(InputError, match="batch_size: 5 images do not divide over 2 processes"):
-        Trainer(recipe, build_imagenet(demo_data.imagenet, "train"), network, "", Ranks(0, 2), 0, 300)
+        Trainer(made, build_imagenet(demo_data.imagenet, "train"), network, "", Ranks(0, 2), 0, 300)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +91,7 @@ def test_two_processes_leave_what_one_leaves(demo_data, tmp_path, changes):
     """Gradients (as the weights they lead to), labels, order and coverage."""
     build_imagenet(demo_data.imagenet, "train").save(tmp_path / "index.npz")
     (tmp_path / "script.py").write_text(textwrap.dedent(SCRIPT))
-    save(Recipe.model_validate(BASE | changes), tmp_path / "recipe.yaml")
+    save(recipe(**BASE | changes), tmp_path / "recipe.yaml")
     for ranks in (1, 2):
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
         process = subprocess.run(

@@ -9,12 +9,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from tests.recipes import recipe
 from uic_core.data import reader
 from uic_core.data.augment import normalize
 from uic_core.data.index import build_imagenet
 from uic_core.models import build
+from uic_core.pretrain.centre_crops import CentreCrops
 from uic_core.pretrain.loop import Trainer
-from uic_core.recipe import Recipe
 from uic_core.run import precision
 from uic_core.run.parallel import ALONE
 
@@ -53,7 +54,7 @@ class Made(Exception):
 
 @pytest.mark.parametrize(
     ("maker", "changes"),
-    [("embeddings", {"method": "deepcluster"}), ("predict", {"method": "finetune", "pretrained": "source"})],
+    [("embed", {"method": "deepcluster"}), ("predict", {"method": "finetune"})],
     ids=["deepcluster", "finetune"],
 )
 def test_passes_over_all_images_are_float32_in_a_bf16_run(
@@ -65,15 +66,8 @@ def test_passes_over_all_images_are_float32_in_a_bf16_run(
 ) -> None:
     """Their features and logits are those of a plain float32 network with the same weights."""
     index = build_imagenet(demo_data.imagenet, "train").subset(12, 0)
-    recipe = Recipe.model_validate(
-        {
-            "method": "uic", "arch": "alexnet", "sobel": True, "classes": 5, "image_size": 64, "resize": 73,
-            "images": 0, "epochs": 2, "batch_size": 8, "lr": 0.01, "schedule": "constant", "momentum": 0.9,
-            "weight_decay": 1e-4, "augmentation": "standard", "label_view": "training", "balanced": True,
-            "pretrained": "", "pca": 8, "kmeans_iterations": 3, "precision": "bf16", "seed": 3,
-        }
-        | changes
-    )  # fmt: skip
+    settings = {"batch_size": 8, "schedule": "constant", "precision": "bf16"}
+    made = recipe(**settings | changes)
     torch.manual_seed(3)
     network = build("alexnet", classes=5, image_size=64, sobel=True)
     for name, tensor in network.state_dict().items():
@@ -82,25 +76,25 @@ def test_passes_over_all_images_are_float32_in_a_bf16_run(
     plain = copy.deepcopy(network).eval().to(memory_format=torch.channels_last)
     crops = [reader.center_crop(reader.read_rgb(index.file(n)), 73, 64) for n in range(len(index))]
     parts = normalize(torch.from_numpy(np.stack(crops))).split(8)
-    compute = plain.embed if maker == "embeddings" else plain
+    compute = plain.embed if maker == "embed" else plain
     with torch.no_grad():
         expected = torch.cat([compute(part) for part in parts])
         with torch.autocast("cpu", torch.bfloat16):
             rounded = torch.cat([compute(part).float() for part in parts])
     logits: list[torch.Tensor] = []
     found: list[NDArray[np.generic]] = []
-    make = getattr(Trainer, maker)
+    make = getattr(CentreCrops, maker)
 
-    def watch(trainer: Trainer) -> None:
-        with trainer.network.register_forward_hook(lambda *given: logits.append(given[2])):
-            found.append(make(trainer))
+    def watch(crops: CentreCrops) -> None:
+        with crops._network.register_forward_hook(lambda *given: logits.append(given[2])):
+            found.append(make(crops))
         raise Made
 
-    monkeypatch.setattr(Trainer, maker, watch)
+    monkeypatch.setattr(CentreCrops, maker, watch)
     monkeypatch.setattr(precision, "_cpu_flags", lambda: {"amx_bf16"})  # convolutions of tiles, too
     with pytest.raises(Made):
-        Trainer(recipe, index, network, "fresh", ALONE, workers=0, save_every=300).run(tmp_path)
-    if maker == "embeddings":
+        Trainer(made, index, network, "fresh", ALONE, workers=0, save_every=300).run(tmp_path)
+    if maker == "embed":
         ours = torch.from_numpy(found[0])
     else:
         ours = torch.cat(logits)

@@ -18,8 +18,8 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from uic_core import recipe
-from uic_core.config import Dataset, ImageFolder, MiniImageNet, Voc07, VocSegmentation
 from uic_core.data import reader, voc
+from uic_core.data.dataset import Dataset, ImageFolder, MiniImageNet, Voc07, VocSegmentation
 from uic_core.data.index import build_miniimagenet, unreadable
 from uic_core.errors import InputError, stage
 from uic_core.files import write_text
@@ -108,7 +108,7 @@ def check(dataset: Dataset, processes: int = 1) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """The stage: check a data set, write what was found."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--dataset", type=Path, required=True, help="YAML of a uic_core.config.Dataset")
+    parser.add_argument("--dataset", type=Path, required=True, help="YAML of a uic_core.data.dataset.Dataset")
     parser.add_argument("--out", type=Path, required=True, help="text file: what was found")
     parser.add_argument("--threads", type=int, default=1, help="processes that decode")
     options = parser.parse_args(arguments)

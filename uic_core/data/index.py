@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uic_core import recipe
-from uic_core.config import Dataset, ImageFolder, MiniImageNet
 from uic_core.data import reader
+from uic_core.data.dataset import Dataset, ImageFolder, MiniImageNet
 from uic_core.data.pixels import Format, Pixels
 from uic_core.errors import InputError, stage
 from uic_core.files import atomic
@@ -208,7 +208,7 @@ def check_images(index: Index, processes: int = 1) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """The stage: list a data set, decode every image once, write the index."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--dataset", type=Path, required=True, help="YAML of a uic_core.config.Dataset")
+    parser.add_argument("--dataset", type=Path, required=True, help="YAML of a uic_core.data.dataset.Dataset")
     parser.add_argument("--split", required=True, help="train, val or, of miniImageNet, test")
     parser.add_argument("--out", type=Path, required=True, help="the index to write, .npz")
     parser.add_argument("--threads", type=int, default=1, help="processes that decode")

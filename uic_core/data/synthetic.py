@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from uic_core import recipe
-from uic_core.config import Dataset, ImageFolder, MiniImageNet, Voc07, VocSegmentation
 from uic_core.data import shapes, voc
+from uic_core.data.dataset import Dataset, ImageFolder, MiniImageNet, Voc07, VocSegmentation
 from uic_core.data.palette import palette
 from uic_core.errors import InputError, stage
 from uic_core.files import write_json
@@ -110,7 +110,7 @@ def generate(dataset: Dataset, processes: int = 1) -> bool:
 def main(arguments: list[str] | None = None) -> None:
     """The stage: make a data set, or see that it is there."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--dataset", type=Path, required=True, help="YAML of a uic_core.config.Dataset")
+    parser.add_argument("--dataset", type=Path, required=True, help="YAML of a uic_core.data.dataset.Dataset")
     parser.add_argument("--threads", type=int, default=1, help="processes that draw")
     options = parser.parse_args(arguments)
     with stage():

@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from uic_core import recipe
+from uic_core import checkpoint, recipe
 from uic_core.config import Clusters
 from uic_core.data.index import Index
 from uic_core.data.partition import class_sizes, group, nmi
 from uic_core.errors import InputError, stage
 from uic_core.files import atomic
-from uic_core.models import checkpoint
 from uic_core.run import metrics
 
 
@@ -207,7 +206,7 @@ def main(arguments: list[str] | None = None) -> None:
         network, trained_by = checkpoint.load(options.checkpoint)
         if isinstance(trained_by, recipe.External):
             raise InputError(f"{options.checkpoint}: was trained elsewhere, so there are no pseudo-labels to look at")
-        labelled = index.subset(trained_by.images, trained_by.seed)
+        labelled = index.subset(trained_by.images_of(0), trained_by.seed)
         labels = read_labels(options.labels, len(labelled), trained_by.classes)
         history = read_history(options.history)
         values, arrays = evaluate(labels, labelled, trained_by.classes, protocol)

@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from uic_core import recipe
+from uic_core import checkpoint, recipe
 from uic_core.config import Fewshot, Resolution
 from uic_core.data.augment import normalize
 from uic_core.data.index import Index
@@ -36,7 +36,7 @@ from uic_core.data.loader import Loader
 from uic_core.errors import InputError, stage
 from uic_core.evaluate.frozen import frozen
 from uic_core.layers import MAX_POOLED
-from uic_core.models import Network, checkpoint
+from uic_core.models import Network
 from uic_core.run import cpus, devices, metrics, randomness
 
 _BATCH = 64  # images a forward

@@ -135,7 +135,7 @@ class Probes:
         self.hits = torch.zeros(0, dtype=torch.int64)
         self.curves = np.zeros((len(self.layers), 2, 0))
         self.earlier_seconds = 0.0
-        self._wishes: Tensor | None = None
+        self._requested: Tensor | None = None
         if saver is not None:
             self._restore(saver)
 
@@ -262,18 +262,18 @@ class Probes:
         return (len(self.waiting) + 1) * size > SNAPSHOT_BYTES
 
     def _pause(self, seconds: float | None = None) -> None:
-        """Do what a rank wished at the pause before this one, so that the device need not wait; wish anew.
+        """Stop or save as a rank requested at the pause before this one, so that no device waits; request anew.
 
         Args:
             seconds: since the last state, that another one is due after; None: the saver's.
         """
         if self.saver is None:
             return
-        wished, seconds = self._wishes, self.saver.every if seconds is None else seconds
-        self._wishes = self.ranks.add(torch.tensor(self.saver.wishes(seconds), device=self._device))
-        if wished is not None and wished.any():
-            self._wishes = None
-            self.saver.obey(wished.tolist(), self._position(), self._save)
+        requested, seconds = self._requested, self.saver.every if seconds is None else seconds
+        self._requested = self.ranks.add(torch.tensor(self.saver.requests(seconds), device=self._device))
+        if requested is not None and requested.any():
+            self._requested = None
+            self.saver.stop_or_save(requested.tolist(), self._position(), self._save)
 
     def _position(self) -> str:
         if self.tested or self._must_test():

@@ -19,12 +19,12 @@ from mmengine.model import BaseModule
 from mmengine.registry import FUNCTIONS, HOOKS, MODELS, TRANSFORMS, WEIGHT_INITIALIZERS
 from torch import Tensor, nn
 
+from uic_core import checkpoint as checkpoints
 from uic_core import models
 from uic_core.data import reader
 from uic_core.data.augment import MEAN, STD
 from uic_core.data.loader import ignore_foreign_sigterm
 from uic_core.errors import InputError
-from uic_core.models import checkpoint as checkpoints
 
 # Features do not depend on the classifier: the smallest one costs nothing to build.
 _ANY_SIZE, _ANY_CLASSES = 64, 2

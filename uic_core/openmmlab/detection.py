@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from uic_core import config, models, recipe, samples
+from uic_core import checkpoint, config, models, recipe, samples
 from uic_core.data import voc
 from uic_core.data.boxes import from_edges
 from uic_core.errors import InputError, stage
 from uic_core.files import sha256
-from uic_core.models import checkpoint
 from uic_core.openmmlab import backbones, proposals, regression, runner
 from uic_core.run import cpus, devices, metrics, parallel
 

@@ -128,7 +128,7 @@ class Resume(Hook):
         """
         done = runner.iter + 1
         if done % self._accumulate == 0:
-            self._saver.obey(self._wishes(), f"iteration {done + 1}", lambda: self._save(runner, done))
+            self._saver.stop_or_save(self._requests(), f"iteration {done + 1}", lambda: self._save(runner, done))
 
     def after_train(self, runner: Any) -> None:
         """What is killed in its test needs no second training."""
@@ -141,12 +141,12 @@ class Resume(Hook):
         Raises:
             Interrupted: the job was told to end.
         """
-        stop, _ = self._wishes()
-        self._saver.obey([stop, 0.0], "the test", lambda: None)
+        stop, _ = self._requests()
+        self._saver.stop_or_save([stop, 0.0], "the test", lambda: None)
 
-    def _wishes(self) -> list[float]:
+    def _requests(self) -> list[float]:
         """[stop, save] over all ranks."""
-        return self._ranks.mean(torch.tensor(self._saver.wishes(self._saver.every), device=self._device)).tolist()
+        return self._ranks.mean(torch.tensor(self._saver.requests(self._saver.every), device=self._device)).tolist()
 
     def _save(self, runner: Any, iteration: int) -> None:
         """Raises InputError: a weight or momentum is not finite; the states already there stay."""

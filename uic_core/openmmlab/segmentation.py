@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from mmengine.registry import MODELS
 
-from uic_core import config, models, recipe, samples
+from uic_core import checkpoint, config, models, recipe, samples
 from uic_core.data import voc
+from uic_core.data.dataset import Dataset, VocSegmentation
 from uic_core.errors import InputError, stage
 from uic_core.files import sha256
-from uic_core.models import checkpoint
 from uic_core.openmmlab import backbones, fcn, runner
 from uic_core.run import cpus, devices, metrics, parallel
 
@@ -27,7 +27,7 @@ def build_config(
     network: models.Network,
     weights: Path,
     protocol: config.Segmentation,
-    data: config.VocSegmentation,
+    data: VocSegmentation,
     work_dir: Path,
     workers: int = 0,
 ) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def _model(network: models.Network, weights: Path, pad: int) -> dict[str, Any]:
     }
 
 
-def lists_of(data: config.VocSegmentation) -> tuple[voc.Segmentation, voc.Segmentation]:
+def lists_of(data: VocSegmentation) -> tuple[voc.Segmentation, voc.Segmentation]:
     """The lists to train and to test on."""
     return voc.segmentation_lists(Path(data.root), data.sbd, data.train_list, data.val_list)
 
@@ -126,8 +126,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     with stage(), parallel.group(devices.current()) as ranks:
         protocol = recipe.load(config.Segmentation, options.protocol)
-        data = recipe.load(config.Dataset, options.dataset).section
-        if not isinstance(data, config.VocSegmentation):
+        data = recipe.load(Dataset, options.dataset).section
+        if not isinstance(data, VocSegmentation):
             raise InputError(f"{options.dataset}: is not voc_segmentation; give that data set's file")
         network, run_recipe = checkpoint.load(options.checkpoint)
         lists = lists_of(data)

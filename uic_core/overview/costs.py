@@ -15,6 +15,7 @@ from uic_core import models
 from uic_core.config import Config
 from uic_core.evaluate.heads import activations
 from uic_core.evaluate.probes import SNAPSHOT_BYTES
+from uic_core.methods import METHODS
 from uic_core.recipe import External, Recipe
 
 Environment = Literal["core", "openmmlab", "report"]
@@ -116,15 +117,15 @@ def training(config: Config, run: str) -> Job:
         size = network(recipe.arch, 1000, recipe.image_size, recipe.sobel)
         return Job("external", run, (), "core", bytes=4 * size.parameters)
     size = network(recipe.arch, recipe.classes, recipe.image_size, recipe.sobel)
-    images = recipe.images or config.datasets.imagenet.train_images
-    passes, extra = _passes(recipe)
+    images = recipe.images_of(config.datasets.imagenet.train_images)
+    passes = METHODS[recipe.method].passes(recipe)
     needs: tuple[tuple[str, str], ...] = (_train_images(config),)
-    if recipe.pretrained:
-        needs += ((_training_rule(config, recipe.pretrained), recipe.pretrained),)
+    if recipe.start:
+        needs += ((config.runs[recipe.start].stage, recipe.start),)
     return Job(
-        _training_rule(config, run), run, needs, "core", recipe.arch,
-        flops=images * (passes * size.training + extra * size.forward), exact=images * extra * size.forward,
-        images=images * (passes + extra),
+        recipe.stage, run, needs, "core", recipe.arch,
+        flops=images * (passes.training * size.training + passes.centre_crop * size.forward),
+        exact=images * passes.centre_crop * size.forward, images=images * sum(passes),
         # weights and labels; two states of weights, momentum, labels and their groups
         bytes=4 * size.parameters + 4 * images + 2 * (8 * size.parameters + 12 * images), gpus=recipe.gpus,
     )  # fmt: skip
@@ -135,7 +136,7 @@ def evaluation(config: Config, run: str, name: str) -> Job:
     recipe, settings = config.runs[run], config.evaluations
     classes = 1000 if isinstance(recipe, External) else recipe.classes
     size = network(recipe.arch, classes, recipe.image_size, recipe.sobel)
-    trained, area = (_training_rule(config, run), run), recipe.image_size**2
+    trained, area = (recipe.stage, run), recipe.image_size**2
     voc = config.datasets.voc07
     if name == "linear_probe":
         flops, images = _linear_probe(config, recipe)
@@ -217,17 +218,6 @@ def preparation(config: Config) -> list[Job]:
 def _train_images(config: Config) -> tuple[str, str]:
     """The job that makes the list of images to train on."""
     return "index" if config.datasets.cache.format == "none" else "cache", "imagenet"
-
-
-def _training_rule(config: Config, run: str) -> str:
-    method = config.runs[run].method
-    return method if method in ("external", "finetune") else "pretrain"
-
-
-def _passes(recipe: Recipe) -> tuple[int, int]:
-    """(epochs that train, centre-crop passes besides) over a run's images."""
-    beside = recipe.method == "deepcluster" or (recipe.method == "uic" and recipe.label_view == "center_crop")
-    return recipe.epochs, recipe.epochs if beside else int(recipe.method == "finetune")
 
 
 def _linear_probe(config: Config, recipe: Recipe | External) -> tuple[float, float]:

@@ -7,8 +7,9 @@ import os
 import sys
 from pathlib import Path
 
-from uic_core.config import Config, DatasetName, validate
+from uic_core.config import Config, validate
 from uic_core.data.check import check
+from uic_core.data.dataset import DatasetName
 from uic_core.errors import InputError, stage
 from uic_core.files import read_yaml
 

@@ -18,10 +18,10 @@ import torch
 from uic_core import models
 from uic_core.config import Config
 from uic_core.data import reader, synthetic
+from uic_core.methods import METHODS
 from uic_core.overview.costs import network
 from uic_core.overview.rates import Rates
-from uic_core.pretrain.methods import cross_entropy
-from uic_core.recipe import Recipe
+from uic_core.recipe import Training
 from uic_core.run import devices
 from uic_core.run.precision import autocast, resolve
 
@@ -42,9 +42,9 @@ def measured(config: Config, gpus: int, cpus: int) -> Rates:
     device = devices.current()
     gpu = device.type == "cuda"
     copies = 1 if gpu else cpus
-    largest: dict[str, Recipe] = {}
+    largest: dict[str, Training] = {}
     for recipe in config.runs.values():
-        if isinstance(recipe, Recipe) and recipe.epochs >= largest.get(recipe.arch, recipe).epochs:
+        if isinstance(recipe, Training) and recipe.epochs >= largest.get(recipe.arch, recipe).epochs:
             largest[recipe.arch] = recipe
     with ProcessPoolExecutor(copies, mp_context=multiprocessing.get_context("spawn")) as pool:
         flops, exact = (
@@ -77,7 +77,7 @@ def _mean(pool: ProcessPoolExecutor, copies: int, measure: Callable[[int], float
     return float(np.mean(list(pool.map(measure, range(copies)))))
 
 
-def _training_rate(recipe: Recipe, precision_name: str, _: int) -> float:
+def _training_rate(recipe: Training, precision_name: str, _: int) -> float:
     """FLOP/s of forward, backward and SGD at a recipe's size; in its own precision where none is named."""
     device = devices.current()
     if device.type == "cpu":
@@ -94,7 +94,7 @@ def _training_rate(recipe: Recipe, precision_name: str, _: int) -> float:
         with autocast(precision, device):
             logits = built(x)
         optimizer.zero_grad(set_to_none=True)
-        cross_entropy(logits, target.to(torch.int32)).backward()
+        METHODS[recipe.method].loss(recipe, logits, target.to(torch.int32)).backward()
         optimizer.step()
         if device.type == "cuda":
             torch.cuda.synchronize()

@@ -20,7 +20,7 @@ from tabulate import tabulate
 from uic_core.config import Config, validate
 from uic_core.errors import stage
 from uic_core.files import read_yaml
-from uic_core.recipe import External
+from uic_core.recipe import Training
 from uic_core.report.cells import TABLES, check_cells, needed
 
 _TAIL = 3
@@ -53,7 +53,7 @@ def runs(config: Config, tables: Path) -> list[RunStatus]:
                 if evaluation not in evaluations[name]:
                     evaluations[name].append(evaluation)
     for name in list(evaluations):
-        start = getattr(config.runs[name], "pretrained", "")
+        start = config.runs[name].start
         if start:
             evaluations.setdefault(start, [])
     return [_run(config, name, evaluations[name]) for name in config.runs if name in evaluations]
@@ -63,7 +63,7 @@ def _run(config: Config, name: str, evaluations: list[str]) -> RunStatus:
     results, recipe = Path(config.results), config.runs[name]
     folder = results / "runs" / name
     trained = (folder / "checkpoint.safetensors").exists()
-    total = 0 if isinstance(recipe, External) else recipe.epochs
+    total = recipe.epochs if isinstance(recipe, Training) else 0
     done = [(results / "metrics" / name / f"{evaluation}.json").exists() for evaluation in evaluations]
     present = tuple(each for each, there in zip(evaluations, done, strict=True) if there)
     missing = tuple(each for each, there in zip(evaluations, done, strict=True) if not there)

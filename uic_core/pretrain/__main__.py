@@ -9,29 +9,39 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from uic_core import recipe as recipes
+from uic_core import checkpoint
 from uic_core.data.index import Index
 from uic_core.errors import InputError, stage
 from uic_core.files import sha256
-from uic_core.models import build, checkpoint
-from uic_core.pretrain.loop import Trainer
+from uic_core.methods import load_run
+from uic_core.models import build
+from uic_core.pretrain.loop import Trainer, keep_initial
+from uic_core.recipe import External, Training
 from uic_core.run import cpus, devices, parallel, randomness
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the stage; see --help. Exits with 2 and one line on a user's mistake."""
     parser = argparse.ArgumentParser(prog="python -m uic_core.pretrain", description=__doc__)
-    parser.add_argument("--recipe", type=Path, required=True, help="YAML of a uic_core.recipe.Recipe")
+    parser.add_argument("--recipe", type=Path, required=True, help="YAML of a run's recipe")
     parser.add_argument("--train-index", type=Path, required=True, help="index of the training images")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--pretrained", type=Path, help="method finetune: the checkpoint to start from")
+    parser.add_argument("--pretrained", type=Path, help="for recipes with this key: the checkpoint to start from")
     parser.add_argument("--save-every", type=float, default=300, help="seconds between saved states")
     cpus.add_threads(parser)
     options = parser.parse_args(arguments)
     with stage(), parallel.group(devices.current()) as ranks:
-        recipe = recipes.load(recipes.Recipe, options.recipe)
-        if (recipe.method == "finetune") != bool(options.pretrained):
-            raise InputError("--pretrained: give it for method finetune, and for no other method")
+        recipe = load_run(options.recipe)
+        if isinstance(recipe, External):
+            raise InputError(f"{options.recipe}: method external does not train; give it to uic_core.pretrain.external")
+        if recipe.start and not options.pretrained:
+            raise InputError(
+                f"--pretrained: missing; {options.recipe} starts from run '{recipe.start}', give its checkpoint"
+            )
+        if options.pretrained and not recipe.start:
+            raise InputError(
+                f"--pretrained: method '{recipe.method}' of {options.recipe} does not read it; leave it out"
+            )
         index = Index.load(options.train_index)
         randomness.seed_everything(recipe.seed)
         if options.pretrained:
@@ -47,6 +57,10 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             network = build(recipe.arch, classes=recipe.classes, image_size=recipe.image_size, sobel=recipe.sobel)
         start = sha256(options.pretrained)[:16] if options.pretrained else "fresh"
+        if not isinstance(recipe, Training):
+            if not ranks.rank:
+                keep_initial(recipe, index, network, options.out)
+            return
         workers = cpus.workers(options.threads)
         trainer = Trainer(recipe, index, network, start, ranks, workers, options.save_every, options.threads)
         trainer.run(options.out)

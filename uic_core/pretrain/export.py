@@ -16,9 +16,10 @@ import safetensors.torch
 import yaml
 from torch import Tensor
 
+from uic_core import checkpoint
 from uic_core.errors import stage
 from uic_core.files import atomic, sha256, write_text
-from uic_core.models import Network, checkpoint, formats
+from uic_core.models import Network, formats
 from uic_core.recipe import External, Recipe
 from uic_core.run import metrics as metrics_file
 from uic_core.run.metrics import Metrics, Value

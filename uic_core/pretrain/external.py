@@ -17,10 +17,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from uic_core import checkpoint
 from uic_core import recipe as recipes
 from uic_core.errors import InputError, stage
 from uic_core.files import read_yaml, sha256
-from uic_core.models import Network, build, checkpoint, formats
+from uic_core.models import Network, build, formats
 from uic_core.models.sobel import Sobel
 from uic_core.recipe import External
 from uic_core.run import randomness

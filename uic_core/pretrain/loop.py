@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,19 +16,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from uic_core import checkpoint
 from uic_core.data import partition
-from uic_core.data.augment import UNIFORMS, augment, normalize
+from uic_core.data.augment import UNIFORMS
 from uic_core.data.index import Index
 from uic_core.data.loader import Loader
+from uic_core.data.partition import Labels
 from uic_core.errors import InputError
 from uic_core.files import atomic, write_text
-from uic_core.models import Network, checkpoint
-from uic_core.pretrain import labels
-from uic_core.pretrain.methods import cross_entropy, method
-from uic_core.pretrain.order import Order, merge_labels
+from uic_core.methods import METHODS
+from uic_core.methods.labels import draw_initial, update
+from uic_core.methods.method import Method
+from uic_core.methods.order import Order
+from uic_core.models import Network
+from uic_core.pretrain.centre_crops import CentreCrops
+from uic_core.pretrain.merge import merge_labels
 from uic_core.pretrain.progress import Progress
-from uic_core.pretrain.state import Position, restore, save
-from uic_core.recipe import Recipe
+from uic_core.pretrain.state import Position, RunState, restore, save
+from uic_core.recipe import Recipe, Training
 from uic_core.run import devices, randomness, saved_state
 from uic_core.run.parallel import Ranks
 from uic_core.run.precision import autocast, prepare, resolve
@@ -43,23 +47,19 @@ _BATCHES = 64  # of the order, drawn at a time
 
 
 class Trainer:
-    """A run in progress: the network, its labels and how far it has come.
+    """A run that trains: the network, its labels and how far it has come.
 
     Attributes:
         index: the images trained on (`recipe.images` of the whole index).
-        labels: int32 [N], the only thing kept for each image but for its place in `groups`.
-        groups: the images by their labels, or by the targets of the epoch under way.
-        agreement: NMI of the labels with those before them.
-        optimizer: one SGD over all weights; DeepCluster's top layer, new each epoch, has no momentum.
-        history: a line for each finished epoch.
-        position: what comes next.
-        rate: images a second of this process's part, in the epoch under way.
+        optimizer: one SGD over all weights, the top layer's without momentum if the method says so.
+        run_state: labels, history and what comes next.
+        rate: images a second of this process's part, in the last epoch.
         folder: of the run, once it runs.
     """
 
     def __init__(
-        self, recipe: Recipe, index: Index, network: Network, start: str, ranks: Ranks, workers: int,
-        save_every: float, threads: int = 1,
+        self, recipe: Training, index: Index, network: Network, start: str, ranks: Ranks, workers: int,
+        save_every: float, threads: int = 1, method: Method[Any] | None = None,
     ) -> None:  # fmt: skip
         """Set up a run.
 
@@ -67,26 +67,26 @@ class Trainer:
             start: what tells the weights in `network` from others a run of this recipe might start from.
             workers: decoding processes; 0 decodes in this one.
             save_every: seconds between states within an epoch.
-            threads: for what rank 0 does while all others wait.
+            threads: CPUs for what rank 0 does while all others wait.
+            method: the recipe's own, unless another one is given.
 
         Raises:
             InputError: the recipe does not fit the index.
         """
-        self.recipe, self.ranks, self.threads = recipe, ranks, threads
+        self.recipe, self.ranks = recipe, ranks
+        self.method = method or METHODS[recipe.method]
         self.index = index.subset(recipe.images, recipe.seed)
-        _check(recipe, self.index)
-        if recipe.epochs:  # now, not after a pass over all images
-            ranks.bounds(len(self.index), recipe.batch_size)
+        check(recipe, self.index)
+        ranks.bounds(len(self.index), recipe.batch_size)  # raises now, not after a pass over all images
         self.identity = {"recipe": recipe.model_dump(), "hash": recipe.hash(), "data": self.index.fingerprint}
         self.identity["start"] = start
         self.device = devices.current()
         self.precision = resolve(recipe.precision, self.device)
         self.precision_name = str(self.precision).removeprefix("torch.")
-        self.method = method(recipe.method, recipe.label_view)
         self.network = network.to(self.device)
         prepare(self.network, self.precision, self.device)
-        top = list(self.network.top.parameters())
         body = [parameter for name, parameter in self.network.named_parameters() if not name.startswith("top.")]
+        top = list(self.network.top.parameters())
         groups: list[dict[str, Any]] = [{"params": body}, {"params": top}]
         if not self.method.top_momentum:
             groups[1]["momentum"] = 0.0
@@ -99,21 +99,20 @@ class Trainer:
         )
         part = -(-recipe.batch_size // ranks.world)
         self.loader = Loader(self.index, recipe.image_size, recipe.resize, part, workers, self.device)
+        self.inference = CentreCrops(
+            self.network, self.loader, len(self.index), recipe.batch_size, ranks, self.device, self._pause, threads
+        )
         self.save_every = save_every
-        self.position = Position()
-        self._saver: Saver | None = None
-        self.labels: partition.Labels = np.zeros(0, np.int32)
-        self.groups = partition.group(self.labels, recipe.classes)
-        self.agreement = 1.0
-        self.history: list[dict[str, Any]] = []
+        self.run_state = RunState()
         self.rate = 0.0
         self.folder = Path()
+        self._saver: Saver | None = None
         self._writer: SummaryWriter | None = None
 
     def run(self, folder: Path) -> None:
         """Train to the end of the recipe and write labels.npy, history.jsonl and checkpoint.safetensors.
 
-        A state left by an interrupted run of the same recipe on the same images is gone on from.
+        Goes on from the state that an interrupted run of the same recipe on the same images left.
 
         Raises:
             InputError: an unreadable image; a loss that is not finite, naming the step; a full disk; a state of
@@ -123,113 +122,62 @@ class Trainer:
         state = State(folder, self.identity, self.recipe.hash(), alone=True)
         self.folder = folder
         with state.claimed(self.ranks), contextlib.closing(self.loader), Signals() as signals:
-            self._train(Saver(state, self.ranks, signals, self.save_every))
+            self._saver = Saver(state, self.ranks, signals, self.save_every)
+            self._train()
             if not self.ranks.rank:
                 self._write_history()
-                with atomic(folder / "labels.npy") as temporary:
-                    np.save(temporary, self.labels)
-                extra = {"data": self.index.fingerprint, "precision": self.precision_name}
-                checkpoint.save(folder / "checkpoint.safetensors", self.network, self.recipe, extra)
+                extra = {"precision": self.precision_name}
+                write_results(folder, self.recipe, self.network, self.index, self.run_state.labels, extra)
                 state.remove()
         if self._writer is not None:
             self._writer.close()
         self.ranks.barrier()
 
-    def relabel(self, found: partition.Labels, epoch: int) -> None:
-        """Take other labels: their agreement with the present ones, and their groups for `epoch`."""
-        if len(self.groups.members):
-            self.agreement = partition.nmi(self.groups, found)
-        self.labels = found
-        del self.groups  # before the new ones are made: eight bytes an image, not twelve
-        self.groups = partition.group(found, self.recipe.classes, np.random.default_rng([self.recipe.seed, 1, epoch]))
-
-    def pause(self) -> None:
-        """Between two parts of a method's preparation of an epoch, on all ranks: end here if one was told to.
-
-        The state is that before the preparation, which must have changed nothing of the run yet.
-
-        Raises:
-            Interrupted: the state is saved.
-        """
-        assert self._saver is not None, "no run is in progress"
-        stop, _ = self._saver.agreed(math.inf, self.device)
-        self._obey([stop, 0.0])
-
-    def say(self, line: str) -> None:
-        """Print a line, once for all ranks."""
-        if not self.ranks.rank:
-            print(line, flush=True)
-
-    def predict(self) -> partition.Labels:
-        """Argmax of a centre-crop pass in eval mode and float32 over all images, int32 [N], the same on every rank."""
-        found = self._centre_pass(lambda x: self.network(x).argmax(1).to(torch.int32), everywhere=True)
-        assert found is not None
-        return found
-
-    def embeddings(self) -> NDArray[np.float32] | None:
-        """Features before the top layer of a centre-crop pass in eval mode, float32 [N, D]; on rank 0 alone."""
-        return self._centre_pass(self.network.embed, everywhere=False)
-
-    @torch.no_grad()
-    def _centre_pass(self, function: Callable[[Tensor], Tensor], *, everywhere: bool) -> NDArray[Any] | None:
-        # In float32 whatever the training's precision, as DeepCluster's code: in bf16 an image near the border of two
-        # classes would fall into the other.
-        self.ranks.align(self.network)
-        self.network.eval()
-        images, size = len(self.index), self.recipe.batch_size
-        parts = [
-            np.array_split(np.arange(start, min(start + size, images)), self.ranks.world)
-            for start in range(0, images, size)
-        ]
-        # A rank without an image in the last batch passes one for nothing.
-        own = (part[self.ranks.rank] if len(part[self.ranks.rank]) else part[0][:1] for part in parts)
-        found: NDArray[Any] | None = None
-        for part, (crops, _) in zip(parts, self.loader.stream(own, "center_crop", self.recipe.seed, 0), strict=True):
-            self.pause()
-            x = normalize(crops).contiguous(memory_format=torch.channels_last)
-            rows = function(x)[: len(part[self.ranks.rank])]
-            values = self.ranks.gather(rows, [len(positions) for positions in part])
-            if not everywhere and self.ranks.rank:
-                continue
-            if found is None:  # one array from the start: DeepCluster's features are 21 GB on ImageNet
-                found = np.empty((images, *values.shape[1:]), values.cpu().numpy().dtype)
-            found[part[0][0] : part[0][0] + len(values)] = values.cpu().numpy()
-        return found
-
-    def _train(self, saver: Saver) -> None:
-        recipe, self._saver = self.recipe, saver
-        self.position = restore(saver.state, self)
-        if not len(self.labels):
-            self.relabel(self.method.initial(self), 0)
-        self.say(
+    def _train(self) -> None:
+        recipe, method = self.recipe, self.method
+        run = self.run_state = restore(
+            self._file, self.network, self.optimizer, self.ranks, self.device, self.precision_name, self._say
+        )
+        if not len(run.labels):
+            self._relabel(method.first_labels(recipe, self.index.labels, self.inference), 0)
+        self._say(
             f"{recipe.method}, {recipe.arch}: {len(self.index)} images, {self.ranks.world} process(es) on "
             f"{self.device.type}, {self.precision_name}"
         )
-        network = self.ranks.wrap(self.network) if recipe.epochs else self.network
-        for epoch in range(self.position.epoch, recipe.epochs):
-            if not self.position.step:
-                self.position.empty = self.method.prepare(self, epoch)
-            order = self.method.order(self, epoch)
-            self._epoch(network, order, saver)
+        network = self.ranks.wrap(self.network)
+        for epoch in range(run.position.epoch, recipe.epochs):
+            if not run.position.step:
+                self._prepare(epoch)
+            order = method.order(recipe, epoch, run.labels, run.groups)
+            self._epoch(network, order)
             covered = order.coverage()
             del order  # and with it the old groups
-            if self.method.learns_labels:
-                self.relabel(self.labels, epoch + 1)
+            if method.learns(recipe):
+                self._relabel(run.labels, epoch + 1)
             self._record(covered)
-            self.position = Position(epoch + 1)
+            run.position = Position(epoch + 1)
             if epoch + 1 < recipe.epochs:
-                self._obey(saver.agreed(saved_state.EPOCH_SECONDS, self.device))
+                self._stop_or_save(self._requests(saved_state.EPOCH_SECONDS))
 
-    def _obey(self, wishes: list[float]) -> None:
-        assert self._saver is not None, "no run is in progress"
-        self._saver.obey(wishes, self.position, functools.partial(save, self._saver.state, self))
+    def _prepare(self, epoch: int) -> None:
+        """Labels, groups and top layer of an epoch that begins."""
+        recipe, method, run = self.recipe, self.method, self.run_state
+        found = method.labels(recipe, epoch, run.labels, self.inference)
+        if found is not None:
+            self._relabel(found, epoch)
+        run.position.empty = run.groups.empty()
+        if method.fill_empty:
+            method.fill_empty(run.groups, run.labels)
+        if method.start_epoch:
+            method.start_epoch(recipe, epoch, self.network.top)
 
-    def _epoch(self, network: nn.Module, order: Order, saver: Saver) -> None:
-        """The epoch's steps from `position` on. Every step's numbers are read while the next one runs."""
-        recipe, position, rank = self.recipe, self.position, self.ranks.rank
+    def _epoch(self, network: nn.Module, order: Order) -> None:
+        """The epoch's steps from the position on. A step's numbers are read while the next one runs."""
+        recipe, method, position, rank = self.recipe, self.method, self.run_state.position, self.ranks.rank
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(recipe, position.epoch)
         network.train()
+        learns = method.learns(recipe)
         bounds = self.ranks.bounds(len(order), recipe.batch_size)
         targets: deque[NDArray[np.int32]] = deque()
 
@@ -243,101 +191,102 @@ class Trainer:
                     yield drawn[own]
 
         stream = self.loader.stream(shares(), "resized_crop", recipe.seed, position.epoch)
-        progress = Progress(self, len(bounds))
+        progress = Progress(self.run_state, recipe.epochs, len(bounds), self.ranks, self._say)
         waiting: _Step | None = None
         for step, (crops, draws) in enumerate(stream, position.step):
             # All randomness of a step starts here, so a resumed run draws what an undisturbed one would.
             seeds = np.random.SeedSequence([recipe.seed, 3, position.epoch, step, rank])
             torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
             numbers = randomness.uniforms(recipe.seed, position.epoch, draws, UNIFORMS)
-            x = augment(crops, numbers, recipe.augmentation)
+            x = method.views(recipe, crops, numbers)
             x = x.contiguous(memory_format=torch.channels_last)
             with autocast(self.precision, self.device):
                 logits = network(x)
             target = devices.onto(self.device, targets.popleft())
-            loss = cross_entropy(logits, target)
+            loss = method.loss(recipe, logits, target)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
-            found = logits.detach().argmax(1).to(torch.int32) if self.method.learns_labels else None
-            ended, waiting = waiting, self._left(step, draws, loss.detach().float(), found)
+            # The same forward that is learned from: labels cost no pass of their own.
+            predictions = logits.detach().argmax(1).to(torch.int32) if learns else None
+            ended, waiting = waiting, self._send(step, draws, loss.detach().float(), predictions)
             if ended is not None:
-                obeyed = self._settle(ended, bounds, progress)
-                if any(obeyed):
-                    self._settle(waiting, bounds, progress)
+                requests = self._take(ended, bounds, progress)
+                if any(requests):
+                    self._take(waiting, bounds, progress)
                     waiting = None
                     if position.step < len(bounds):
                         self._merge(order, bounds[: position.step])
-                        self._obey(obeyed)
+                        self._stop_or_save(requests)
         if waiting is not None:
-            self._settle(waiting, bounds, progress)
+            self._take(waiting, bounds, progress)
         progress.close()
+        self.rate = progress.rate
         self._merge(order, bounds)
 
     def _merge(self, order: Order, bounds: list[tuple[int, int]]) -> None:
         """The labels that all ranks wrote in these batches."""
-        if self.method.learns_labels:
-            merge_labels(self.labels, order, bounds, self.ranks, self.device)
+        if self.method.learns(self.recipe):
+            merge_labels(self.run_state.labels, order, bounds, self.ranks, self.device)
 
-    def _left(self, step: int, draws: NDArray[np.int64], loss: Tensor, predictions: Tensor | None) -> _Step:
-        """What a step leaves, on its way to the CPU: the loss is the mean over the ranks."""
+    def _send(self, step: int, draws: NDArray[np.int64], loss: Tensor, predictions: Tensor | None) -> _Step:
+        """Start to copy a step's results to the CPU; loss and requests are means over the ranks."""
         assert self._saver is not None
-        wishes = self._saver.wishes(self._saver.every)
+        requests = self._saver.requests(self._saver.every)
         # Filled on the device: copies of a few numbers from the CPU would wait for all that runs there.
-        said = torch.stack([loss, *(torch.full_like(loss, wish) for wish in wishes)])
-        said = self.ranks.mean(said).to("cpu", non_blocking=True)
+        reduced = torch.stack([loss, *(torch.full_like(loss, request) for request in requests)])
+        reduced = self.ranks.mean(reduced).to("cpu", non_blocking=True)
         if predictions is not None:
             predictions = predictions.to("cpu", non_blocking=True)
         arrived = None
         if self.device.type == "cuda":
             arrived = torch.cuda.Event()
             arrived.record()
-        return _Step(step, draws % len(self.index), predictions, said, arrived)
+        return _Step(step, draws % len(self.index), predictions, reduced, arrived)
 
-    def _settle(self, step: _Step, bounds: list[tuple[int, int]], progress: Progress) -> list[float]:
-        """Take over what a step left; the ranks' wishes to stop and to save."""
+    def _take(self, step: _Step, bounds: list[tuple[int, int]], progress: Progress) -> list[float]:
+        """Write a step's labels and loss down; the ranks' requests to stop and to save."""
         if step.arrived is not None:
             step.arrived.synchronize()  # and not the step after it, which runs
-        position = self.position
-        loss, *wishes = step.said.tolist()
+        position = self.run_state.position
+        loss, *requests = step.reduced.tolist()
         if not math.isfinite(loss):
             raise InputError(
                 f"epoch {position.epoch + 1}, step {step.number + 1}: the loss is {loss}; lower lr in the recipe "
                 "(the last good state is kept, no checkpoint is written)"
             )
         if step.predictions is not None:
-            # The same forward that is being learned from: labels cost no pass of their own.
-            labels.update(self.labels, step.positions, step.predictions.numpy())
+            update(self.run_state.labels, step.positions, step.predictions.numpy())
         first, last = bounds[step.number]
         position.step = step.number + 1
         position.loss += loss * (last - first)
         position.images += last - first
         progress.show()
-        return wishes
+        return requests
 
     def _record(self, covered: float) -> None:
         """Append to the history (no clock in it: the same seed gives the same bytes) and tell the reader."""
-        position = self.position
+        run = self.run_state
+        position = run.position
         line = {
             "epoch": position.epoch,
             "loss": round(position.loss / position.images, 6),
             "lr": round(learning_rate(self.recipe, position.epoch), 8),
-            "nmi_previous": round(self.agreement, 6),
-            "nmi_annotated": round(partition.nmi(self.groups, self.index.labels), 6),
+            "nmi_previous": round(run.agreement, 6),
+            "nmi_annotated": round(partition.nmi(run.groups, self.index.labels), 6),
             "empty_classes": position.empty,
             "coverage": round(covered, 6),
         }
-        self.history.append(line)
+        run.history.append(line)
         if not self.ranks.rank:
             self._board(line)
             self._write_history()
         shown = "  ".join(f"{key} {value:g}" for key, value in line.items() if key != "epoch")
-        self.say(f"epoch {position.epoch + 1}/{self.recipe.epochs}  {shown}  {self.rate:.0f} images/s")
+        self._say(f"epoch {position.epoch + 1}/{self.recipe.epochs}  {shown}  {self.rate:.0f} images/s")
 
     def _write_history(self) -> None:
-        assert self._saver is not None
-        self._saver.state.check_owner()
-        write_text(self.folder / "history.jsonl", "".join(json.dumps(line) + "\n" for line in self.history))
+        self._file.check_owner()
+        write_history(self.folder, self.run_state.history)
 
     def _board(self, line: dict[str, Any]) -> None:
         """The line for TensorBoard; what an interrupted run wrote of the same epochs is dropped."""
@@ -352,34 +301,90 @@ class Trainer:
         self._writer.add_scalar("images_per_second", self.rate, epoch)
         self._writer.flush()
 
+    @property
+    def _file(self) -> State:
+        assert self._saver is not None, "no run is in progress"
+        return self._saver.state
+
+    def _relabel(self, found: Labels, epoch: int) -> None:
+        self.run_state.relabel(found, self.recipe.classes, self.recipe.seed, epoch)
+
+    def _requests(self, seconds: float) -> list[float]:
+        assert self._saver is not None, "no run is in progress"
+        return self._saver.agreed(seconds, self.device)
+
+    def _stop_or_save(self, requests: list[float]) -> None:
+        assert self._saver is not None, "no run is in progress"
+        run = self.run_state
+        self._saver.stop_or_save(
+            requests,
+            run.position,
+            lambda: save(self._file, run, self.network, self.optimizer, self.ranks, self.precision_name),
+        )
+
+    def _pause(self) -> None:
+        """Between two parts of a method's preparation of an epoch, on all ranks: stop here if a signal came.
+
+        The state is that before the preparation, which must have changed nothing of the run yet.
+        """
+        stop, _ = self._requests(math.inf)
+        self._stop_or_save([stop, 0.0])
+
+    def _say(self, line: str) -> None:
+        """Print a line, once for all ranks."""
+        if not self.ranks.rank:
+            print(line, flush=True)
+
 
 @dataclass
 class _Step:
-    """What a step leaves: read one step later, so that the device does not wait.
+    """A step's results on their way to the CPU: read one step later, so that the device does not wait.
 
     Attributes:
         predictions: int32 [B], or None where the method keeps its labels.
-        said: loss and the ranks' wishes, means over the ranks, float [3].
+        reduced: loss and the ranks' requests, means over the ranks, float [3].
         arrived: when both are there, where they come from a GPU.
     """
 
     number: int
     positions: NDArray[np.int64]
     predictions: Tensor | None
-    said: Tensor
+    reduced: Tensor
     arrived: torch.cuda.Event | None
 
 
-def _check(recipe: Recipe, index: Index) -> None:
-    """Refuse a recipe whose classes the images cannot fill."""
-    images = len(index)
-    if recipe.method == "supervised" and len(index.classes) != recipe.classes:
-        raise InputError(f"classes: {recipe.classes}, but {index.name} has {len(index.classes)} annotated classes")
-    if recipe.classes > images:
-        raise InputError(f"classes: {recipe.classes} for the {images} images of {index.name}; lower classes")
+def keep_initial(recipe: Recipe, index: Index, network: Network, folder: Path) -> None:
+    """Write the results of a run that does not train: its initial weights and labels, and an empty history."""
+    check(recipe, index)
+    write_history(folder, [])
+    write_results(folder, recipe, network, index, draw_initial(len(index), recipe.classes, recipe.seed), {})
 
 
-def learning_rate(recipe: Recipe, epoch: int) -> float:
+def write_results(
+    folder: Path, recipe: Recipe, network: Network, index: Index, labels: Labels, extra: dict[str, str]
+) -> None:
+    """Write labels.npy, then checkpoint.safetensors with `extra` in its header. Raises InputError for a full disk."""
+    with atomic(folder / "labels.npy") as temporary:
+        np.save(temporary, labels)
+    checkpoint.save(folder / "checkpoint.safetensors", network, recipe, {"data": index.fingerprint, **extra})
+
+
+def write_history(folder: Path, history: list[dict[str, Any]]) -> None:
+    """Write history.jsonl, a line an epoch."""
+    write_text(folder / "history.jsonl", "".join(json.dumps(line) + "\n" for line in history))
+
+
+def check(recipe: Recipe, index: Index) -> None:
+    """Refuse a recipe whose classes do not fit the images. Raises InputError."""
+    if recipe.classes > len(index):
+        raise InputError(f"classes: {recipe.classes} for the {len(index)} images of {index.name}; lower classes")
+    try:
+        METHODS[recipe.method].check(recipe, len(index.classes))
+    except ValueError as error:
+        raise InputError(f"{index.name}: {error}") from None
+
+
+def learning_rate(recipe: Training, epoch: int) -> float:
     """Learning rate of an epoch, 0 <= epoch < recipe.epochs (PROTOCOL section 2: stepped per epoch, to 0)."""
     done = epoch / recipe.epochs
     factor = {"linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done)), "constant": 1.0}[recipe.schedule]

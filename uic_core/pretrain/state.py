@@ -1,18 +1,20 @@
-"""What a pretraining run's state holds: all of the run after some step (see resume)."""
+"""Where a pretraining run stands, and the state file that keeps it."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
+import numpy as np
 import torch
 
-from uic_core.data.partition import Groups
+from uic_core.data import partition
+from uic_core.data.partition import Groups, Labels
 from uic_core.errors import InputError
+from uic_core.models import Network
+from uic_core.run.parallel import Ranks
 from uic_core.run.saved_state import State, demand_same, momenta, part, restore_momenta
-
-if TYPE_CHECKING:
-    from uic_core.pretrain.loop import Trainer
 
 
 @dataclass
@@ -35,50 +37,89 @@ class Position:
         return f"epoch {self.epoch + 1}, step {self.step + 1}"
 
 
-def save(state: State, trainer: Trainer) -> None:
-    """Keep everything that the steps from the trainer's position on follow from.
+def _nothing() -> Groups:
+    return partition.group(np.zeros(0, np.int32), 1)
+
+
+@dataclass
+class RunState:
+    """All of a run that the next steps follow from, but for network and optimiser.
+
+    Attributes:
+        position: what comes next.
+        labels: int32 [N], the only thing kept for each image but for its place in `groups`.
+        groups: the images by their labels, or by the targets of the epoch under way.
+        agreement: NMI of the labels with those before them.
+        history: a line for each finished epoch.
+    """
+
+    position: Position = field(default_factory=Position)
+    labels: Labels = field(default_factory=lambda: np.zeros(0, np.int32))
+    groups: Groups = field(default_factory=_nothing)
+    agreement: float = 1.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def relabel(self, found: Labels, classes: int, seed: int, epoch: int) -> None:
+        """Take other labels: their agreement with the present ones, and their groups for `epoch`."""
+        if len(self.groups.members):
+            self.agreement = partition.nmi(self.groups, found)
+        self.labels = found
+        del self.groups  # before the new ones are made: eight bytes an image, not twelve
+        self.groups = partition.group(found, classes, np.random.default_rng([seed, 1, epoch]))
+
+
+def save(
+    file: State, run: RunState, network: Network, optimizer: torch.optim.SGD, ranks: Ranks, precision: str
+) -> None:
+    """Keep everything that the steps from the run's position on follow from.
 
     Raises:
         InputError: the disk is full, or a weight is not finite; the states already there stay.
     """
-    tensors = {f"network.{name}": tensor for name, tensor in trainer.network.state_dict().items()}
-    tensors |= momenta(trainer.optimizer, trainer.network.parameters())
+    tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    tensors |= momenta(optimizer, network.parameters())
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise InputError(
-                f"before {trainer.position}: {name} is not finite, the training diverged; lower lr in the recipe "
+                f"before {run.position}: {name} is not finite, the training diverged; lower lr in the recipe "
                 "(the last good state is kept, no checkpoint is written)"
             )
-    tensors["labels"] = torch.from_numpy(trainer.labels)
-    for name, array in vars(trainer.groups).items():
+    tensors["labels"] = torch.from_numpy(run.labels)
+    for name, array in vars(run.groups).items():
         tensors[f"groups.{name}"] = torch.from_numpy(array)
     content = {
-        "position": asdict(trainer.position), "history": trainer.history, "agreement": trainer.agreement,
-        "ranks": trainer.ranks.world, "precision": trainer.precision_name,
+        "position": asdict(run.position), "history": run.history, "agreement": run.agreement,
+        "ranks": ranks.world, "precision": precision,
     }  # fmt: skip
-    state.save(tensors, content)
+    file.save(tensors, content)
 
 
-def restore(state: State, trainer: Trainer) -> Position:
-    """Fill the trainer from the newest usable state; the run's beginning where there is none.
+def restore(
+    file: State, network: Network, optimizer: torch.optim.SGD, ranks: Ranks, device: torch.device, precision: str,
+    say: Callable[[str], None],
+) -> RunState:  # fmt: skip
+    """Fill network and optimiser from the newest usable state, and return the run's; a new one where there is no file.
 
     Raises:
         InputError: a state of another recipe, data set or start, with what differs; or no usable file is left; or
             other processes have another one before them.
     """
-    found = state.load(trainer.say)
-    demand_same(state, found, trainer.ranks, trainer.device)
+    found = file.load(say)
+    demand_same(file, found, ranks, device)
     if found is None:
-        return Position()
+        return RunState()
     path, content, tensors = found
-    trainer.network.load_state_dict(part(tensors, "network."))
-    restore_momenta(trainer.optimizer, trainer.network.parameters(), tensors)
-    trainer.labels = tensors["labels"].numpy().copy()
-    trainer.groups = Groups(**{field.name: tensors[f"groups.{field.name}"].numpy().copy() for field in fields(Groups)})
-    trainer.history, trainer.agreement = content["history"], content["agreement"]
-    position = Position(**content["position"])
-    trainer.say(f"{path}: going on from {position}{trainer.ranks.changed(content['ranks'])}")
-    before = content.get("precision", trainer.precision_name)  # states of earlier versions do not say
-    if before != trainer.precision_name:
-        trainer.say(f"from here in {trainer.precision_name}, where it was {before}; recipes can name a precision")
-    return position
+    network.load_state_dict(part(tensors, "network."))
+    restore_momenta(optimizer, network.parameters(), tensors)
+    run = RunState(
+        Position(**content["position"]),
+        tensors["labels"].numpy().copy(),
+        Groups(**{each.name: tensors[f"groups.{each.name}"].numpy().copy() for each in fields(Groups)}),
+        content["agreement"],
+        content["history"],
+    )
+    say(f"{path}: going on from {run.position}{ranks.changed(content['ranks'])}")
+    before = content.get("precision", precision)  # states of earlier versions have no such entry
+    if before != precision:
+        say(f"from here in {precision}, where it was {before}; recipes can name a precision")
+    return run

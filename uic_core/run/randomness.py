@@ -6,7 +6,6 @@ import os
 import random
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from uic_core.errors import InputError
@@ -20,6 +19,8 @@ def deterministic() -> bool:
     Raises:
         InputError: UIC_DETERMINISTIC is neither 0 nor 1.
     """
+    import torch  # here and not above: the workflow draws no numbers, but reads what methods are made of
+
     asked = os.environ.get("UIC_DETERMINISTIC", "0")
     if asked not in ("0", "1"):
         raise InputError(f"UIC_DETERMINISTIC: is '{asked}' in the environment; set it to 0 or 1")
@@ -32,6 +33,8 @@ def seed_everything(seed: int) -> None:
     And float32 is float32: cuDNN would round it to 10 bits in convolutions, and so would cuBLAS in the containers of
     NVIDIA, which set TORCH_ALLOW_TF32_CUBLAS_OVERRIDE.
     """
+    import torch
+
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     random.seed(seed)

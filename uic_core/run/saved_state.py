@@ -190,7 +190,8 @@ class State:
 class Saver:
     """Saves a state where it is time to, and ends the stage where a signal came: on all ranks at the same place.
 
-    Signals reach any of the ranks, and one clock is enough: `wishes` are a rank's own, `obey` takes those of all.
+    Signals reach any of the ranks, and one clock is enough: `requests` are a rank's own, `stop_or_save` takes those of
+    all.
 
     Args:
         every: seconds between states within an epoch.
@@ -202,20 +203,20 @@ class Saver:
         self._saved = time.monotonic()
 
     def agreed(self, seconds: float, device: torch.device) -> list[float]:
-        """The `wishes` of all ranks, summed: the same on each of them, which all ask at the same place."""
-        own = self.wishes(seconds)
+        """The `requests` of all ranks, summed: the same on each of them, which all ask at the same place."""
+        own = self.requests(seconds)
         return own if self._ranks.world == 1 else self._ranks.add(torch.tensor(own, device=device)).tolist()
 
-    def wishes(self, seconds: float) -> list[float]:
-        """[stop, save], 1 where this rank wants it: told to end, or `seconds` after the last state."""
+    def requests(self, seconds: float) -> list[float]:
+        """[stop, save], 1 where this rank asks for it: told to end, or `seconds` after the last state."""
         due = not self._ranks.rank and time.monotonic() - self._saved >= seconds
         return [float(self._signals.caught is not None), float(due)]
 
-    def obey(self, wishes: list[float], position: object, save: Callable[[], None]) -> None:
-        """Save where a rank wishes it, and end where one was told to.
+    def stop_or_save(self, requests: list[float], position: object, save: Callable[[], None]) -> None:
+        """Save if a rank asks for it, and end if one was told to.
 
         Args:
-            wishes: [stop, save], sum or mean over the ranks, the same on all of them.
+            requests: [stop, save], sum or mean over the ranks, the same on all of them.
             position: what comes next, as text for the reader.
             save: writes the state; called on rank 0.
 
@@ -223,7 +224,7 @@ class Saver:
             InputError: from `save`.
             Interrupted: a rank was told to end, and the state is saved.
         """
-        stop, due = wishes
+        stop, due = requests
         if not (stop or due):
             return
         if not self._ranks.rank:

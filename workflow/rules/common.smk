@@ -10,9 +10,11 @@ from snakemake.exceptions import WorkflowError
 # The checkout is the package's home: no installation is needed to run from a clone.
 sys.path.insert(0, str(workflow.basedir))
 
-from uic_core.config import Dataset, DatasetName, validate  # noqa: E402
+from uic_core.config import validate  # noqa: E402
+from uic_core.data.dataset import Dataset, DatasetName  # noqa: E402
 from uic_core.errors import InputError  # noqa: E402
 from uic_core.files import read_yaml  # noqa: E402
+from uic_core.methods import METHODS  # noqa: E402
 from uic_core.recipe import load  # noqa: E402
 from uic_core.report.cells import TABLES, check_cells, needed, read_tables  # noqa: E402
 
@@ -87,7 +89,7 @@ def time_limit(wildcards, attempt):
     At most a day, after which it queues again and goes on; of less, every retry asks more.
     """
     recipe = CONFIG.runs[wildcards.run]
-    images = recipe.epochs * (recipe.images or CONFIG.datasets.imagenet.train_images)
+    images = METHODS[recipe.method].passes(recipe).training * recipe.images_of(CONFIG.datasets.imagenet.train_images)
     gigaflop = next(cost for arch, cost in TRAINING_GFLOP.items() if recipe.arch.startswith(arch))
     arithmetic = gigaflop * (recipe.image_size / 224) ** 2 / 10_000 / gpus(wildcards)
     seconds = images * max(arithmetic, 1 / (50 * cpus(wildcards)))
@@ -109,15 +111,15 @@ def section(name):
     return json.dumps(getattr(CONFIG.evaluations, name).model_dump())
 
 
-def runs(*methods):
-    """Wildcard pattern of the runs trained by one of `methods`."""
-    names = [name for name, recipe in CONFIG.runs.items() if recipe.method in methods]
+def runs(stage):
+    """Wildcard pattern of the runs whose checkpoint a stage makes."""
+    names = [name for name, recipe in CONFIG.runs.items() if recipe.stage == stage]
     return "|".join(names) or "no_run"
 
 
 def source_checkpoint(wildcards):
     """Checkpoint that further fine-tuning starts from."""
-    return f"{RESULTS}/runs/{CONFIG.runs[wildcards.run].pretrained}/checkpoint.safetensors"
+    return f"{RESULTS}/runs/{CONFIG.runs[wildcards.run].start}/checkpoint.safetensors"
 
 
 def external_checkpoint(wildcards):

@@ -36,7 +36,7 @@ rule pretrain:
     benchmark:
         f"{RESULTS}/benchmarks/{{run}}/pretrain.tsv"
     wildcard_constraints:
-        run=runs("uic", "deepcluster", "supervised", "random"),
+        run=runs("pretrain"),
     conda:
         "../../envs/core.yaml"
     threads: cpus

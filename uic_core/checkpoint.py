@@ -11,8 +11,9 @@ import torch
 
 from uic_core.errors import InputError
 from uic_core.files import atomic
+from uic_core.methods import parse_run
 from uic_core.models import Network, build
-from uic_core.recipe import External, Recipe, parse_run
+from uic_core.recipe import External, Recipe
 
 FORMAT = "uic_core/2"
 """The one key of the header: with several, safetensors would write them in an order of its own each time."""

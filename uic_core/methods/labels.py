@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from uic_core.data.partition import Groups, Labels
 
 
-def draw_initial(images: int, classes: int, rng: np.random.Generator) -> Labels:
+def draw_initial(images: int, classes: int, seed: int) -> Labels:
     """Independent uniform labels 0 … classes - 1, shape [images] (step 1)."""
-    return rng.integers(0, classes, images, dtype=np.int32)
+    return np.random.default_rng([seed, 5]).integers(0, classes, images, dtype=np.int32)
 
 
 def split_empty(groups: Groups, labels: Labels) -> None:

@@ -8,17 +8,14 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from uic_core.data.partition import SEGMENT, Groups, Labels, group
-from uic_core.run.parallel import Ranks
+from uic_core.data.partition import SEGMENT, Groups, Labels
 from uic_core.run.randomness import uniforms
 
 # Draws use a stream of their own: with the plain seed they would repeat the numbers of the augmentation.
 _STREAM = 1 << 33
 _ROUNDS = 4
-_BATCHES = 256  # whose draws are looked at at a time
 
 Draws = tuple[NDArray[np.int64], NDArray[np.int32]]
 
@@ -46,12 +43,12 @@ class Shuffled:
         return len(self._labels)
 
     def draw(self, first: int, last: int) -> Draws:
-        """See Order."""
+        """As in Order."""
         positions = self._permutation(np.arange(first, last))
         return positions, self._labels[positions]
 
     def coverage(self) -> float:
-        """See Order."""
+        """As in Order."""
         return 1.0
 
 
@@ -76,7 +73,7 @@ class Balanced:
         return len(self._groups.members)
 
     def draw(self, first: int, last: int) -> Draws:
-        """See Order."""
+        """As in Order."""
         slots = self._permutation(np.arange(first, last))
         numbers = self._numbers[slots // self._slots]
         positions = self._groups.members[self._groups.starts[numbers] + self._ranks(slots)].astype(np.int64)
@@ -84,7 +81,7 @@ class Balanced:
         return positions + again * (slots % self._slots) * len(self), numbers
 
     def coverage(self) -> float:
-        """See Order. Counted class by class, so that no list of all images is needed."""
+        """As in Order. Counted class by class, so that no list of all images is needed."""
         images = len(self)
         dropped = self._permutation(np.arange(images, self._slots * len(self._numbers)))
         drawn, step = 0, max(1, SEGMENT // self._slots)
@@ -108,65 +105,8 @@ class Balanced:
         return ranks
 
 
-class SortedList:
-    """What DeepCluster's published code draws (facebookresearch/deepcluster, util.py and clustering.py).
-
-    Its sampler makes a balanced order of positions in the data set. Its loader takes them as positions in another
-    list: all images sorted by cluster, ascending within one. So position 7 becomes the eighth image of that list,
-    with that image's own cluster as target. An image and its target belong together, but the classes are no longer
-    balanced: a class is drawn about as often as it has members.
-
-    Args:
-        balanced: the order meant.
-        values: the clusters, int32 [N], 0 ... classes - 1; must not change while the order is in use.
-    """
-
-    def __init__(self, balanced: Balanced, values: Labels, classes: int) -> None:
-        self._balanced, self._labels = balanced, values
-        self._sorted = group(values, classes).members
-
-    def __len__(self) -> int:
-        return len(self._balanced)
-
-    def draw(self, first: int, last: int) -> Draws:
-        """See Order."""
-        views, places = np.divmod(self._balanced.draw(first, last)[0], len(self))
-        positions = self._sorted[places].astype(np.int64)
-        return positions + views * len(self), self._labels[positions]
-
-    def coverage(self) -> float:
-        """See Order. Every place in the list is another image, so as many are drawn."""
-        return self._balanced.coverage()
-
-
-def merge_labels(
-    labels: Labels, order: Order, bounds: list[tuple[int, int]], ranks: Ranks, device: torch.device
-) -> None:
-    """Bring together the labels that each rank wrote for its draws of the batches so far, in place.
-
-    An image's label is the one that its last draw left. Every rank knows the order, so it knows which rank drew an
-    image last. That rank keeps its label, all others write 0, and the sum over the ranks is the label. Each rank sends
-    and receives 4 N bytes.
-
-    Args:
-        labels: int32 [N], the same on all ranks but for what each wrote.
-        bounds: first and last draw of each batch, as `Ranks.bounds` gives them.
-    """
-    if ranks.world == 1:
-        return
-    owner = np.zeros(len(labels), np.uint16)  # the same for an image that nobody drew
-    for start in range(0, len(bounds), _BATCHES):
-        block = bounds[start : start + _BATCHES]
-        draws, _ = order.draw(block[0][0], block[-1][1])
-        owner[draws % len(labels)] = np.concatenate(
-            [np.repeat(np.arange(ranks.world), (last - first) // ranks.world) for first, last in block]
-        )
-    labels[owner != ranks.rank] = 0
-    ranks.sum(labels, device)
-
-
 class Permutation:
-    """A random permutation of 0 … size - 1 as a function: a Feistel network, whose outputs beyond are mapped again.
+    """A random permutation of 0 … size - 1 as a function: a Feistel network with cycle-walking.
 
     Args:
         size: at most 2^32.

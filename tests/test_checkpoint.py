@@ -7,22 +7,19 @@ import pytest
 import safetensors.torch
 import torch
 
+from tests.recipes import recipe
+from uic_core import checkpoint
 from uic_core.errors import InputError
-from uic_core.models import build, checkpoint
-from uic_core.recipe import Recipe
+from uic_core.models import build
 
 
 @pytest.fixture
 def saved(tmp_path):
-    recipe = Recipe(
-        method="random", arch="resnet50", sobel=False, classes=5, image_size=64, resize=73, images=0, epochs=0,
-        batch_size=16, lr=0.01, schedule="linear", momentum=0.9, weight_decay=1e-4, augmentation="standard",
-        label_view="training", balanced=True, pretrained="", pca=8, kmeans_iterations=3, precision="fp32", seed=3,
-    )  # fmt: skip
+    made = recipe(method="random", arch="resnet50", sobel=False)
     network = build("resnet50", classes=5, image_size=64, sobel=False)
     path = tmp_path / "checkpoint.safetensors"
-    checkpoint.save(path, network, recipe, {"data": "abc"})
-    return path, network, recipe
+    checkpoint.save(path, network, made, {"data": "abc"})
+    return path, network, made
 
 
 def test_round_trip(saved):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from uic_core.data import partition
-from uic_core.pretrain import labels, order
+from uic_core.methods import deepcluster, labels, order
 
 
 def naive_order(values: np.ndarray, classes: int, rng: np.random.Generator) -> np.ndarray:
@@ -72,7 +72,7 @@ def naive_sorted_list(values: np.ndarray, classes: int, drawn: np.ndarray) -> tu
 def test_the_published_order_looks_draws_up_in_the_sorted_list(case, block):
     classes, values = case[1], drawn(*case)
     images, meant = len(values), balanced(values, classes)
-    found = order.SortedList(meant, values, classes)
+    found = deepcluster.SortedList(meant, values, classes)
     assert len(found) == images
     parts = [found.draw(first, min(first + block, images)) for first in range(0, images, block)]
     numbers, targets = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
@@ -95,7 +95,7 @@ def test_published_draws_follow_class_size_and_ours_are_equal(skew):
         ours = np.bincount(meant.draw(0, images)[1], minlength=classes)
         assert ours.max() == images // classes + 1
         assert ours.min() >= images // classes - 8  # the cut takes 100 of 10,100 slots
-        theirs[seed] = np.bincount(order.SortedList(meant, values, classes).draw(0, images)[1], minlength=classes)
+        theirs[seed] = np.bincount(deepcluster.SortedList(meant, values, classes).draw(0, images)[1], minlength=classes)
         numbers = naive_order(values, classes, np.random.default_rng(seed))[:images]
         naive[seed] = np.bincount(naive_sorted_list(values, classes, numbers)[1], minlength=classes)
         assert np.corrcoef(theirs[seed], sizes)[0, 1] > 0.9

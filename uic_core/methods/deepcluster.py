@@ -1,0 +1,169 @@
+"""DeepCluster (Caron et al. 2018): k-means on the network's features each epoch, and a new top layer.
+
+The features are those of centre crops; before k-means they are reduced by PCA, whitened and brought to length 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from uic_core.data.partition import Groups, Labels, group
+from uic_core.methods.method import Inference, Method, Passes
+from uic_core.methods.order import Balanced, Draws, Order
+from uic_core.recipe import Training
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class DeepCluster(Training):
+    """A run of DeepCluster."""
+
+    method: Literal["deepcluster"]
+    balanced: bool = Field(description="every class is drawn equally often; false: as its published sampler draws")
+    pca: int = Field(ge=1, description="dimension after PCA and whitening")
+    kmeans_iterations: int = Field(ge=1, description="k-means iterations an epoch")
+
+
+def labels(recipe: DeepCluster, epoch: int, present: Labels, inference: Inference) -> Labels:
+    """Clusters of the features. The first process makes them, with all of the job's threads, as the others wait."""
+    found = np.zeros_like(present)
+    features = inference.embed()
+    with threads(inference.threads):
+        if features is not None:
+            features = whiten(features, recipe.pca)
+        inference.pause()
+        if features is not None:
+            seed = int(np.random.default_rng([recipe.seed, 4, epoch]).integers(2**31))
+            found[:] = kmeans(features, recipe.classes, recipe.kmeans_iterations, seed, after=inference.pause)
+        else:
+            for _ in range(recipe.kmeans_iterations):
+                inference.pause()
+    inference.share(found)
+    return found
+
+
+def order(recipe: DeepCluster, epoch: int, present: Labels, groups: Groups) -> Order:
+    """Balanced, as the paper says, or as the published code draws."""
+    drawn = Balanced(groups, recipe.seed, epoch)
+    return drawn if recipe.balanced else SortedList(drawn, present, recipe.classes)
+
+
+def renew_top(recipe: DeepCluster, epoch: int, top: nn.Linear) -> None:
+    """Weights N(0, .01) and biases 0: the clusters of two epochs have nothing to do with each other."""
+    import torch
+
+    generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
+    with torch.no_grad():
+        top.weight.copy_(torch.empty(top.weight.shape).normal_(0.0, 0.01, generator=generator))
+        top.bias.zero_()
+
+
+def whiten(features: NDArray[np.float32], dimension: int) -> NDArray[np.float32]:
+    """PCA to `dimension` (or fewer where the features span fewer), whitening, rows of length 1.
+
+    Args:
+        features: float32 [N, D], not all rows equal.
+
+    Returns:
+        float32 [N, min(dimension, rank)].
+    """
+    import faiss  # here and not above: the workflow reads this file, too
+
+    images, width = features.shape
+    reduce = faiss.PCAMatrix(width, min(dimension, width, images))
+    reduce.train(features)
+    # Dead units and few images leave directions without variance, which whitening would divide by zero.
+    variances = faiss.vector_to_array(reduce.eigenvalues)
+    reduce.d_out = min(reduce.d_out, int((variances > 1e-6 * variances.max()).sum()))
+    reduce.eigen_power = -0.5  # whitens
+    reduce.prepare_Ab()
+    reduced: NDArray[np.float32] = reduce.apply(features)
+    faiss.normalize_L2(reduced)
+    return reduced
+
+
+def kmeans(
+    features: NDArray[np.float32], classes: int, iterations: int, seed: int, after: Callable[[], None] | None = None
+) -> Labels:
+    """k-means by faiss; it splits large clusters where one runs empty.
+
+    Args:
+        features: float32 [N, D], N >= classes.
+        iterations: at least 1.
+        seed: below 2^31.
+        after: called after each iteration.
+
+    Returns:
+        Nearest centroid of every row, int32 [N].
+    """
+    import faiss
+
+    clustering = faiss.Kmeans(
+        features.shape[1], classes, niter=1, seed=seed, min_points_per_centroid=1, max_points_per_centroid=10**7
+    )
+    for _ in range(iterations):
+        clustering.train(features, init_centroids=clustering.centroids)
+        if after is not None:
+            after()
+    return clustering.index.search(features, 1)[1].ravel().astype(np.int32)
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Give faiss so many threads at least: torchrun leaves its processes one each. torch's number is the same one."""
+    import faiss
+
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(max(before, count))
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+class SortedList:
+    """What DeepCluster's published code draws (facebookresearch/deepcluster, util.py and clustering.py).
+
+    Its sampler makes a balanced order of positions in the data set. Its loader takes them as positions in another
+    list: all images sorted by cluster, ascending within one. So position 7 becomes the eighth image of that list,
+    with that image's own cluster as target. An image and its target belong together, but the classes are no longer
+    balanced: a class is drawn about as often as it has members.
+
+    Args:
+        balanced: the order meant.
+        values: the clusters, int32 [N], 0 ... classes - 1; must not change while the order is in use.
+    """
+
+    def __init__(self, balanced: Balanced, values: Labels, classes: int) -> None:
+        self._balanced, self._labels = balanced, values
+        self._sorted = group(values, classes).members
+
+    def __len__(self) -> int:
+        return len(self._balanced)
+
+    def draw(self, first: int, last: int) -> Draws:
+        """As in Order."""
+        views, places = np.divmod(self._balanced.draw(first, last)[0], len(self))
+        positions = self._sorted[places].astype(np.int64)
+        return positions + views * len(self), self._labels[positions]
+
+    def coverage(self) -> float:
+        """As in Order. Every place in the list is another image, so as many are drawn."""
+        return self._balanced.coverage()
+
+
+METHOD = Method(
+    recipe=DeepCluster,
+    labels=labels,
+    order=order,
+    start_epoch=renew_top,
+    top_momentum=False,
+    passes=lambda recipe: Passes(recipe.epochs, recipe.epochs),
+)

@@ -1,0 +1,138 @@
+"""What a method of pretraining is made of, and the parts that several methods share.
+
+A method is a file of this package: the keys of its recipe, and a `Method` that says what the training loop
+(uic_core/pretrain/loop.py) does in its name. Nothing here imports torch, so that the workflow reads a config fast;
+functions that compute with tensors import it themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uic_core.data.partition import Groups, Labels
+from uic_core.methods import labels
+from uic_core.methods.order import Balanced, Order, Shuffled
+from uic_core.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+R = TypeVar("R", bound=Recipe)
+
+
+class Inference(Protocol):
+    """What a method may do with the network and the other processes between two epochs.
+
+    Every process of a run calls the same functions in the same order. The network changes in none of them.
+
+    Attributes:
+        threads: CPUs for what one process does while the others wait.
+    """
+
+    threads: int
+
+    def predict(self) -> Labels:
+        """Argmax of a centre-crop pass over all images in eval mode and float32, int32 [N]; equal on all processes."""
+
+    def embed(self) -> NDArray[np.float32] | None:
+        """Features before the top layer of such a pass, float32 [N, D]; on the first process alone."""
+
+    def pause(self) -> None:
+        """Save the state and end, if the run was told to. Long work calls it now and then."""
+
+    def share(self, found: Labels) -> None:
+        """Give the first process's array to all, in place."""
+
+
+class Passes(NamedTuple):
+    """What a run costs, in passes over its images.
+
+    Attributes:
+        training: forward and backward.
+        centre_crop: forward, in float32, on centre crops.
+    """
+
+    training: int
+    centre_crop: int
+
+
+def draw_uniform(recipe: Recipe, annotated: Labels, inference: Inference) -> Labels:
+    """A uniform draw of the classes for every image (PROTOCOL section 2, step 1)."""
+    return labels.draw_initial(len(annotated), recipe.classes, recipe.seed)
+
+
+def keep(recipe: Recipe, epoch: int, present: Labels, inference: Inference) -> Labels | None:
+    """Labels stay as they are."""
+    return None
+
+
+def balanced(recipe: Recipe, epoch: int, present: Labels, groups: Groups) -> Order:
+    """Every class equally often."""
+    return Balanced(groups, recipe.seed, epoch)
+
+
+def shuffled(recipe: Recipe, epoch: int, present: Labels, groups: Groups) -> Order:
+    """Every image once."""
+    return Shuffled(present, recipe.seed, epoch)
+
+
+def augmented(recipe: Any, crops: Tensor, numbers: NDArray[np.float64]) -> Tensor:
+    """Crops uint8 [B, 3, S, S] → one view of each by the recipe's augmentation, normalised, float [B, 3, S, S]."""
+    from uic_core.data.augment import augment
+
+    return augment(crops, numbers, recipe.augmentation)
+
+
+def cross_entropy(recipe: Recipe, logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy (eq. 2) of float32 logits [B, K] with targets int [B]."""
+    import torch
+
+    return torch.nn.functional.cross_entropy(logits, targets.to(torch.int64))
+
+
+def train_only(recipe: Any) -> Passes:
+    """The epochs, and no pass besides."""
+    return Passes(recipe.epochs, 0)
+
+
+def any_number(recipe: Recipe, annotated: int) -> None:
+    """The classes need not be the annotated ones."""
+
+
+@dataclass(frozen=True)
+class Method(Generic[R]):
+    """A method. What it does not say is as UIC has it, without the labels that UIC learns.
+
+    Attributes:
+        recipe: the keys of its runs. A run that does not train is no `Training`, and its initial weights are its
+            checkpoint.
+        first_labels: (recipe, annotated labels int32 [N], inference) → labels before the first epoch, int32 [N].
+        labels: (recipe, epoch, present labels, inference) → labels of an epoch, asked for before it; None: they stay.
+        learns: (recipe) → whether the argmax of the training forward becomes the image's label for the next epoch.
+        fill_empty: changes groups and labels in place before an epoch, so that no class is empty; None: they stay so.
+        order: (recipe, epoch, labels, groups) → which image is drawn when, and its target.
+        views: (recipe, crops uint8 [B, 3, S, S], uniform numbers [B, UNIFORMS]) → the network's input.
+        loss: (recipe, logits, targets int32 [B]) → mean over the batch.
+        start_epoch: (recipe, epoch, top layer) changes the top layer before an epoch.
+        top_momentum: whether the top layer is trained with the momentum of the others.
+        passes: (recipe) → what a run costs.
+        check: (recipe, number of annotated classes) raises ValueError, "<key>: <what is wrong>".
+    """
+
+    recipe: type[R]
+    first_labels: Callable[[R, Labels, Inference], Labels] = draw_uniform
+    labels: Callable[[R, int, Labels, Inference], Labels | None] = keep
+    learns: Callable[[R], bool] = lambda recipe: False
+    fill_empty: Callable[[Groups, Labels], None] | None = None
+    order: Callable[[R, int, Labels, Groups], Order] = balanced
+    views: Callable[[R, Tensor, NDArray[np.float64]], Tensor] = augmented
+    loss: Callable[[R, Tensor, Tensor], Tensor] = cross_entropy
+    start_epoch: Callable[[R, int, nn.Linear], None] | None = None
+    top_momentum: bool = True
+    passes: Callable[[R], Passes] = train_only
+    check: Callable[[R, int], None] = any_number

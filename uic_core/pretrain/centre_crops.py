@@ -1,0 +1,77 @@
+"""Passes of the network over centre crops of all images, between two epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from uic_core.data.augment import normalize
+from uic_core.data.loader import Loader
+from uic_core.data.partition import Labels
+from uic_core.models import Network
+from uic_core.run.parallel import Ranks
+
+
+class CentreCrops:
+    """What a method may ask for between two epochs (uic_core.methods.method.Inference).
+
+    In float32 whatever the training's precision, as DeepCluster's code: in bf16 an image near the border of two classes
+    would fall into the other.
+
+    Args:
+        images: in the loader's index.
+        batch_size: images a batch over all ranks.
+        pause: saves and ends, if the run was told to; called before each batch.
+        threads: CPUs for what rank 0 does while all others wait.
+    """
+
+    def __init__(
+        self, network: Network, loader: Loader, images: int, batch_size: int, ranks: Ranks,
+        device: torch.device, pause: Callable[[], None], threads: int,
+    ) -> None:  # fmt: skip
+        self._network, self._loader, self._images, self._batch_size = network, loader, images, batch_size
+        self._ranks, self._device = ranks, device
+        self.pause, self.threads = pause, threads
+
+    def predict(self) -> Labels:
+        """Argmax over all images, int32 [N], the same on every rank."""
+        found = self._pass(lambda x: self._network(x).argmax(1).to(torch.int32), everywhere=True)
+        assert found is not None
+        return found
+
+    def embed(self) -> NDArray[np.float32] | None:
+        """Features before the top layer, float32 [N, D]; on rank 0 alone."""
+        return self._pass(self._network.embed, everywhere=False)
+
+    def share(self, found: Labels) -> None:
+        """Give rank 0's array to all ranks, in place."""
+        self._ranks.broadcast(found, self._device)
+
+    @torch.no_grad()
+    def _pass(self, function: Callable[[Tensor], Tensor], *, everywhere: bool) -> NDArray[Any] | None:
+        self._ranks.align(self._network)
+        self._network.eval()
+        images, rank = self._images, self._ranks.rank
+        parts = [
+            np.array_split(np.arange(start, min(start + self._batch_size, images)), self._ranks.world)
+            for start in range(0, images, self._batch_size)
+        ]
+        # A rank without an image in the last batch computes one and drops it.
+        own = (part[rank] if len(part[rank]) else part[0][:1] for part in parts)
+        found: NDArray[Any] | None = None
+        for part, (crops, _) in zip(parts, self._loader.stream(own, "center_crop", 0, 0), strict=True):
+            self.pause()
+            x = normalize(crops).contiguous(memory_format=torch.channels_last)
+            rows = function(x)[: len(part[rank])]
+            values = self._ranks.gather(rows, [len(positions) for positions in part])
+            if not everywhere and rank:
+                continue
+            if found is None:  # one array from the start: DeepCluster's features are 21 GB on ImageNet
+                found = np.empty((images, *values.shape[1:]), values.cpu().numpy().dtype)
+            found[part[0][0] : part[0][0] + len(values)] = values.cpu().numpy()
+        return found
