@@ -32,8 +32,9 @@ from uic_core.evaluate.frozen import fingerprint
 from uic_core.evaluate.heads import Affine, build_heads
 from uic_core.evaluate.probes import Probes
 from uic_core.files import read_yaml
-from uic_core.layers import MAX_POOLED
-from uic_core.models import Network, build
+from uic_core.models import build
+from uic_core.models.architecture import MAX_POOLED
+from uic_core.models.network import Network
 from uic_core.run import devices
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5")

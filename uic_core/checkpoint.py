@@ -12,7 +12,8 @@ import torch
 from uic_core.errors import InputError
 from uic_core.files import atomic
 from uic_core.methods import parse_run
-from uic_core.models import Network, build
+from uic_core.models import build
+from uic_core.models.network import Network
 from uic_core.recipe import External, Recipe
 
 FORMAT = "uic_core/2"

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from uic_core import layers
 from uic_core.data.dataset import Datasets
 from uic_core.errors import InputError
 from uic_core.methods import METHODS, Run
+from uic_core.models import ARCHS
 from uic_core.recipe import Arch, External, Strict, parse
 
 
@@ -33,7 +33,7 @@ class LinearProbe(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> LinearProbe:
-        layers.check(self.layers, layers.PROBE)
+        _check_layers(self.layers, {name: tuple(arch.probe_layers) for name, arch in ARCHS.items()})
         _check_steps(self.lr_steps, "epochs", self.epochs)
         return self
 
@@ -153,7 +153,7 @@ class Fewshot(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Fewshot:
-        layers.check(self.layers, layers.FEWSHOT)
+        _check_layers(self.layers, {name: arch.fewshot_layers for name, arch in ARCHS.items()})
         return self
 
 
@@ -197,6 +197,15 @@ def _check_steps(steps: list[int], key: str, end: int) -> None:
     """Refuse learning-rate steps that never come, or not in this order."""
     if steps != sorted(set(steps)) or any(not 0 < step < end for step in steps):
         raise ValueError(f"lr_steps: {steps} must rise and lie between 0 and {key} ({end})")
+
+
+def _check_layers(layers: dict[str, list[str]], known: dict[str, tuple[str, ...]]) -> None:
+    """Refuse layers that an architecture does not have, none, and one twice."""
+    for arch, names in layers.items():
+        unknown = [name for name in names if name not in known[arch]]
+        if unknown or not names or len(set(names)) < len(names):
+            what = f"has no layer '{unknown[0]}' for this" if unknown else "names no layer, or one twice"
+            raise ValueError(f"layers.{arch}: {what} (known: {', '.join(known[arch])})")
 
 
 def validate(value: dict[str, Any], source: str) -> Config:

@@ -9,16 +9,18 @@ import difflib
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from uic_core.errors import InputError
 from uic_core.files import read_yaml, write_text
+from uic_core.models import ARCHS, known
+from uic_core.models.architecture import Format
 
-Arch = Literal["alexnet", "vgg16", "resnet50", "resnet50_mlp", "alexnet_torchvision"]
-Format = Literal["uic_core", "uic_official", "deepcluster", "selflabel", "torchvision", "moco", "swav"]
+Arch = Annotated[str, AfterValidator(known)]
+"""The name of an architecture."""
 
 
 class Strict(BaseModel):
@@ -111,7 +113,7 @@ class External(_Run):
 
     @model_validator(mode="after")
     def _consistent(self) -> External:
-        archs = FORMAT_ARCHS[self.format]
+        archs = [name for name, arch in ARCHS.items() if self.format in arch.formats]
         if self.arch not in archs:
             raise ValueError(f"arch: format '{self.format}' is of {' or '.join(archs)}, not {self.arch}")
         _check_crop(self.resize, self.image_size)
@@ -121,18 +123,6 @@ class External(_Run):
 def _check_crop(resize: int, image_size: int) -> None:
     if resize < image_size:
         raise ValueError("resize: must not be smaller than image_size, the crop is taken from it")
-
-
-# The architectures whose checkpoints a format can be of; uic_core.models.formats translates them.
-FORMAT_ARCHS: dict[Format, tuple[Arch, ...]] = {
-    "uic_core": get_args(Arch),
-    "uic_official": ("resnet50", "resnet50_mlp"),
-    "deepcluster": ("alexnet", "vgg16"),
-    "selflabel": ("alexnet", "resnet50"),
-    "torchvision": ("alexnet_torchvision", "alexnet", "vgg16", "resnet50", "resnet50_mlp"),
-    "moco": ("resnet50",),
-    "swav": ("resnet50",),
-}
 
 
 Model = TypeVar("Model")
@@ -168,7 +158,8 @@ def _explain(model: Any, item: Any) -> str:
     hint = ""
     if item["type"].startswith("float") and isinstance(given, str):
         hint = " (YAML reads 1e-4 as text: write 1.0e-4)"
-    shown = f", not {given!r}" if isinstance(given, str | int | float | bool) else ""
+    named = item["type"] == "value_error"  # by the message itself
+    shown = f", not {given!r}" if isinstance(given, str | int | float | bool) and not named else ""
     return f"{where + ': ' if where else ''}{item['msg'].removeprefix('Value error, ')}{shown}{hint}"
 
 

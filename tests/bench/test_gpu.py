@@ -5,6 +5,7 @@ import pytest
 from bench import gpu
 from bench.measure import Bars
 from bench.precision import trained
+from uic_core.models import ARCHS
 
 
 @pytest.mark.parametrize(("arch", "giga"), [("alexnet", 6.5), ("resnet50", 24.3)])
@@ -12,6 +13,7 @@ def test_a_step_costs_what_the_protocol_says(arch, giga):
     """PROTOCOL section 9: forward and backward of an image at 224 pixels, 3,000 classes."""
     recipe, _ = trained(arch, 224, 2, 3000, 3000)
     assert gpu.flops(recipe) / 1e9 == pytest.approx(giga, rel=0.02)
+    assert ARCHS[arch].training_gflop == giga
 
 
 def test_a_rate_becomes_a_share_of_the_matrix_rate():

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from uic_core import checkpoint, layers, recipe
+from uic_core import checkpoint, recipe
 from uic_core.config import Fewshot, Resolution
 from uic_core.data import reader
 from uic_core.data.augment import normalize
@@ -27,7 +27,9 @@ from uic_core.errors import InputError
 from uic_core.evaluate import fewshot
 from uic_core.files import read_yaml
 from uic_core.methods import parse_run
-from uic_core.models import Network, build
+from uic_core.models import ARCHS, build
+from uic_core.models.architecture import MAX_POOLED
+from uic_core.models.network import Network
 
 CPU = torch.device("cpu")
 DEMO = Path(__file__).parents[2] / "config" / "demo.yaml"
@@ -292,15 +294,15 @@ def test_an_unknown_layer_is_answered_with_the_known_ones(arch: str, layer: str,
         protocol(layers={arch: [layer]})
 
 
-@pytest.mark.parametrize("arch", layers.FEWSHOT)
+@pytest.mark.parametrize("arch", ARCHS)
 def test_every_known_layer_of_every_architecture_is_there(
     arch: recipe.Arch, demo_data: SimpleNamespace, tmp_path: Path
 ) -> None:
     index = build_miniimagenet(demo_data.miniimagenet, "test").subset(2, 0)
     network = build(arch, classes=2, image_size=64, sobel=False)
-    stored = fewshot.extract(network, index, Resolution(resize=64, crop=64), layers.FEWSHOT[arch], tmp_path)
-    assert tuple(stored) == layers.FEWSHOT[arch]
-    assert set(network.layers) == {layer.removesuffix(layers.MAX_POOLED) for layer in stored}
+    stored = fewshot.extract(network, index, Resolution(resize=64, crop=64), ARCHS[arch].fewshot_layers, tmp_path)
+    assert tuple(stored) == ARCHS[arch].fewshot_layers
+    assert set(network.layers) == {layer.removesuffix(MAX_POOLED) for layer in stored}
 
 
 def test_stage_of_a_resnet(demo_recipe: recipe.Recipe, demo_data: SimpleNamespace, tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ from uic_core.evaluate import heads, linear_probe, probes, ten_crop
 from uic_core.evaluate.frozen import fingerprint
 from uic_core.files import read_yaml
 from uic_core.methods import parse_run
-from uic_core.models import Network, build
+from uic_core.models import build
+from uic_core.models.network import Network
 from uic_core.models.probe_pool import probe_pool
 from uic_core.run.randomness import uniforms
 

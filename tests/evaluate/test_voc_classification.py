@@ -26,7 +26,8 @@ from uic_core.errors import InputError
 from uic_core.evaluate import voc_classification
 from uic_core.files import read_yaml
 from uic_core.methods import parse_run
-from uic_core.models import Network, build
+from uic_core.models import build
+from uic_core.models.network import Network
 from uic_core.run import randomness
 
 

@@ -5,10 +5,11 @@ import torch
 import torchvision
 from torch import nn
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
-from uic_core import layers
 from uic_core.errors import InputError
 from uic_core.models import ARCHS, build
+from uic_core.models.architecture import MAX_POOLED
 from uic_core.models.probe_pool import probe_pool
 from uic_core.models.sobel import Sobel
 
@@ -75,7 +76,7 @@ def test_any_input_size_from_64(arch, size):
     x = torch.randn(2, 3, size, size)
     assert network(x).shape == (2, 5)
     assert network.embed(x).shape == (2, network.embedding_size)
-    for layer, tap in network.taps(x, layers.PROBE[arch]).items():
+    for layer, tap in network.taps(x, ARCHS[arch].probe_layers).items():
         assert probe_pool(layer, tap, arch).ndim == 2
 
 
@@ -239,7 +240,9 @@ def test_initial_weights(arch):
 
 
 def test_an_unknown_arch_is_answered_with_the_known_ones():
-    with pytest.raises(InputError, match="no architecture 'resnet18' \\(known: alexnet, vgg16, resnet50, resnet50_mlp"):
+    with pytest.raises(
+        InputError, match="no architecture 'resnet18'; did you mean 'resnet50'\\? \\(known: alexnet, vgg16, re"
+    ):
         build("resnet18", classes=5, image_size=64, sobel=False)
 
 
@@ -272,3 +275,23 @@ def test_a_resnet_of_sobel_maps_differs_in_its_first_layers_inputs_alone():
 def test_probes_of_larger_maps_see_as_many_places_as_at_224(case):
     arch, layer, channels, side, *_, numbers = case
     assert probe_pool(layer, torch.zeros(1, channels, 2 * side, 2 * side), arch).shape == (1, numbers)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_the_description_is_the_networks(arch):
+    """What is known without building it: operations (PROTOCOL section 9), embedding, layers."""
+    described = ARCHS[arch]
+    with torch.device("meta"):
+        network = build(arch, classes=1000, image_size=224, sobel=False)
+        images = torch.empty(2, 3, 224, 224)
+    with FlopCounterMode(display=False) as counter:
+        network.embed(images).sum().backward()  # autocast, around the top layer, knows no meta tensors
+    top = 3 * 2 * network.embedding_size * network.classes
+    flops = counter.get_total_flops() / len(images) + top
+    assert flops / 1e9 == pytest.approx(described.training_gflop, rel=0.02)
+    assert network.arch == described.name
+    assert network.embedding_size == described.embedding_size == network.top.in_features
+    assert set(network.layers) == {layer.removesuffix(MAX_POOLED) for layer in described.fewshot_layers}
+    assert described.probe_layers.keys() <= set(network.layers)
+    assert bool(described.windows) == hasattr(network.classifier, "fc6")
+    assert "uic_core" in described.formats

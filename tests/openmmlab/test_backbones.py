@@ -23,11 +23,12 @@ from uic_core import checkpoint, models
 from uic_core.data import reader
 from uic_core.data.augment import normalize
 from uic_core.errors import InputError
+from uic_core.models.network import Network
 from uic_core.openmmlab import backbones
 from uic_core.pretrain import export
 
 
-def build(arch: str, sobel: bool, image_size: int = 64) -> models.Network:
+def build(arch: str, sobel: bool, image_size: int = 64) -> Network:
     torch.manual_seed(1)
     network = models.build(arch, classes=5, image_size=image_size, sobel=sobel)
     for module in network.modules():
@@ -38,7 +39,7 @@ def build(arch: str, sobel: bool, image_size: int = 64) -> models.Network:
     return network.eval()
 
 
-def as_in_fast_rcnn(network: models.Network) -> models.Network:
+def as_in_fast_rcnn(network: Network) -> Network:
     """The network with the padding of Fast R-CNN's AlexNet, written out; VGG16's is the network's own."""
     if network.arch == "alexnet":
         network.features.conv1.padding = (5, 5)
@@ -123,7 +124,7 @@ def test_resnet_gives_the_maps_of_its_stages(arch: str, sobel: bool) -> None:
     trained = {name.split(".")[1] for name, weight in backbone.named_parameters() if weight.requires_grad}
     assert trained == {"layer2", "layer3", "layer4"}
     assert not any(weight.requires_grad for name, weight in backbone.named_parameters() if ".bn" in name)
-    with pytest.raises(InputError, match="FCN-32s takes alexnet or vgg16"):
+    with pytest.raises(InputError, match="FCN-32s takes alexnet, vgg16 or alexnet_torch"):
         backbones.UicBackbone(arch, sobel, pad=100)
 
 

@@ -25,6 +25,7 @@ from uic_core.config import Proposals as Settings
 from uic_core.data import boxes as geometry
 from uic_core.data import voc
 from uic_core.errors import InputError
+from uic_core.models.network import Network
 from uic_core.openmmlab import detection, fast_rcnn, proposals, regression
 
 
@@ -135,7 +136,7 @@ def test_pooling_takes_the_largest_value_of_every_bin() -> None:
 
 
 @pytest.fixture(scope="module")
-def network() -> models.Network:
+def network() -> Network:
     torch.manual_seed(0)
     return models.build("alexnet", classes=5, image_size=96, sobel=True).eval()  # fc6 takes 2×2
 
@@ -167,7 +168,7 @@ def test_both_hidden_layers_drop_half_while_training() -> None:
     assert hidden[-1].min() > 0
 
 
-def test_the_head_is_the_pretrained_classifier(network: models.Network) -> None:
+def test_the_head_is_the_pretrained_classifier(network: Network) -> None:
     built = head().eval()
     built.load_network(network)
     built.fc_cls = nn.Identity()
@@ -179,7 +180,7 @@ def test_the_head_is_the_pretrained_classifier(network: models.Network) -> None:
     assert offsets.shape == (3, 80)  # boxes of every class
 
 
-def test_rescaling_gives_unit_variance(network: models.Network) -> None:
+def test_rescaling_gives_unit_variance(network: Network) -> None:
     built = head()
     built.load_network(network)
     for layer in built.shared_fcs:

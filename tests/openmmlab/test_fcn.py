@@ -21,7 +21,7 @@ from PIL import Image
 from scipy.io import savemat
 from torch import Tensor, nn
 
-from uic_core import geometry, models
+from uic_core import models
 from uic_core.data import voc
 from uic_core.errors import InputError
 from uic_core.openmmlab import backbones, fcn, segmentation
@@ -62,8 +62,8 @@ def test_the_least_padding_that_a_config_may_state_is_the_layers(arch: str, imag
     with torch.device("meta"):
         network = models.build(arch, classes=2, image_size=image_size, sobel=False)
     kernel = backbones.classifier_kernel(network)[1]
-    assert geometry.fc6_side(arch, image_size) == kernel
-    least = geometry.least_pad(arch, image_size)
+    assert models.ARCHS[arch].fc6_side(image_size) == kernel
+    least = models.ARCHS[arch].least_pad(image_size)
     fcn.placement(backbones.UicBackbone(arch, False, pad=least).features, kernel)
     if least:
         with pytest.raises(InputError, match="too small by 1"):

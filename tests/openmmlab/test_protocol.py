@@ -18,6 +18,7 @@ from uic_core import config, models
 from uic_core.data import voc
 from uic_core.errors import InputError
 from uic_core.files import read_yaml
+from uic_core.models.network import Network
 from uic_core.openmmlab import detection, fast_rcnn, fcn, regression, segmentation
 
 assert mmdet.models
@@ -42,19 +43,19 @@ def paper(tmp_path_factory: pytest.TempPathFactory) -> config.Config:
     return config.validate(content, str(file))
 
 
-def network(arch: str = "alexnet", sobel: bool = True) -> models.Network:
+def network(arch: str = "alexnet", sobel: bool = True) -> Network:
     with torch.device("meta"):  # its shapes are all that a config takes of it
         return models.build(arch, classes=1000, image_size=224, sobel=sobel)
 
 
-def detector(paper: config.Config, net: models.Network) -> dict[str, Any]:
+def detector(paper: config.Config, net: Network) -> dict[str, Any]:
     protocol = paper.evaluations.detection
     root = Path(paper.datasets.voc07.root)
     weights, work_dir = Path("checkpoint.safetensors"), Path("out")
     return detection.build_config(net, weights, protocol, root, BOXES, TARGETS, work_dir, 2)
 
 
-def segmenter(paper: config.Config, net: models.Network) -> dict[str, Any]:
+def segmenter(paper: config.Config, net: Network) -> dict[str, Any]:
     protocol, data = paper.evaluations.segmentation, paper.datasets.voc_segmentation
     return segmentation.build_config(net, Path("checkpoint.safetensors"), protocol, data, Path("out"), 2)
 

@@ -152,8 +152,7 @@ def test_every_data_set_is_checked_though_the_first_is_missing(
     content["datasets"]["imagenet"]["root"] = str(tmp_path / "nowhere")
     content["evaluations"]["fewshot"]["ways"] = 5
     for recipe in content["runs"].values():
-        recipe["classes"] = 4
-        recipe["images"] = 0
+        recipe |= {"classes": 4, **({"images": 0} if "images" in recipe else {})}
     content["evaluations"]["linear_probe"] |= {
         key: dict.fromkeys(content["evaluations"]["linear_probe"][key], 0) for key in ("images", "val_images")
     }

@@ -13,7 +13,8 @@ from mmdet.models.backbones import ResNet
 from uic_core import checkpoint
 from uic_core import recipe as recipes
 from uic_core.files import sha256
-from uic_core.models import Network, build
+from uic_core.models import build
+from uic_core.models.network import Network
 from uic_core.openmmlab.backbones import UicBackbone
 from uic_core.pretrain import export, external
 from uic_core.recipe import External

@@ -30,7 +30,8 @@ from uic_core.data import partition
 from uic_core.data.index import Index, build_imagenet
 from uic_core.methods import deepcluster
 from uic_core.methods.order import Permutation
-from uic_core.models import Network, build
+from uic_core.models import build
+from uic_core.models.network import Network
 from uic_core.pretrain.loop import Trainer
 from uic_core.recipe import Training
 from uic_core.run.parallel import ALONE

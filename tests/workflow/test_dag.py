@@ -22,7 +22,10 @@ import yaml
 
 from bench import browser
 from bench.small_dag import small_config
+from tests.recipes import recipe
 from uic_core.config import validate
+from uic_core.methods import METHODS
+from uic_core.models import ARCHS
 from uic_core.recipe import save
 from uic_core.run import metrics
 
@@ -410,9 +413,10 @@ def test_requests_follow_the_recipe_and_stay_below_a_day_and_a_node():
     wanted = ("minutes", "megabytes", "time_limit", "gpus", "cpus")
     source = (ROOT / "workflow/rules/common.smk").read_text()
     nodes = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name in wanted]
-    finetuned = SimpleNamespace(arch="alexnet", image_size=224, images=1281167, epochs=30, gpus=1)
-    runs = {"one": finetuned, "eight": SimpleNamespace(**vars(finetuned) | {"gpus": 8, "arch": "vgg16"})}
-    found: dict = {"CONFIG": SimpleNamespace(runs=runs), "TRAINING_GFLOP": {"alexnet": 6.5, "vgg16": 92.7}}
+    finetuned = recipe(method="finetune", image_size=224, resize=256, images=1281167, epochs=30)
+    runs = {"one": finetuned, "eight": finetuned.model_copy(update={"batch_size": 1024, "arch": "vgg16"})}
+    datasets = SimpleNamespace(imagenet=SimpleNamespace(train_images=0))
+    found: dict = {"CONFIG": SimpleNamespace(runs=runs, datasets=datasets), "ARCHS": ARCHS, "METHODS": METHODS}
     exec(compile(ast.Module(nodes, []), "common.smk", "exec"), found)
     for amount, asked in ((10, [10, 20, 30]), (720, [720, 1440, 1440]), (2000, [2000, 2000, 2000])):
         assert [found["minutes"](amount)(None, attempt) for attempt in (1, 2, 3)] == asked

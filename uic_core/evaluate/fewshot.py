@@ -35,8 +35,8 @@ from uic_core.data.index import Index
 from uic_core.data.loader import Loader
 from uic_core.errors import InputError, stage
 from uic_core.evaluate.frozen import frozen
-from uic_core.layers import MAX_POOLED
-from uic_core.models import Network
+from uic_core.models.architecture import MAX_POOLED
+from uic_core.models.network import Network
 from uic_core.run import cpus, devices, metrics, randomness
 
 _BATCH = 64  # images a forward
@@ -122,7 +122,7 @@ def extract(
     frozen; that it is bitwise what it was is asserted.
 
     Args:
-        layers: names that uic_core.layers.FEWSHOT has for the network.
+        layers: `fewshot_layers` of the architecture, or some of them.
         folder: for the temporary files.
         workers: decoding processes; 0 decodes in this one.
 

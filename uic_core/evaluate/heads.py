@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from uic_core.config import LinearProbe
-from uic_core.models import Network
+from uic_core.models.network import Network
 from uic_core.models.probe_pool import probe_pool
 
 Affine = tuple[Tensor, Tensor]

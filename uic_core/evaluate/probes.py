@@ -29,7 +29,7 @@ from uic_core.errors import InputError
 from uic_core.evaluate import ten_crop
 from uic_core.evaluate.frozen import frozen
 from uic_core.evaluate.heads import Affine, activations, build_heads
-from uic_core.models import Network
+from uic_core.models.network import Network
 from uic_core.run import metrics, randomness
 from uic_core.run.parallel import ALONE, Ranks
 from uic_core.run.saved_state import EPOCH_SECONDS, Saver, demand_same, momenta, part, restore_momenta

@@ -18,7 +18,7 @@ from uic_core.data.index import Index
 from uic_core.data.loader import ignore_foreign_sigterm
 from uic_core.errors import InputError
 from uic_core.evaluate.heads import Affine, activations
-from uic_core.models import Network
+from uic_core.models.network import Network
 from uic_core.run import cpus
 from uic_core.run.parallel import ALONE, Ranks
 

@@ -32,7 +32,8 @@ from uic_core.data.augment import CROP_UNIFORMS, UNIFORMS, augment, crop_box
 from uic_core.errors import InputError, stage
 from uic_core.evaluate.average_precision import class_average_precisions
 from uic_core.evaluate.frozen import fingerprint
-from uic_core.models import Network, build
+from uic_core.models import build
+from uic_core.models.network import Network
 from uic_core.run import cpus, devices, metrics, randomness
 
 SCALE = (0.1, 0.5)

@@ -1,26 +1,30 @@
-"""The paper's networks, by name."""
+"""The architectures, by name. A new one is a file of this package and a line here. Imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+import difflib
+from typing import TYPE_CHECKING
 
 from uic_core.errors import InputError
-from uic_core.models.alexnet import alexnet
-from uic_core.models.network import Network
-from uic_core.models.resnet import resnet50
-from uic_core.models.vgg import vgg16
+from uic_core.models.alexnet import ALEXNET, ALEXNET_TORCHVISION
+from uic_core.models.architecture import Architecture
+from uic_core.models.resnet import RESNET50, RESNET50_MLP
+from uic_core.models.vgg import VGG16
 
-__all__ = ["ARCHS", "Network", "build"]
+if TYPE_CHECKING:
+    from uic_core.models.network import Network
 
-_BUILDERS: dict[str, Callable[..., Network]] = {
-    "alexnet": alexnet,
-    "vgg16": vgg16,
-    "resnet50": resnet50,
-    "resnet50_mlp": partial(resnet50, mlp=True),
-    "alexnet_torchvision": partial(alexnet, torchvision=True),
+ARCHS: dict[str, Architecture] = {
+    each.name: each for each in (ALEXNET, VGG16, RESNET50, RESNET50_MLP, ALEXNET_TORCHVISION)
 }
-ARCHS = tuple(_BUILDERS)
+
+
+def known(arch: str) -> str:
+    """The name of an architecture, as it is. Raises ValueError for any other text, with the names there are."""
+    if arch not in ARCHS:
+        near = difflib.get_close_matches(arch, ARCHS, n=1, cutoff=0.0)
+        raise ValueError(f"no architecture '{arch}'; did you mean '{near[0]}'? (known: {', '.join(ARCHS)})")
+    return arch
 
 
 def build(arch: str, *, classes: int, image_size: int, sobel: bool) -> Network:
@@ -35,8 +39,16 @@ def build(arch: str, *, classes: int, image_size: int, sobel: bool) -> Network:
     Raises:
         InputError: unknown arch (answered with the known ones), or an image size no feature map survives.
     """
-    if arch not in _BUILDERS:
-        raise InputError(f"arch: no architecture '{arch}' (known: {', '.join(ARCHS)})")
+    try:
+        known(arch)
+    except ValueError as error:
+        raise InputError(f"arch: {error}") from None
     if image_size < 64:
         raise InputError(f"image_size: {image_size} is too small for {arch}; take at least 64")
-    return _BUILDERS[arch](classes=classes, image_size=image_size, sobel=sobel)
+    return ARCHS[arch].build(classes=classes, image_size=image_size, sobel=sobel)
+
+
+def with_fc6() -> str:
+    """The architectures that detection and segmentation take, for the reader."""
+    *names, last = (name for name, arch in ARCHS.items() if arch.windows)
+    return f"{', '.join(names)} or {last}"

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
 
-from torch import nn
+from uic_core.models.architecture import MAX_POOLED, Architecture, Pool
 
-from uic_core.models.network import Network, initialise, map_side
+if TYPE_CHECKING:
+    from uic_core.models.network import Network
 
 # out channels, kernel, stride, padding, max-pool after it
 CONVS = ((96, 11, 4, 2, True), (256, 5, 1, 2, True), (384, 3, 1, 1, False), (384, 3, 1, 1, False), (256, 3, 1, 1, True))
@@ -18,6 +22,10 @@ def alexnet(*, classes: int, image_size: int, sobel: bool, torchvision: bool = F
 
     `torchvision`: the network of Krizhevsky's "one weird trick" that torchvision has: fewer channels, no batch norm.
     """
+    from torch import nn  # here and not above: the workflow reads the descriptions below
+
+    from uic_core.models.network import Network, initialise, map_side
+
     children: OrderedDict[str, nn.Module] = OrderedDict()
     inputs = 2 if sobel else 3
     for number, (out, kernel, stride, padding, pool) in enumerate(CONVS, 1):
@@ -38,15 +46,15 @@ def alexnet(*, classes: int, image_size: int, sobel: bool, torchvision: bool = F
             fc6=nn.Linear(channels * side * side, 4096),
             relu6=nn.ReLU(),
             drop7=nn.Dropout(0.5),
-            fc7=nn.Linear(4096, 4096),
+            fc7=nn.Linear(4096, ALEXNET.embedding_size),
             relu7=nn.ReLU(),
         )
     )
     network = Network(
-        "alexnet_torchvision" if torchvision else "alexnet",
+        (ALEXNET_TORCHVISION if torchvision else ALEXNET).name,
         features=features,
         classifier=classifier,
-        embedding_size=4096,
+        embedding_size=ALEXNET.embedding_size,
         ends={f"conv{number}": f"relu{number}" for number in range(1, 6)},
         classes=classes,
         image_size=image_size,
@@ -54,3 +62,33 @@ def alexnet(*, classes: int, image_size: int, sobel: bool, torchvision: bool = F
     )
     initialise(network)
     return network
+
+
+_CONV = tuple(f"conv{number}" for number in range(1, 6))
+
+ALEXNET = Architecture(
+    name="alexnet",
+    build=alexnet,
+    embedding_size=4096,
+    training_gflop=6.5,
+    matrix_share=0.15,  # measured on an H200 (bench/RESULTS.md)
+    probe_layers={
+        "conv1": Pool(55, 6, 6, 3, 10),
+        "conv2": Pool(27, 4, 4, 0, 6),
+        "conv3": Pool(13, 3, 3, 1, 5),
+        "conv4": Pool(13, 3, 3, 1, 5),
+        "conv5": Pool(13, 2, 2, 0, 6),
+    },
+    fewshot_layers=(*_CONV, f"conv5{MAX_POOLED}"),
+    windows=((11, 4, 2), (3, 2, 0), (5, 1, 2), (3, 2, 0), (3, 1, 1), (3, 1, 1), (3, 1, 1), (3, 2, 0)),
+    frozen=("conv1",),
+    formats=("uic_core", "deepcluster", "selflabel", "torchvision"),
+)
+
+ALEXNET_TORCHVISION = replace(
+    ALEXNET,
+    name="alexnet_torchvision",
+    build=partial(alexnet, torchvision=True),
+    training_gflop=4.1,
+    formats=("uic_core", "torchvision"),
+)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from uic_core.models import ARCHS
+from uic_core.models.architecture import Format
 from uic_core.models.network import Network
-from uic_core.models.resnet import ResNet
-from uic_core.recipe import Format
 
 # What training scripts and other networks put around a network, one in the other; no network's own names begin so.
 PREFIXES = ("encoder_q.", "base_encoder.", "backbone.", "model.", "encoder.")
@@ -54,12 +54,12 @@ def top_names(arch: str, format: Format) -> tuple[str, ...]:
         return ("top_layer",)
     if format == "selflabel":
         return ("top_layer", "top_layer.0", "top_layer0")  # one head; one in a Sequential; the first of several
-    return ("fc",) if arch.startswith("resnet") else ("classifier.6",)
+    return ("fc",) if ARCHS[arch].resnet_depth else ("classifier.6",)
 
 
 def names(network: Network, format: Format) -> dict[str, str]:
     """Our name → theirs, for every part of the network that has weights, but the top layer."""
-    resnet = isinstance(network, ResNet)
+    resnet = ARCHS[network.arch].resnet_depth > 0
     called = {}
     for position, (name, _) in enumerate(network.features.named_children()):
         called[f"features.{name}"] = name if resnet and format != "selflabel" else f"features.{position}"

@@ -124,6 +124,29 @@ class Network(nn.Module):
         return hidden
 
 
+class PooledNetwork(Network):
+    """A network whose `classifier` is an average pooling, `avgpool`, and a head if it has one; the taps are vectors."""
+
+    def _embed(self, maps: Tensor) -> Tensor:
+        return self._classify(maps)
+
+    def _classify(self, maps: Tensor) -> Tensor:
+        return torch.flatten(self.classifier(maps), 1)
+
+    def taps(self, x: Tensor, layers: Iterable[str]) -> dict[str, Tensor]:
+        """Average-pooled features and the MLP head's output, each [B, D]. Raises InputError for other names."""
+        wanted = list(layers)
+        self._check(wanted)
+        pooled = self.classifier.get_submodule("avgpool")(self.maps(x))
+        found = {"avgpool": torch.flatten(pooled, 1)}
+        if "mlp" in wanted:
+            head = pooled
+            for child in list(self.classifier.children())[1:]:
+                head = child(head)
+            found["mlp"] = torch.flatten(head, 1)
+        return {layer: found[layer] for layer in wanted}
+
+
 def map_side(features: nn.Sequential, sobel: bool, image_size: int) -> tuple[int, int]:
     """(channels, side) of the last map for an input of `image_size`, without computing one number."""
     with torch.device("meta"):

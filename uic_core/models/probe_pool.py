@@ -6,21 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-_Pool = tuple[int, tuple[int, int, int], int]
-"""Side of the map at 224, (kernel, stride, padding), side after pooling."""
-
-_ALEXNET: dict[str, _Pool] = {
-    "conv1": (55, (6, 6, 3), 10),
-    "conv2": (27, (4, 4, 0), 6),
-    "conv3": (13, (3, 3, 1), 5),
-    "conv4": (13, (3, 3, 1), 5),
-    "conv5": (13, (2, 2, 0), 6),
-}
-POOLS: dict[str, dict[str, _Pool]] = {
-    "alexnet": _ALEXNET,
-    "alexnet_torchvision": _ALEXNET,
-    "vgg16": {"conv13": (14, (3, 3, 0), 4)},
-}
+from uic_core.models import ARCHS
 
 
 def probe_pool(layer: str, activation: Tensor, arch: str) -> Tensor:
@@ -31,9 +17,10 @@ def probe_pool(layer: str, activation: Tensor, arch: str) -> Tensor:
     """
     if activation.ndim == 2:
         return activation
-    side, (kernel, stride, padding), target = POOLS[arch][layer]
-    if activation.shape[-1] == side:
-        pooled = functional.max_pool2d(activation, kernel, stride, padding)
+    pool = ARCHS[arch].probe_layers[layer]
+    assert pool is not None, f"{layer} of {arch} is a vector"
+    if activation.shape[-1] == pool.side:
+        pooled = functional.max_pool2d(activation, pool.kernel, pool.stride, pool.padding)
     else:
-        pooled = functional.adaptive_max_pool2d(activation, min(target, activation.shape[-1]))
+        pooled = functional.adaptive_max_pool2d(activation, min(pool.target, activation.shape[-1]))
     return torch.flatten(pooled, 1)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import TYPE_CHECKING
 
-from torch import nn
+from uic_core.models.architecture import MAX_POOLED, Architecture, Pool
 
-from uic_core.models.network import Network, initialise, map_side
+if TYPE_CHECKING:
+    from uic_core.models.network import Network
 
 BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels, convolutions
 
 
 def vgg16(*, classes: int, image_size: int, sobel: bool) -> Network:
     """VGG16-BN for square inputs of `image_size` >= 64; layers conv1 … conv13."""
+    from torch import nn  # here and not above: the workflow reads the description below
+
+    from uic_core.models.network import Network, initialise, map_side
+
     children: OrderedDict[str, nn.Module] = OrderedDict()
     inputs, number = 2 if sobel else 3, 0
     for block, (channels, count) in enumerate(BLOCKS, 1):
@@ -30,15 +36,15 @@ def vgg16(*, classes: int, image_size: int, sobel: bool) -> Network:
             fc6=nn.Linear(channels * side * side, 4096),
             relu6=nn.ReLU(),
             drop6=nn.Dropout(0.5),
-            fc7=nn.Linear(4096, 4096),
+            fc7=nn.Linear(4096, VGG16.embedding_size),
             relu7=nn.ReLU(),
         )
     )
     network = Network(
-        "vgg16",
+        VGG16.name,
         features=features,
         classifier=classifier,
-        embedding_size=4096,
+        embedding_size=VGG16.embedding_size,
         ends={f"conv{n}": f"relu{n}" for n in range(1, number + 1)},
         classes=classes,
         image_size=image_size,
@@ -46,3 +52,17 @@ def vgg16(*, classes: int, image_size: int, sobel: bool) -> Network:
     )
     initialise(network)
     return network
+
+
+VGG16 = Architecture(
+    name="vgg16",
+    build=vgg16,
+    embedding_size=4096,
+    training_gflop=92.7,
+    matrix_share=0.5,  # what `make bench-gpu` asks for
+    probe_layers={"conv13": Pool(14, 3, 3, 0, 4)},
+    fewshot_layers=(*(f"conv{number}" for number in range(1, 14)), f"conv13{MAX_POOLED}"),
+    windows=tuple(window for _, count in BLOCKS for window in (*[(3, 1, 1)] * count, (2, 2, 0))),
+    frozen=("conv1", "conv2", "conv3", "conv4"),  # conv1_1 … conv2_2, as Fast R-CNN
+    formats=("uic_core", "deepcluster", "torchvision"),
+)

@@ -25,6 +25,7 @@ from uic_core.data import reader
 from uic_core.data.augment import MEAN, STD
 from uic_core.data.loader import ignore_foreign_sigterm
 from uic_core.errors import InputError
+from uic_core.models.network import Network
 
 # Features do not depend on the classifier: the smallest one costs nothing to build.
 _ANY_SIZE, _ANY_CLASSES = 64, 2
@@ -39,14 +40,14 @@ def preprocessor(kind: str, **extra: Any) -> dict[str, Any]:
     return {"type": kind, "mean": mean, "std": std, "bgr_to_rgb": False, **extra}
 
 
-def classifier_kernel(network: models.Network) -> tuple[int, int, int]:
+def classifier_kernel(network: Network) -> tuple[int, int, int]:
     """What fc6 expects: (channels C, side k of the last map, hidden width); its input is C·k·k, 256·6·6 at 224.
 
     Raises:
         InputError: the architecture has no fc6 and fc7 (PROTOCOL sections 6 and 7 build on them).
     """
     if not hasattr(network.classifier, "fc6"):
-        raise InputError(f"arch {network.arch} has no fc6 and fc7; detection and segmentation take alexnet or vgg16")
+        raise InputError(f"arch {network.arch} has no fc6 and fc7; detection and segmentation take {models.with_fc6()}")
     channels = [module for module in network.features.modules() if isinstance(module, nn.Conv2d)][-1].out_channels
     fc6: Any = network.classifier.fc6
     side = round((fc6.in_features / channels) ** 0.5)
@@ -87,7 +88,7 @@ class UicBackbone(BaseModule):
         self._stages = tuple(name for name in layers if name.startswith("layer"))
         if self._stages:
             if pad is not None:
-                raise InputError(f"arch {arch}: FCN-32s takes alexnet or vgg16")
+                raise InputError(f"arch {arch}: FCN-32s takes {models.with_fc6()}")
         else:
             if pad is None:
                 _, last = layers.popitem()
@@ -131,7 +132,7 @@ class UicBackbone(BaseModule):
                 module.eval()
         return self
 
-    def load_network(self, network: models.Network) -> None:
+    def load_network(self, network: Network) -> None:
         """Copy the weights of a pretrained network, every key or an error."""
         own = ("sobel.", "features.")
         state = {name: value for name, value in network.state_dict().items() if name.startswith(own)}

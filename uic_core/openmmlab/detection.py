@@ -14,27 +14,23 @@ from typing import Any
 
 import numpy as np
 
-from uic_core import checkpoint, config, models, recipe, samples
+from uic_core import checkpoint, config, recipe, samples
 from uic_core.data import voc
 from uic_core.data.boxes import from_edges
 from uic_core.errors import InputError, stage
 from uic_core.files import sha256
+from uic_core.models import ARCHS
+from uic_core.models.network import Network
 from uic_core.openmmlab import backbones, proposals, regression, runner
 from uic_core.run import cpus, devices, metrics, parallel
 
 _STRIDE = 16
-# The layers that Fast R-CNN's networks freeze. VGG16's are conv1_1 to conv2_2.
-_FROZEN = {
-    "alexnet": ("conv1",),
-    "alexnet_torchvision": ("conv1",),
-    "vgg16": ("conv1", "conv2", "conv3", "conv4"),
-}
 _SCORE_THRESHOLD = 0.001
 _BOXES_PER_IMAGE = 100
 
 
 def build_config(
-    network: models.Network,
+    network: Network,
     weights: Path,
     protocol: config.Detection,
     root: Path,
@@ -89,7 +85,7 @@ def build_config(
 
 
 def _model(
-    network: models.Network, weights: Path, protocol: config.Detection, targets: regression.Statistics
+    network: Network, weights: Path, protocol: config.Detection, targets: regression.Statistics
 ) -> dict[str, Any]:
     channels, side, hidden = backbones.classifier_kernel(network)
     pretrained = {"type": "UicCheckpoint", "checkpoint": str(weights)}
@@ -120,7 +116,7 @@ def _model(
             "type": "UicBackbone",
             "arch": network.arch,
             "sobel": network.uses_sobel,
-            "frozen": _FROZEN[network.arch],
+            "frozen": ARCHS[network.arch].frozen,
             "init_cfg": pretrained,
         },
         "roi_head": {

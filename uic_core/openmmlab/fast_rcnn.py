@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from uic_core.data import voc
 from uic_core.data.boxes import from_edges, to_edges
-from uic_core.models import Network
+from uic_core.models.network import Network
 from uic_core.openmmlab import proposals
 from uic_core.openmmlab.resume import SeededDraws, unwrapped
 from uic_core.openmmlab.voc_ap import Scene, average_precision

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from uic_core.data import voc
 from uic_core.errors import InputError
-from uic_core.models import Network
+from uic_core.models.network import Network
 from uic_core.openmmlab.resume import SeededDraws
 
 STRIDE = 32

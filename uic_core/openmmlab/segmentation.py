@@ -14,17 +14,18 @@ from typing import Any
 import numpy as np
 from mmengine.registry import MODELS
 
-from uic_core import checkpoint, config, models, recipe, samples
+from uic_core import checkpoint, config, recipe, samples
 from uic_core.data import voc
 from uic_core.data.dataset import Dataset, VocSegmentation
 from uic_core.errors import InputError, stage
 from uic_core.files import sha256
+from uic_core.models.network import Network
 from uic_core.openmmlab import backbones, fcn, runner
 from uic_core.run import cpus, devices, metrics, parallel
 
 
 def build_config(
-    network: models.Network,
+    network: Network,
     weights: Path,
     protocol: config.Segmentation,
     data: VocSegmentation,
@@ -67,7 +68,7 @@ def build_config(
     }
 
 
-def _model(network: models.Network, weights: Path, pad: int) -> dict[str, Any]:
+def _model(network: Network, weights: Path, pad: int) -> dict[str, Any]:
     channels, kernel, hidden = backbones.classifier_kernel(network)
     pretrained = {"type": "UicCheckpoint", "checkpoint": str(weights)}
     backbone = {"type": "UicBackbone", "arch": network.arch, "sobel": network.uses_sobel, "pad": pad}

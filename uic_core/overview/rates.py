@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from uic_core.config import Config
+from uic_core.models import ARCHS
 from uic_core.overview.costs import Job
 
 # Rules that take 16 CPUs a GPU; others take eight (workflow/rules).
 _WIDE = ("pretrain", "finetune", "linear_probe", "proposals", "cache")
 _MOST_CPUS = 64  # of a job of several GPUs (workflow/rules/common.smk)
-# Shares of the bf16 matrix rate that training reaches: AlexNet's as measured on an H200, the others' what
-# `make bench-gpu` asks for.
-_SHARES = {"alexnet": 0.15, "alexnet_torchvision": 0.15, "vgg16": 0.5, "resnet50": 0.14, "resnet50_mlp": 0.14}
 # Share of the bf16 matrix rate that float32 reaches: on A100 and H100 its own rate is a sixteenth, and convolutions
 # reach about 60 % of that (an assumption; --measure measures).
 _EXACT = 0.6 / 16
@@ -65,7 +63,8 @@ class Rates:
 
 def assumed(config: Config, peak: float, gpus: int) -> Rates:
     """Rates of a GPU whose bf16 matrix rate is `peak` TFLOP/s, with 16 CPUs for a wide job (bench/RESULTS.md)."""
-    flops: dict[str, float] = {recipe.arch: _SHARES[recipe.arch] * peak * 1e12 for recipe in config.runs.values()}
+    archs = {recipe.arch for recipe in config.runs.values()}
+    flops = {arch: ARCHS[arch].matrix_share * peak * 1e12 for arch in archs}
     exact = dict.fromkeys(flops, _EXACT * peak * 1e12)
     start = {"core": 20.0, "openmmlab": 40.0, "report": 10.0}
     said = f"assumed: a GPU of {peak:g} TFLOP/s in bf16, 8 or 16 CPUs of 750 images/s a job; --measure measures here"

@@ -13,7 +13,7 @@ from torch import Tensor
 from uic_core.data.augment import normalize
 from uic_core.data.loader import Loader
 from uic_core.data.partition import Labels
-from uic_core.models import Network
+from uic_core.models.network import Network
 from uic_core.run.parallel import Ranks
 
 

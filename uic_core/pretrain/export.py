@@ -19,7 +19,8 @@ from torch import Tensor
 from uic_core import checkpoint
 from uic_core.errors import stage
 from uic_core.files import atomic, sha256, write_text
-from uic_core.models import Network, formats
+from uic_core.models import ARCHS, formats
+from uic_core.models.network import Network
 from uic_core.recipe import External, Recipe
 from uic_core.run import metrics as metrics_file
 from uic_core.run.metrics import Metrics, Value
@@ -34,7 +35,7 @@ def torchvision_weights(network: Network) -> dict[str, Tensor]:
 
 def openmmlab_weights(network: Network) -> dict[str, Tensor]:
     """The backbone's weights under the prefix `backbone.`: no classifier, no top layer."""
-    if network.arch.startswith("resnet"):
+    if ARCHS[network.arch].resnet_depth:
         found = formats.to_theirs(network, "torchvision")
         own = {name: tensor for name, tensor in found.items() if not name.startswith(("fc.", "head."))}
     else:
@@ -47,9 +48,11 @@ def card(
 ) -> str:
     """The model card, Markdown: how to load the weights, the recipe, every number with where it comes from."""
     sobel = "Sobel filters of the normalised image (2 channels)" if network.uses_sobel else "the normalised RGB image"
-    load = _LOAD_RESNET if network.arch.startswith("resnet") else _LOAD_OTHERS
+    depth = ARCHS[network.arch].resnet_depth
+    load = _LOAD_RESNET if depth else _LOAD_OTHERS
     outputs = f"{network.classes} outputs" if network.top_filled else "without a top layer"
-    left = ["the MLP `head.*` is none of torchvision's"] if network.arch == "resnet50_mlp" else []
+    head = depth and len(network.classifier) > 1
+    left = ["the MLP `head.*` is none of torchvision's"] if head else []
     left += [] if network.top_filled else ["there is no `fc`"]
     strict = f", strict=False)  # {'; '.join(left)}" if left else ")"
     conv1 = "network.conv1 = torch.nn.Conv2d(2, 64, 7, stride=2, padding=3, bias=False)\n" * network.uses_sobel
@@ -65,7 +68,14 @@ def card(
         "",
         "## Loading",
         "",
-        load.format(arch=network.arch, classes=network.classes, sobel=network.uses_sobel, strict=strict, conv1=conv1),
+        load.format(
+            arch=network.arch,
+            depth=depth,
+            classes=network.classes,
+            sobel=network.uses_sobel,
+            strict=strict,
+            conv1=conv1,
+        ),
         "",
         "## Recipe",
         "",
@@ -118,11 +128,11 @@ def _shown(value: Value) -> str:
 
 _LOAD_RESNET = """```python
 weights = safetensors.torch.load_file("torchvision.safetensors")
-network = torchvision.models.resnet50(num_classes={classes})
+network = torchvision.models.resnet{depth}(num_classes={classes})
 {conv1}network.load_state_dict(weights{strict}
 
 weights = safetensors.torch.load_file("openmmlab.safetensors")
-backbone = mmdet.models.backbones.ResNet(depth=50)  # of mmseg the same
+backbone = mmdet.models.backbones.ResNet(depth={depth})  # of mmseg the same
 backbone.load_state_dict({{name.removeprefix("backbone."): weight for name, weight in weights.items()}})
 ```"""
 

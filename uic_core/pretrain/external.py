@@ -21,7 +21,8 @@ from uic_core import checkpoint
 from uic_core import recipe as recipes
 from uic_core.errors import InputError, stage
 from uic_core.files import read_yaml, sha256
-from uic_core.models import Network, build, formats
+from uic_core.models import ARCHS, build, formats
+from uic_core.models.network import Network
 from uic_core.models.sobel import Sobel
 from uic_core.recipe import External
 from uic_core.run import randomness
@@ -83,7 +84,7 @@ def convert(theirs: dict[str, Tensor], recipe: External, source: str) -> tuple[N
         theirs, remarks = formats.unwrap(theirs)
     except ValueError as error:
         raise InputError(f"{source}: {error}; it holds more than one network") from None
-    if recipe.arch == "resnet50" and any(".shortcut." in name for name in theirs):
+    if ARCHS[recipe.arch].resnet_depth and any(".shortcut." in name for name in theirs):
         raise InputError(
             f"{source}: is a pre-activation ResNet50, as SelfLabel's resnet-10x3k.pth is, and this suite has none; "
             "take SelfLabel's newer resnet50-10x3k_pp.pth or resnet50-1k_pp.pth with format: torchvision"

@@ -28,7 +28,7 @@ from uic_core.methods import METHODS
 from uic_core.methods.labels import draw_initial, update
 from uic_core.methods.method import Method
 from uic_core.methods.order import Order
-from uic_core.models import Network
+from uic_core.models.network import Network
 from uic_core.pretrain.centre_crops import CentreCrops
 from uic_core.pretrain.merge import merge_labels
 from uic_core.pretrain.progress import Progress

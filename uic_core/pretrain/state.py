@@ -12,7 +12,7 @@ import torch
 from uic_core.data import partition
 from uic_core.data.partition import Groups, Labels
 from uic_core.errors import InputError
-from uic_core.models import Network
+from uic_core.models.network import Network
 from uic_core.run.parallel import Ranks
 from uic_core.run.saved_state import State, demand_same, momenta, part, restore_momenta
 

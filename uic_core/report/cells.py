@@ -17,7 +17,7 @@ from pydantic import Field
 
 from uic_core.config import Config, Evaluations
 from uic_core.errors import InputError
-from uic_core.geometry import least_pad
+from uic_core.models import ARCHS, with_fc6
 from uic_core.recipe import External, Strict, load
 
 TABLES = range(1, 8)
@@ -209,13 +209,13 @@ def check_cells(tables_yaml: Path, config: Config) -> None:
 
 def _check_fc6(source: Source, config: Config, where: str) -> None:
     run = config.runs[source.run]
-    least = least_pad(run.arch, run.image_size)
-    if least is None:
+    arch = ARCHS[run.arch]
+    if not arch.windows:
         raise InputError(
-            f"{where}: {source.evaluation} takes alexnet or vgg16, and run {source.run} is {run.arch}; name the column "
+            f"{where}: {source.evaluation} takes {with_fc6()}, and run {source.run} is {run.arch}; name the column "
             "under `absent` of its row"
         )
-    pad = config.evaluations.segmentation.pad
+    pad, least = config.evaluations.segmentation.pad, arch.least_pad(run.image_size)
     if source.evaluation == "segmentation" and pad < least:
         raise InputError(
             f"{where}: evaluations.segmentation.pad of the config: {pad} leaves pixels of run {source.run} without a "

@@ -15,6 +15,7 @@ from uic_core.data.dataset import Dataset, DatasetName  # noqa: E402
 from uic_core.errors import InputError  # noqa: E402
 from uic_core.files import read_yaml  # noqa: E402
 from uic_core.methods import METHODS  # noqa: E402
+from uic_core.models import ARCHS  # noqa: E402
 from uic_core.recipe import load  # noqa: E402
 from uic_core.report.cells import TABLES, check_cells, needed, read_tables  # noqa: E402
 
@@ -23,8 +24,6 @@ TABLES_YAML = Path(workflow.basedir) / "config" / "tables.yaml"
 # One label a result in the report: of a second one that has two values in a category, Snakemake's page makes a toggle,
 # and shows nothing at all where not every combination exists.
 FIGURES = {3: "Class sizes", 4: "Images of the lowest-entropy classes"}
-# Forward and backward of an image of 224 pixels (PROTOCOL section 9): counting them here would import torch in each job.
-TRAINING_GFLOP = {"alexnet": 6.5, "vgg16": 92.7, "resnet50": 24.3}
 # What Table 4 sums up, in figures (of sample images) and tables (of classes) of their own.
 TASKS = {
     "detection": {"figure": "Detections on sample images", "table": "Detection: AP of every class"},
@@ -90,8 +89,7 @@ def time_limit(wildcards, attempt):
     """
     recipe = CONFIG.runs[wildcards.run]
     images = METHODS[recipe.method].passes(recipe).training * recipe.images_of(CONFIG.datasets.imagenet.train_images)
-    gigaflop = next(cost for arch, cost in TRAINING_GFLOP.items() if recipe.arch.startswith(arch))
-    arithmetic = gigaflop * (recipe.image_size / 224) ** 2 / 10_000 / gpus(wildcards)
+    arithmetic = ARCHS[recipe.arch].training_gflop * (recipe.image_size / 224) ** 2 / 10_000 / gpus(wildcards)
     seconds = images * max(arithmetic, 1 / (50 * cpus(wildcards)))
     return min(1440, round(30 + seconds / 60) * attempt)
 
