@@ -15,29 +15,30 @@ if TYPE_CHECKING:
     from uic_core.models.network import Network
 
 
-def resnet50(*, classes: int, image_size: int, sobel: bool, mlp: bool = False) -> Network:
-    """ResNet50 for inputs of any size; `mlp` adds [1x1 conv 2048, BN, ReLU] twice after the pooling."""
+def resnet(*, classes: int, image_size: int, sobel: bool, depth: int = 50, mlp: bool = False) -> Network:
+    """torchvision's ResNet for inputs of any size; `mlp` adds [1x1 conv D, BN, ReLU] twice after the pooling."""
     # Here and not above: the workflow reads the descriptions below, and torchvision takes seconds to import.
     import torchvision
     from torch import nn
 
     from uic_core.models.network import PooledNetwork
 
-    trunk = torchvision.models.resnet50(weights=None)
+    trunk = getattr(torchvision.models, f"resnet{depth}")(weights=None)
+    size = trunk.fc.in_features
     children = OrderedDict(trunk.named_children())
     del children["avgpool"], children["fc"]
     if sobel:
         children["conv1"] = nn.Conv2d(2, 64, 7, stride=2, padding=3, bias=False)
     head: OrderedDict[str, nn.Module] = OrderedDict(avgpool=nn.AdaptiveAvgPool2d(1))
     for number in (1, 2) if mlp else ():
-        head[f"conv{number}"] = nn.Conv2d(RESNET50.embedding_size, RESNET50.embedding_size, 1, bias=False)
-        head[f"bn{number}"] = nn.BatchNorm2d(RESNET50.embedding_size)
+        head[f"conv{number}"] = nn.Conv2d(size, size, 1, bias=False)
+        head[f"bn{number}"] = nn.BatchNorm2d(size)
         head[f"relu{number}"] = nn.ReLU()
     network = PooledNetwork(
-        (RESNET50_MLP if mlp else RESNET50).name,
+        f"resnet{depth}_mlp" if mlp else f"resnet{depth}",
         features=nn.Sequential(children),
         classifier=nn.Sequential(head),
-        embedding_size=RESNET50.embedding_size,
+        embedding_size=size,
         ends={"avgpool": "avgpool", "mlp": "mlp"} if mlp else {"avgpool": "avgpool"},
         classes=classes,
         image_size=image_size,
@@ -53,7 +54,7 @@ def resnet50(*, classes: int, image_size: int, sobel: bool, mlp: bool = False) -
 
 RESNET50 = Architecture(
     name="resnet50",
-    build=resnet50,
+    build=resnet,
     embedding_size=2048,
     training_gflop=24.3,
     matrix_share=0.14,  # what `make bench-gpu` asks for
@@ -66,7 +67,7 @@ RESNET50 = Architecture(
 RESNET50_MLP = replace(
     RESNET50,
     name="resnet50_mlp",
-    build=partial(resnet50, mlp=True),
+    build=partial(resnet, mlp=True),
     training_gflop=24.4,
     probe_layers={"avgpool": None, "mlp": None},
     fewshot_layers=("avgpool", "mlp"),

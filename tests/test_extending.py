@@ -1,0 +1,136 @@
+"""The changes of docs/extending.md, applied to a copy of the tree, do what the page promises."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from uic_core.data.index import build_imagenet
+from uic_core.files import read_yaml
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "extending.md").read_text()
+SMALL = {"image_size": 64, "resize": 73, "images": 0, "batch_size": 16, "precision": "fp32"}
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the tree with every change of the page, in its order."""
+    folder = tmp_path_factory.mktemp("extended")
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    )
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes((ROOT / name).read_bytes())
+    changes = re.findall(r"```diff\n(.*?)```", PAGE, flags=re.DOTALL)
+    assert len(changes) == len(re.findall(r"^## ", PAGE, flags=re.MULTILINE))
+    for change in changes:
+        subprocess.run(["git", "apply", "-"], cwd=folder, input=change, text=True, check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def index(demo_data: SimpleNamespace, extended: Path) -> Path:
+    build_imagenet(demo_data.imagenet, "train").save(extended / "train.npz")
+    build_imagenet(demo_data.imagenet, "val").save(extended / "val.npz")
+    return extended / "train.npz"
+
+
+def environment(extended: Path) -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(extended)}
+
+
+def start(extended: Path, *command: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", *map(str, command)], cwd=extended, text=True, env=environment(extended),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def run(extended: Path, *command: object) -> str:
+    process = start(extended, *command)
+    told, _ = process.communicate()
+    assert process.returncode == 0, told
+    return told
+
+
+def trained(extended: Path, index: Path, name: str, **changes: object) -> tuple[Path, list[object]]:
+    """The folder of a run of config/demo.yaml with these changes, and the command that trains it."""
+    recipe = read_yaml(extended / "config" / "demo.yaml")["runs"][name]
+    folder = extended / "runs" / name
+    folder.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe | SMALL | changes))
+    return folder, ["uic_core.pretrain", "--recipe", folder / "recipe.yaml", "--train-index", index, "--out", folder]
+
+
+def probed(extended: Path, folder: Path, arch: str) -> dict[str, dict[str, float]]:
+    """Values of a short linear probe of a run."""
+    section = read_yaml(extended / "config" / "demo.yaml")["evaluations"]["linear_probe"]
+    few = {key: dict.fromkeys(section[key], 0) for key in ("images", "val_images")}
+    layers = section["layers"] | ({"alexnet": ["conv5"]} if arch == "alexnet" else {})
+    (folder / "probe.yaml").write_text(yaml.safe_dump(section | few | {"layers": layers, "epochs": 2, "lr_steps": [1]}))
+    run(
+        extended, "uic_core.evaluate.linear_probe", "--run", folder.name, "--checkpoint",
+        folder / "checkpoint.safetensors", "--protocol", folder / "probe.yaml", "--train-index", extended / "train.npz",
+        "--val-index", extended / "val.npz", "--out", folder / "linear_probe.json", "--threads", 1,
+    )  # fmt: skip
+    values: dict[str, dict[str, float]] = json.loads((folder / "linear_probe.json").read_text())["values"]
+    return values
+
+
+def test_the_method_trains_resumes_and_is_evaluated(extended: Path, index: Path) -> None:
+    folder, command = trained(extended, index, "upright", epochs=6)
+    process = start(extended, *command)
+    while not (folder / "history.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGUSR1)
+    told, _ = process.communicate()
+    assert process.returncode == 75, told
+    assert "going on from epoch" in run(extended, *command)
+    assert [json.loads(line)["epoch"] for line in (folder / "history.jsonl").read_text().splitlines()] == list(range(6))
+    assert 0 <= probed(extended, folder, "alexnet")["conv5"]["value"] <= 100
+
+
+def test_the_architecture_trains_and_is_evaluated(extended: Path, index: Path) -> None:
+    folder, command = trained(extended, index, "uic_resnet18", epochs=1, classes=4)
+    run(extended, *command)
+    assert "avgpool" in probed(extended, folder, "resnet18")
+
+
+def test_what_was_added_is_checked_planned_and_made(extended: Path) -> None:
+    """The row of the table asks for the run; its evaluations are in the plan, and in the workflow."""
+    demo = ("--config", "config/demo.yaml", "--tables", "config/tables.yaml")
+    assert re.search(r"^pretrain .*", run(extended, "uic_core.overview.plan", *demo), flags=re.MULTILINE)
+    told = run(extended, "uic_core.overview.status", *demo)
+    assert re.search(r"^upright +0/2 epochs +0/1 +linear_probe", told, flags=re.MULTILINE), told
+    code = "from pathlib import Path; from uic_core.files import read_yaml; from uic_core.config import validate; "
+    code += "content = read_yaml(Path('config/demo.yaml')); content['runs']['upright'] |= {'classes': 3}; "
+    code += "validate(content, 'mine.yaml')"
+    told = subprocess.run(
+        [sys.executable, "-c", code], cwd=extended, env=environment(extended),
+        capture_output=True, text=True,
+    ).stderr  # fmt: skip
+    assert "mine.yaml: runs.upright.classes: 3, but an image stands upright or not; write 2" in told
+    process = subprocess.run(
+        [
+            sys.executable, "-m", "snakemake", "-n", "--profile", "profiles/demo", "results/tables/table3.md",
+            "results/metrics/uic_resnet18/fewshot.json",
+        ],
+        cwd=extended, env=environment(extended), capture_output=True, text=True,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    for name in ("upright", "uic_resnet18"):
+        assert re.search(rf"rule pretrain:\n(?:    .*\n)*?    wildcards: run={name}\n", process.stdout), name
