@@ -39,7 +39,7 @@ onerror:
 
 
 wildcard_constraints:
-    dataset="|".join(DATASETS),
+    dataset="|".join(CONFIG.datasets.names),
     run="[A-Za-z0-9_]+",
     split="[a-z]+",
 

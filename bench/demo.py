@@ -33,7 +33,7 @@ def main() -> None:
             print("bench.demo: there is no demo to look at; make demo")
             return
         bars = Bars("demo")
-        report(bars, results, 100 / config.datasets.imagenet.classes)
+        report(bars, results, 100 / config.datasets.folders[config.evaluations.linear_probe.data].classes)
         bars.close()
 
 

@@ -27,7 +27,7 @@ from uic_core.config import LinearProbe
 from uic_core.data import partition, reader, shapes
 from uic_core.data.augment import CROP_UNIFORMS, crop_box, gaussian_blur, normalize
 from uic_core.data.crop import crop
-from uic_core.data.index import Index, build_imagenet
+from uic_core.data.index import Index, build_folder
 from uic_core.evaluate.probes import Probes
 from uic_core.methods import deepcluster, order
 from uic_core.models import build
@@ -114,7 +114,7 @@ def _scenes(folder: Path, images: int, seed: int) -> Index:
         path = folder / "train" / f"class{number % CLASSES:02}" / f"{number:05}.JPEG"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(shapes.draw(random, width, height, [thing], 0.45)[0]).save(path, quality=92)
-    return build_imagenet(folder, "train")
+    return build_folder(folder, "train", "imagenet")
 
 
 def probes(folder: Path) -> None:

@@ -25,7 +25,7 @@ from bench.loader import photographs
 from bench.measure import Bars, seconds
 from uic_core import checkpoint, recipe
 from uic_core.config import Fewshot
-from uic_core.data.index import Index, build_imagenet
+from uic_core.data.index import Index, build_folder
 from uic_core.evaluate import fewshot
 from uic_core.files import read_yaml
 from uic_core.methods.random import Random
@@ -113,7 +113,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         photographs(folder, IMAGES, 84, 84)
-        taken, most, _ = stage(folder, labelled(build_imagenet(folder, "train"), CLASSES))
+        taken, most, _ = stage(folder, labelled(build_folder(folder, "train", "imagenet"), CLASSES))
         bars.at_most("fewshot-minutes", [taken / 60], MINUTES)
         bars.at_most("fewshot-memory-gb", [most / 1e9], GIGABYTES)
     bars.close()

@@ -25,7 +25,7 @@ from uic_core import recipe
 from uic_core.config import Fewshot, LinearProbe
 from uic_core.data import cache
 from uic_core.data.augment import normalize
-from uic_core.data.index import Index, build_imagenet
+from uic_core.data.index import Index, build_folder
 from uic_core.data.loader import Loader
 from uic_core.evaluate import fewshot, ten_crop
 from uic_core.evaluate.frozen import fingerprint
@@ -169,7 +169,7 @@ def main() -> None:
         folder = Path(name)
         print(f"  probes, compute-bound: {BATCH} images of 224 pixels a step, decoded before")
         photographs(folder / "small", BATCH, 280, 256)
-        small = labelled(build_imagenet(folder / "small", "train"), CLASSES)
+        small = labelled(build_folder(folder / "small", "train", "imagenet"), CLASSES)
         found = interleaved(probing(alexnet(224), cache.build(small, folder, "uint8", 256), 256, workers=0))
         bars.at_least("probes-shared-compute-bound", ratios(found["separate"], found["shared"]), 2.7)
         print("  ten-crop test: 10 images of 224 pixels in one batch, heads of one epoch")
@@ -178,7 +178,7 @@ def main() -> None:
 
         print(f"  probes, decode-bound: {2 * BATCH} photographs an epoch, one process decodes, one trains")
         photographs(folder / "large", 2 * BATCH, 1000, 750)
-        large = labelled(build_imagenet(folder / "large", "train"), 20)
+        large = labelled(build_folder(folder / "large", "train", "imagenet"), 20)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         found = interleaved(probing(alexnet(64), large, 256, workers=1))
@@ -189,7 +189,7 @@ def main() -> None:
         native = {"resolutions": {"native": section["resolutions"]["native"]}, "episodes": EPISODES}
         protocol = recipe.parse(Fewshot, section | native, "bench")
         photographs(folder / "mini", IMAGES // 10, 84, 84)
-        tenth = labelled(build_imagenet(folder / "mini", "train"), 20)
+        tenth = labelled(build_folder(folder / "mini", "train", "imagenet"), 20)
         print(f"  few-shot: {EPISODES} episodes of {IMAGES} images, four columns at 84 pixels")
         found = interleaved(few_shot(alexnet(224), tenth, protocol, folder))
         once, again = found.values()

@@ -26,7 +26,7 @@ from bench.measure import PAIRS, Arm, Bars, interleaved, ratios
 from bench.methods import Process, resident, tiled, train
 from bench.precision import trained
 from uic_core.data import cache
-from uic_core.data.index import Index, build_imagenet
+from uic_core.data.index import Index, build_folder
 from uic_core.models import build
 from uic_core.pretrain.loop import Trainer
 from uic_core.recipe import Training
@@ -150,7 +150,7 @@ def main() -> None:
     bars = Bars(f"gpu, {devices.hardware()}")
     with tempfile.TemporaryDirectory() as folder:
         photographs(Path(folder), 768, 500, 375)
-        cached = cache.build(build_imagenet(Path(folder), "train"), Path(folder) / "cache", "uint8", 256)
+        cached = cache.build(build_folder(Path(folder), "train", "imagenet"), Path(folder) / "cache", "uint8", 256)
         for arch in options.arch:
             measure(bars, cached, arch, *CASES[arch], compilers=not options.no_compilers)
     bars.close()

@@ -21,7 +21,7 @@ from torchvision.datasets import ImageFolder
 from bench.measure import Arm, Bars, interleaved, ratios
 from uic_core.data import cache
 from uic_core.data.augment import MEAN, STD, UNIFORMS, augment
-from uic_core.data.index import Index, build_imagenet
+from uic_core.data.index import Index, build_folder
 from uic_core.data.loader import Loader
 from uic_core.run.randomness import uniforms
 
@@ -100,7 +100,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         photographs(folder, IMAGES, 500, 375)
-        index = build_imagenet(folder, "train")
+        index = build_folder(folder, "train", "imagenet")
         sizes = [index.file(position).stat().st_size for position in range(IMAGES)]
         print(f"  {IMAGES} JPEGs of 500×375 pixels, {np.mean(sizes) / 1000:.0f} KB each on the mean")
         indexes = {

@@ -35,7 +35,7 @@ from torchvision.datasets import ImageFolder
 from bench.loader import photographs
 from bench.measure import PAIRS, Bars, interleaved, ratios, seconds
 from uic_core.data.augment import MEAN, STD
-from uic_core.data.index import Index, build_imagenet
+from uic_core.data.index import Index, build_folder
 from uic_core.data.partition import Labels
 from uic_core.methods import deepcluster, parse_run
 from uic_core.models import build
@@ -265,7 +265,7 @@ def compute_bound(bars: Bars, folder: Path, images: int = 256, pairs: int = PAIR
     """
     values = {"image_size": 224, "resize": 256, "classes": images}
     photographs(folder, images, 341, 256)
-    index = tiled(build_imagenet(folder, "train"), images, values["classes"])
+    index = tiled(build_folder(folder, "train", "imagenet"), images, values["classes"])
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
     many, reduced = 6000, PCA
@@ -303,7 +303,7 @@ def decode_bound(bars: Bars, folder: Path, images: int = 320, pairs: int = PAIRS
     """Photographs of three megapixels, decoded more slowly than they are trained on. Returns as `compute_bound`."""
     photographs(folder, 16, 2048, 1536)
     values = {"classes": 64, "batch_size": 32}
-    index = tiled(build_imagenet(folder, "train"), images, values["classes"])
+    index = tiled(build_folder(folder, "train", "imagenet"), images, values["classes"])
     with contextlib.ExitStack() as stack:
         uic, other = started(stack, ("uic", "deepcluster"), values, index)
         interleaved({"uic": uic, "deepcluster": other}, pairs)
@@ -332,7 +332,7 @@ def main() -> None:
 def small(folder: Path, images: int) -> Index:
     """Draw small images, in as many classes as the recipe has."""
     photographs(folder, images, 160, 120)
-    return tiled(build_imagenet(folder, "train"), images, CLASSES)
+    return tiled(build_folder(folder, "train", "imagenet"), images, CLASSES)
 
 
 def started(
@@ -356,9 +356,9 @@ def recipe_of(method: str, **values: Any) -> Training:
         "supervised": {},
     }
     common = {
-        "method": method, "arch": "alexnet", "sobel": True, "classes": CLASSES, "image_size": 64, "resize": 73,
-        "images": 0, "epochs": 10**6, "batch_size": 64, "lr": 0.01, "schedule": "constant", "momentum": 0.9,
-        "weight_decay": 1e-4, "augmentation": "standard", "precision": "auto", "seed": 0,
+        "method": method, "data": "imagenet", "arch": "alexnet", "sobel": True, "classes": CLASSES, "image_size": 64,
+        "resize": 73, "images": 0, "epochs": 10**6, "batch_size": 64, "lr": 0.01, "schedule": "constant",
+        "momentum": 0.9, "weight_decay": 1e-4, "augmentation": "standard", "precision": "auto", "seed": 0,
     }  # fmt: skip
     made = parse_run(common | own[method] | values, "bench")
     assert isinstance(made, Training)

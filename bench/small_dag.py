@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 def small_config() -> dict[str, Any]:
     """config/demo.yaml, shrunk to what proves that the parts fit."""
     config: dict[str, Any] = read_yaml(ROOT / "config" / "demo.yaml")
-    config["datasets"]["imagenet"] |= {"classes": 4, "train_images": 48, "val_images": 16}
+    config["datasets"]["folders"]["imagenet"] |= {"classes": 4, "train_images": 48, "val_images": 16}
     config["datasets"]["voc07"] |= {"trainval_images": 20, "test_images": 20}
     config["datasets"]["voc_segmentation"] |= {"train_images": 6, "val_images": 4}
     config["datasets"]["miniimagenet"] |= {

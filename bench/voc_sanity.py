@@ -97,7 +97,7 @@ def prepare(folder: Path) -> None:
     demo = read_yaml(ROOT / "config" / "demo.yaml")
     folder.mkdir(parents=True, exist_ok=True)
     for name, sizes in DATASETS.items():
-        section = demo["datasets"][name] | sizes | {"root": str(folder / name)}
+        section = (demo["datasets"] | demo["datasets"]["folders"])[name] | sizes | {"root": str(folder / name)}
         written = {"name": name, "generated": True, "seed": 0, "section": section}
         recipe.save(recipe.parse(Dataset, written, name), folder / f"{name}.yaml")
         stage(folder / "log.txt", "uic_core.data.synthetic", "--dataset", folder / f"{name}.yaml", "--threads", 2)

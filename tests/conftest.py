@@ -26,7 +26,15 @@ def demo_data(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         {
             "generated": True,
             "seed": 0,
-            "imagenet": {"root": str(folder / "imagenet"), "classes": 4, "train_images": 48, "val_images": 12},
+            "folders": {
+                "imagenet": {
+                    "root": str(folder / "imagenet"),
+                    "classes": 4,
+                    "train_images": 48,
+                    "val_images": 12,
+                    "source": "ILSVRC-2012 from image-net.org",
+                }
+            },
             "voc07": {"root": str(folder / "voc07"), "trainval_images": 10, "test_images": 8},
             "voc_segmentation": {
                 "root": str(folder / "voc_segmentation"),

@@ -8,8 +8,8 @@ from uic_core.methods import METHODS, parse_run
 from uic_core.recipe import Recipe
 
 SETTINGS = {
-    "method": "uic", "arch": "alexnet", "sobel": True, "classes": 5, "image_size": 64, "resize": 73, "images": 0,
-    "epochs": 2, "batch_size": 16, "lr": 0.01, "schedule": "linear", "momentum": 0.9, "weight_decay": 1e-4,
+    "method": "uic", "data": "imagenet", "arch": "alexnet", "sobel": True, "classes": 5, "image_size": 64, "resize": 73,
+    "images": 0, "epochs": 2, "batch_size": 16, "lr": 0.01, "schedule": "linear", "momentum": 0.9, "weight_decay": 1e-4,
     "augmentation": "standard", "label_view": "training", "balanced": True, "pretrained": "start", "pca": 8,
     "kmeans_iterations": 3, "precision": "fp32", "seed": 3,
 }  # fmt: skip

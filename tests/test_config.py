@@ -37,7 +37,7 @@ def test_the_demo_is_the_same_matrix(paper):
             assert recipe.get(key) == paper["runs"][name].get(key), f"{name}.{key}"
 
 
-NETWORK = {"arch": "alexnet", "sobel": True, "classes": 3000, "image_size": 224, "resize": 256}
+NETWORK = {"data": "imagenet", "arch": "alexnet", "sobel": True, "classes": 3000, "image_size": 224, "resize": 256}
 TRAINING = NETWORK | {
     "images": 0, "epochs": 500, "batch_size": 256, "lr": 0.1, "schedule": "linear", "momentum": 0.9,
     "weight_decay": 0.0001, "augmentation": "standard",
@@ -79,15 +79,15 @@ def test_no_run_goes_unseen(paper):
 
 
 NUMBERS = {
-    "datasets.imagenet": {"classes": 1000, "train_images": 1_281_167, "val_images": 50_000},
+    "datasets.folders.imagenet": {"classes": 1000, "train_images": 1_281_167, "val_images": 50_000},
     "datasets.voc07": {"trainval_images": 5011, "test_images": 4952},
     "datasets.voc_segmentation": {
         "train_list": "train", "train_images": 8498, "val_list": "seg11valid", "val_images": 736
     },
     "datasets.miniimagenet": {"train_classes": 64, "val_classes": 16, "test_classes": 20, "images_per_class": 600},
     "evaluations.linear_probe": {  # section 4
-        "epochs": 32, "batch_size": 256, "lr": 0.1, "lr_steps": [10, 20, 30], "momentum": 0.9, "weight_decay": 0.0,
-        "batch_norm": False,
+        "data": "imagenet", "epochs": 32, "batch_size": 256, "lr": 0.1, "lr_steps": [10, 20, 30], "momentum": 0.9,
+        "weight_decay": 0.0, "batch_norm": False,
     },
     "evaluations.linear_probe.layers": {
         "alexnet": ["conv1", "conv2", "conv3", "conv4", "conv5"], "vgg16": ["conv13"], "resnet50": ["avgpool"],
@@ -205,7 +205,7 @@ def _broken(paper, path, value):
     [
         ("runs.uic_3k.epochz", 3, "runs.uic_3k.epochz: unknown key; did you mean 'epochs'?"),
         ("evaluations.fewshot.shot", 3, "evaluations.fewshot.shot: unknown key; did you mean 'shots'?"),
-        ("datasets.imagenet.rot", "x", "datasets.imagenet.rot: unknown key; did you mean 'root'?"),
+        ("datasets.folders.imagenet.rot", "x", "datasets.folders.imagenet.rot: unknown key; did you mean 'root'?"),
         ("evalutions", {}, "evalutions: unknown key; did you mean 'evaluations'?"),
         ("runs.uic_3k.lr", KeyError, "runs.uic_3k.lr: missing; config/README.md explains the key"),
         ("runs.uic_3k.lr", "1e-4", "runs.uic_3k.lr: Input should be a valid number, not '1e-4' (YAML reads 1e-4 as"),
@@ -221,7 +221,7 @@ def _broken(paper, path, value):
             "runs.uic_3k.method: no method 'moco' (known: uic, finetune, deep",
         ),
         ("runs.uic_3k.classes", 2_000_000, "runs.uic_3k.classes: 2000000 classes for 1281167 images leave"),
-        ("runs.uic_3k.images", 2_000_000, "runs.uic_3k.images: 2000000, but datasets.imagenet.train_images is"),
+        ("runs.uic_3k.images", 2_000_000, "runs.uic_3k.images: 2000000, but datasets.folders.imagenet.train_images is"),
         ("runs.uic_3k.pretrained", "uic_5k", "runs.uic_3k.pretrained: unknown key"),
         ("runs.uic_3k_fft.pretrained", "", "runs.uic_3k_fft.pretrained: String should have at least 1 character"),
         ("runs.uic_3k_fft.pretrained", KeyError, "runs.uic_3k_fft.pretrained: missing; config/README.md explains"),
@@ -234,13 +234,30 @@ def _broken(paper, path, value):
         ("runs.supervised.balanced", False, "runs.supervised.balanced: unknown key; did you mean"),
         ("runs.random_rgb.lr", 0.1, "runs.random_rgb.lr: unknown key; did you mean"),
         ("runs.supervised.epochs", 0, "runs.supervised.epochs: Input should be greater than or equal to 1, not 0"),
+        ("datasets.folders.imagenet.classes", 1, "datasets.folders.imagenet: classes: 1 tells nothing apart; write 0"),
+        ("datasets.folders.voc07", {}, "datasets.folders.voc07.root: missing"),
+        (
+            "datasets.folders.imagenet.val_images",
+            0,
+            "linear_probe.data: imagenet has no validation images; na",
+        ),
+        ("runs.uic_3k.data", "imagnet", "runs.uic_3k.data: no data set 'imagnet' under datasets.folders; did you mean"),
+        (
+            "evaluations.linear_probe.data",
+            "voc07",
+            "linear_probe.data: no data set 'voc07' under datasets.folders; di",
+        ),
         ("datasets.voc_segmentation.val_list", "train", "voc_segmentation: val_list: must not be train_list"),
         ("runs.uic_3k_fft.classes", 10, "runs.uic_3k_fft: classes must equal those of run 'uic_3k'"),
         ("runs.uic_3k.resize", 100, "resize: must not be smaller than image_size"),
         ("runs.supervised.classes", 10, "10, but the data set has 1000 annotated classes"),
         ("evaluations.fewshot.resolutions.native.crop", 100, "crop: must not be larger than resize"),
         ("runs.uic_3k.lr", float("inf"), "runs.uic_3k.lr: Input should be a finite number"),
-        ("datasets.imagenet.root", "", "datasets.imagenet.root: String should have at least 1 character"),
+        (
+            "datasets.folders.imagenet.root",
+            "",
+            "folders.imagenet.root: String should have at least 1 character",
+        ),
         ("evaluations.linear_probe.images.vgg16", KeyError, "evaluations.linear_probe.images: nothing for vgg16"),
         ("evaluations.voc_classification_all.train", "fc6_8", "voc_classification_all.train: must be all, not fc6_8"),
         (
@@ -269,7 +286,7 @@ def _broken(paper, path, value):
             "linear_probe: layers.vgg16: names no layer, or one twice (known",
         ),
         ("evaluations.linear_probe.lr_steps", [10, 5], "lr_steps: [10, 5] must rise and lie between 0 and epochs ("),
-        ("evaluations.linear_probe.images.alexnet", 9**9, "linear_probe.images.alexnet: 387420489, but ImageNet has"),
+        ("evaluations.linear_probe.images.alexnet", 9**9, "linear_probe.images.alexnet: 387420489, but imagenet has"),
         (
             "evaluations.detection.lr_steps",
             [10**7],

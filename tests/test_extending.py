@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from uic_core.data.index import build_imagenet
+from uic_core.data.index import build_folder
 from uic_core.files import read_yaml
 
 ROOT = Path(__file__).parents[1]
@@ -43,8 +43,8 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def index(demo_data: SimpleNamespace, extended: Path) -> Path:
-    build_imagenet(demo_data.imagenet, "train").save(extended / "train.npz")
-    build_imagenet(demo_data.imagenet, "val").save(extended / "val.npz")
+    build_folder(demo_data.imagenet, "train", "imagenet").save(extended / "train.npz")
+    build_folder(demo_data.imagenet, "val", "imagenet").save(extended / "val.npz")
     return extended / "train.npz"
 
 
@@ -108,6 +108,26 @@ def test_the_architecture_trains_and_is_evaluated(extended: Path, index: Path) -
     folder, command = trained(extended, index, "uic_resnet18", epochs=1, classes=4)
     run(extended, *command)
     assert "avgpool" in probed(extended, folder, "resnet18")
+
+
+def test_the_data_set_is_made_checked_and_trained_on(extended: Path) -> None:
+    """By the workflow; and without its class folders."""
+    process = start(extended, "snakemake", "--profile", "profiles/demo", "results/index/photos_train.npz")
+    told, _ = process.communicate()
+    assert process.returncode == 0, told
+    root, flat = extended / "data" / "demo" / "photos", extended / "flat"
+    (flat / "train").mkdir(parents=True)
+    for path in (root / "train").rglob("*.JPEG"):
+        path.rename(flat / "train" / path.name)
+    section = {"root": str(flat), "classes": 0, "train_images": 100, "val_images": 0, "source": ""}
+    written = {"name": "flat", "generated": False, "seed": 0, "section": section}
+    (extended / "flat.yaml").write_text(yaml.safe_dump(written))
+    command = ("uic_core.data.index", "--dataset", "flat.yaml", "--split", "train", "--out", extended / "flat.npz")
+    run(extended, *command)
+    folder, command = trained(extended, extended / "flat.npz", "uic_photos", epochs=1)
+    run(extended, *command)
+    (line,) = (folder / "history.jsonl").read_text().splitlines()
+    assert json.loads(line)["nmi_annotated"] == 0
 
 
 def test_what_was_added_is_checked_planned_and_made(extended: Path) -> None:

@@ -30,10 +30,10 @@ def test_a_section_survives_its_file(tmp_path: Path, section: str, value: Strict
 def test_every_data_set_is_read_back_as_what_it_was(tmp_path: Path) -> None:
     """Their sections are told apart by their keys alone."""
     datasets = Config.model_validate(read_yaml(DEMO)).datasets
-    for name in ("imagenet", "voc07", "voc_segmentation", "miniimagenet"):
+    for name in datasets.names:
         value = datasets.one(name)
         protocol.main(["--section", "dataset", "--value", value.model_dump_json(), "--out", str(tmp_path / "one.yaml")])
-        assert type(load(Dataset, tmp_path / "one.yaml").section) is type(getattr(datasets, name))
+        assert type(load(Dataset, tmp_path / "one.yaml").section) is type(value.section)
 
 
 @pytest.mark.parametrize(

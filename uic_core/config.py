@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from uic_core.data.dataset import Datasets
+from uic_core.data.dataset import Datasets, ImageFolder
 from uic_core.errors import InputError
 from uic_core.methods import METHODS, Run
 from uic_core.models import ARCHS
@@ -18,6 +18,7 @@ from uic_core.recipe import Arch, External, Strict, parse
 class LinearProbe(Strict):
     """Linear classifiers on frozen layers (PROTOCOL section 4)."""
 
+    data: str = Field(description="a name under datasets.folders")
     layers: dict[Arch, list[str]]
     crop: dict[Arch, Literal["random_crop", "resized_crop"]]
     images: dict[Arch, Annotated[int, Field(ge=0)]] = Field(description="training images, 0 = all")
@@ -193,6 +194,16 @@ def seeded(run: str, seed: int) -> str:
     return f"{run}_seed{seed}"
 
 
+def _folder(config: Config, name: str, where: str) -> ImageFolder:
+    """A data set of class folders by its name. Raises InputError with the known ones."""
+    folders = config.datasets.folders
+    if name not in folders:
+        near = difflib.get_close_matches(name, folders, n=1, cutoff=0.0)
+        hint = f"did you mean '{near[0]}'? (known: {', '.join(folders)})" if near else "none is there"
+        raise InputError(f"{where}: no data set '{name}' under datasets.folders; {hint}")
+    return folders[name]
+
+
 def _check_steps(steps: list[int], key: str, end: int) -> None:
     """Refuse learning-rate steps that never come, or not in this order."""
     if steps != sorted(set(steps)) or any(not 0 < step < end for step in steps):
@@ -232,16 +243,17 @@ def validate(value: dict[str, Any], source: str) -> Config:
             )
         if isinstance(recipe, External):
             continue
-        there = config.datasets.imagenet.train_images
+        data = _folder(config, recipe.data, f"{where}.data")
+        there = data.train_images
         images = recipe.images_of(there)
         if recipe.classes > images:
             raise InputError(
                 f"{where}.classes: {recipe.classes} classes for {images} images leave classes empty; lower classes"
             )
         if images > there:
-            raise InputError(f"{where}.images: {images}, but datasets.imagenet.train_images is fewer")
+            raise InputError(f"{where}.images: {images}, but datasets.folders.{recipe.data}.train_images is fewer")
         try:
-            METHODS[recipe.method].check(recipe, config.datasets.imagenet.classes)
+            METHODS[recipe.method].check(recipe, data.classes)
         except ValueError as error:
             raise InputError(f"{where}.{error}") from None
         if recipe.start:
@@ -295,30 +307,35 @@ def _with_seeds(config: Config, source: str) -> Config:
 
 def _check_evaluations(config: Config, where: str) -> None:
     """What would otherwise come out after days of pretraining."""
-    evaluations, imagenet = config.evaluations, config.datasets.imagenet
+    evaluations, probe = config.evaluations, config.evaluations.linear_probe
+    data = _folder(config, probe.data, f"{where}.linear_probe.data")
+    if not data.val_images:
+        raise InputError(f"{where}.linear_probe.data: {probe.data} has no validation images; name another data set")
     for arch in sorted({recipe.arch for recipe in config.runs.values()}):
         for key in ("layers", "crop", "images", "val_images"):
-            if arch not in getattr(evaluations.linear_probe, key):
+            if arch not in getattr(probe, key):
                 raise InputError(f"{where}.linear_probe.{key}: nothing for {arch}, which runs use; add a line")
         if arch not in evaluations.fewshot.layers:
             raise InputError(f"{where}.fewshot.layers: nothing for {arch}, which runs use; add a line")
-        for key, there in (("images", imagenet.train_images), ("val_images", imagenet.val_images)):
-            wanted = getattr(evaluations.linear_probe, key)[arch]
+        for key, there in (("images", data.train_images), ("val_images", data.val_images)):
+            wanted = getattr(probe, key)[arch]
             if wanted > there:
-                raise InputError(f"{where}.linear_probe.{key}.{arch}: {wanted}, but ImageNet has {there}; 0 takes all")
+                raise InputError(
+                    f"{where}.linear_probe.{key}.{arch}: {wanted}, but {probe.data} has {there}; 0 takes all"
+                )
     for name in ("fc6_8", "all"):
         trained = getattr(evaluations, f"voc_classification_{name}").train
         if trained != name:
             raise InputError(f"{where}.voc_classification_{name}.train: must be {name}, not {trained}")
     if evaluations.voc_classification_all.batch_norm == "frozen":
         raise InputError(f"{where}.voc_classification_all.batch_norm: must be affine_trained, ALL trains all layers")
-    fewshot, data = evaluations.fewshot, config.datasets.miniimagenet
-    if fewshot.ways > data.test_classes:
-        raise InputError(f"{where}.fewshot.ways: {fewshot.ways}, but there are {data.test_classes} test classes")
-    if fewshot.shots + fewshot.queries > data.images_per_class:
+    fewshot, mini = evaluations.fewshot, config.datasets.miniimagenet
+    if fewshot.ways > mini.test_classes:
+        raise InputError(f"{where}.fewshot.ways: {fewshot.ways}, but there are {mini.test_classes} test classes")
+    if fewshot.shots + fewshot.queries > mini.images_per_class:
         raise InputError(
             f"{where}.fewshot.queries: {fewshot.shots} shots and {fewshot.queries} queries, but a class has "
-            f"{data.images_per_class} images"
+            f"{mini.images_per_class} images"
         )
     missing = {"upsampled", "native"} - set(fewshot.resolutions)
     if missing:

@@ -53,6 +53,7 @@ class Recipe(_Run):
     """
 
     method: str
+    data: str = Field(description="a name under datasets.folders")
     arch: Arch
     sobel: bool = Field(description="frozen greyscale + Sobel filters before conv1 (paper: AlexNet)")
     classes: int = Field(ge=2, description="K, the width of the top layer; supervised: the annotated classes")

@@ -10,7 +10,7 @@ import numpy as np
 from bench import voc_sanity
 from uic_core import recipe
 from uic_core.data import reader, voc
-from uic_core.data.index import Index, build_imagenet
+from uic_core.data.index import Index, build_folder
 from uic_core.methods import parse_run
 
 
@@ -26,7 +26,7 @@ def test_scenes_are_enlarged_with_their_masks(demo_data: SimpleNamespace, tmp_pa
 
 
 def test_shuffled_labels_are_the_same_labels_on_other_images(demo_data: SimpleNamespace) -> None:
-    index: Index = build_imagenet(demo_data.imagenet, "train")
+    index: Index = build_folder(demo_data.imagenet, "train", "imagenet")
     shuffled = voc_sanity.shuffle(index)
     assert (shuffled.labels != index.labels).mean() > 0.5
     np.testing.assert_array_equal(np.bincount(shuffled.labels), np.bincount(index.labels))

@@ -16,7 +16,7 @@ from PIL import Image
 from uic_core.data import cache, pixels, reader
 from uic_core.data.augment import CROP_UNIFORMS, crop_box
 from uic_core.data.crop import crop
-from uic_core.data.index import Index, build_imagenet
+from uic_core.data.index import Index, build_folder
 from uic_core.data.loader import Loader
 from uic_core.errors import InputError
 from uic_core.run.randomness import uniforms
@@ -38,7 +38,7 @@ def index(tmp_path: Path) -> Index:
             coarse.convert("RGBA").save(path, format="PNG")
         else:
             coarse.convert("L" if number == 3 else "RGB").save(path, format="JPEG", quality=95)
-    return build_imagenet(tmp_path / "imagenet", "train")
+    return build_folder(tmp_path / "imagenet", "train", "imagenet")
 
 
 @pytest.fixture(autouse=True)

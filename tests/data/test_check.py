@@ -15,14 +15,14 @@ from scipy.io import savemat
 from uic_core import recipe
 from uic_core.data import voc
 from uic_core.data.check import check, main
-from uic_core.data.dataset import Dataset, DatasetName, Datasets
+from uic_core.data.dataset import Dataset, Datasets
 from uic_core.errors import InputError
 
 NAMES = ("imagenet", "voc07", "voc_segmentation", "miniimagenet")
 Spoil = Callable[[Path], Any]
 
 
-def changed(datasets: Datasets, dataset: DatasetName, generated: bool = True, **values: Any) -> Dataset:
+def changed(datasets: Datasets, dataset: str, generated: bool = True, **values: Any) -> Dataset:
     one = datasets.one(dataset)
     return one.model_copy(update={"section": one.section.model_copy(update=values), "generated": generated})
 
@@ -211,11 +211,11 @@ def test_absent_and_empty_roots_are_named_before_any_work(
     demo_data: SimpleNamespace, tmp_path: Path, dataset: str
 ) -> None:
     absent = changed(demo_data.datasets, dataset, generated=False, root=str(tmp_path / "absent"))
-    with pytest.raises(InputError, match=rf"datasets\.{dataset}\.root: \S+/absent: there is no such folder"):
+    with pytest.raises(InputError, match=rf"\b{dataset}\.root: \S+/absent: there is no such folder"):
         check(absent)
     (tmp_path / "empty").mkdir()
     empty = changed(demo_data.datasets, dataset, generated=False, root=str(tmp_path / "empty"))
-    with pytest.raises(InputError, match=rf"datasets\.{dataset}\.root: \S+/empty: the folder is empty") as caught:
+    with pytest.raises(InputError, match=rf"\b{dataset}\.root: \S+/empty: the folder is empty") as caught:
         check(empty)
     source = {"imagenet": "image-net.org", "voc07": "voc2007", "voc_segmentation": "voc2012", "miniimagenet": "Ravi"}
     assert source[dataset] in str(caught.value).splitlines()[-1]
@@ -276,5 +276,5 @@ def test_the_stage(demo_data: SimpleNamespace, tmp_path: Path, capsys: pytest.Ca
     with pytest.raises(SystemExit) as caught:
         main(command)
     assert caught.value.code == 2
-    assert "error: datasets.imagenet.root: " in capsys.readouterr().err
+    assert "error: datasets.folders.imagenet.root: " in capsys.readouterr().err
     assert not out.exists()

@@ -12,8 +12,9 @@ from PIL import Image
 
 from uic_core import recipe
 from uic_core.data import index as module
-from uic_core.data.dataset import Datasets
-from uic_core.data.index import Index, build_imagenet, build_miniimagenet, check_images
+from uic_core.data.check import check
+from uic_core.data.dataset import Dataset, Datasets
+from uic_core.data.index import Index, build_folder, build_miniimagenet, check_images
 from uic_core.errors import InputError
 
 
@@ -55,7 +56,9 @@ def protocol(tmp_path: Path, imagenet: Path, miniimagenet: Path) -> Path:
         {
             "generated": False,
             "seed": 0,
-            "imagenet": {"root": str(imagenet), "classes": 3, "train_images": 12, "val_images": 3},
+            "folders": {
+                "imagenet": {"root": str(imagenet), "classes": 3, "train_images": 12, "val_images": 3, "source": "x"}
+            },
             "voc07": {"root": "unused", "trainval_images": 1, "test_images": 1},
             "voc_segmentation": unused | {"sbd": "", "train_list": "train", "val_list": "val"},
             "miniimagenet": {
@@ -82,7 +85,7 @@ def run(protocol: Path, dataset: str, out: Path) -> None:
 
 
 def test_imagenet_is_listed_in_path_order_with_the_folders_labels(imagenet: Path):
-    index = build_imagenet(imagenet, "train")
+    index = build_folder(imagenet, "train", "imagenet")
     assert index.name == "imagenet_train"
     assert len(index) == 12
     assert index.classes == ("ant", "cat", "cat-2")
@@ -103,7 +106,7 @@ def test_miniimagenet_is_listed_from_its_csv(miniimagenet: Path):
 
 def test_the_fingerprint_follows_path_label_and_size_and_nothing_else(imagenet: Path):
     def fingerprint() -> str:
-        return build_imagenet(imagenet, "train").fingerprint
+        return build_folder(imagenet, "train", "imagenet").fingerprint
 
     first = fingerprint()
     assert len(first) == 16
@@ -122,7 +125,7 @@ def test_the_fingerprint_follows_path_label_and_size_and_nothing_else(imagenet: 
 
 
 def test_a_subset_is_a_seeded_sample_in_index_order(imagenet: Path):
-    index = build_imagenet(imagenet, "train")
+    index = build_folder(imagenet, "train", "imagenet")
     part = index.subset(5, seed=1)
     assert len(part) == len(part.labels) == 5
     assert part.paths.tolist() == sorted(part.paths.tolist())
@@ -142,9 +145,9 @@ def test_a_subset_is_a_seeded_sample_in_index_order(imagenet: Path):
 
 
 def test_save_and_load_keep_everything_and_equal_input_gives_equal_bytes(imagenet: Path, tmp_path: Path):
-    index = build_imagenet(imagenet, "train")
+    index = build_folder(imagenet, "train", "imagenet")
     index.save(tmp_path / "a.npz")
-    build_imagenet(imagenet, "train").save(tmp_path / "b.npz")
+    build_folder(imagenet, "train", "imagenet").save(tmp_path / "b.npz")
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
     with zipfile.ZipFile(tmp_path / "a.npz") as archive:  # numpy writes no clock time into the archive
         assert {entry.date_time[0] for entry in archive.infolist()} == {1980}
@@ -198,7 +201,7 @@ def test_a_foreign_or_hostile_index_is_refused(
 def test_a_missing_or_damaged_index_is_named(imagenet: Path, tmp_path: Path):
     with pytest.raises(InputError, match=r"no\.npz: there is no such index; run snakemake to make it"):
         Index.load(tmp_path / "no.npz")
-    build_imagenet(imagenet, "train").save(tmp_path / "whole.npz")
+    build_folder(imagenet, "train", "imagenet").save(tmp_path / "whole.npz")
     data = (tmp_path / "whole.npz").read_bytes()
     for size in (0, 1, 20, len(data) // 2, len(data) - 1):
         (tmp_path / "cut.npz").write_bytes(data[:size])
@@ -242,7 +245,7 @@ def test_all_unusable_images_are_listed_at_once_and_nothing_is_written(
         run(protocol, "imagenet_train", tmp_path / "out.npz")
     assert exit.value.code == 2
     lines = capsys.readouterr().err.strip().splitlines()
-    assert lines[0] == "error: datasets.imagenet.root: imagenet_train: 4 of 12 images are unusable:"
+    assert lines[0] == "error: datasets.folders.imagenet.root: imagenet_train: 4 of 12 images are unusable:"
     named = [line.split(": ", 1)[0] for line in lines[1:]]
     assert named == [str(path) for path in (cut, folder, *(imagenet / f"train/cat/cat_{i}.JPEG" for i in (2, 3)))]
     assert "truncated" in lines[1]
@@ -252,7 +255,7 @@ def test_all_unusable_images_are_listed_at_once_and_nothing_is_written(
 
 def test_one_process_and_several_find_the_same(imagenet: Path):
     (imagenet / "train/cat/cat_2.JPEG").write_text("no image")
-    index = build_imagenet(imagenet, "train")
+    index = build_folder(imagenet, "train", "imagenet")
     messages = []
     for processes in (1, 2):
         with pytest.raises(InputError) as caught:
@@ -287,21 +290,21 @@ def test_other_sizes_than_the_configs_are_refused(
     with pytest.raises(SystemExit):
         run(protocol, dataset, tmp_path / "out.npz")
     message = capsys.readouterr().err
-    assert f"error: datasets.imagenet.root: {imagenet}: {dataset} has {what}" in message
-    assert "correct datasets.imagenet in the config" in message
+    assert f"error: datasets.folders.imagenet.root: {imagenet}: {dataset} has {what}" in message
+    assert "correct datasets.folders.imagenet in the config" in message
 
 
 def test_wrong_folders_are_named(imagenet: Path, tmp_path: Path):
     with pytest.raises(InputError, match=r"nowhere/train: cannot be read \(No such file or directory\)"):
-        build_imagenet(tmp_path / "nowhere", "train")
+        build_folder(tmp_path / "nowhere", "train", "imagenet")
     (imagenet / "test").mkdir()
     with pytest.raises(InputError, match=r"test: holds no class folders; expected .*<class>/<image>"):
-        build_imagenet(imagenet, "test")
+        build_folder(imagenet, "test", "imagenet")
     (imagenet / "train/loose.JPEG").write_bytes(b"")
     (imagenet / "train/void").mkdir()
     (imagenet / "train/zero").mkdir()
     with pytest.raises(InputError) as caught:
-        build_imagenet(imagenet, "train")
+        build_folder(imagenet, "train", "imagenet")
     lines = str(caught.value).splitlines()
     assert [line.split(": ")[0] for line in lines] == [
         str(imagenet / "train" / name) for name in ("loose.JPEG", "void", "zero")
@@ -334,3 +337,20 @@ def test_a_wrong_split_file_is_named_with_its_line(miniimagenet: Path, text: str
 def test_reading_an_index_imports_no_torch():
     code = "import sys, uic_core.data.index, uic_core.data.reader; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(module.__file__).parents[2]).returncode == 0
+
+
+def test_images_without_class_folders_are_one_class(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    for number in (3, 1, 2):
+        Image.new("RGB", (70, 80), (number, 0, 0)).save(tmp_path / "train" / f"{number}.jpg")
+    written = {"root": str(tmp_path), "classes": 0, "train_images": 3, "val_images": 0, "source": ""}
+    dataset = Dataset.model_validate({"name": "photos", "generated": False, "seed": 0, "section": written})
+    index = module.build(dataset, "train")
+    assert (index.name, index.classes, index.labels.tolist()) == ("photos_train", ("unlabelled",), [0, 0, 0])
+    assert index.paths.tolist() == ["train/1.jpg", "train/2.jpg", "train/3.jpg"]
+    assert "train: 3 images" in check(dataset)
+    (tmp_path / "train" / "cats").mkdir()
+    with pytest.raises(InputError, match=r"train/cats: is a folder, but datasets\.folders\.photos\.classes is 0"):
+        module.build(dataset, "train")
+    with pytest.raises(InputError, match=r"datasets\.folders\.photos\.root: \S+/train/cats: is a folder"):
+        check(dataset)

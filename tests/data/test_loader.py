@@ -20,7 +20,7 @@ from PIL import Image
 
 from uic_core.data import reader
 from uic_core.data.augment import CROP_UNIFORMS, crop_box
-from uic_core.data.index import Index, build_imagenet
+from uic_core.data.index import Index, build_folder
 from uic_core.data.loader import Loader, View
 from uic_core.errors import InputError
 from uic_core.run.randomness import uniforms
@@ -39,7 +39,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
         width, height = rng.permutation([rng.integers(40, 3 * RESIZE), rng.integers(40, 160)]).tolist()
         coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8))
         coarse.resize((width, height), Image.Resampling.BICUBIC).save(folder / f"{image:02}.JPEG", format="JPEG")
-    return build_imagenet(root, "train")
+    return build_folder(root, "train", "imagenet")
 
 
 @pytest.fixture(scope="module", params=[0, 1, 2])
@@ -177,7 +177,7 @@ def test_an_unreadable_image_is_an_input_error_that_names_the_file(index: Index,
     subprocess.run(["cp", "-r", str(index.root), str(root)], check=True)
     bad = root / str(index.paths[6])
     bad.write_bytes(bad.read_bytes()[:200])
-    loader = Loader(build_imagenet(root, "train"), SIZE, RESIZE, 4, workers)
+    loader = Loader(build_folder(root, "train", "imagenet"), SIZE, RESIZE, 4, workers)
     batches = loader.batches(np.arange(14), "resized_crop", 0, 0)
     assert next(batches)[1].tolist() == [0, 1, 2, 3]  # the batch before it comes through
     with pytest.raises(InputError) as caught:

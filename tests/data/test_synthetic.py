@@ -29,7 +29,15 @@ def at(root: Path, seed: int = 0, classes: int = 4, train_list: str = "train") -
     value = {
         "generated": True,
         "seed": seed,
-        "imagenet": {"root": str(root / "imagenet"), "classes": classes, "train_images": 8, "val_images": 4},
+        "folders": {
+            "imagenet": {
+                "root": str(root / "imagenet"),
+                "classes": classes,
+                "train_images": 8,
+                "val_images": 4,
+                "source": "",
+            }
+        },
         "voc07": {"root": str(root / "voc"), "trainval_images": 3, "test_images": 2},
         "voc_segmentation": {
             "root": str(root / "voc"),
@@ -111,7 +119,7 @@ def test_foreign_files_are_refused_and_left_alone(tmp_path: Path) -> None:
     photo = tmp_path / "imagenet" / "train" / "cats" / "mine.jpg"
     photo.parent.mkdir(parents=True)
     photo.write_text("precious")
-    with pytest.raises(InputError, match=r"holds files that were not generated here .* datasets\.imagenet\.root"):
+    with pytest.raises(InputError, match=r"holds files that were not generated here .* data set imagenet another root"):
         synthetic.generate(at(tmp_path).one("imagenet"))
     assert digests(tmp_path) == {"imagenet/train/cats/mine.jpg": hashlib.sha256(b"precious").hexdigest()}
 
@@ -175,8 +183,8 @@ def test_imagenet_layout_and_its_odd_images(demo_data: SimpleNamespace) -> None:
 
 
 def test_grey_images_come_from_every_class(tmp_path: Path) -> None:
-    section = at(tmp_path).imagenet.model_copy(update={"classes": 20, "train_images": 2000})
-    drawing = synthetic.plan(at(tmp_path).model_copy(update={"imagenet": section}).one("imagenet"))
+    section = at(tmp_path).folders["imagenet"].model_copy(update={"classes": 20, "train_images": 2000})
+    drawing = synthetic.plan(at(tmp_path).model_copy(update={"folders": {"imagenet": section}}).one("imagenet"))
     grey = [picture.numbers for picture in drawing.pictures if picture.variant == "grey"]
     assert len(set(grey)) == 20
     assert 40 < len(grey) < 80
@@ -307,7 +315,7 @@ def test_colour_alone_tells_nothing_and_texture_does() -> None:
 
 
 def test_settings_that_cannot_be_drawn_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"datasets\.imagenet\.classes: 81, but .* at most 80 classes"):
+    with pytest.raises(InputError, match=r"imagenet: classes: 81, but .* at most 80 classes"):
         synthetic.plan(at(tmp_path, classes=81).one("imagenet"))
     with pytest.raises(InputError, match=r"datasets\.voc_segmentation\.train_list: '\.\./train' is no plain name"):
         synthetic.plan(at(tmp_path, train_list="../train").one("voc_segmentation"))

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from uic_core import checkpoint, recipe
 from uic_core.config import Clusters, Fewshot, LinearProbe, VocClassification
 from uic_core.data import voc
-from uic_core.data.index import Index, build_imagenet, build_miniimagenet
+from uic_core.data.index import Index, build_folder, build_miniimagenet
 from uic_core.evaluate import clusters, fewshot, linear_probe, voc_classification
 from uic_core.files import read_yaml
 from uic_core.methods import parse_run
@@ -44,7 +44,7 @@ def given(demo_data: SimpleNamespace, tmp_path: Path) -> SimpleNamespace:
     network = build("alexnet", classes=4, image_size=64, sobel=True)
     checkpoint.save(tmp_path / "checkpoint.safetensors", network, made_by, {})
     for split in ("train", "val"):
-        build_imagenet(demo_data.imagenet, split).save(tmp_path / f"{split}.npz")
+        build_folder(demo_data.imagenet, split, "imagenet").save(tmp_path / f"{split}.npz")
     build_miniimagenet(demo_data.miniimagenet, "test").save(tmp_path / "test.npz")
     np.save(tmp_path / "labels.npy", np.arange(48, dtype=np.int32) % 4)
     (tmp_path / "history.jsonl").write_text("")

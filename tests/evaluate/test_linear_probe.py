@@ -23,7 +23,7 @@ from uic_core import checkpoint, recipe
 from uic_core.config import LinearProbe
 from uic_core.data import reader
 from uic_core.data.augment import UNIFORMS, normalize
-from uic_core.data.index import Index, build_imagenet
+from uic_core.data.index import Index, build_folder
 from uic_core.data.loader import Loader
 from uic_core.errors import InputError
 from uic_core.evaluate import heads, linear_probe, probes, ten_crop
@@ -82,7 +82,7 @@ def alexnet() -> Network:
 
 @pytest.fixture(scope="module")
 def indexes(demo_data: SimpleNamespace) -> tuple[Index, Index]:
-    return build_imagenet(demo_data.imagenet, "train"), build_imagenet(demo_data.imagenet, "val")
+    return build_folder(demo_data.imagenet, "train", "imagenet"), build_folder(demo_data.imagenet, "val", "imagenet")
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def colored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Index, Index]:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 pixels = np.asarray(color) + random.normal(0, 40, (66, 70, 3)) + random.normal(0, 5, 3)
                 Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, compress_level=1)
-    return build_imagenet(folder, "train"), build_imagenet(folder, "val")
+    return build_folder(folder, "train", "imagenet"), build_folder(folder, "val", "imagenet")
 
 
 def test_separable_images_are_always_right(colored: tuple[Index, Index]) -> None:

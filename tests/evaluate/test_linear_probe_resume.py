@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 
 from uic_core import checkpoint, recipe
 from uic_core.config import LinearProbe
-from uic_core.data.index import Index, build_imagenet
+from uic_core.data.index import Index, build_folder
 from uic_core.errors import INTERRUPTED, InputError
 from uic_core.evaluate import linear_probe
 from uic_core.evaluate.probes import Probes
@@ -109,7 +109,7 @@ class Run:
 def inputs(demo_data: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("inputs")
     for split in ("train", "val"):
-        build_imagenet(demo_data.imagenet, split).save(folder / f"{split}.npz")
+        build_folder(demo_data.imagenet, split, "imagenet").save(folder / f"{split}.npz")
     made_by = read_yaml(ROOT / "config" / "demo.yaml")["runs"]["random_sobel"] | {"classes": 4}
     torch.manual_seed(0)
     network = build("alexnet", classes=4, image_size=64, sobel=True)

@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.transforms import TenCrop
 
 from uic_core.data import reader
-from uic_core.data.index import Index, build_imagenet
+from uic_core.data.index import Index, build_folder
 from uic_core.errors import InputError
 from uic_core.evaluate.ten_crop import ten_crops
 
@@ -25,7 +25,7 @@ def index(tmp_path: Path) -> Index:
         path = tmp_path / "train" / f"class_{number % 2}" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(random.integers(0, 256, (40 + number, 60 - number, 3), np.uint8)).save(path)
-    return build_imagenet(tmp_path, "train")
+    return build_folder(tmp_path, "train", "imagenet")
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -37,7 +37,7 @@ def test_a_linear_layer_by_hand() -> None:
 
 def test_uic_takes_no_pass_of_its_own_and_deepcluster_one_an_epoch(paper: Config) -> None:
     uic, deepcluster = costs.training(paper, "uic_3k"), costs.training(paper, "deepcluster")
-    images, epochs = paper.datasets.imagenet.train_images, paper.runs["uic_3k"].epochs
+    images, epochs = paper.datasets.folders["imagenet"].train_images, paper.runs["uic_3k"].epochs
     assert uic.images == images * epochs
     assert deepcluster.images == 2 * images * paper.runs["deepcluster"].epochs
     size = costs.network("alexnet", paper.runs["deepcluster"].classes, 224, True)
@@ -47,7 +47,7 @@ def test_uic_takes_no_pass_of_its_own_and_deepcluster_one_an_epoch(paper: Config
 
 
 def test_labels_from_a_centre_crop_take_a_pass_an_epoch_and_fine_tuning_one(paper: Config) -> None:
-    images = paper.datasets.imagenet.train_images
+    images = paper.datasets.folders["imagenet"].train_images
     crop, tuned = costs.training(paper, "uic_3k_center_crop"), costs.training(paper, "uic_3k_fft")
     assert crop.images == 2 * images * paper.runs["uic_3k_center_crop"].epochs
     assert tuned.images == images * (1 + paper.runs["uic_3k_fft"].epochs)
@@ -57,7 +57,7 @@ def test_labels_from_a_centre_crop_take_a_pass_an_epoch_and_fine_tuning_one(pape
 
 def test_probes_decode_every_training_image_an_epoch_and_test_in_few_passes(paper: Config) -> None:
     job = costs.evaluation(paper, "uic_3k", "linear_probe")
-    imagenet = paper.datasets.imagenet
+    imagenet = paper.datasets.folders["imagenet"]
     assert job.images == 32 * imagenet.train_images + 3 * imagenet.val_images
     assert job.needs[0] == ("pretrain", "uic_3k")
 

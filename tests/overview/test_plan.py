@@ -166,7 +166,7 @@ def test_centre_crop_passes_are_planned_in_float32() -> None:
     config = validate(read_yaml(CONFIG / "paper.yaml"), "paper.yaml")
     jobs = plan.jobs_of(config, [("deepcluster", "linear_probe"), ("uic_3k_fft", "linear_probe")])
     size = network("alexnet", 3000, 224, True)
-    images = config.datasets.imagenet.train_images
+    images = config.datasets.folders["imagenet"].train_images
     assert jobs["pretrain", "uic_3k"].exact == 0
     assert jobs["finetune", "uic_3k_fft"].exact == images * size.forward
     size = network("alexnet", config.runs["deepcluster"].classes, 224, True)

@@ -149,7 +149,7 @@ def test_every_data_set_is_checked_though_the_first_is_missing(
 ) -> None:
     content = config.model_dump(mode="json") | {"seeds": {}}
     content["datasets"] = demo_data.datasets.model_dump() | {"generated": False}
-    content["datasets"]["imagenet"]["root"] = str(tmp_path / "nowhere")
+    content["datasets"]["folders"]["imagenet"]["root"] = str(tmp_path / "nowhere")
     content["evaluations"]["fewshot"]["ways"] = 5
     for recipe in content["runs"].values():
         recipe |= {"classes": 4, **({"images": 0} if "images" in recipe else {})}
@@ -164,7 +164,7 @@ def test_every_data_set_is_checked_though_the_first_is_missing(
     assert caught.value.code == 2
     told = capsys.readouterr().out
     assert "imagenet: MISSING" in told
-    assert "datasets.imagenet.root" in told
+    assert "datasets.folders.imagenet.root" in told
     assert "get ILSVRC-2012" in told
     for name in ("voc07", "voc_segmentation", "miniimagenet"):
         assert f"{name}: ok" in told

@@ -16,7 +16,7 @@ from tests.recipes import recipe
 from uic_core import checkpoint
 from uic_core.data import partition, reader
 from uic_core.data.augment import normalize
-from uic_core.data.index import build_imagenet
+from uic_core.data.index import build_folder
 from uic_core.errors import INTERRUPTED
 from uic_core.methods import METHODS, deepcluster
 from uic_core.pretrain import centre_crops, finetune, loop, progress
@@ -31,7 +31,7 @@ OUTPUTS = ("checkpoint.safetensors", "labels.npy", "history.jsonl")
 def small(demo_data, tmp_path):
     """Run the stage on a small recipe: small(folder, **changes) -> the folder."""
     index = tmp_path / "index.npz"
-    build_imagenet(demo_data.imagenet, "train").save(index)
+    build_folder(demo_data.imagenet, "train", "imagenet").save(index)
 
     def run(name, *arguments, **changes):
         folder = tmp_path / name
@@ -236,7 +236,7 @@ def test_deepclusters_top_layer_is_new_each_epoch_and_has_no_momentum(small, alt
 def test_finetune_keeps_the_labels_of_a_centre_crop_pass_and_the_top_layer(small, demo_data, tmp_path):
     """Labels by hand: the argmax in eval mode on the centre crops, by a network that tells the images apart."""
     network, made = checkpoint.load(small("source") / "checkpoint.safetensors")
-    index = build_imagenet(demo_data.imagenet, "train")
+    index = build_folder(demo_data.imagenet, "train", "imagenet")
     files = [index.file(position) for position in range(48)]
     crops = torch.stack([torch.from_numpy(reader.center_crop(reader.read_rgb(file), 73, 64)) for file in files])
     with torch.no_grad():
@@ -481,7 +481,7 @@ def test_an_unreadable_image_is_named(small, demo_data, tmp_path, capsys):
     folder = tmp_path / "imagenet"
     shutil.copytree(demo_data.imagenet, folder)
     small("run", method="random")  # writes the index
-    index = build_imagenet(folder, "train")
+    index = build_folder(folder, "train", "imagenet")
     index.file(7).write_bytes(b"no image")
     index.save(tmp_path / "broken.npz")
     path = tmp_path / "recipe.yaml"

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from tests import recipes
 from uic_core.data import partition
-from uic_core.data.index import Index, build_imagenet
+from uic_core.data.index import Index, build_folder
 from uic_core.methods import deepcluster
 from uic_core.methods.order import Permutation
 from uic_core.models import build
@@ -69,7 +69,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
         path.parent.mkdir(parents=True, exist_ok=True)
         coarse = Image.fromarray(random.integers(0, 256, (6, 7, 3), np.uint8))
         coarse.resize((SHORTER + 2 * number, SHORTER), Image.Resampling.BICUBIC).save(path)
-    return build_imagenet(folder, "train")
+    return build_folder(folder, "train", "imagenet")
 
 
 def alexnet(w: dict[str, Tensor], x: Tensor, *, training: bool) -> tuple[Tensor, Tensor]:

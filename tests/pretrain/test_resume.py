@@ -16,7 +16,7 @@ import pytest
 
 from tests.recipes import recipe
 from uic_core import checkpoint
-from uic_core.data.index import build_imagenet
+from uic_core.data.index import build_folder
 from uic_core.errors import INTERRUPTED
 from uic_core.recipe import save
 from uic_core.run import signals
@@ -73,7 +73,7 @@ class Run:
 @pytest.fixture(scope="session")
 def index(demo_data, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("index") / "index.npz"
-    build_imagenet(demo_data.imagenet, "train").save(path)
+    build_folder(demo_data.imagenet, "train", "imagenet").save(path)
     return path
 
 
@@ -201,7 +201,7 @@ def test_a_state_of_another_recipe_is_refused_with_both_hashes(copied):
 
 
 def test_a_state_of_other_images_is_refused(copied, demo_data, tmp_path):
-    found = build_imagenet(demo_data.imagenet, "val")
+    found = build_folder(demo_data.imagenet, "val", "imagenet")
     found.save(tmp_path / "other.npz")
     copied.index = tmp_path / "other.npz"
     assert "data: " in refused(copied)

@@ -13,7 +13,7 @@ from defusedxml import ElementTree
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from uic_core.data.index import Index, build_imagenet
+from uic_core.data.index import Index, build_folder
 from uic_core.report import figures
 from uic_core.run import metrics
 
@@ -28,7 +28,7 @@ def made(tmp_path: Path, make_metrics: Callable[..., metrics.Metrics]) -> Simple
             path = tmp_path / "images" / "train" / name / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (40 + 5 * number, 40), color).save(path)
-    index = build_imagenet(tmp_path / "images", "train")
+    index = build_folder(tmp_path / "images", "train", "imagenet")
     index.save(tmp_path / "index.npz")
     arrays: dict[str, Any] = {
         "class_sizes": np.array([2, 3, 4, 3, 0]),

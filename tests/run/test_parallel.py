@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.recipes import recipe
-from uic_core.data.index import build_imagenet
+from uic_core.data.index import build_folder
 from uic_core.errors import InputError
 from uic_core.models import build
 from uic_core.pretrain.loop import Trainer
@@ -79,7 +79,7 @@ def test_it_is_refused_before_a_pass_over_all_images(demo_data, method):
     made = recipe(method=method, batch_size=5)
     network = build("alexnet", classes=5, image_size=64, sobel=True)
     with pytest.raises(InputError, match="batch_size: 5 images do not divide over 2 processes"):
-        Trainer(made, build_imagenet(demo_data.imagenet, "train"), network, "", Ranks(0, 2), 0, 300)
+        Trainer(made, build_folder(demo_data.imagenet, "train", "imagenet"), network, "", Ranks(0, 2), 0, 300)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_it_is_refused_before_a_pass_over_all_images(demo_data, method):
 )
 def test_two_processes_leave_what_one_leaves(demo_data, tmp_path, changes):
     """Gradients (as the weights they lead to), labels, order and coverage."""
-    build_imagenet(demo_data.imagenet, "train").save(tmp_path / "index.npz")
+    build_folder(demo_data.imagenet, "train", "imagenet").save(tmp_path / "index.npz")
     (tmp_path / "script.py").write_text(textwrap.dedent(SCRIPT))
     save(recipe(**BASE | changes), tmp_path / "recipe.yaml")
     for ranks in (1, 2):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tests.recipes import recipe
 from uic_core.data import reader
 from uic_core.data.augment import normalize
-from uic_core.data.index import build_imagenet
+from uic_core.data.index import build_folder
 from uic_core.models import build
 from uic_core.pretrain.centre_crops import CentreCrops
 from uic_core.pretrain.loop import Trainer
@@ -65,7 +65,7 @@ def test_passes_over_all_images_are_float32_in_a_bf16_run(
     changes: dict[str, str],
 ) -> None:
     """Their features and logits are those of a plain float32 network with the same weights."""
-    index = build_imagenet(demo_data.imagenet, "train").subset(12, 0)
+    index = build_folder(demo_data.imagenet, "train", "imagenet").subset(12, 0)
     settings = {"batch_size": 8, "schedule": "constant", "precision": "bf16"}
     made = recipe(**settings | changes)
     torch.manual_seed(3)

@@ -20,13 +20,12 @@ from PIL import ExifTags, Image
 from uic_core import recipe
 from uic_core.data import reader, voc
 from uic_core.data.dataset import Dataset, ImageFolder, MiniImageNet, Voc07, VocSegmentation
-from uic_core.data.index import build_miniimagenet, unreadable
+from uic_core.data.index import build_miniimagenet, build_unlabelled, unreadable
 from uic_core.errors import InputError, stage
 from uic_core.files import write_text
+from uic_core.recipe import Strict
 
 _SOURCES = {
-    "imagenet": "get ILSVRC-2012 (classification) from https://image-net.org and unpack it as "
-    "<root>/train/<class>/*.JPEG and <root>/val/<class>/*.JPEG",
     "voc07": "get VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar from "
     "http://host.robots.ox.ac.uk/pascal/VOC/voc2007 and unpack both; root is the folder with VOC2007/ in it",
     "voc_segmentation": "get VOCtrainval_11-May-2012.tar from http://host.robots.ox.ac.uk/pascal/VOC/voc2012; root is "
@@ -35,21 +34,22 @@ _SOURCES = {
     "miniimagenet": "put the images of Ravi & Larochelle's split, 84×84 pixels, in <root>/images and its train.csv, "
     "val.csv and test.csv beside them",
 }
+_CLASSES, _UNLABELLED = "<root>/train/<class>/*.JPEG and <root>/val/<class>/*.JPEG", "<root>/train/*.JPEG"
 _SHOWN = 5
 _MINI_SIZE = (84, 84)
 
 
 class _Findings:
-    """Collects what is there and what is wrong, so that all of it can be told at once."""
+    """Collects what is there and what is wrong, so that all of it can be told at once; `key` is the data set's."""
 
-    def __init__(self, dataset: str, processes: int) -> None:
-        self.dataset, self.processes = dataset, processes
+    def __init__(self, key: str, processes: int) -> None:
+        self.key, self.processes = key, processes
         self.lines: list[str] = []
         self.problems: list[str] = []
 
     def wrong(self, key: str, path: Path, what: str) -> None:
-        """Note a problem with config key `datasets.<dataset>.<key>`."""
-        self.problems.append(f"datasets.{self.dataset}.{key}: {path}: {what}")
+        """Note a problem with a config key of the data set."""
+        self.problems.append(f"{self.key}.{key}: {path}: {what}")
 
     def count(self, key: str, path: Path, what: str, expected: int, found: int) -> None:
         """Note how many there are; a problem if that is not the expected number."""
@@ -60,7 +60,7 @@ class _Findings:
     def decode(self, key: str, files: Iterable[Path]) -> None:
         """Note every image that cannot be read. ImageNet's and miniImageNet's are decoded when they are indexed."""
         for problem in unreadable([str(file) for file in files], self.processes):
-            self.problems.append(f"datasets.{self.dataset}.{key}: {problem}")
+            self.problems.append(f"{self.key}.{key}: {problem}")
 
     def same_size(self, key: str, path: Path, said: tuple[int, int], image: Path) -> None:
         """Note an annotation or mask that is of another (width, height) than its image."""
@@ -87,15 +87,18 @@ def check(dataset: Dataset, processes: int = 1) -> str:
             against found; the last line is the remedy.
     """
     root = Path(dataset.section.root)
-    findings = _Findings(dataset.name, processes)
+    findings = _Findings(dataset.key, processes)
     if not root.is_dir():
         findings.wrong("root", root, "there is no such folder")
     elif not any(root.iterdir()):
         findings.wrong("root", root, "the folder is empty")
     else:
-        _CHECKS[dataset.name](dataset.section, root, findings)
+        _CHECKS[type(dataset.section)](dataset.section, root, findings)
     if findings.problems:
-        remedy = _SOURCES[dataset.name]
+        section = dataset.section
+        remedy = _SOURCES.get(dataset.name, "")
+        if isinstance(section, ImageFolder):
+            remedy = f"get {section.source} and unpack it as {_CLASSES if section.classes else _UNLABELLED}"
         if dataset.generated:
             remedy = (
                 f"python -m uic_core.data.synthetic --dataset <results>/data/{dataset.name}.yaml makes a data set that "
@@ -118,10 +121,19 @@ def main(arguments: list[str] | None = None) -> None:
         print(found, end="")
 
 
-def _imagenet(section: ImageFolder, root: Path, findings: _Findings) -> None:
+def _folder(section: ImageFolder, root: Path, findings: _Findings) -> None:
+    if not section.classes:
+        try:
+            index = build_unlabelled(root, "train", findings.key.rpartition(".")[2])
+            findings.count("train_images", root / "train", "images", section.train_images, len(index))
+        except InputError as error:
+            findings.problems.append(f"{findings.key}.root: {error}")
+        return
     classes: dict[str, set[str]] = {}
     for split, expected in (("train", section.train_images), ("val", section.val_images)):
         folder = root / split
+        if not expected:
+            continue
         if not folder.is_dir():
             findings.wrong("root", folder, "there is no such folder")
             continue
@@ -157,7 +169,7 @@ def _voc07(section: Voc07, root: Path, findings: _Findings) -> None:
                 objects.update(voc.CLASSES[label] for label in annotation.labels)
                 findings.same_size(key, path, (annotation.width, annotation.height), voc.image_path(root, 2007, image))
             except InputError as error:
-                findings.problems.append(f"datasets.voc07.{key}: {error}")
+                findings.problems.append(f"{findings.key}.{key}: {error}")
         findings.lines.append(f"{split}: {objects.total()} objects of {len(objects)} classes")
 
 
@@ -180,7 +192,7 @@ def _segmentation(section: VocSegmentation, root: Path, findings: _Findings) -> 
                 height, width = voc.read_mask(one.mask(image)).shape
                 findings.same_size(key, one.mask(image), (width, height), one.image(image))
             except InputError as error:
-                findings.problems.append(f"datasets.voc_segmentation.{key}: {error}")
+                findings.problems.append(f"{findings.key}.{key}: {error}")
 
 
 def _miniimagenet(section: MiniImageNet, root: Path, findings: _Findings) -> None:
@@ -191,7 +203,7 @@ def _miniimagenet(section: MiniImageNet, root: Path, findings: _Findings) -> Non
         try:
             index = build_miniimagenet(root, split)
         except InputError as error:
-            findings.problems.append(f"datasets.miniimagenet.{key}: {error}")
+            findings.problems.append(f"{findings.key}.{key}: {error}")
             continue
         findings.count(key, table, "classes", classes, len(index.classes))
         sizes = np.bincount(index.labels, minlength=len(index.classes)).tolist()
@@ -216,7 +228,7 @@ def _listed(
     try:
         listed = read()
     except InputError as error:
-        findings.problems.append(f"datasets.{findings.dataset}.{keys[0]}: {error}")
+        findings.problems.append(f"{findings.key}.{keys[0]}: {error}")
         return set()
     findings.count(keys[1], path, "images", expected, len(listed))
     return set(listed)
@@ -241,11 +253,11 @@ def _names(folder: Path) -> set[str]:
     return {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
 
 
-_CHECKS: dict[str, Callable[..., None]] = {
-    "imagenet": _imagenet,
-    "voc07": _voc07,
-    "voc_segmentation": _segmentation,
-    "miniimagenet": _miniimagenet,
+_CHECKS: dict[type[Strict], Callable[..., None]] = {
+    ImageFolder: _folder,
+    Voc07: _voc07,
+    VocSegmentation: _segmentation,
+    MiniImageNet: _miniimagenet,
 }
 
 

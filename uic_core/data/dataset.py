@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -10,12 +11,24 @@ from uic_core.recipe import Strict
 
 
 class ImageFolder(Strict):
-    """ImageNet's layout: <root>/train/<class>/*.JPEG and <root>/val/<class>/*.JPEG."""
+    """Images in class folders: <root>/train/<class>/* and <root>/val/<class>/*, as ImageNet has them.
+
+    Without classes, for data that is only pretrained on, the images lie in <root>/train itself.
+    """
 
     root: str = Field(min_length=1)
-    classes: int = Field(ge=2)
+    classes: int = Field(ge=0, description="class folders; 0: there are none")
     train_images: int = Field(ge=1)
-    val_images: int = Field(ge=1)
+    val_images: int = Field(ge=0, description="0: there is no folder val, and no linear probe on this data")
+    source: str = Field(description="where to get it, for the message where it is missing")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ImageFolder:
+        if self.classes == 1:
+            raise ValueError("classes: 1 tells nothing apart; write 0 for images without class folders")
+        if not self.classes and self.val_images:
+            raise ValueError("val_images: validation images take class folders; write 0")
+        return self
 
 
 class Voc07(Strict):
@@ -53,20 +66,25 @@ class MiniImageNet(Strict):
     images_per_class: int = Field(ge=20)
 
 
-DatasetName = Literal["imagenet", "voc07", "voc_segmentation", "miniimagenet"]
+_OTHERS = ("voc07", "voc_segmentation", "miniimagenet")
 
 
 class Dataset(Strict):
     """One of the data sets, as a file of its own: a change to another one reruns nothing here."""
 
-    name: DatasetName
+    name: str
     generated: bool
     seed: int = Field(ge=0)
     section: ImageFolder | Voc07 | VocSegmentation | MiniImageNet
 
+    @property
+    def key(self) -> str:
+        """Its place in the config."""
+        return f"datasets.{'folders.' * isinstance(self.section, ImageFolder)}{self.name}"
+
 
 class Cache(Strict):
-    """ImageNet's training images once more, smaller, for pretraining and linear probes; see uic_core/data/cache.py."""
+    """Training images of `folders` once more, smaller, for pretraining and probes; see uic_core/data/cache.py."""
 
     format: Literal["none", "jpeg", "uint8"]
     side: int = Field(ge=64, description="shorter side, pixels; larger images are resized to it")
@@ -78,12 +96,27 @@ class Datasets(Strict):
 
     generated: bool
     seed: int = Field(ge=0)
-    imagenet: ImageFolder
+    folders: dict[str, ImageFolder] = Field(description="images in class folders, by the name that runs use")
     voc07: Voc07
     voc_segmentation: VocSegmentation
     miniimagenet: MiniImageNet
     cache: Cache
 
-    def one(self, name: DatasetName) -> Dataset:
+    @model_validator(mode="after")
+    def _named(self) -> Datasets:
+        for name in self.folders:
+            if not re.fullmatch(r"[a-z][a-z0-9]*", name) or name in _OTHERS:
+                raise ValueError(
+                    f"folders.{name}: a name is small letters and digits, and none of {', '.join(_OTHERS)}"
+                )
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all data sets."""
+        return (*self.folders, *_OTHERS)
+
+    def one(self, name: str) -> Dataset:
         """A data set by its name."""
-        return Dataset(name=name, generated=self.generated, seed=self.seed, section=getattr(self, name))
+        section = self.folders[name] if name in self.folders else getattr(self, name)
+        return Dataset(name=name, generated=self.generated, seed=self.seed, section=section)

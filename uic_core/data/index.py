@@ -137,8 +137,11 @@ class Index:
         )
 
 
-def build_imagenet(root: Path, split: str) -> Index:
+def build_folder(root: Path, split: str, name: str) -> Index:
     """List `<root>/<split>/<class>/<image>`; whatever lies in a class folder counts as an image.
+
+    Args:
+        name: of the data set.
 
     Raises:
         InputError: no such folder, no class folders, an empty class, or files outside class folders; all at once.
@@ -150,13 +153,28 @@ def build_imagenet(root: Path, split: str) -> Index:
         (classes if entry.is_dir() else strays).append(entry.name)
     if not classes:
         raise InputError(f"{folder}: holds no class folders; expected {folder}/<class>/<image>.JPEG")
-    rows = [(f"{split}/{name}/{entry.name}", name) for name in classes for entry in _scan(folder / name)]
-    problems = [f"{folder / name}: lies outside the class folders; sort it into one, or remove it" for name in strays]
-    for name in sorted(set(classes) - {name for _, name in rows}):
-        problems.append(f"{folder / name}: class folder without images; add its images, or remove it")
+    rows = [(f"{split}/{label}/{entry.name}", label) for label in classes for entry in _scan(folder / label)]
+    problems = [f"{folder / file}: lies outside the class folders; sort it into one, or remove it" for file in strays]
+    for label in sorted(set(classes) - {label for _, label in rows}):
+        problems.append(f"{folder / label}: class folder without images; add its images, or remove it")
     if problems:
         raise InputError("\n".join(problems))
-    return _build(f"imagenet_{split}", Path(root), rows)
+    return _build(f"{name}_{split}", Path(root), rows)
+
+
+def build_unlabelled(root: Path, split: str, name: str) -> Index:
+    """List `<root>/<split>/<image>`, all of one class, `unlabelled`. Raises InputError for a folder among them."""
+    folder = Path(root) / split
+    entries = _scan(folder)
+    for entry in entries:
+        if entry.is_dir():
+            raise InputError(
+                f"{entry.path}: is a folder, but datasets.folders.{name}.classes is 0; move its images up, or "
+                "write the number of class folders"
+            )
+    if not entries:
+        raise InputError(f"{folder}: is empty; expected {folder}/<image>.JPEG")
+    return _build(f"{name}_{split}", Path(root), [(f"{split}/{entry.name}", "unlabelled") for entry in entries])
 
 
 def build_miniimagenet(root: Path, split: str) -> Index:
@@ -219,13 +237,13 @@ def main(arguments: list[str] | None = None) -> None:
             index = build(dataset, options.split)
             check_images(index, options.threads)
         except InputError as error:
-            raise InputError(f"datasets.{dataset.name}.root: {error}") from error
+            raise InputError(f"{dataset.key}.root: {error}") from error
         index.save(options.out)
         print(f"{index.name}: {len(index)} images, {len(index.classes)} classes, fingerprint {index.fingerprint}")
 
 
 def build(dataset: Dataset, split: str) -> Index:
-    """List a split of ImageNet or miniImageNet and hold it against the sizes that the config states.
+    """List a split of class folders or of miniImageNet and hold it against the sizes that the config states.
 
     Raises:
         InputError: see the builders; another data set or split; another number of classes or images, expected
@@ -233,9 +251,10 @@ def build(dataset: Dataset, split: str) -> Index:
     """
     section = dataset.section
     if isinstance(section, ImageFolder) and split in ("train", "val"):
-        index = build_imagenet(Path(section.root), split)
+        build_split = build_folder if section.classes else build_unlabelled
+        index = build_split(Path(section.root), split, dataset.name)
         images = {"train": section.train_images, "val": section.val_images}[split]
-        classes = section.classes
+        classes = section.classes or 1
     elif isinstance(section, MiniImageNet) and split in ("train", "val", "test"):
         index = build_miniimagenet(Path(section.root), split)
         classes = getattr(section, f"{split}_classes")
@@ -247,7 +266,7 @@ def build(dataset: Dataset, split: str) -> Index:
         if expected != actual:
             raise InputError(
                 f"{index.root}: {index.name} has {actual} {what}, expected {expected}; complete the data set, "
-                f"or correct datasets.{dataset.name} in the config"
+                f"or correct {dataset.key} in the config"
             )
     return index
 

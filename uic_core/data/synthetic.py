@@ -71,10 +71,15 @@ def plan(dataset: Dataset) -> Plan:
         InputError: more classes asked for than the shapes can tell apart, or a list name with a path in it.
     """
     name, seed, section = dataset.name, dataset.seed, dataset.section
-    settings = {"version": _VERSION, "dataset": name, "seed": seed, **section.model_dump(exclude={"root", "sbd"})}
+    settings = {
+        "version": _VERSION,
+        "dataset": name,
+        "seed": seed,
+        **section.model_dump(exclude={"root", "sbd", "source"}),
+    }
     home = Path(section.root) / {"voc07": "VOC2007", "voc_segmentation": "VOC2012"}.get(name, "")
     drawing = Plan(home, settings, {"voc07": _draw_voc07, "voc_segmentation": _draw_segmentation}.get(name, _draw))
-    _LAYOUTS[name](drawing, section, seed)
+    _LAYOUTS[type(section)](drawing, section, seed)
     return drawing
 
 
@@ -130,7 +135,7 @@ def _stands(drawing: Plan) -> bool:
         if found:
             raise InputError(
                 f"{home}: holds files that were not generated here (no {MANIFEST}); to use them set datasets.generated "
-                f"to false, else give datasets.{drawing.settings['dataset']}.root another folder"
+                f"to false, else give data set {drawing.settings['dataset']} another root"
             )
         return False
     try:
@@ -173,8 +178,10 @@ def _files(drawing: Plan, processes: int) -> Iterator[tuple[str, bytes]]:
 # ---- layouts ---------------------------------------------------------------------------------------------------
 
 
-def _imagenet(drawing: Plan, section: ImageFolder, seed: int) -> None:
-    _check_classes("datasets.imagenet.classes", section.classes)
+def _folder(drawing: Plan, section: ImageFolder, seed: int) -> None:
+    if not section.classes:
+        raise InputError(f"{section.root}: generated images have class folders; write 2 or more for classes")
+    _check_classes(f"{section.root}: classes", section.classes)
     for split, count in (("train", section.train_images), ("val", section.val_images)):
         for number in range(count):
             label = number % section.classes
@@ -235,11 +242,11 @@ def _segmentation(drawing: Plan, section: VocSegmentation, seed: int) -> None:
         drawing.texts[f"ImageSets/Segmentation/{split}.txt"] = "\n".join(ids) + "\n"
 
 
-_LAYOUTS: dict[str, Callable[..., None]] = {
-    "imagenet": _imagenet,
-    "voc07": _voc07,
-    "voc_segmentation": _segmentation,
-    "miniimagenet": _mini,
+_LAYOUTS: dict[type[recipe.Strict], Callable[..., None]] = {
+    ImageFolder: _folder,
+    Voc07: _voc07,
+    VocSegmentation: _segmentation,
+    MiniImageNet: _mini,
 }
 
 

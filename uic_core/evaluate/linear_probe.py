@@ -109,7 +109,7 @@ def main(arguments: list[str] | None = None) -> None:
                         evaluation="linear_probe",
                         run=options.run,
                         dataset=metrics.Dataset(
-                            name="imagenet",
+                            name=train_index.name.removesuffix("_train"),
                             fingerprint=f"{train_index.fingerprint}+{val_index.fingerprint}",
                             sizes={"train": len(train_index), "val": len(val_index)},
                         ),

@@ -117,9 +117,9 @@ def training(config: Config, run: str) -> Job:
         size = network(recipe.arch, 1000, recipe.image_size, recipe.sobel)
         return Job("external", run, (), "core", bytes=4 * size.parameters)
     size = network(recipe.arch, recipe.classes, recipe.image_size, recipe.sobel)
-    images = recipe.images_of(config.datasets.imagenet.train_images)
+    images = recipe.images_of(config.datasets.folders[recipe.data].train_images)
     passes = METHODS[recipe.method].passes(recipe)
-    needs: tuple[tuple[str, str], ...] = (_train_images(config),)
+    needs: tuple[tuple[str, str], ...] = (_train_images(config, recipe.data),)
     if recipe.start:
         needs += ((config.runs[recipe.start].stage, recipe.start),)
     return Job(
@@ -140,7 +140,8 @@ def evaluation(config: Config, run: str, name: str) -> Job:
     voc = config.datasets.voc07
     if name == "linear_probe":
         flops, images = _linear_probe(config, recipe)
-        needs = tuple(dict.fromkeys((trained, _train_images(config), ("index", "imagenet"))))
+        probed = settings.linear_probe.data
+        needs = tuple(dict.fromkeys((trained, _train_images(config, probed), ("index", probed))))
         return Job(name, run, needs, "core", recipe.arch, flops=flops, images=images)
     if name == "clusters":
         return Job(name, run, (trained,), "core")
@@ -190,7 +191,7 @@ def preparation(config: Config) -> list[Job]:
     data, proposals = config.datasets, config.evaluations.proposals
     mini = sum((data.miniimagenet.train_classes, data.miniimagenet.val_classes, data.miniimagenet.test_classes))
     counts = {
-        "imagenet": data.imagenet.train_images + data.imagenet.val_images,
+        **{name: folder.train_images + folder.val_images for name, folder in data.folders.items()},
         "voc07": data.voc07.trainval_images + data.voc07.test_images,
         "voc_segmentation": data.voc_segmentation.train_images + data.voc_segmentation.val_images,
         "miniimagenet": mini * data.miniimagenet.images_per_class,
@@ -204,10 +205,9 @@ def preparation(config: Config) -> list[Job]:
         jobs.append(Job("check", name, made, "core", images=images if name.startswith("voc") else 0))
         if not name.startswith("voc"):
             jobs.append(Job("index", name, (("check", name),), "core", images=images, bytes=100 * images))
-    if data.cache.format != "none":
-        images, pixels = data.imagenet.train_images, data.cache.side**2 * _ASPECT
-        size = _CACHE[data.cache.format] * pixels * images
-        jobs.append(Job("cache", "imagenet", (("index", "imagenet"),), "core", images=images, bytes=size))
+    for name, folder in data.folders.items() if data.cache.format != "none" else ():
+        size = _CACHE[data.cache.format] * data.cache.side**2 * _ASPECT * folder.train_images
+        jobs.append(Job("cache", name, (("index", name),), "core", images=folder.train_images, bytes=size))
     splits = {"trainval": data.voc07.trainval_images, "test": data.voc07.test_images}
     for split, images in splits.items():
         size = 8 * proposals.max_boxes * images
@@ -215,18 +215,19 @@ def preparation(config: Config) -> list[Job]:
     return jobs
 
 
-def _train_images(config: Config) -> tuple[str, str]:
-    """The job that makes the list of images to train on."""
-    return "index" if config.datasets.cache.format == "none" else "cache", "imagenet"
+def _train_images(config: Config, data: str) -> tuple[str, str]:
+    """The job that makes the list of a data set's images to train on."""
+    return "index" if config.datasets.cache.format == "none" else "cache", data
 
 
 def _linear_probe(config: Config, recipe: Recipe | External) -> tuple[float, float]:
     """(FLOPs, decoded images) of the probes of all layers, training and ten-crop tests."""
-    protocol, imagenet = config.evaluations.linear_probe, config.datasets.imagenet
+    protocol = config.evaluations.linear_probe
+    data = config.datasets.folders[protocol.data]
     arch, layers = recipe.arch, protocol.layers[recipe.arch]
-    trunk, heads, snapshot = _probed(arch, recipe.image_size, recipe.sobel, tuple(layers), imagenet.classes)
-    drawn = (protocol.images[arch] or imagenet.train_images) * protocol.epochs
-    tested = protocol.val_images[arch] or imagenet.val_images
+    trunk, heads, snapshot = _probed(arch, recipe.image_size, recipe.sobel, tuple(layers), data.classes)
+    drawn = (protocol.images[arch] or data.train_images) * protocol.epochs
+    tested = protocol.val_images[arch] or data.val_images
     passes = math.ceil(protocol.epochs / max(1, SNAPSHOT_BYTES // snapshot))
     crops = _CROPS * tested
     flops = drawn * (trunk + (1 + _BACKWARD) * heads) + crops * (passes * trunk + protocol.epochs * heads)

@@ -9,17 +9,14 @@ from pathlib import Path
 
 from uic_core.config import Config, validate
 from uic_core.data.check import check
-from uic_core.data.dataset import DatasetName
 from uic_core.errors import InputError, stage
 from uic_core.files import read_yaml
 
-NAMES: tuple[DatasetName, ...] = ("imagenet", "voc07", "voc_segmentation", "miniimagenet")
 
-
-def verdicts(config: Config, processes: int) -> dict[DatasetName, tuple[bool, str]]:
+def verdicts(config: Config, processes: int) -> dict[str, tuple[bool, str]]:
     """For each data set: whether all of it is there, and what was found, or is wrong and where to get it."""
-    found: dict[DatasetName, tuple[bool, str]] = {}
-    for name in NAMES:
+    found: dict[str, tuple[bool, str]] = {}
+    for name in config.datasets.names:
         dataset = config.datasets.one(name)
         if dataset.generated and not Path(dataset.section.root).exists():
             found[name] = (True, f"{dataset.section.root}: not there yet; the workflow generates it\n")

@@ -51,7 +51,7 @@ def measured(config: Config, gpus: int, cpus: int) -> Rates:
             {arch: _mean(pool, copies, partial(_training_rate, recipe, precision)) for arch, recipe in largest.items()}
             for precision in ("", "fp32")
         )
-        dataset = config.datasets.one("imagenet")
+        dataset = config.datasets.one(next(iter(config.datasets.folders)))
         if dataset.generated:
             with tempfile.TemporaryDirectory() as folder:
                 few = dataset.section.model_copy(

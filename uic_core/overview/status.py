@@ -121,7 +121,7 @@ def _made_by(config: Config, log: Path) -> Path:
     if owner == "data":
         kind, _, name = job.partition("_")
         if kind == "cache":
-            return results / "index" / "imagenet_train_cached.npz"
+            return results / "index" / f"{name}_train_cached.npz"
         suffix = {"check": ("data", ".checked"), "index": ("index", ".npz"), "synthetic": ("data", ".generated")}
         if kind in suffix:
             return results / suffix[kind][0] / f"{name}{suffix[kind][1]}"

@@ -3,7 +3,6 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import get_args
 
 from snakemake.exceptions import WorkflowError
 
@@ -11,7 +10,7 @@ from snakemake.exceptions import WorkflowError
 sys.path.insert(0, str(workflow.basedir))
 
 from uic_core.config import validate  # noqa: E402
-from uic_core.data.dataset import Dataset, DatasetName  # noqa: E402
+from uic_core.data.dataset import Dataset  # noqa: E402
 from uic_core.errors import InputError  # noqa: E402
 from uic_core.files import read_yaml  # noqa: E402
 from uic_core.methods import METHODS  # noqa: E402
@@ -19,7 +18,6 @@ from uic_core.models import ARCHS  # noqa: E402
 from uic_core.recipe import load  # noqa: E402
 from uic_core.report.cells import TABLES, check_cells, needed, read_tables  # noqa: E402
 
-DATASETS = get_args(DatasetName)
 TABLES_YAML = Path(workflow.basedir) / "config" / "tables.yaml"
 # One label a result in the report: of a second one that has two values in a category, Snakemake's page makes a toggle,
 # and shows nothing at all where not every combination exists.
@@ -88,7 +86,8 @@ def time_limit(wildcards, attempt):
     At most a day, after which it queues again and goes on; of less, every retry asks more.
     """
     recipe = CONFIG.runs[wildcards.run]
-    images = METHODS[recipe.method].passes(recipe).training * recipe.images_of(CONFIG.datasets.imagenet.train_images)
+    images = METHODS[recipe.method].passes(recipe).training
+    images *= recipe.images_of(CONFIG.datasets.folders[recipe.data].train_images)
     arithmetic = ARCHS[recipe.arch].training_gflop * (recipe.image_size / 224) ** 2 / 10_000 / gpus(wildcards)
     seconds = images * max(arithmetic, 1 / (50 * cpus(wildcards)))
     return min(1440, round(30 + seconds / 60) * attempt)
@@ -133,10 +132,22 @@ def generated(wildcards):
     return f"{RESULTS}/data/{wildcards.dataset}.generated" if CONFIG.datasets.generated else []
 
 
-def train_index():
-    """ImageNet's training images: from their files, or from the cache if the config asks for one."""
+def train_index(data):
+    """A data set's training images: from their files, or from the cache if the config asks for one."""
     cached = "" if CONFIG.datasets.cache.format == "none" else "_cached"
-    return f"{RESULTS}/index/imagenet_train{cached}.npz"
+    return f"{RESULTS}/index/{data}_train{cached}.npz"
+
+
+def run_index(wildcards):
+    """The images that a run trains on."""
+    return train_index(CONFIG.runs[wildcards.run].data)
+
+
+def labelled_index(run):
+    """The images of a run's pseudo-labels, from their files."""
+    if CONFIG.runs[run].stage == "external":
+        raise WorkflowError(f"runs.{run}: was trained elsewhere, so there are no pseudo-labels to look at")
+    return f"{RESULTS}/index/{CONFIG.runs[run].data}_train.npz"
 
 
 def shows(number):

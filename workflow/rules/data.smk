@@ -1,6 +1,6 @@
 # Data sets on disk -> checked data sets -> indices (files, labels, fingerprint).
 #   in   the folders named in config `datasets` (the demo makes them)
-#   out  results/data/<dataset>.{yaml,checked}, results/index/<dataset>_<split>.npz (and imagenet_train_cached.npz)
+#   out  results/data/<dataset>.{yaml,checked}, results/index/<dataset>_<split>.npz (and <dataset>_train_cached.npz)
 
 
 rule protocol:
@@ -109,13 +109,13 @@ rule index:
 
 rule cache:
     input:
-        f"{RESULTS}/index/imagenet_train.npz",
+        f"{RESULTS}/index/{{dataset}}_train.npz",
     output:
-        f"{RESULTS}/index/imagenet_train_cached.npz",
+        f"{RESULTS}/index/{{dataset}}_train_cached.npz",
     log:
-        f"{RESULTS}/logs/data/cache.log",
+        f"{RESULTS}/logs/data/cache_{{dataset}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/data/cache.tsv"
+        f"{RESULTS}/benchmarks/data/cache_{{dataset}}.tsv"
     priority: 100
     conda:
         "../../envs/core.yaml"
@@ -126,7 +126,7 @@ rule cache:
     params:
         format=CONFIG.datasets.cache.format,
         side=CONFIG.datasets.cache.side,
-        root=CONFIG.datasets.cache.root,
+        root=lambda wildcards: f"{CONFIG.datasets.cache.root}/{wildcards.dataset}",
     shell:
         "python -m uic_core.data.cache --index {input} --format {params.format} --side {params.side}"
         " --root {params.root:q} --out {output} --threads {threads} > {log} 2>&1"

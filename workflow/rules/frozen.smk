@@ -7,8 +7,8 @@ rule linear_probe:
     input:
         checkpoint=f"{RESULTS}/runs/{{run}}/checkpoint.safetensors",
         protocol=f"{RESULTS}/protocols/linear_probe.yaml",
-        train=train_index(),
-        val=f"{RESULTS}/index/imagenet_val.npz",
+        train=train_index(CONFIG.evaluations.linear_probe.data),
+        val=f"{RESULTS}/index/{CONFIG.evaluations.linear_probe.data}_val.npz",
     output:
         f"{RESULTS}/metrics/{{run}}/linear_probe.json",
     log:
@@ -37,7 +37,7 @@ rule clusters:
         labels=f"{RESULTS}/runs/{{run}}/labels.npy",
         history=f"{RESULTS}/runs/{{run}}/history.jsonl",
         protocol=f"{RESULTS}/protocols/clusters.yaml",
-        train=f"{RESULTS}/index/imagenet_train.npz",
+        train=lambda wildcards: labelled_index(wildcards.run),
     output:
         metrics=f"{RESULTS}/metrics/{{run}}/clusters.json",
         arrays=f"{RESULTS}/metrics/{{run}}/clusters.npz",

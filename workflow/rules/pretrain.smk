@@ -1,5 +1,5 @@
 # Index + recipe -> checkpoint, pseudo-labels, history: one folder a run.
-#   in   results/index/imagenet_train.npz (or imagenet_train_cached.npz), config `runs`
+#   in   results/index/<data>_train.npz (or <data>_train_cached.npz), config `runs`
 #   out  results/runs/<run>/{recipe.yaml, checkpoint.safetensors, labels.npy, history.jsonl}
 
 
@@ -26,7 +26,7 @@ rule recipe:
 rule pretrain:
     input:
         recipe=f"{RESULTS}/runs/{{run}}/recipe.yaml",
-        index=train_index(),
+        index=run_index,
     output:
         checkpoint=f"{RESULTS}/runs/{{run}}/checkpoint.safetensors",
         labels=f"{RESULTS}/runs/{{run}}/labels.npy",
@@ -79,7 +79,7 @@ rule external:
 rule finetune:
     input:
         recipe=f"{RESULTS}/runs/{{run}}/recipe.yaml",
-        index=train_index(),
+        index=run_index,
         pretrained=source_checkpoint,
     output:
         checkpoint=f"{RESULTS}/runs/{{run}}/checkpoint.safetensors",

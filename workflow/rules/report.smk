@@ -94,7 +94,7 @@ for number in FIGURES:
         input:
             metrics=f"{RESULTS}/metrics/uic_3k/clusters.json",
             arrays=f"{RESULTS}/metrics/uic_3k/clusters.npz",
-            index=f"{RESULTS}/index/imagenet_train.npz",
+            index=labelled_index("uic_3k"),
         output:
             png=report(
                 f"{RESULTS}/figures/fig{number}.png",
