@@ -60,14 +60,14 @@ voc-sanity: setup  ## whether detection and segmentation learn what can be learn
 	@$(HUGE_PAGES) $(BIN)/python -m bench.voc_sanity
 
 plan: setup  ## jobs, GPU-hours, disk, wall time of CONFIG=config/paper.yaml; GPUS=8, PEAK=312 (TFLOP/s) or MEASURE=1
-	@$(BIN)/python -m uic_core.overview.plan --config $(CONFIG) --tables config/tables.yaml \
+	@$(BIN)/python -m uic_core.overview.plan --config $(CONFIG) \
 		$(if $(GPUS),--gpus $(GPUS)) $(if $(PEAK),--peak $(PEAK)) $(if $(MEASURE),--measure)
 
 check-data: setup  ## whether every data set of CONFIG is there, and where to get what is not
 	@$(BIN)/python -m uic_core.overview.datasets --config $(CONFIG)
 
 status: setup  ## how far the runs of CONFIG have come: epochs, evaluations, jobs, failures
-	@$(BIN)/python -m uic_core.overview.status --config $(CONFIG) --tables config/tables.yaml
+	@$(BIN)/python -m uic_core.overview.status --config $(CONFIG)
 
 lock: setup  ## compile envs/*.in into the lock and the conda environments; UPGRADE=1 takes newer versions
 	$(BIN)/python envs/lock.py $(if $(UPGRADE),--upgrade)

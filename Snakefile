@@ -23,6 +23,7 @@ include: "workflow/rules/cluster.smk"
 
 CONFIG = validated_config()
 RESULTS = CONFIG.results
+TABLES, FIGURES = read_tables(CONFIG.tables_file), read_figures(CONFIG.tables_file)
 refuse_other_scale()
 prepare_shell()
 outlive_time_limits()
@@ -67,6 +68,6 @@ rule all:
     input:
         expand(f"{RESULTS}/tables/table{{number}}.md", number=TABLES),
         expand(f"{RESULTS}/figures/fig{{number}}.png", number=FIGURES),
-        expand(f"{RESULTS}/tables/{{task}}.md", task=TASKS),
-        expand(f"{RESULTS}/figures/{{task}}.png", task=TASKS),
+        expand(f"{RESULTS}/tables/{{task}}.md", task=tasks()),
+        expand(f"{RESULTS}/figures/{{task}}.png", task=tasks()),
         f"{RESULTS}/README.md",

@@ -38,7 +38,7 @@ def main() -> None:
 
 def predict(config: Config) -> float:
     """Seconds that the plan says, at rates measured now."""
-    return plan.wall(plan.everything(config, ROOT / "config" / "tables.yaml"), measured(config, 1, os.cpu_count() or 1))
+    return plan.wall(plan.everything(config), measured(config, 1, os.cpu_count() or 1))
 
 
 def spent(benchmarks: Path) -> float:

@@ -132,7 +132,7 @@ def test_the_data_set_is_made_checked_and_trained_on(extended: Path) -> None:
 
 def test_what_was_added_is_checked_planned_and_made(extended: Path) -> None:
     """The row of the table asks for the run; its evaluations are in the plan, and in the workflow."""
-    demo = ("--config", "config/demo.yaml", "--tables", "config/tables.yaml")
+    demo = ("--config", "config/demo.yaml")
     assert re.search(r"^pretrain .*", run(extended, "uic_core.overview.plan", *demo), flags=re.MULTILINE)
     told = run(extended, "uic_core.overview.status", *demo)
     assert re.search(r"^upright +0/2 epochs +0/1 +linear_probe", told, flags=re.MULTILINE), told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -13,6 +14,8 @@ from uic_core.errors import InputError
 from uic_core.methods import METHODS, Run
 from uic_core.models import ARCHS
 from uic_core.recipe import Arch, External, Strict, parse
+
+_ROOT = Path(__file__).resolve().parents[1]
 
 
 class LinearProbe(Strict):
@@ -176,6 +179,8 @@ class Config(Strict):
 
     scale: Literal["paper", "demo"]
     results: str = Field(min_length=1, description="folder of everything that is made, beside the data sets")
+    tables: str = Field(min_length=1, description="YAML: which cell of which table comes from where")
+    published: str = Field(min_length=1, description="CSV: the numbers that the tables cite")
     datasets: Datasets
     templates: dict[str, Any] = Field(description="recipes that runs are made of by YAML anchors; not read otherwise")
     runs: dict[str, Run]
@@ -183,6 +188,16 @@ class Config(Strict):
         description="further seeds of a run; its tables' cells become means over all of them"
     )
     evaluations: Evaluations
+
+    @property
+    def tables_file(self) -> Path:
+        """Where `tables` is: a path that is not absolute is one in the clone."""
+        return _ROOT / self.tables
+
+    @property
+    def published_file(self) -> Path:
+        """Where `published` is, likewise."""
+        return _ROOT / self.published
 
     def repeats(self, run: str) -> list[str]:
         """The names of all runs of a recipe: itself, and one for each further seed."""

@@ -143,7 +143,7 @@ def parse(model: type[Model], value: dict[str, Any], source: str) -> Model:
 
 
 def _explain(model: Any, item: Any) -> str:
-    where = ".".join(str(part) for part in item["loc"] if not _is_tag(part))
+    where = ".".join(str(part) for part in item["loc"] if not _is_tag(part) and part != "[key]")
     if item["type"] == "extra_forbidden":
         known = _fields_at(model, item["loc"][:-1])
         near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.0)

@@ -90,7 +90,7 @@ def test_it_has_the_jobs_of_the_workflow(name: str, tmp_path: Path) -> None:
     """Rule by rule, but for those that only write a part of the config to a file."""
     path = CONFIG / f"{name}.yaml"
     config = validate(read_yaml(path), str(path))
-    text = plan.report(config, CONFIG / "tables.yaml", assumed(config, 312, 8))
+    text = plan.report(config, assumed(config, 312, 8))
     planned = {match[1]: int(match[2]) for match in re.finditer(r"^(\w+)  +(\d+)  +[\d.]+  +[\d.]+  +", text, re.M)}
     planned = {rule: count for rule, count in planned.items() if not re.match("table|all|alone", rule)}
     process = subprocess.run(
@@ -111,7 +111,7 @@ def test_it_has_the_jobs_of_the_workflow(name: str, tmp_path: Path) -> None:
     asked = dict(
         re.findall(r"^(?:local)?rule (\w+):\n(?:    .*\n)*?    resources: .*?mem_mb=(\d+)", process.stdout, re.M)
     )
-    for job in plan.everything(config, CONFIG / "tables.yaml").values():
+    for job in plan.everything(config).values():
         rule = re.sub("_(fc6_8|all)$", "", job.rule)
         assert job.memory == int(asked[rule]) / 1000, rule
 
@@ -145,7 +145,7 @@ def test_a_wrong_config_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     path = tmp_path / "config.yaml"
     path.write_text((CONFIG / "paper.yaml").read_text().replace("scale: paper", "scales: paper"))
     with pytest.raises(SystemExit) as caught:
-        plan.main(["--config", str(path), "--tables", str(CONFIG / "tables.yaml")])
+        plan.main(["--config", str(path)])
     assert caught.value.code == 2
     assert "did you mean 'scale'?" in capsys.readouterr().err
 

@@ -36,7 +36,7 @@ def state(folder: Path, epoch: int) -> Path:
 
 
 def shown(config: Config, run: str) -> status.RunStatus:
-    (found,) = [each for each in status.runs(config, CONFIG / "tables.yaml") if each.name == run]
+    (found,) = [each for each in status.runs(config) if each.name == run]
     return found
 
 
@@ -125,7 +125,6 @@ def test_the_command_prints_all_of_it_and_the_queue(config: Config, tmp_path: Pa
     process = subprocess.run(
         [
             sys.executable, "-m", "uic_core.overview.status", "--config", str(tmp_path / "config.yaml"),
-            "--tables", str(CONFIG / "tables.yaml"),
         ],
         cwd=CONFIG.parent, capture_output=True, text=True, check=True,
         env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},

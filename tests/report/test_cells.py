@@ -228,7 +228,7 @@ def test_small_is_fine(small: tuple[Path, Path]) -> None:
     ("old", "new", "message"),
     [
         ("title: A table", "titel: A table", "tables.1.titel: unknown key; did you mean 'title'?"),
-        ("  1:\n", "  8:\n", "tables.8: the paper has Tables 1 to 7; give the rows to one of them, with extra: true"),
+        ("  1:\n", "  0:\n", "tables.0: Input should be greater than or equal to 1"),
         ("name: conv3", "name: NMI", "columns: 'NMI' stands twice"),
         ('name: "Cited [1]"', "name: Ours", "rows: 'Ours' stands twice"),
         ("cells: {NMI:", "cells: {NMY:", "unknown column 'NMY'; did you mean 'NMI'?"),

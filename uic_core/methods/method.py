@@ -106,7 +106,7 @@ def any_number(recipe: Recipe, annotated: int) -> None:
 
 @dataclass(frozen=True)
 class Method(Generic[R]):
-    """A method. What it does not say is as UIC has it, without the labels that UIC learns.
+    """A method. Without further parts, labels are drawn once and stay, and every class is drawn equally often.
 
     Attributes:
         recipe: the keys of its runs. A run that does not train is no `Training`, and its initial weights are its

@@ -21,10 +21,10 @@ from uic_core.files import read_yaml
 from uic_core.overview.costs import Job, evaluation, preparation, training
 from uic_core.overview.rates import Rates, assumed
 from uic_core.recipe import External
-from uic_core.report.cells import TABLES, check_cells, needed
+from uic_core.report.cells import all_needed, check_cells, needed, read_figures, read_tables
 
-BESIDE = ("fig3", "fig4", *(f"{kind}_{task}" for task in ("detection", "segmentation") for kind in ("fig", "table")))
-"""What the report shows beside the tables."""
+TASKS = ("detection", "segmentation")
+"""Evaluations with a figure and a table of their own in the report."""
 Key = tuple[str, str]
 
 
@@ -48,11 +48,13 @@ def jobs_of(config: Config, pairs: Iterable[Key], tables: Sequence[str] = ()) ->
     return found
 
 
-def everything(config: Config, tables: Path) -> dict[Key, Job]:
+def everything(config: Config) -> dict[Key, Job]:
     """All jobs of a config, its figures too."""
-    pairs = dict.fromkeys(pair for number in TABLES for pair in needed(tables, number))
-    pairs["uic_3k", "clusters"] = None
-    return jobs_of(config, pairs, [f"table{number}" for number in TABLES] + list(BESIDE))
+    pairs = all_needed(config.tables_file)
+    shown = [f"table{number}" for number in read_tables(config.tables_file)]
+    shown += [f"fig{number}" for number in read_figures(config.tables_file)]
+    shown += [f"{kind}_{task}" for task in TASKS if task in {name for _, name in pairs} for kind in ("fig", "table")]
+    return jobs_of(config, pairs, shown)
 
 
 def wall(jobs: dict[Key, Job], rates: Rates) -> float:
@@ -93,14 +95,10 @@ def wall(jobs: dict[Key, Job], rates: Rates) -> float:
     return now
 
 
-def report(config: Config, tables: Path, rates: Rates) -> str:
-    """The plan as text.
-
-    Args:
-        tables: config/tables.yaml.
-    """
-    pairs = {number: needed(tables, number) for number in TABLES}
-    jobs = everything(config, tables)
+def report(config: Config, rates: Rates) -> str:
+    """The plan as text."""
+    pairs = {number: needed(config.tables_file, number) for number in read_tables(config.tables_file)}
+    jobs = everything(config)
     unit = "GPU-hours" if rates.gpu else "CPU-hours"
     rules: dict[str, list[Job]] = {}
     for job in jobs.values():
@@ -111,8 +109,8 @@ def report(config: Config, tables: Path, rates: Rates) -> str:
         lines, ["rule", "jobs", unit, "longest job, h", "disk, GB", "memory of a job, GB"], floatfmt=".2f"
     )
     rows: list[tuple[str, int, int, float, float, float, str]] = []
-    for number in TABLES:
-        alone = jobs_of(config, pairs[number], [f"table{number}"])
+    for number, shown in pairs.items():
+        alone = jobs_of(config, shown, [f"table{number}"])
         runs = [job for job in alone.values() if job.rule in ("pretrain", "finetune", "external")]
         hours, _, disk, _ = _sums(alone.values(), rates)
         names = textwrap.fill(", ".join(job.run for job in runs), 50)
@@ -152,21 +150,20 @@ def main(arguments: list[str] | None = None) -> None:
     """Print the plan of a config."""
     parser = argparse.ArgumentParser(prog="python -m uic_core.overview.plan", description=__doc__)
     parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--tables", type=Path, required=True, help="config/tables.yaml")
     parser.add_argument("--gpus", type=int, default=8, help="used at once")
     parser.add_argument("--peak", type=float, default=312.0, help="bf16 matrix rate of one GPU, TFLOP/s (A100: 312)")
     parser.add_argument("--measure", action="store_true", help="measure the rates of this machine: a minute or two")
     options = parser.parse_args(arguments)
     with stage():
         config = validate(read_yaml(options.config), str(options.config))
-        check_cells(options.tables, config)
+        check_cells(config.tables_file, config)
         if options.measure:
             from uic_core.overview.measure import measured  # imports torch and the stages
 
             rates = measured(config, options.gpus, os.cpu_count() or 1)
         else:
             rates = assumed(config, options.peak, options.gpus)
-        print(report(config, options.tables, rates), end="")
+        print(report(config, rates), end="")
 
 
 if __name__ == "__main__":

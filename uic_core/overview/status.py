@@ -21,7 +21,7 @@ from uic_core.config import Config, validate
 from uic_core.errors import stage
 from uic_core.files import read_yaml
 from uic_core.recipe import Training
-from uic_core.report.cells import TABLES, check_cells, needed
+from uic_core.report.cells import all_needed, check_cells
 
 _TAIL = 3
 _KILLED = re.compile("oom.kill|out of memory|DUE TO (TIME LIMIT|NODE FAILURE)", re.IGNORECASE)
@@ -39,19 +39,12 @@ class RunStatus:
     missing: tuple[str, ...]
 
 
-def runs(config: Config, tables: Path) -> list[RunStatus]:
-    """The status of every run that a table shows, and of those they start from.
-
-    Args:
-        tables: config/tables.yaml.
-    """
+def runs(config: Config) -> list[RunStatus]:
+    """The status of every run that a table or a figure shows, and of those they start from."""
     evaluations: dict[str, list[str]] = {}
-    for number in TABLES:
-        for run, evaluation in needed(tables, number):
-            for name in config.repeats(run):
-                evaluations.setdefault(name, [])
-                if evaluation not in evaluations[name]:
-                    evaluations[name].append(evaluation)
+    for run, evaluation in all_needed(config.tables_file):
+        for name in config.repeats(run):
+            evaluations.setdefault(name, []).append(evaluation)
     for name in list(evaluations):
         start = config.runs[name].start
         if start:
@@ -158,12 +151,11 @@ def main(arguments: list[str] | None = None) -> None:
     """Print runs, epochs, evaluations, jobs in the queue, and failures with the ends of their logs."""
     parser = argparse.ArgumentParser(prog="python -m uic_core.overview.status", description=__doc__)
     parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--tables", type=Path, required=True, help="config/tables.yaml")
     options = parser.parse_args(arguments)
     with stage():
         config = validate(read_yaml(options.config), str(options.config))
-        check_cells(options.tables, config)
-        found = runs(config, options.tables)
+        check_cells(config.tables_file, config)
+        found = runs(config)
         rows = [
             [
                 run.name,

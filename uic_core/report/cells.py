@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -20,8 +21,6 @@ from uic_core.errors import InputError
 from uic_core.models import ARCHS, with_fc6
 from uic_core.recipe import External, Strict, load
 
-TABLES = range(1, 8)
-"""The paper's tables."""
 PUBLISHED_HEADER = ("table", "row", "column", "value", "source")
 
 
@@ -83,9 +82,10 @@ class Ordering(Strict):
 
 
 class Table(Strict):
-    """One table of the paper, in its order of columns and rows."""
+    """One table, in its order of columns and rows."""
 
     title: str
+    caption: str = Field("", description="what stands under its name in the report")
     stub: str = Field(description="heading of the first column")
     decimals: int = Field(1, ge=0, le=6)
     intervals: bool = Field(False, description="show ± ci95 beside our numbers")
@@ -107,10 +107,19 @@ class Table(Strict):
         }
 
 
+class Figure(Strict):
+    """A figure of a run's pseudo-labels: 3, the sizes of its classes; 4, images of those with the lowest entropy."""
+
+    run: str = Field(min_length=1)
+    title: str
+    caption: str = Field("", description="what stands under its name in the report")
+
+
 class Tables(Strict):
     """config/tables.yaml."""
 
-    tables: dict[int, Table]
+    tables: dict[Annotated[int, Field(ge=1)], Table] = Field(min_length=1)
+    figures: dict[Literal[3, 4], Figure] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -138,24 +147,26 @@ def read_tables(path: Path) -> dict[int, Table]:
 
     Raises:
         InputError: "<file>: tables.<n>…: <what is wrong>": unknown or missing keys; a name that stands twice; a cell,
-            footnote or text that names an unknown row or column; an unknown evaluation; a `{…}` without its fill; a
-            table that the paper does not have.
+            footnote or text that names an unknown row or column; an unknown evaluation; a `{…}` without its fill.
     """
-    changed = path.stat().st_mtime_ns if path.exists() else 0
-    return _read_tables(path, changed)
+    return _read(path, _changed(path)).tables
+
+
+def read_figures(path: Path) -> dict[Literal[3, 4], Figure]:
+    """Number → figure, of the same file. Raises InputError as `read_tables`."""
+    return _read(path, _changed(path)).figures
+
+
+def _changed(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 @functools.lru_cache(maxsize=1)  # a Snakemake asks for its cells forty times, and every job starts two
-def _read_tables(path: Path, _changed: int) -> dict[int, Table]:
-    tables = load(Tables, path).tables
-    for number, table in tables.items():
-        if number not in TABLES:
-            raise InputError(
-                f"{path}: tables.{number}: the paper has Tables {TABLES[0]} to {TABLES[-1]}; give the rows to one of "
-                "them, with extra: true"
-            )
+def _read(path: Path, _: int) -> Tables:
+    found = load(Tables, path)
+    for number, table in found.tables.items():
         _check(table, f"{path}: tables.{number}")
-    return tables
+    return found
 
 
 def table(tables_yaml: Path, number: int) -> Table:
@@ -176,6 +187,13 @@ def needed(tables_yaml: Path, number: int) -> list[tuple[str, str]]:
     return list(dict.fromkeys((source.run, source.evaluation) for source in sources))
 
 
+def all_needed(tables_yaml: Path) -> list[tuple[str, str]]:
+    """The (run, evaluation) pairs of all tables and figures, each once. Raises InputError as `read_tables`."""
+    pairs = [pair for number in read_tables(tables_yaml) for pair in needed(tables_yaml, number)]
+    pairs += [(figure.run, "clusters") for figure in read_figures(tables_yaml).values()]
+    return list(dict.fromkeys(pairs))
+
+
 def check_cells(tables_yaml: Path, config: Config) -> None:
     """Whether every computed cell can be filled at a config's settings: what else came out after the last job.
 
@@ -184,6 +202,11 @@ def check_cells(tables_yaml: Path, config: Config) -> None:
             pseudo-labels of a run that was trained elsewhere; detection or segmentation of an architecture that they
             do not take, or segmentation at too small a padding.
     """
+    for drawn, figure in read_figures(tables_yaml).items():
+        run = config.runs.get(figure.run)
+        if run is None or isinstance(run, External):
+            what = "was trained elsewhere and has no pseudo-labels" if run else "is not in the config"
+            raise InputError(f"{tables_yaml}: figures.{drawn}.run: {figure.run} {what}; name another run")
     for number, table in read_tables(tables_yaml).items():
         for (row, column), source in table.sources().items():
             where = f"{tables_yaml}: tables.{number}: row '{row}', column '{column}'"

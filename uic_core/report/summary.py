@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -11,11 +11,10 @@ import pandas as pd
 from uic_core.errors import InputError, stage
 from uic_core.files import write_text
 from uic_core.report import times
-from uic_core.report.cells import read_tables
+from uic_core.report.cells import all_needed, read_figures, read_tables
 from uic_core.report.page import Block, Grid, Quote, Text, to_html, to_markdown
 from uic_core.report.tables import DEMO
 
-_FIGURES = {3: "Class sizes of the pseudo-labels", 4: "Images of the pseudo-classes with the lowest entropy"}
 _TASKS = {
     "detection": ("Detection", "Boxes found in sample images of VOC07", "AP of every class"),
     "segmentation": ("Segmentation", "Masks of sample images", "IU of every class"),
@@ -34,13 +33,17 @@ _FOLDERS = {
 }
 
 
-def page(titles: dict[int, str], csvs: dict[int, Path], scale: str) -> list[Block]:
+def page(
+    titles: dict[int, str], csvs: dict[int, Path], figures: dict[int, str], tasks: Collection[str], scale: str
+) -> list[Block]:
     """The index: a line a table with how many of its numbers were computed and came within the tolerance, the figures,
     and what else the folder holds.
 
     Args:
         titles: of the tables, by number.
         csvs: the tables' CSV files, by number.
+        figures: the figures' titles, by number.
+        tasks: evaluations with a figure and a table of their own.
         scale: 'demo' or 'paper'.
 
     Raises:
@@ -53,13 +56,15 @@ def page(titles: dict[int, str], csvs: dict[int, Path], scale: str) -> list[Bloc
         files = " ".join(f"[{kind}](tables/table{number}.{kind})" for kind in ("csv", "tex", "html"))
         lines.append([f"[Table {number}](tables/table{number}.md)", titles[number], str(computed), verdict, files])
     head = ["table", "shows", "computed numbers", "within tolerance of the paper", "also as"]
-    figures = [
+    drawn = [
         [f"[Fig. {number}](figures/fig{number}.png)", shows, f"[svg](figures/fig{number}.svg)"]
-        for number, shows in _FIGURES.items()
+        for number, shows in figures.items()
     ]
     classes = []
     for task, (name, pictures, table) in _TASKS.items():
-        figures.append([f"[{name}](figures/{task}.png)", pictures, f"[svg](figures/{task}.svg)"])
+        if task not in tasks:
+            continue
+        drawn.append([f"[{name}](figures/{task}.png)", pictures, f"[svg](figures/{task}.svg)"])
         also = " ".join(f"[{kind}](tables/{task}.{kind})" for kind in ("csv", "html"))
         classes.append([f"[{name} by class](tables/{task}.md)", f"{table}, behind Table 4", also])
     folders = [[f"[{path}]({path})" if path == "times.html" else f"`{path}`", what] for path, what in _FOLDERS.items()]
@@ -67,8 +72,8 @@ def page(titles: dict[int, str], csvs: dict[int, Path], scale: str) -> list[Bloc
         Text("# Results"),
         *([Quote(DEMO)] if scale == "demo" else []),
         Grid(head, lines, ["left", "left", "right", "right", "left"]),
-        Grid(["classes", "shows", "also as"], classes, ["left"] * 3),
-        Grid(["figure", "shows", "also as"], figures, ["left"] * 3),
+        *([Grid(["classes", "shows", "also as"], classes, ["left"] * 3)] if classes else []),
+        *([Grid(["figure", "shows", "also as"], drawn, ["left"] * 3)] if drawn else []),
         Grid(["path", "what it is"], folders, ["left"] * 2),
     ]
 
@@ -94,9 +99,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     with stage():
         titles = {number: table.title for number, table in read_tables(options.tables).items()}
+        figures = {int(number): figure.title for number, figure in read_figures(options.tables).items()}
+        tasks = {evaluation for _, evaluation in all_needed(options.tables)}
         csvs = dict(zip(titles, options.csv, strict=True))
         write_text(options.times, to_html("Jobs", times.page(options.benchmarks)))
-        write_text(options.out, to_markdown(page(titles, csvs, options.scale)))
+        write_text(options.out, to_markdown(page(titles, csvs, figures, tasks, options.scale)))
 
 
 if __name__ == "__main__":

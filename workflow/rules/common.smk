@@ -16,13 +16,11 @@ from uic_core.files import read_yaml  # noqa: E402
 from uic_core.methods import METHODS  # noqa: E402
 from uic_core.models import ARCHS  # noqa: E402
 from uic_core.recipe import load  # noqa: E402
-from uic_core.report.cells import TABLES, check_cells, needed, read_tables  # noqa: E402
+from uic_core.report.cells import all_needed, check_cells, needed, read_figures, read_tables  # noqa: E402
 
-TABLES_YAML = Path(workflow.basedir) / "config" / "tables.yaml"
-# One label a result in the report: of a second one that has two values in a category, Snakemake's page makes a toggle,
-# and shows nothing at all where not every combination exists.
-FIGURES = {3: "Class sizes", 4: "Images of the lowest-entropy classes"}
-# What Table 4 sums up, in figures (of sample images) and tables (of classes) of their own.
+# What a table's cell sums up, in figures (of sample images) and tables (of classes) of their own. One label a result in
+# the report: of a second one that has two values in a category, Snakemake's page makes a toggle, and shows nothing at
+# all where not every combination exists.
 TASKS = {
     "detection": {"figure": "Detections on sample images", "table": "Detection: AP of every class"},
     "segmentation": {"figure": "Segmentations of sample images", "table": "Segmentation: IU of every class"},
@@ -40,7 +38,7 @@ def validated_config():
         for file in files:
             read_yaml(Path(file))
         checked = validate(config, str(os.path.relpath(files[-1])))
-        check_cells(TABLES_YAML, checked)
+        check_cells(checked.tables_file, checked)
         return checked
     except InputError as error:
         raise WorkflowError(f"the config is wrong\n{error}") from None
@@ -150,14 +148,19 @@ def labelled_index(run):
     return f"{RESULTS}/index/{CONFIG.runs[run].data}_train.npz"
 
 
+def tasks():
+    """Those of TASKS that a table shows."""
+    return [task for task in TASKS if task in {evaluation for _, evaluation in all_needed(CONFIG.tables_file)}]
+
+
 def shows(number):
     """What a table shows, in a few words."""
-    return read_tables(TABLES_YAML)[number].title.partition(".")[0]
+    return TABLES[number].title.partition(".")[0]
 
 
 def metrics_of(*tables):
     """The metrics files the given tables take a cell from."""
-    pairs = {pair for table in tables for pair in needed(TABLES_YAML, table)}
+    pairs = {pair for table in tables for pair in needed(CONFIG.tables_file, table)}
     several = {run: ".seeds" for run in CONFIG.seeds if CONFIG.seeds[run]}
     return sorted(f"{RESULTS}/metrics/{run}/{evaluation}{several.get(run, '')}.json" for run, evaluation in pairs)
 

@@ -1,5 +1,5 @@
-# Metrics -> Tables 1-7, Figs. 3 and 4. Each is a target of its own: `snakemake table4`, `snakemake fig3`.
-#   in   results/metrics/<run>/<evaluation>.json, config/tables.yaml, config/published.csv
+# Metrics -> tables and figures. Each is a target of its own: `snakemake table4`, `snakemake fig3`.
+#   in   results/metrics/<run>/<evaluation>.json, the files that config `tables` and `published` name
 #   out  results/metrics/<run>/<evaluation>.seeds.json for runs of several seeds, results/tables/table<n>.{md,csv,tex,html},
 #        results/figures/fig<n>.{png,svg}; on request results/export/<run>/
 
@@ -56,15 +56,15 @@ for number in TABLES:
             f"table{number}"
         input:
             metrics=metrics_of(number),
-            tables=workflow.source_path("../../config/tables.yaml"),
-            published=workflow.source_path("../../config/published.csv"),
+            tables=str(CONFIG.tables_file),
+            published=str(CONFIG.published_file),
         output:
             md=f"{RESULTS}/tables/table{number}.md",
             csv=f"{RESULTS}/tables/table{number}.csv",
             tex=f"{RESULTS}/tables/table{number}.tex",
             html=report(
                 f"{RESULTS}/tables/table{number}.html",
-                caption=f"../report/table{number}.rst",
+                caption="../report/table.rst",
                 category="Tables",
                 labels={"table": f"{number} · {shows(number)}"},
             ),
@@ -80,6 +80,7 @@ for number in TABLES:
         params:
             number=number,
             scale=CONFIG.scale,
+            caption=lambda wildcards, number=number: TABLES[number].caption,
         shell:
             "python -m uic_core.report.tables --table {params.number} --scale {params.scale} --tables {input.tables:q}"
             " --published {input.published:q} --metrics {input.metrics} --out {output.md} --csv {output.csv}"
@@ -92,15 +93,15 @@ for number in FIGURES:
         name:
             f"fig{number}"
         input:
-            metrics=f"{RESULTS}/metrics/uic_3k/clusters.json",
-            arrays=f"{RESULTS}/metrics/uic_3k/clusters.npz",
-            index=labelled_index("uic_3k"),
+            metrics=f"{RESULTS}/metrics/{FIGURES[number].run}/clusters.json",
+            arrays=f"{RESULTS}/metrics/{FIGURES[number].run}/clusters.npz",
+            index=labelled_index(FIGURES[number].run),
         output:
             png=report(
                 f"{RESULTS}/figures/fig{number}.png",
-                caption=f"../report/fig{number}.rst",
+                caption="../report/figure.rst",
                 category="Figures",
-                labels={"figure": f"{number} · {FIGURES[number]}"},
+                labels={"figure": f"{number} · {FIGURES[number].title}"},
             ),
             svg=f"{RESULTS}/figures/fig{number}.svg",
         log:
@@ -115,6 +116,7 @@ for number in FIGURES:
         params:
             number=number,
             scale=CONFIG.scale,
+            caption=lambda wildcards, number=number: FIGURES[number].caption,
         shell:
             "python -m uic_core.report.figures --figure {params.number} --scale {params.scale}"
             " --metrics {input.metrics} --arrays {input.arrays} --index {input.index}"
@@ -124,7 +126,7 @@ for number in FIGURES:
 rule summary:
     input:
         csv=expand(f"{RESULTS}/tables/table{{number}}.csv", number=TABLES),
-        tables=workflow.source_path("../../config/tables.yaml"),
+        tables=str(CONFIG.tables_file),
     output:
         readme=f"{RESULTS}/README.md",
         times=report(
@@ -154,8 +156,8 @@ rule summary:
 # so it always runs and never stands in for the full tables.
 rule partial:
     input:
-        tables=workflow.source_path("../../config/tables.yaml"),
-        published=workflow.source_path("../../config/published.csv"),
+        tables=str(CONFIG.tables_file),
+        published=str(CONFIG.published_file),
     log:
         f"{RESULTS}/logs/report/partial.log",
     benchmark:
@@ -167,10 +169,11 @@ rule partial:
         runtime=10,
     params:
         metrics=lambda wildcards: [file for file in metrics_of(*TABLES) if os.path.exists(file)],
+        numbers=list(TABLES),
         folder=f"{RESULTS}/tables/partial",
         scale=CONFIG.scale,
     shell:
-        "(for number in 1 2 3 4 5 6 7; do"
+        "(for number in {params.numbers}; do"
         " python -m uic_core.report.tables --partial --table $number --scale {params.scale} --tables {input.tables:q}"
         " --published {input.published:q} --metrics {params.metrics} --out {params.folder}/table$number.md"
         " --csv {params.folder}/table$number.csv || exit 1; done) > {log} 2>&1"

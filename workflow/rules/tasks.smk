@@ -1,17 +1,17 @@
 # Detection and segmentation -> pictures of sample images, numbers of every class: what Table 4 sums up. Each is a target
 # of its own: `snakemake fig_detection`, `snakemake table_segmentation`.
-#   in   results/metrics/<run>/<task>.json, <task>_samples.npz of the runs in Table 4, config/tables.yaml
+#   in   results/metrics/<run>/<task>.json, <task>_samples.npz of the runs in a table, the config's `tables`
 #   out  results/figures/<task>.{png,svg}, results/tables/<task>.{md,csv,html}
 
 
-for task in TASKS:
+for task in tasks():
 
     rule:
         name:
             f"fig_{task}"
         input:
             samples=task_samples(task),
-            tables=workflow.source_path("../../config/tables.yaml"),
+            tables=str(CONFIG.tables_file),
         output:
             png=report(
                 f"{RESULTS}/figures/{task}.png",
@@ -41,7 +41,7 @@ for task in TASKS:
             f"table_{task}"
         input:
             metrics=task_metrics(task),
-            tables=workflow.source_path("../../config/tables.yaml"),
+            tables=str(CONFIG.tables_file),
         output:
             md=f"{RESULTS}/tables/{task}.md",
             csv=f"{RESULTS}/tables/{task}.csv",
