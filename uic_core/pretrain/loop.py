@@ -323,7 +323,7 @@ class Trainer:
         )
 
     def _pause(self) -> None:
-        """Stop if a signal came. Called on all ranks while a method prepares an epoch.
+        """Save and stop if a signal came. Called on all ranks while a method prepares an epoch.
 
         The saved state is the one before the preparation, which must not have changed the run yet.
         """

@@ -126,8 +126,7 @@ def read(path: Path) -> Metrics:
     """Read and validate a metrics JSON.
 
     Raises:
-        InputError: the file is missing, is not JSON, has a wrong form or a value that is not finite. The message says
-            how to remake it.
+        InputError: missing, not JSON, of a wrong form or with a value that is not finite; says how to remake the file.
     """
     remedy = "delete the file and run snakemake again"
     try:

@@ -29,7 +29,7 @@ from uic_core.run.parallel import Ranks
 from uic_core.run.signals import Signals
 
 EPOCH_SECONDS = 20
-"""A state is saved at the end of an epoch if the last one is at least this old."""
+"""A state is saved at the end of an epoch if the last one is at least this many seconds old."""
 
 
 class State:
