@@ -1,4 +1,4 @@
-"""What a run leaves: the weights as safetensors, with the recipe in the file's header."""
+"""The checkpoint of a run: the weights as safetensors, with the recipe in the file's header."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from uic_core.models.network import Network
 from uic_core.recipe import External, Recipe
 
 FORMAT = "uic_core/2"
-"""The one key of the header: with several, safetensors would write them in an order of its own each time."""
+"""The only key of the header: safetensors writes several keys in a different order each time."""
 
 
 def percent(coverage: float) -> str:
-    """A share of the weights for the reader; what is not all of them never reads 100.00%."""
+    """Format a share of the weights. A share below 1 never reads 100.00%."""
     return f"{coverage if coverage == 1 else min(coverage, 0.9999):.2%}"
 
 
 def save(path: Path, network: Network, recipe: Recipe | External, extra: dict[str, str]) -> None:
-    """Write the network's state dict and the recipe, atomically; the same weights give the same bytes.
+    """Write the network's state dict and the recipe, atomically. The same weights give the same bytes.
 
     Args:
         extra: further header entries (text).
@@ -44,13 +44,13 @@ def save(path: Path, network: Network, recipe: Recipe | External, extra: dict[st
 
 
 def load(path: Path) -> tuple[Network, Recipe | External]:
-    """Read a checkpoint back: the network in eval mode, float32, on the CPU, and its recipe.
+    """Read a checkpoint: the network in eval mode, float32, on the CPU, and its recipe.
 
-    Every weight is found in the file and the file holds nothing else.
+    The file must hold every weight of the network and nothing else.
 
     Raises:
-        InputError: the file is missing, corrupt, no safetensors (pickles are never opened), not from this suite,
-            or its weights are not those of the recipe's network; or a weight is of another type or not finite.
+        InputError: the file is missing, corrupt, no safetensors (pickles are never opened) or not from this suite;
+            its weights are not those of the recipe's network; or a weight has another type or is not finite.
     """
     remedy = "remake it by running snakemake for its run"
     try:
@@ -64,7 +64,7 @@ def load(path: Path) -> tuple[Network, Recipe | External]:
     if FORMAT not in header:
         raise InputError(f"{path}: is not a checkpoint of this suite (its header lacks {FORMAT}); {remedy}")
     recipe, coverage = _read_header(header[FORMAT], path, remedy)
-    if isinstance(recipe, External):  # of somebody else's network only the file knows
+    if isinstance(recipe, External):  # an external recipe has no `classes`
         top = tensors.get("top.weight")
         classes = max(2, len(top)) if top is not None and top.numel() and top.ndim == 2 else 2
     else:
@@ -89,7 +89,7 @@ def load(path: Path) -> tuple[Network, Recipe | External]:
 
 
 def _read_header(text: str, path: Path, remedy: str) -> tuple[Recipe | External, float]:
-    """(recipe, coverage) from the header's one entry."""
+    """Parse (recipe, coverage) from the header's only entry. Raises InputError if it is damaged."""
     try:
         header = json.loads(text)
         recipe, coverage = dict(header["recipe"]), float(header["coverage"])

@@ -1,4 +1,4 @@
-"""The one exception for mistakes in what the user gave us, and how a stage tells the user. Imports no torch."""
+"""Exceptions for user mistakes and interruptions, and how a stage reports them. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from collections.abc import Iterator
 class InputError(ValueError):
     """A config, file or data set is wrong.
 
-    The message names the file (or config key), what is wrong with it, and the remedy. A traceback is left for our own
-    mistakes.
+    The message names the file (or config key), what is wrong with it, and the remedy. Only bugs of this suite show a
+    traceback.
     """
 
 
 class Interrupted(Exception):
-    """The process was asked to end (SIGTERM, SIGUSR1) and has saved its state: run the same command again."""
+    """The process got SIGTERM or SIGUSR1 and has saved its state. The same command resumes it."""
 
 
 INTERRUPTED = 75
-"""Exit status of an interrupted stage: EX_TEMPFAIL of sysexits.h, try again later."""
+"""Exit status of an interrupted stage: EX_TEMPFAIL of sysexits.h (try again later)."""
 
 
 @contextlib.contextmanager
 def stage() -> Iterator[None]:
-    """Wrap a stage's `main`: a user's mistake becomes `error: …` on stderr and exit status 2, no traceback.
+    """Wrap a stage's `main`: an InputError prints `error: …` to stderr and exits with status 2, without traceback.
 
-    An interrupted stage says what it saved and exits with INTERRUPTED.
+    An interrupted stage prints what it saved and exits with INTERRUPTED.
     """
     try:
         yield

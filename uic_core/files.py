@@ -1,4 +1,4 @@
-"""Files written whole or not at all, YAML read strictly, content hashes. No torch: the report needs this too."""
+"""Atomic writes, folder locks, content hashes, strict YAML. Imports no torch, because the report uses this too."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from uic_core.errors import InputError
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success move it over `path`, on any failure remove it.
 
-    A reader sees the old bytes or the new ones, never half of them.
+    A reader sees either the old bytes or the new ones, never a mixture.
 
     Raises:
-        InputError: the disk is full; nothing stands under the final name that was not there before.
+        InputError: the disk is full; `path` is unchanged.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last: numpy and matplotlib choose the format, or append a suffix, by it.
+    # Keep the suffix last: numpy and matplotlib choose the format by it, or append a suffix if it is missing.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         yield temporary
@@ -46,16 +46,16 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def hold(folder: Path) -> bool:
-    """From now to its end, whatever ends it, this process alone holds `folder`, through a file `.lock` in it.
+    """Take an exclusive lock on `folder`, through a file `.lock` in it, for the life of the process.
 
     Returns:
-        False where the file system has no locks, and nothing is held.
+        False if the file system has no locks; nothing is locked then.
 
     Raises:
-        InputError: another process holds it; says which, where.
+        InputError: another process holds the lock; the message says which one, and where.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)  # its number stays open
+    file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)  # open for the life of the process
     holder = os.read(file, 4096).decode(errors="replace").strip()
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -71,7 +71,7 @@ def hold(folder: Path) -> bool:
 
 
 def _is_full(error: Exception) -> bool:
-    """Whether there was no room to write. numpy and safetensors say so in words of their own, without an errno."""
+    """True if the disk was full. numpy and safetensors report that in the message only, without an errno."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return True
     return bool(re.search(r"os error (28|122|27)\b|\d+ requested and \d+ written", str(error)))
@@ -84,7 +84,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically; NaN and infinities are refused with ValueError."""
+    """Write `value` as indented JSON, atomically. Raises ValueError for NaN and infinities."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
@@ -119,7 +119,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping strictly.
 
     Raises:
-        InputError: the file is missing, is no YAML mapping, has a key twice (YAML would silently keep the last).
+        InputError: the file is missing, is no YAML mapping, or has a duplicate key (YAML would silently keep the last).
     """
     try:
         with open(path, encoding="utf-8") as file:

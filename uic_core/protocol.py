@@ -1,8 +1,7 @@
-"""Stage `protocol`: writes one checked section of the config as a file of its own.
+"""Stage `protocol`: validates one section of the config and writes it to its own file.
 
-Evaluations read that file and not the config, so that a changed setting reruns the evaluation it belongs to and
-nothing else. `--section recipe` does the same for a run, whose recipe is its own part of the config, and
-`--section dataset` for a data set.
+Evaluations read that file instead of the config, so that a changed setting reruns only the evaluation it belongs to.
+`--section recipe` does the same for the recipe of a run, and `--section dataset` for a data set.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from uic_core.methods import parse_run
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Write section `--section` with the JSON `--value` to `--out` as YAML. Exits with 2 on a wrong value."""
+    """Write the section `--section`, given as JSON by `--value`, to `--out` as YAML. Exits with 2 on a wrong value."""
     parser = argparse.ArgumentParser(prog="python -m uic_core.protocol", description=__doc__)
     parser.add_argument("--section", required=True, help="recipe, dataset, or an evaluation's name")
     parser.add_argument("--value", required=True, help="the section as JSON")

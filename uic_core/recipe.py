@@ -1,6 +1,6 @@
 """A recipe: everything that defines a run. Imports no torch, so the workflow can validate a config fast.
 
-The numbers of the paper's recipes are in config/paper.yaml; config/README.md says where each choice comes from.
+The values of the paper's recipes are in config/paper.yaml; config/README.md gives the source of each value.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Arch = Annotated[str, AfterValidator(known)]
 
 
 class Strict(BaseModel):
-    """Base of everything that is read from a config: frozen, no unknown keys, no silent conversions."""
+    """Base of all models read from a config: frozen, no unknown keys, no silent conversions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -32,12 +32,12 @@ class Strict(BaseModel):
 class _Run(Strict):
     @property
     def start(self) -> str:
-        """The run whose checkpoint this one starts from, for methods with a key `pretrained`; '' for all others."""
+        """The run whose checkpoint this one starts from, for methods with the key `pretrained`; else ''."""
         return str(getattr(self, "pretrained", ""))
 
     @property
     def stage(self) -> str:
-        """The stage, and the rule, that makes its checkpoint."""
+        """Name of the stage, and of the rule, that makes the checkpoint."""
         return "finetune" if self.start else "pretrain"
 
     def hash(self) -> str:
@@ -47,9 +47,9 @@ class _Run(Strict):
 
 
 class Recipe(_Run):
-    """A run of this suite: images in, `checkpoint.safetensors` out. Every value that changes the weights is here.
+    """A run of this suite, from images to `checkpoint.safetensors`. Holds every value that changes the weights.
 
-    The keys here are of every method; each method adds its own (uic_core/methods).
+    All methods have these keys; each method adds its own (uic_core/methods).
     """
 
     method: str
@@ -68,16 +68,16 @@ class Recipe(_Run):
 
     @property
     def gpus(self) -> int:
-        """GPUs that its job asks for."""
+        """Number of GPUs the job requests."""
         return 1
 
     def images_of(self, available: int) -> int:
-        """How many of so many images the run has to do with."""
+        """How many of the `available` images the run uses."""
         return available
 
 
 class Training(Recipe):
-    """A run that trains, by whichever method."""
+    """A run that trains, by any method."""
 
     images: int = Field(ge=0, description="train on the first n images of a seeded shuffle; 0 = all of them")
     epochs: int = Field(ge=1)
@@ -91,16 +91,16 @@ class Training(Recipe):
 
     @property
     def gpus(self) -> int:
-        """GPUs that its batch was meant for: the official code's 1024 images are 128 on each of 8."""
+        """Number of GPUs for the batch size: the official code's 1024 images are 128 on each of 8."""
         return 8 if self.batch_size >= 1024 else 1
 
     def images_of(self, available: int) -> int:
-        """How many of so many images the run trains on."""
+        """How many of the `available` images the run trains on."""
         return self.images or available
 
 
 class External(_Run):
-    """A run trained elsewhere: somebody's checkpoint file in, `checkpoint.safetensors` out."""
+    """A run trained elsewhere: converts an external checkpoint file to `checkpoint.safetensors`."""
 
     stage: ClassVar[str] = "external"  # type: ignore[misc]
 
@@ -130,10 +130,10 @@ Model = TypeVar("Model")
 
 
 def parse(model: type[Model], value: dict[str, Any], source: str) -> Model:
-    """Validate `value` as a `model`, or as one of a union; every mistake is named at once.
+    """Validate `value` as a `model` or as a member of a union. All mistakes are reported at once.
 
     Raises:
-        InputError: "<source>: <key>: <what is wrong>", one line a mistake; of an unknown key with the nearest known.
+        InputError: "<source>: <key>: <what is wrong>", one line per mistake; suggests a known key for an unknown one.
     """
     try:
         return TypeAdapter(model).validate_python(value)
@@ -159,13 +159,13 @@ def _explain(model: Any, item: Any) -> str:
     hint = ""
     if item["type"].startswith("float") and isinstance(given, str):
         hint = " (YAML reads 1e-4 as text: write 1.0e-4)"
-    named = item["type"] == "value_error"  # by the message itself
+    named = item["type"] == "value_error"  # its message names the value already
     shown = f", not {given!r}" if isinstance(given, str | int | float | bool) and not named else ""
     return f"{where + ': ' if where else ''}{item['msg'].removeprefix('Value error, ')}{shown}{hint}"
 
 
 def tag(method: str) -> str:
-    """What stands for a method's recipe in a union, and in the places pydantic reports: no key looks like it."""
+    """Tag of a method's recipe in a union, and in the error locations of pydantic. It differs from every key."""
     return f"<{method}>"
 
 
@@ -194,7 +194,7 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _method(model: type[BaseModel]) -> str:
-    """The method whose recipe a model is."""
+    """Name of the method whose recipe `model` is."""
     (name,) = get_args(model.model_fields["method"].annotation)
     return str(name)
 

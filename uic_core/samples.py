@@ -1,7 +1,7 @@
-"""What detection and segmentation leave of a few test images, for the report's pictures: an .npz without pickle.
+"""Detections and segmentations of a few test images, for the report's pictures: an .npz without pickle.
 
-The annotation stands beside what was found, so that the pictures need nothing but these files and the images.
-Imports no torch: the report reads this.
+The files hold the annotations too, so that the pictures need only these files and the images. Imports no torch,
+because the report uses this.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from uic_core.errors import InputError
 from uic_core.files import atomic
 
 COUNT = 6
-"""Images kept of a test set."""
+"""Number of images kept per test set."""
 
 
 @dataclass(frozen=True)
 class Detected:
-    """One image with its annotated and its detected objects; boxes as in uic_core.data.voc.
+    """One image with its annotated and its detected objects; boxes are as in uic_core.data.voc.
 
     Attributes:
-        path: the image's file.
+        path: file of the image.
         truth_boxes, truth_labels, truth_difficult: float32 [n, 4], int64 [n], bool [n].
         boxes, labels, scores: float32 [m, 4], int64 [m], float32 [m] in 0…1, best first.
     """
@@ -44,7 +44,7 @@ class Detected:
 
 @dataclass(frozen=True)
 class Segmented:
-    """One image's annotated and predicted mask, uint8 [height, width]: classes, 255 where nothing is counted."""
+    """Annotated and predicted mask of one image, uint8 [height, width]: classes, or 255 for ignored pixels."""
 
     path: str
     truth: NDArray[np.uint8]
@@ -53,7 +53,7 @@ class Segmented:
 
 Kind = TypeVar("Kind", Detected, Segmented)
 
-# kind of the dtype and number of dimensions
+# kind of the dtype and number of dimensions of each array
 _FORMS: dict[type, dict[str, tuple[str, int]]] = {
     Detected: {
         "path": ("U", 0), "truth_boxes": ("f", 2), "truth_labels": ("i", 1), "truth_difficult": ("b", 1),
@@ -68,10 +68,10 @@ class Samples(Generic[Kind]):
     """Sample images of one run.
 
     Attributes:
-        run: whose checkpoint it was.
-        fingerprint: of the data set, as in the metrics.
-        classes: names; labels and mask values are positions in them.
-        ids: of the images, in the order of `images`.
+        run: name of the run.
+        fingerprint: fingerprint of the data set, as in the metrics.
+        classes: class names; labels and mask values are positions in this tuple.
+        ids: image ids, in the order of `images`.
     """
 
     run: str
@@ -81,7 +81,7 @@ class Samples(Generic[Kind]):
     images: tuple[Kind, ...]
 
     def save(self, path: Path) -> None:
-        """Write the file; equal samples give equal bytes."""
+        """Write the file. Equal samples give equal bytes."""
         names = ("run", "fingerprint", "classes", "ids")
         arrays: dict[str, Any] = {name: np.array(getattr(self, name)) for name in names}
         for number, image in enumerate(self.images):
@@ -91,16 +91,16 @@ class Samples(Generic[Kind]):
 
 
 def choose(ids: Sequence[str]) -> tuple[str, ...]:
-    """COUNT images of a list by chance, in its order, the same ones for every run; all of a shorter list."""
+    """Choose COUNT images at random, in the order of the list, the same for every run; a shorter list is kept whole."""
     places = np.random.default_rng(0).permutation(len(ids))[:COUNT]
     return tuple(ids[place] for place in sorted(places))
 
 
 def load(path: Path, kind: type[Kind]) -> Samples[Kind]:
-    """Read what `Samples.save` wrote; pickled content is refused.
+    """Read a file that `Samples.save` wrote. Pickled content is refused.
 
     Raises:
-        InputError: missing, damaged, or with arrays that are not those of `kind` or do not fit together.
+        InputError: the file is missing or damaged, or its arrays are not those of `kind` or do not fit together.
     """
     remedy = "delete the file and run snakemake again"
     try:

@@ -1,10 +1,10 @@
-# launch NODES GPUS GRES MODULE ARGUMENT…: a stage in as many processes as its job has GPUs.
+# launch NODES GPUS GRES MODULE ARGUMENT…: run a stage in as many processes as its job has GPUs.
 #
-# GRES is how some clusters count GPUs (gpu:4, gpu:a100:4); where it is given, GPUS is not read.
+# GRES is the GPU request on some clusters (gpu:4, gpu:a100:4); if it ends in a number, GPUS is ignored.
 #
-# Under SLURM a stage may take longer than a job may last. Two minutes before the limit SLURM sends USR1 to every process
-# of the job (the rules' slurm_extra); the stage saves its state and ends with status 75. The job then goes back into the
-# queue under its own number: Snakemake waits on, and no retry is spent. TERM, for preemption and scancel, saves as well.
+# Under SLURM a stage may take longer than a job's time limit. Two minutes before the limit SLURM sends USR1 to every
+# process of the job (the rules' slurm_extra). The stage saves its state and ends with status 75. The job is requeued
+# under the same number: Snakemake keeps waiting, and no retry is used. TERM, for preemption and scancel, saves as well.
 
 launch() {
     local nodes=$1 processes=$2 gres=$3
@@ -12,11 +12,11 @@ launch() {
     if [[ $gres =~ :([0-9]+)$ ]]; then
         processes=${BASH_REMATCH[1]}
     fi
-    # Without -- torchrun would take a stage's --run for an abbreviation of an option of its own.
+    # Without -- torchrun would take a stage's --run for an abbreviation of one of its own options.
     local stage=(-m -- "$@") torchrun=(python -m torch.distributed.run --nproc-per-node "$processes")
     local command=(python -m "$@") saved=75
     if ((nodes > 1)); then
-        # Inside a job step the queue alone knows the hosts.
+        # Inside a job step only the queue knows the hosts.
         local hosts
         hosts=$(scontrol show hostnames "$(squeue -h -j "$SLURM_JOB_ID" -o %N)")
         command=(
@@ -29,7 +29,7 @@ launch() {
         command=("${torchrun[@]}" --standalone "${stage[@]}")
     fi
     if ((nodes > 1 || processes > 1)); then
-        saved=1 # torchrun ends so, whatever its processes ended with
+        saved=1 # torchrun exits with 1 whatever the failure status of its processes
     fi
     if [[ ! ${SLURM_JOB_ID:-} ]]; then
         "${command[@]}"
@@ -37,10 +37,10 @@ launch() {
     fi
 
     local child told="" watchdog="" status
-    # A stage that was still being imported did not hear it; torchrun passes TERM on.
+    # A stage that is still importing misses USR1, so TERM follows; torchrun passes TERM on.
     trap 'told=USR1; { sleep 30; kill -TERM "$child"; } >/dev/null 2>&1 & watchdog=$!' USR1
     trap 'told=${told:-TERM}; kill -TERM "$child" 2>/dev/null || true' TERM
-    # torchrun would die of USR1 and its processes with it; they take it themselves, as a single stage does.
+    # torchrun would die of USR1, and its processes with it. They handle USR1 themselves, as a single stage does.
     (
         trap '' USR1
         exec "${command[@]}"
@@ -54,7 +54,7 @@ launch() {
     if [[ $watchdog ]]; then
         kill "$watchdog" 2>/dev/null || true
     fi
-    # Over several nodes the signal goes to srun's step alone, not to this shell; srun's status is any of its processes'.
+    # On several nodes the signal goes only to srun's step, not to this shell; srun may return any process's status.
     if ((nodes > 1 && status)) && [[ ! $told ]] && nearly_over; then
         told=USR1
         saved=$status
@@ -66,7 +66,7 @@ launch() {
     return "$status"
 }
 
-# Whether the job has less than four minutes left: SLURM may send its signal a minute early.
+# True if the job has less than four minutes left: SLURM may send its signal a minute early.
 nearly_over() {
     [[ $(squeue -h -j "$SLURM_JOB_ID" -o %L) =~ ^([0-3]:[0-9]{2}|INVALID)$ ]]
 }

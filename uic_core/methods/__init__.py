@@ -1,4 +1,4 @@
-"""The methods, by name. A new one is a file of this package and a line here. Imports no torch."""
+"""The methods by name. To add one, add a file to this package and a line here. Imports no torch."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ else:
 
 
 def parse_run(value: dict[str, Any], source: str) -> Recipe | External:
-    """Validate a recipe, or what stands for one where the run was trained elsewhere. Raises InputError as `parse`."""
+    """Validate a recipe, or the External of a run trained elsewhere. Raises InputError as `parse` does."""
     return parse(cast("type[Recipe | External]", Run), value, source)
 
 

@@ -1,6 +1,6 @@
-"""DeepCluster (Caron et al. 2018): k-means on the network's features each epoch, and a new top layer.
+"""DeepCluster (Caron et al. 2018): each epoch starts with k-means on the network's features and a new top layer.
 
-The features are those of centre crops; before k-means they are reduced by PCA, whitened and brought to length 1.
+The features are those of centre crops. Before k-means they are reduced by PCA, whitened and L2-normalised.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class DeepCluster(Training):
 
 
 def labels(recipe: DeepCluster, epoch: int, present: Labels, inference: Inference) -> Labels:
-    """Clusters of the features. The first process makes them, with all of the job's threads, as the others wait."""
+    """Clusters of the features. The first process computes them with all threads of the job; the others wait."""
     found = np.zeros_like(present)
     features = inference.embed()
     with threads(inference.threads):
@@ -50,13 +50,13 @@ def labels(recipe: DeepCluster, epoch: int, present: Labels, inference: Inferenc
 
 
 def order(recipe: DeepCluster, epoch: int, present: Labels, groups: Groups) -> Order:
-    """Balanced, as the paper says, or as the published code draws."""
+    """Balanced, as in the paper, or drawn as in the published code."""
     drawn = Balanced(groups, recipe.seed, epoch)
     return drawn if recipe.balanced else SortedList(drawn, present, recipe.classes)
 
 
 def renew_top(recipe: DeepCluster, epoch: int, top: nn.Linear) -> None:
-    """Weights N(0, .01) and biases 0: the clusters of two epochs have nothing to do with each other."""
+    """Reset weights to N(0, .01) and biases to 0, because the clusters of two epochs are unrelated."""
     import torch
 
     generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
@@ -66,7 +66,7 @@ def renew_top(recipe: DeepCluster, epoch: int, top: nn.Linear) -> None:
 
 
 def whiten(features: NDArray[np.float32], dimension: int) -> NDArray[np.float32]:
-    """PCA to `dimension` (or fewer where the features span fewer), whitening, rows of length 1.
+    """PCA to `dimension` (or the features' rank if that is lower), whitening, L2 normalisation of rows.
 
     Args:
         features: float32 [N, D], not all rows equal.
@@ -74,12 +74,12 @@ def whiten(features: NDArray[np.float32], dimension: int) -> NDArray[np.float32]
     Returns:
         float32 [N, min(dimension, rank)].
     """
-    import faiss  # here and not above: the workflow reads this file, too
+    import faiss  # imported here: the workflow reads this file too
 
     images, width = features.shape
     reduce = faiss.PCAMatrix(width, min(dimension, width, images))
     reduce.train(features)
-    # Dead units and few images leave directions without variance, which whitening would divide by zero.
+    # Dead units and few images cause directions without variance; whitening would divide by zero.
     variances = faiss.vector_to_array(reduce.eigenvalues)
     reduce.d_out = min(reduce.d_out, int((variances > 1e-6 * variances.max()).sum()))
     reduce.eigen_power = -0.5  # whitens
@@ -92,7 +92,7 @@ def whiten(features: NDArray[np.float32], dimension: int) -> NDArray[np.float32]
 def kmeans(
     features: NDArray[np.float32], classes: int, iterations: int, seed: int, after: Callable[[], None] | None = None
 ) -> Labels:
-    """k-means by faiss; it splits large clusters where one runs empty.
+    """k-means by faiss, which splits a large cluster if another becomes empty.
 
     Args:
         features: float32 [N, D], N >= classes.
@@ -117,7 +117,7 @@ def kmeans(
 
 @contextlib.contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Give faiss so many threads at least: torchrun leaves its processes one each. torch's number is the same one."""
+    """Give faiss at least `count` threads: torchrun sets one per process. torch uses the same setting."""
     import faiss
 
     before = faiss.omp_get_max_threads()
@@ -129,15 +129,15 @@ def threads(count: int) -> Iterator[None]:
 
 
 class SortedList:
-    """What DeepCluster's published code draws (facebookresearch/deepcluster, util.py and clustering.py).
+    """The order of DeepCluster's published code (facebookresearch/deepcluster, util.py and clustering.py).
 
     Its sampler makes a balanced order of positions in the data set. Its loader takes them as positions in another
-    list: all images sorted by cluster, ascending within one. So position 7 becomes the eighth image of that list,
-    with that image's own cluster as target. An image and its target belong together, but the classes are no longer
-    balanced: a class is drawn about as often as it has members.
+    list: all images sorted by cluster, ascending within a cluster. So position 7 becomes the eighth image of that
+    list, with that image's own cluster as target. Images and targets match, but the classes are no longer balanced: a
+    class is drawn about as often as it has members.
 
     Args:
-        balanced: the order meant.
+        balanced: the order of the sampler.
         values: the clusters, int32 [N], 0 ... classes - 1; must not change while the order is in use.
     """
 
@@ -149,13 +149,13 @@ class SortedList:
         return len(self._balanced)
 
     def draw(self, first: int, last: int) -> Draws:
-        """As in Order."""
+        """Draws first … last - 1, int64, and their targets, int32 [last - first]."""
         views, places = np.divmod(self._balanced.draw(first, last)[0], len(self))
         positions = self._sorted[places].astype(np.int64)
         return positions + views * len(self), self._labels[positions]
 
     def coverage(self) -> float:
-        """As in Order. Every place in the list is another image, so as many are drawn."""
+        """Share of the images drawn at least once: that of `balanced`, as each place in the list is another image."""
         return self._balanced.coverage()
 
 

@@ -1,6 +1,6 @@
-"""Further fine-tuning (section 4.3): labels fixed by a centre-crop pass of a pretrained network, balanced order.
+"""Further fine-tuning (section 4.3): fixed labels from a centre-crop pass of a pretrained network, balanced order.
 
-Classes that this pass leaves empty stay so: nothing says that they are split.
+Classes that are empty after this pass stay empty: no source says that they are split.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ class Finetune(Training):
 
 
 def first_labels(recipe: Finetune, annotated: Labels, inference: Inference) -> Labels:
-    """What the pretrained network says."""
+    """Predictions of the pretrained network."""
     return inference.predict()
 
 
 def labels(recipe: Finetune, epoch: int, present: Labels, inference: Inference) -> Labels | None:
-    """The same labels, but of a large class's members each epoch draws others."""
+    """The same labels, grouped anew so that each epoch draws other members of a large class."""
     return present if epoch else None
 
 
 def order(recipe: Finetune, epoch: int, present: Labels, groups: Groups) -> Order:
-    """Balanced as pretraining's, unless the recipe says otherwise."""
+    """Balanced as in pretraining, or shuffled if the recipe says so."""
     return (balanced if recipe.balanced else shuffled)(recipe, epoch, present, groups)
 
 

@@ -1,4 +1,4 @@
-"""UIC's labels (PROTOCOL section 2): how they begin, how empty classes are filled, how a step changes them.
+"""UIC's labels (PROTOCOL section 2): the initial draw, filling empty classes, the update in a step.
 
 Labels are a partition of the images (uic_core.data.partition).
 """
@@ -14,18 +14,18 @@ from uic_core.data.partition import Groups, Labels
 
 
 def draw_initial(images: int, classes: int, seed: int) -> Labels:
-    """Independent uniform labels 0 … classes - 1, shape [images] (step 1)."""
+    """Draw independent uniform labels 0 … classes - 1, shape [images] (step 1)."""
     return np.random.default_rng([seed, 5]).integers(0, classes, images, dtype=np.int32)
 
 
 def split_empty(groups: Groups, labels: Labels) -> None:
-    """Give every empty class half of a large one, in place (step 2; paper section 4.2).
+    """Give every empty class half of a large class, in place (step 2; paper section 4.2).
 
-    For each empty class in ascending order the second half of the currently largest class (the first of equals)
-    moves over. Members lie in random order, so it is a random half.
+    For each empty class, in ascending order, the second half of the currently largest class (the first of equals)
+    moves to it. Members are in random order, so it is a random half.
 
     Args:
-        groups: of `labels`, with an `rng`; at least as many images as classes.
+        groups: groups of `labels`, made with an `rng`; at least as many images as classes.
     """
     members, starts, sizes = groups.members, groups.starts, groups.sizes
     assert len(members) >= len(sizes), "fewer images than classes: some class stays empty"
@@ -42,5 +42,5 @@ def split_empty(groups: Groups, labels: Labels) -> None:
 
 
 def update(labels: Labels, positions: NDArray[np.int64], predictions: NDArray[np.integer]) -> None:
-    """Write the predictions of a step in place; of several draws of one image the last counts (step 4)."""
+    """Write the predictions of a step, in place. If an image was drawn several times, its last draw counts (step 4)."""
     labels[positions] = predictions

@@ -1,7 +1,7 @@
-"""What a method of pretraining is made of, and the parts that several methods share.
+"""The definition of a pretraining method, and the parts that several methods share.
 
-A method is a file of this package: the keys of its recipe, and a `Method` that says what the training loop
-(uic_core/pretrain/loop.py) does in its name. Nothing here imports torch, so that the workflow reads a config fast;
+A method is a file of this package: the keys of its recipe, and a `Method` whose functions the training loop
+(uic_core/pretrain/loop.py) calls. This package does not import torch, so that the workflow reads a config fast;
 functions that compute with tensors import it themselves.
 """
 
@@ -26,12 +26,12 @@ R = TypeVar("R", bound=Recipe)
 
 
 class Inference(Protocol):
-    """What a method may do with the network and the other processes between two epochs.
+    """Access of a method to the network and the other processes between two epochs.
 
-    Every process of a run calls the same functions in the same order. The network changes in none of them.
+    Every process of a run must call the same functions in the same order. None of them changes the network.
 
     Attributes:
-        threads: CPUs for what one process does while the others wait.
+        threads: CPUs for work of one process while the others wait.
     """
 
     threads: int
@@ -40,21 +40,21 @@ class Inference(Protocol):
         """Argmax of a centre-crop pass over all images in eval mode and float32, int32 [N]; equal on all processes."""
 
     def embed(self) -> NDArray[np.float32] | None:
-        """Features before the top layer of such a pass, float32 [N, D]; on the first process alone."""
+        """Features before the top layer from such a pass, float32 [N, D]; None on all processes but the first."""
 
     def pause(self) -> None:
-        """Save the state and end, if the run was told to. Long work calls it now and then."""
+        """Save the state and end if a signal came. Long computations must call it from time to time."""
 
     def share(self, found: Labels) -> None:
-        """Give the first process's array to all, in place."""
+        """Copy the first process's array to all processes, in place."""
 
 
 class Passes(NamedTuple):
-    """What a run costs, in passes over its images.
+    """Cost of a run, in passes over its images.
 
     Attributes:
-        training: forward and backward.
-        centre_crop: forward, in float32, on centre crops.
+        training: forward and backward passes.
+        centre_crop: forward passes in float32 on centre crops.
     """
 
     training: int
@@ -62,27 +62,27 @@ class Passes(NamedTuple):
 
 
 def draw_uniform(recipe: Recipe, annotated: Labels, inference: Inference) -> Labels:
-    """A uniform draw of the classes for every image (PROTOCOL section 2, step 1)."""
+    """Draw a uniform label for every image (PROTOCOL section 2, step 1)."""
     return labels.draw_initial(len(annotated), recipe.classes, recipe.seed)
 
 
 def keep(recipe: Recipe, epoch: int, present: Labels, inference: Inference) -> Labels | None:
-    """Labels stay as they are."""
+    """Keep the labels."""
     return None
 
 
 def balanced(recipe: Recipe, epoch: int, present: Labels, groups: Groups) -> Order:
-    """Every class equally often."""
+    """Draw every class equally often."""
     return Balanced(groups, recipe.seed, epoch)
 
 
 def shuffled(recipe: Recipe, epoch: int, present: Labels, groups: Groups) -> Order:
-    """Every image once."""
+    """Draw every image once."""
     return Shuffled(present, recipe.seed, epoch)
 
 
 def augmented(recipe: Any, crops: Tensor, numbers: NDArray[np.float64]) -> Tensor:
-    """Crops uint8 [B, 3, S, S] → one view of each by the recipe's augmentation, normalised, float [B, 3, S, S]."""
+    """Crops uint8 [B, 3, S, S] → one augmented view of each by the recipe, normalised, float [B, 3, S, S]."""
     from uic_core.data.augment import augment
 
     return augment(crops, numbers, recipe.augmentation)
@@ -96,31 +96,31 @@ def cross_entropy(recipe: Recipe, logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def train_only(recipe: Any) -> Passes:
-    """The epochs, and no pass besides."""
+    """One training pass per epoch and no centre-crop pass."""
     return Passes(recipe.epochs, 0)
 
 
 def any_number(recipe: Recipe, annotated: int) -> None:
-    """The classes need not be the annotated ones."""
+    """Accept any number of classes."""
 
 
 @dataclass(frozen=True)
 class Method(Generic[R]):
-    """A method. Without further parts, labels are drawn once and stay, and every class is drawn equally often.
+    """A method. The defaults are UIC's, except that labels are not learned and empty classes are not filled.
 
     Attributes:
-        recipe: the keys of its runs. A run that does not train is no `Training`, and its initial weights are its
+        recipe: the model of its recipes. If it is no `Training`, a run does not train and its initial weights are the
             checkpoint.
         first_labels: (recipe, annotated labels int32 [N], inference) → labels before the first epoch, int32 [N].
-        labels: (recipe, epoch, present labels, inference) → labels of an epoch, asked for before it; None: they stay.
-        learns: (recipe) → whether the argmax of the training forward becomes the image's label for the next epoch.
-        fill_empty: changes groups and labels in place before an epoch, so that no class is empty; None: they stay so.
+        labels: (recipe, epoch, current labels, inference) → labels for an epoch, called before it; None keeps them.
+        learns: (recipe) → True if the argmax of the training forward becomes the image's label for the next epoch.
+        fill_empty: (groups, labels) changes both in place before an epoch so that no class is empty; None: no filling.
         order: (recipe, epoch, labels, groups) → which image is drawn when, and its target.
         views: (recipe, crops uint8 [B, 3, S, S], uniform numbers [B, UNIFORMS]) → the network's input.
         loss: (recipe, logits, targets int32 [B]) → mean over the batch.
         start_epoch: (recipe, epoch, top layer) changes the top layer before an epoch.
-        top_momentum: whether the top layer is trained with the momentum of the others.
-        passes: (recipe) → what a run costs.
+        top_momentum: True if the top layer is trained with the momentum of the other layers, False if with none.
+        passes: (recipe) → cost of a run.
         check: (recipe, number of annotated classes) raises ValueError, "<key>: <what is wrong>".
     """
 

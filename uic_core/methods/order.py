@@ -1,6 +1,6 @@
-"""An epoch's order: which image is drawn when, and its target. Computed where it is needed, never stored.
+"""The order of an epoch: which image is drawn when, and its target. Computed when needed, never stored.
 
-A draw is a number: of N images, position + N·r is the r-th further view of the image at that position.
+A draw is a number: with N images, position + N·r is the r-th further view of the image at that position.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from uic_core.data.partition import SEGMENT, Groups, Labels
 from uic_core.run.randomness import uniforms
 
-# Draws use a stream of their own: with the plain seed they would repeat the numbers of the augmentation.
+# Draws use a separate random stream: with the plain seed they would repeat the numbers of the augmentation.
 _STREAM = 1 << 33
 _ROUNDS = 4
 
@@ -21,7 +21,7 @@ Draws = tuple[NDArray[np.int64], NDArray[np.int32]]
 
 
 class Order(Protocol):
-    """`len(order)` draws."""
+    """A sequence of `len(order)` draws."""
 
     def __len__(self) -> int: ...
 
@@ -33,7 +33,7 @@ class Order(Protocol):
 
 
 class Shuffled:
-    """Every image once, in random order; targets are the labels as they are when they are drawn."""
+    """Every image once, in random order. Targets are the labels at the time of the draw."""
 
     def __init__(self, labels: Labels, seed: int, epoch: int) -> None:
         self._labels = labels
@@ -43,37 +43,37 @@ class Shuffled:
         return len(self._labels)
 
     def draw(self, first: int, last: int) -> Draws:
-        """As in Order."""
+        """Draws first … last - 1, int64, and their targets, int32 [last - first]."""
         positions = self._permutation(np.arange(first, last))
         return positions, self._labels[positions]
 
     def coverage(self) -> float:
-        """As in Order."""
+        """Share of the images that are drawn at least once: all of them."""
         return 1.0
 
 
 class Balanced:
     """Every class equally often (PROTOCOL section 2, step 3).
 
-    int(N / K) + 1 slots a class, with replacement only where the class has no more members than that; all slots in
-    random order, cut to N. K counts the classes that have members. An image drawn again is seen in another view.
+    Each class gets int(N / K) + 1 slots, drawn with replacement only if it has no more members than that. All slots
+    are put in random order and cut to N. K counts the classes that have members. Repeated draws are different views.
 
     Args:
-        groups: N images, each class's in random order; must not change while the order is in use. The targets are
-            its class numbers: the labels themselves may change meanwhile.
+        groups: N images, those of each class in random order; must not change while the order is in use. The targets
+            are its class numbers, so the labels themselves may change meanwhile.
     """
 
     def __init__(self, groups: Groups, seed: int, epoch: int) -> None:
         self._groups, self._seed, self._epoch = groups, seed, epoch
         self._numbers = np.flatnonzero(groups.sizes).astype(np.int32)
-        self._slots = len(groups.members) // len(self._numbers) + 1  # of a class
+        self._slots = len(groups.members) // len(self._numbers) + 1  # per class
         self._permutation = Permutation(self._slots * len(self._numbers), seed, epoch)
 
     def __len__(self) -> int:
         return len(self._groups.members)
 
     def draw(self, first: int, last: int) -> Draws:
-        """As in Order."""
+        """Draws first … last - 1, int64, and their targets, int32 [last - first]."""
         slots = self._permutation(np.arange(first, last))
         numbers = self._numbers[slots // self._slots]
         positions = self._groups.members[self._groups.starts[numbers] + self._ranks(slots)].astype(np.int64)
@@ -81,7 +81,7 @@ class Balanced:
         return positions + again * (slots % self._slots) * len(self), numbers
 
     def coverage(self) -> float:
-        """As in Order. Counted class by class, so that no list of all images is needed."""
+        """Share of the images drawn at least once. Counted in blocks of classes, without a list of all images."""
         images = len(self)
         dropped = self._permutation(np.arange(images, self._slots * len(self._numbers)))
         drawn, step = 0, max(1, SEGMENT // self._slots)
@@ -95,7 +95,7 @@ class Balanced:
         return drawn / images
 
     def _ranks(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Which of its class's members a slot takes. Members lie in random order, so the first ones are a draw."""
+        """Which member of its class a slot takes. Members are in random order, so the first ones are a random draw."""
         numbers, ranks = np.divmod(slots, self._slots)
         sizes = self._groups.sizes[self._numbers[numbers]]
         small = np.flatnonzero(sizes <= self._slots)
@@ -106,7 +106,7 @@ class Balanced:
 
 
 class Permutation:
-    """A random permutation of 0 … size - 1 as a function: a Feistel network with cycle-walking.
+    """A random permutation of 0 … size - 1, computed without a table: a Feistel network with cycle-walking.
 
     Args:
         size: at most 2^32.
@@ -121,8 +121,8 @@ class Permutation:
         self._keys = np.random.default_rng([seed, 2, epoch]).integers(0, 1 << 32, (_ROUNDS, 2), np.uint32)
 
     def __call__(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where `places`, each in 0 … size - 1, go: int64 [n]."""
-        # Beyond them lie the cycles that never come back to 0 … size - 1: the search for an end would not end.
+        """Apply the permutation to `places`, each in 0 … size - 1: int64 [n]."""
+        # Other numbers may be on cycles that never return to 0 … size - 1: the loop below would not end.
         assert not len(places) or 0 <= places.min() <= places.max() < self._size, f"places beyond {self._size}"
         found = self._mixed(places.astype(np.uint32))
         beyond = np.flatnonzero(found >= self._size)

@@ -1,4 +1,4 @@
-"""No training: the initial weights are the checkpoint. The lower bound of Tables 3 and 4."""
+"""No training: the checkpoint holds the initial weights. The lower bound of Tables 3 and 4."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Supervised training on the annotated labels, every image once an epoch: the upper bound of Table 3."""
+"""Supervised training on the annotated labels, every image once per epoch: the upper bound of Table 3."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def first_labels(recipe: Supervised, annotated: Labels, inference: Inference) ->
 
 
 def check(recipe: Supervised, annotated: int) -> None:
-    """The top layer has a class for each annotated one."""
+    """Raise ValueError unless the top layer has one class per annotated class."""
     if recipe.classes != annotated:
         raise ValueError(f"classes: {recipe.classes}, but the data set has {annotated} annotated classes")
 

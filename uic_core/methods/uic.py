@@ -1,4 +1,4 @@
-"""UIC, the paper's method: an image's label is the argmax of its own forward pass one epoch before (eqs. 5, 6)."""
+"""UIC, the paper's method: an image's label is the argmax of its forward pass in the previous epoch (eqs. 5, 6)."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Uic(Training):
 
 
 def labels(recipe: Uic, epoch: int, present: Labels, inference: Inference) -> Labels | None:
-    """Table 2, without augmentation: labels of a centre-crop pass. The first epoch keeps the uniform draw."""
+    """For Table 2 without augmentation: labels from a centre-crop pass. The first epoch keeps the uniform draw."""
     return inference.predict() if epoch and recipe.label_view == "center_crop" else None
 
 
 def order(recipe: Uic, epoch: int, present: Labels, groups: Groups) -> Order:
-    """Targets stay while labels change: the groups do, and an image of a shuffled order comes once."""
+    """Targets do not change when labels do: groups stay fixed, and a shuffled order draws each image once."""
     return (balanced if recipe.balanced else shuffled)(recipe, epoch, present, groups)
 
 

@@ -1,4 +1,4 @@
-"""The architectures, by name. A new one is a file of this package and a line here. Imports no torch."""
+"""The architectures by name. To add one, add a file to this package and a line here. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ARCHS: dict[str, Architecture] = {
 
 
 def known(arch: str) -> str:
-    """The name of an architecture, as it is. Raises ValueError for any other text, with the names there are."""
+    """Return the name of a known architecture unchanged. Raises ValueError, with the known names, for any other."""
     if arch not in ARCHS:
         near = difflib.get_close_matches(arch, ARCHS, n=1, cutoff=0.0)
         raise ValueError(f"no architecture '{arch}'; did you mean '{near[0]}'? (known: {', '.join(ARCHS)})")
@@ -28,16 +28,16 @@ def known(arch: str) -> str:
 
 
 def build(arch: str, *, classes: int, image_size: int, sobel: bool) -> Network:
-    """A network with fresh weights from torch's global generator.
+    """Build a network with fresh weights from torch's global generator.
 
     Args:
         arch: one of ARCHS.
         classes: K >= 2, outputs of the top layer.
         image_size: side of the square input, >= 64 pixels.
-        sobel: greyscale and Sobel filters before the first layer.
+        sobel: put greyscale and Sobel filters before the first layer.
 
     Raises:
-        InputError: unknown arch (answered with the known ones), or an image size no feature map survives.
+        InputError: unknown arch (the message lists the known ones), or an image size too small for the feature maps.
     """
     try:
         known(arch)
@@ -49,6 +49,6 @@ def build(arch: str, *, classes: int, image_size: int, sobel: bool) -> Network:
 
 
 def with_fc6() -> str:
-    """The architectures that detection and segmentation take, for the reader."""
+    """Names of the architectures that detection and segmentation support, as text."""
     *names, last = (name for name, arch in ARCHS.items() if arch.windows)
     return f"{', '.join(names)} or {last}"

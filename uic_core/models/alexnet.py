@@ -1,4 +1,4 @@
-"""AlexNet with batch norm in place of local response normalisation, no groups (PROTOCOL section 1); torchvision's."""
+"""AlexNet with batch norm instead of local response normalisation, no groups (PROTOCOL section 1); torchvision's."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ TORCHVISION_CHANNELS = (64, 192, 384, 256, 256)
 def alexnet(*, classes: int, image_size: int, sobel: bool, torchvision: bool = False) -> Network:
     """AlexNet-BN for square inputs of `image_size` >= 64; layers conv1 … conv5.
 
-    `torchvision`: the network of Krizhevsky's "one weird trick" that torchvision has: fewer channels, no batch norm.
+    `torchvision`: build torchvision's network, of Krizhevsky's "one weird trick": fewer channels, no batch norm.
     """
-    from torch import nn  # here and not above: the workflow reads the descriptions below
+    from torch import nn  # imported here: the workflow reads the descriptions below without torch
 
     from uic_core.models.network import Network, initialise, map_side
 

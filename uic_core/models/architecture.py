@@ -1,4 +1,4 @@
-"""What the suite must know of an architecture before, or without, building it. Imports no torch."""
+"""Descriptions of architectures, which the suite reads without building a network. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ Format = Literal["uic_core", "uic_official", "deepcluster", "selflabel", "torchv
 """Code bases whose checkpoints can be read (uic_core/models/formats.py)."""
 
 MAX_POOLED = "+MP"
-"""Suffix of a layer's name: after the network's last max-pooling."""
+"""Suffix of a layer's name for its activation after the network's last max-pooling."""
 
 _FCN_STRIDE = 32
 
 
 class Build(Protocol):
-    """Makes a network with fresh weights from torch's global generator."""
+    """Builds a network with fresh weights from torch's global generator."""
 
     def __call__(self, *, classes: int, image_size: int, sobel: bool) -> Network: ...
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Max-pooling of a probed layer to about 9,600 numbers (PROTOCOL section 1), at an input of 224 pixels.
+    """Max-pooling of a probed layer to about 9,600 numbers (PROTOCOL section 1), for an input of 224 pixels.
 
     Attributes:
-        side: of the layer's map.
-        kernel, stride, padding: of the pooling.
-        target: side after it.
+        side: side of the layer's map.
+        kernel, stride, padding: parameters of the pooling.
+        target: side of the map after the pooling.
     """
 
     side: int
@@ -46,17 +46,17 @@ class Architecture:
     """An architecture.
 
     Attributes:
-        build: makes a network.
+        build: builds a network.
         embedding_size: D, the length of the top layer's input.
         training_gflop: 10⁹ operations of forward and backward for an image of 224 pixels (PROTOCOL section 9).
         matrix_share: share of a GPU's bf16 matrix rate that training reaches.
-        probe_layers: what linear probes can be trained on, with its pooling; None where it is a vector.
-        fewshot_layers: what few-shot classification can take features of.
-        windows: (kernel, stride, padding) of the convolutions and poolings before fc6; empty where there is no fc6,
-            and so neither Fast R-CNN nor FCN-32s.
+        probe_layers: layers for linear probes, each with its pooling, or None if its output is a vector.
+        fewshot_layers: layers for few-shot classification.
+        windows: (kernel, stride, padding) of the convolutions and poolings before fc6; empty if there is no fc6. Fast
+            R-CNN and FCN-32s then do not support the architecture.
         frozen: layers that Fast R-CNN does not train.
-        formats: code bases whose checkpoints it can be of.
-        resnet_depth: of torchvision's and OpenMMLab's network of this name; 0 where it is no ResNet.
+        formats: code bases that have checkpoints of this architecture.
+        resnet_depth: depth of torchvision's and OpenMMLab's ResNet of this name; 0 if it is no ResNet.
     """
 
     name: str
@@ -72,20 +72,20 @@ class Architecture:
     resnet_depth: int = 0
 
     def fc6_side(self, image_size: int) -> int:
-        """Side of the map that fc6 looks at, for images of `image_size` ≥ 64 pixels."""
+        """Side of fc6's input map, for images of `image_size` ≥ 64 pixels."""
         side = image_size
         for kernel, stride, padding in self.windows:
             side = (side + 2 * padding - kernel) // stride + 1
         return side
 
     def least_pad(self, image_size: int) -> int:
-        """The least padding of conv1 that leaves no pixel without a score in FCN-32s, pixels.
+        """The least padding of conv1, in pixels, with which FCN-32s gives every pixel a score.
 
-        A window of kernel k and padding p on top of stride j moves the centre of score 0 by j·((k-1)/2 - p). FCN's
-        upsampling puts it at pixel 31, or 31.5. What lies before is cut off, and 3 pixels must be to spare
-        (uic_core.openmmlab.fcn.placement finds the same from the layers).
+        A window of kernel k and padding p after a total stride j moves the centre of score 0 by j·((k-1)/2 - p). FCN's
+        upsampling puts it at pixel 31 or 31.5 and cuts off the difference, which must be at least 3 pixels
+        (uic_core.openmmlab.fcn.placement computes the same from the layers).
         """
-        jump, centre = 1, float(self.windows[0][2])  # with conv1 as if it had no padding of its own
+        jump, centre = 1, float(self.windows[0][2])  # as if conv1 had no padding
         for kernel, stride, padding in self.windows:
             centre += jump * ((kernel - 1) / 2 - padding)
             jump *= stride

@@ -1,7 +1,7 @@
-"""How others name the weights of these networks.
+"""The names that other code bases give the weights of these networks.
 
-Parts that stand in a sequence are called by their position in DeepCluster's, SelfLabel's and torchvision's AlexNet and
-VGG16 and in SelfLabel's ResNet50, and by the names that torchvision gave them in every other ResNet50.
+DeepCluster's, SelfLabel's and torchvision's AlexNet and VGG16 and SelfLabel's ResNet50 name the parts of a sequence by
+position. Every other ResNet50 uses torchvision's names.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from uic_core.models import ARCHS
 from uic_core.models.architecture import Format
 from uic_core.models.network import Network
 
-# What training scripts and other networks put around a network, one in the other; no network's own names begin so.
+# Prefixes that training scripts and enclosing networks add, also nested. No weight's own name begins with one.
 PREFIXES = ("encoder_q.", "base_encoder.", "backbone.", "model.", "encoder.")
 
-# What DataParallel and torch.compile put anywhere before a part.
+# Prefixes that DataParallel and torch.compile add before any part of a name.
 _WRAPPERS = re.compile(r"(?<![^.])(?:module|_orig_mod)\.")
 
-# Parts of a method beside the network; files of the format may hold them, and they are left out.
+# Parts of a method outside the network. Files of the format may hold them; they are left out.
 OTHERS: dict[Format, str] = {
-    "uic_official": r"linear\.",  # its eval_linear.py's classifier of the annotated classes
-    "deepcluster": r"sobel\.",  # fixed, and checked
+    "uic_official": r"linear\.",  # the classifier of annotated classes in its eval_linear.py
+    "deepcluster": r"sobel\.",  # fixed filters; stage `external` checks them
     "selflabel": r"top_layer[1-9]\d*\.",  # the heads after the first
     "moco": r"encoder_k\.|momentum_encoder\.|predictor\.|fc\.|queue(_ptr)?$",
     "swav": r"projection_head\.|prototypes\.",
@@ -33,11 +33,11 @@ OTHERS: dict[Format, str] = {
 
 @dataclass(frozen=True)
 class Renamed:
-    """A foreign state dict under this suite's names.
+    """A foreign state dict with this suite's names.
 
     Attributes:
-        tensors: by our name.
-        unexpected: their names that mean nothing here.
+        tensors: tensors by our name.
+        unexpected: their names that the format does not know.
         remarks: what was renamed and left out, for the log.
     """
 
@@ -47,7 +47,7 @@ class Renamed:
 
 
 def top_names(arch: str, format: Format) -> tuple[str, ...]:
-    """What the last layer may be called, the usual name first; nothing where it is not the network's."""
+    """Possible names of the top layer, the usual one first; empty if the format's files have none for this network."""
     if format in ("moco", "swav"):
         return ()
     if format == "deepcluster":
@@ -58,22 +58,22 @@ def top_names(arch: str, format: Format) -> tuple[str, ...]:
 
 
 def names(network: Network, format: Format) -> dict[str, str]:
-    """Our name → theirs, for every part of the network that has weights, but the top layer."""
+    """Our name → theirs, for every part of the network except the top layer."""
     resnet = ARCHS[network.arch].resnet_depth > 0
     called = {}
     for position, (name, _) in enumerate(network.features.named_children()):
         called[f"features.{name}"] = name if resnet and format != "selflabel" else f"features.{position}"
     for position, (name, _) in enumerate(network.classifier.named_children()):
-        # of ResNet50+MLP; its average pooling is no part of the head
+        # The head of ResNet50+MLP; position 0 is the average pooling, which is no part of the head.
         called[f"classifier.{name}"] = f"head.{position - 1}" if resnet else f"classifier.{position}"
     return called
 
 
 def unwrap(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Names without wrappers and PREFIXES, however many stand one before the other, and remarks on what went.
+    """Remove wrappers and PREFIXES, also nested, from the names. Also returns remarks on what was removed.
 
     Raises:
-        ValueError: two names become one.
+        ValueError: two names become equal.
     """
     found: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
@@ -92,7 +92,7 @@ def unwrap(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def to_ours(tensors: dict[str, Tensor], network: Network, format: Format) -> Renamed:
-    """Foreign names, unwrapped, → this suite's names."""
+    """Rename foreign tensors, already unwrapped, to this suite's names."""
     parts = {theirs: ours for ours, theirs in names(network, format).items()}
     top = next((name for name in top_names(network.arch, format) if f"{name}.weight" in tensors), None)
     if top:
@@ -114,7 +114,7 @@ def to_ours(tensors: dict[str, Tensor], network: Network, format: Format) -> Ren
 
 
 def to_theirs(network: Network, format: Format) -> dict[str, Tensor]:
-    """The network's state dict under the names of a format, without a top layer that no checkpoint filled."""
+    """The network's state dict with the names of a format, without a top layer that was missing in the checkpoint."""
     parts = names(network, format)
     for top in top_names(network.arch, format)[: network.top_filled]:
         parts["top"] = top

@@ -1,4 +1,4 @@
-"""The frame every architecture fills: named layers that can be tapped, a classifier, a top layer of K classes."""
+"""The base of all architectures: layers with readable activations, a classifier, a top layer of K classes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Network(nn.Module):
         arch: name of the architecture.
         image_size: side of the square input the classifier is built for; `features` take any size.
         classes: K, outputs of `top`.
-        uses_sobel: greyscale and Sobel filters stand before the first layer.
-        layers: names that `taps` knows, from shallow to deep.
-        embedding_size: D, length of what `embed` returns.
-        coverage: share of the weights that a checkpoint filled, 0..1; below 1 only where one came without a top layer.
+        uses_sobel: True if greyscale and Sobel filters come before the first layer.
+        layers: names that `taps` accepts, from shallow to deep.
+        embedding_size: D, length of the vectors that `embed` returns.
+        coverage: share of the weights that a checkpoint filled, 0..1; below 1 only if it had no top layer.
     """
 
     layers: tuple[str, ...]
@@ -53,14 +53,14 @@ class Network(nn.Module):
 
     @property
     def top_filled(self) -> bool:
-        """Whether the top layer is no new one put in where a checkpoint had none: all other weights must be there."""
+        """False if the checkpoint had no top layer and a new one replaces it. No other weight may be missing."""
         return self.coverage == 1
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised images float [B, 3, S, S] -> logits [B, K], of the top layer's own precision under autocast too.
+        """Normalised images float [B, 3, S, S] -> logits [B, K], in the top layer's own precision even under autocast.
 
-        Eight bits of bf16 would leave many of thousands of young classes equal, and their argmax, which becomes the
-        pseudo-label, would always be the first of them.
+        With the 8 bits of bf16, early in training, many of thousands of classes would have equal logits. The argmax,
+        which becomes the pseudo-label, would always be the first of them.
         """
         hidden = self._classify(self.maps(x))
         with torch.autocast(x.device.type, enabled=False):
@@ -73,16 +73,16 @@ class Network(nn.Module):
         return maps
 
     def embed(self, x: Tensor) -> Tensor:
-        """Images -> [B, D], what DeepCluster clusters: the input of the top layer, before a ReLU that follows an fc."""
+        """Images -> features [B, D] for DeepCluster: the top layer's input, before the ReLU of the last fc layer."""
         return self._embed(self.maps(x))
 
     def taps(self, x: Tensor, layers: Iterable[str]) -> dict[str, Tensor]:
         """Activations of `layers`, after their ReLU and before the network's own pooling.
 
-        Nothing deeper than the deepest of them is computed.
+        Layers deeper than the deepest of them are not computed.
 
         Raises:
-            InputError: a layer the network does not have.
+            InputError: the network does not have a layer.
         """
         wanted = list(layers)
         self._check(wanted)
@@ -98,7 +98,7 @@ class Network(nn.Module):
         return {layer: found[layer] for layer in wanted}
 
     def pool_last(self, x: Tensor) -> Tensor:
-        """The network's last max-pooling, on the last layer's activation (few-shot's conv5+MP)."""
+        """Apply the network's last max-pooling to the last layer's activation (few-shot's conv5+MP)."""
         last = list(self.features.children())[-1]
         assert isinstance(last, nn.MaxPool2d)
         pooled: Tensor = last(x)
@@ -114,7 +114,7 @@ class Network(nn.Module):
         return hidden
 
     def _embed(self, maps: Tensor) -> Tensor:
-        # DeepCluster drops the last ReLU while it computes features.
+        # DeepCluster drops the last ReLU when it computes features.
         hidden = torch.flatten(maps, 1)
         children = list(self.classifier.children())
         while children and not isinstance(children[-1], nn.Linear):
@@ -125,7 +125,7 @@ class Network(nn.Module):
 
 
 class PooledNetwork(Network):
-    """A network whose `classifier` is an average pooling, `avgpool`, and a head if it has one; the taps are vectors."""
+    """A network whose `classifier` is an average pooling, `avgpool`, and an optional head. `taps` returns vectors."""
 
     def _embed(self, maps: Tensor) -> Tensor:
         return self._classify(maps)
@@ -148,7 +148,7 @@ class PooledNetwork(Network):
 
 
 def map_side(features: nn.Sequential, sobel: bool, image_size: int) -> tuple[int, int]:
-    """(channels, side) of the last map for an input of `image_size`, without computing one number."""
+    """(channels, side) of the last map for an input of `image_size`, derived from shapes only."""
     with torch.device("meta"):
         x = torch.empty(1, 2 if sobel else 3, image_size, image_size)
     for child in features.children():

@@ -1,4 +1,4 @@
-"""Max-pooling that brings a layer's activation to about 9,600 numbers for a linear probe (PROTOCOL section 1)."""
+"""Max-pooling that reduces a layer's activation to about 9,600 numbers for a linear probe (PROTOCOL section 1)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from uic_core.models import ARCHS
 
 
 def probe_pool(layer: str, activation: Tensor, arch: str) -> Tensor:
-    """Activation [B, C, h, w] of `layer` -> [B, D]; vectors [B, D] pass unchanged.
+    """Activation [B, C, h, w] of `layer` -> [B, D]; vectors [B, D] are returned unchanged.
 
-    At an input of 224 the pooling is the paper's; at other sizes an adaptive max-pool to the same side, or to the
-    map's own where that is smaller.
+    For an input of 224 pixels this is the paper's pooling. For other sizes it is an adaptive max-pooling to the same
+    side, or to the map's own side if that is smaller.
     """
     if activation.ndim == 2:
         return activation

@@ -1,4 +1,4 @@
-"""ResNet50, and ResNet50 with a two-layer MLP head that linear probes keep (PROTOCOL section 1, paper section 5.2)."""
+"""ResNet50, also with a two-layer MLP head that linear probes keep (PROTOCOL section 1, paper section 5.2)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def resnet(*, classes: int, image_size: int, sobel: bool, depth: int = 50, mlp: bool = False) -> Network:
     """torchvision's ResNet for inputs of any size; `mlp` adds [1x1 conv D, BN, ReLU] twice after the pooling."""
-    # Here and not above: the workflow reads the descriptions below, and torchvision takes seconds to import.
+    # Imported here: the workflow reads the descriptions below, and importing torchvision takes seconds.
     import torchvision
     from torch import nn
 
@@ -57,7 +57,7 @@ RESNET50 = Architecture(
     build=resnet,
     embedding_size=2048,
     training_gflop=24.3,
-    matrix_share=0.14,  # what `make bench-gpu` asks for
+    matrix_share=0.14,  # the minimum that `make bench-gpu` accepts
     probe_layers={"avgpool": None},
     fewshot_layers=("avgpool",),
     formats=("uic_core", "uic_official", "selflabel", "torchvision", "moco", "swav"),

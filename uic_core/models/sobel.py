@@ -1,4 +1,4 @@
-"""Greyscale and two fixed Sobel filters, in front of the first convolution (PROTOCOL section 1)."""
+"""Greyscale and two fixed Sobel filters before the first convolution (PROTOCOL section 1)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch.nn import functional
 
 
 class Sobel(nn.Module):
-    """Normalised RGB [B, 3, H, W] -> vertical and horizontal edges [B, 2, H, W]. Nothing in it is trained.
+    """Normalised RGB [B, 3, H, W] -> vertical and horizontal edges [B, 2, H, W]. It has no trained weights.
 
-    The mean over RGB and the two 3x3 filters are one convolution with a frozen kernel, kept out of the state dict.
+    The mean over RGB and the two 3x3 filters are one convolution with a frozen kernel that is not in the state dict.
     """
 
     kernel: Tensor
@@ -21,5 +21,5 @@ class Sobel(nn.Module):
         self.register_buffer("kernel", filters[:, None].repeat(1, 3, 1, 1) / 3, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+        """Map RGB to edges."""
         return functional.conv2d(x, self.kernel.to(x.dtype), padding=1)

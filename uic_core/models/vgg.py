@@ -15,7 +15,7 @@ BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels, convolut
 
 def vgg16(*, classes: int, image_size: int, sobel: bool) -> Network:
     """VGG16-BN for square inputs of `image_size` >= 64; layers conv1 … conv13."""
-    from torch import nn  # here and not above: the workflow reads the description below
+    from torch import nn  # imported here: the workflow reads the description below without torch
 
     from uic_core.models.network import Network, initialise, map_side
 
@@ -59,10 +59,10 @@ VGG16 = Architecture(
     build=vgg16,
     embedding_size=4096,
     training_gflop=92.7,
-    matrix_share=0.5,  # what `make bench-gpu` asks for
+    matrix_share=0.5,  # the minimum that `make bench-gpu` accepts
     probe_layers={"conv13": Pool(14, 3, 3, 0, 4)},
     fewshot_layers=(*(f"conv{number}" for number in range(1, 14)), f"conv13{MAX_POOLED}"),
     windows=tuple(window for _, count in BLOCKS for window in (*[(3, 1, 1)] * count, (2, 2, 0))),
-    frozen=("conv1", "conv2", "conv3", "conv4"),  # conv1_1 … conv2_2, as Fast R-CNN
+    frozen=("conv1", "conv2", "conv3", "conv4"),  # conv1_1 … conv2_2, as in Fast R-CNN
     formats=("uic_core", "deepcluster", "torchvision"),
 )

@@ -1,7 +1,7 @@
 """Stage `pretrain`: a recipe and an index of images -> checkpoint, labels, history.
 
-One process, or under torchrun any number: `torchrun --nproc-per-node 4 -m uic_core.pretrain …`. SIGTERM and SIGUSR1
-save the state and end with status 75; the same command goes on.
+Runs as one process, or as several under torchrun: `torchrun --nproc-per-node 4 -m uic_core.pretrain …`. After SIGTERM
+or SIGUSR1 it saves its state and exits with status 75; the same command resumes it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from uic_core.run import cpus, devices, parallel, randomness
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the stage; see --help. Exits with 2 and one line on a user's mistake."""
+    """Run the stage; --help lists the arguments. Exits with 2 and one line on a user's mistake."""
     parser = argparse.ArgumentParser(prog="python -m uic_core.pretrain", description=__doc__)
     parser.add_argument("--recipe", type=Path, required=True, help="YAML of a run's recipe")
     parser.add_argument("--train-index", type=Path, required=True, help="index of the training images")

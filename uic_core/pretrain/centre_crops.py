@@ -18,16 +18,16 @@ from uic_core.run.parallel import Ranks
 
 
 class CentreCrops:
-    """What a method may ask for between two epochs (uic_core.methods.method.Inference).
+    """Access of a method to the network between two epochs; implements uic_core.methods.method.Inference.
 
-    In float32 whatever the training's precision, as DeepCluster's code: in bf16 an image near the border of two classes
-    would fall into the other.
+    Computes in float32 at any training precision, as DeepCluster's code does: in bf16 an image near the border of two
+    classes would change class.
 
     Args:
-        images: in the loader's index.
-        batch_size: images a batch over all ranks.
-        pause: saves and ends, if the run was told to; called before each batch.
-        threads: CPUs for what rank 0 does while all others wait.
+        images: number of images in the loader's index.
+        batch_size: images per batch over all ranks.
+        pause: saves and ends if a signal came; called for each batch.
+        threads: CPUs for work of rank 0 while all others wait.
     """
 
     def __init__(
@@ -39,17 +39,17 @@ class CentreCrops:
         self.pause, self.threads = pause, threads
 
     def predict(self) -> Labels:
-        """Argmax over all images, int32 [N], the same on every rank."""
+        """Argmax of the logits of all images, int32 [N], the same on every rank."""
         found = self._pass(lambda x: self._network(x).argmax(1).to(torch.int32), everywhere=True)
         assert found is not None
         return found
 
     def embed(self) -> NDArray[np.float32] | None:
-        """Features before the top layer, float32 [N, D]; on rank 0 alone."""
+        """Features before the top layer, float32 [N, D]; None on all ranks but 0."""
         return self._pass(self._network.embed, everywhere=False)
 
     def share(self, found: Labels) -> None:
-        """Give rank 0's array to all ranks, in place."""
+        """Copy rank 0's array to all ranks, in place."""
         self._ranks.broadcast(found, self._device)
 
     @torch.no_grad()
@@ -71,7 +71,7 @@ class CentreCrops:
             values = self._ranks.gather(rows, [len(positions) for positions in part])
             if not everywhere and rank:
                 continue
-            if found is None:  # one array from the start: DeepCluster's features are 21 GB on ImageNet
+            if found is None:  # allocated only once: DeepCluster's features are 21 GB on ImageNet
                 found = np.empty((images, *values.shape[1:]), values.cpu().numpy().dtype)
             found[part[0][0] : part[0][0] + len(values)] = values.cpu().numpy()
         return found

@@ -1,9 +1,9 @@
-"""Stage `export`: a checkpoint -> weights that torchvision and OpenMMLab name the same way, with a model card.
+"""Stage `export`: a checkpoint -> weights with the names of torchvision and of OpenMMLab, with a model card.
 
-`torchvision.safetensors` loads into torchvision's resnet50 and vgg16_bn, strictly where there are no Sobel filters and
-no MLP head; AlexNet's names follow torchvision's too. A top layer is in it only if it was trained: where somebody
-else's checkpoint had none, it is left out. `openmmlab.safetensors` is the backbone alone: of ResNet50 as
-mmdet's and mmseg's ResNet has it, of AlexNet and VGG16 as this suite's UicBackbone.
+`torchvision.safetensors` loads into torchvision's resnet50 and vgg16_bn, strictly if there are no Sobel filters and no
+MLP head; AlexNet's names follow torchvision's too. It holds the top layer only if that was trained, so not if an
+external checkpoint had none. `openmmlab.safetensors` holds the backbone only: for ResNet50 with the names of mmdet's
+and mmseg's ResNet, for AlexNet and VGG16 with those of this suite's UicBackbone.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ FILES = ("torchvision.safetensors", "openmmlab.safetensors")
 
 
 def torchvision_weights(network: Network) -> dict[str, Tensor]:
-    """All weights that were trained, the top layer as `fc` or `classifier.6`, an MLP head as `head`."""
+    """All trained weights. The top layer is named `fc` or `classifier.6`, an MLP head `head`."""
     return formats.to_theirs(network, "torchvision")
 
 
 def openmmlab_weights(network: Network) -> dict[str, Tensor]:
-    """The backbone's weights under the prefix `backbone.`: no classifier, no top layer."""
+    """The backbone's weights with the prefix `backbone.`, without classifier and top layer."""
     if ARCHS[network.arch].resnet_depth:
         found = formats.to_theirs(network, "torchvision")
         own = {name: tensor for name, tensor in found.items() if not name.startswith(("fc.", "head."))}
@@ -46,7 +46,7 @@ def openmmlab_weights(network: Network) -> dict[str, Tensor]:
 def card(
     run: str, network: Network, recipe: Recipe | External, every: Sequence[Metrics], hashes: dict[str, str]
 ) -> str:
-    """The model card, Markdown: how to load the weights, the recipe, every number with where it comes from."""
+    """The model card in Markdown: how to load the weights, the recipe, every number with its origin."""
     sobel = "Sobel filters of the normalised image (2 channels)" if network.uses_sobel else "the normalised RGB image"
     depth = ARCHS[network.arch].resnet_depth
     load = _LOAD_RESNET if depth else _LOAD_OTHERS
@@ -100,7 +100,7 @@ def card(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Export a run's checkpoint; see --help. Exits with 2 and one line on a user's mistake."""
+    """Export a run's checkpoint; --help lists the arguments. Exits with 2 and one line on a user's mistake."""
     parser = argparse.ArgumentParser(prog="python -m uic_core.pretrain.export", description=__doc__)
     parser.add_argument("--run", required=True, help="the run's name")
     parser.add_argument("--checkpoint", type=Path, required=True)

@@ -1,7 +1,7 @@
-"""Stage `external`: a checkpoint of another code base -> checkpoint.safetensors, which every evaluation takes.
+"""Stage `external`: a checkpoint of another code base -> checkpoint.safetensors, which every evaluation accepts.
 
-Pickled files are read as tensors only, nothing in them is run. Every weight of the network must be in the file, under a
-name that its format knows, and the file may hold nothing that has no place. Only the top layer may be missing, whole.
+Pickled files are read as tensors only; no code in them is run. Every weight of the network must be in the file, under a
+name that its format knows, and the file may hold no unknown weights. Only the whole top layer may be missing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from uic_core.recipe import External
 from uic_core.run import randomness
 
 _KEYS = ("state_dict", "model")
-"""Where training scripts keep the state dict, if it is not the whole of the file."""
+"""Keys of the state dict in files of training scripts that hold more than that."""
 
 _DAMAGED = "the file is damaged or made for another purpose: fetch it again"
 _SAVE_TENSORS = (
@@ -38,11 +38,10 @@ _SAVE_TENSORS = (
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The state dict of a file: a safetensors file, or what torch.save wrote, by itself or under `state_dict`, `model`.
+    """Read a state dict from a safetensors file, or from a torch.save file, alone or under `state_dict` or `model`.
 
     Raises:
-        InputError: the file is missing or damaged; it is a pickle of more than tensors and plain values; it holds no
-            state dict.
+        InputError: the file is missing or damaged, pickles more than tensors and plain values, or holds no state dict.
     """
     if not path.is_file():
         raise InputError(f"{path}: is not there; correct `path` of the run")
@@ -59,7 +58,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             f"{path}: was not loaded: it asks for {asked[1] if asked else 'more than tensors'}, and to unpickle that "
             f"may run any code. If you trust the file, save its tensors alone: {_SAVE_TENSORS}"
         ) from None
-    except Exception as error:  # torch raises what it comes across in damaged bytes: EOFError, KeyError, struct.error …
+    except Exception as error:  # damaged bytes raise errors of many types: EOFError, KeyError, struct.error …
         raise InputError(
             f"{path}: is no whole PyTorch file ({type(error).__name__}: {error}); fetch it again"
         ) from None
@@ -77,8 +76,8 @@ def convert(theirs: dict[str, Tensor], recipe: External, source: str) -> tuple[N
     """The network filled with foreign weights, and remarks for the log on what was renamed, left out and is missing.
 
     Raises:
-        InputError: names are missing or unexpected, with all of them and the coverage; or a weight has another shape,
-            is no plain tensor of real numbers or is not finite, or Sobel filters are not this suite's.
+        InputError: names are missing or unexpected (the message lists them all and the coverage); a weight has another
+            shape, is no plain tensor of real numbers or is not finite; or Sobel filters are not this suite's.
     """
     try:
         theirs, remarks = formats.unwrap(theirs)
@@ -125,7 +124,7 @@ def convert(theirs: dict[str, Tensor], recipe: External, source: str) -> tuple[N
             )
         if name in weights:
             _check_plain(_theirs(name, called), tensor, source)
-        elif not _in_memory(tensor) or tensor.is_complex():  # batches counted by a batch norm, in whatever type
+        elif not _in_memory(tensor) or tensor.is_complex():  # a batch norm's count of batches, of any type
             raise InputError(
                 f"{source}: {_theirs(name, called)} is {tensor.dtype}, not a number of batches; {_DAMAGED}"
             )
@@ -140,7 +139,7 @@ def convert(theirs: dict[str, Tensor], recipe: External, source: str) -> tuple[N
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Convert somebody's checkpoint; see --help. Exits with 2 and one line on a user's mistake."""
+    """Convert an external checkpoint; --help lists the arguments. Exits with 2 and one line on a user's mistake."""
     parser = argparse.ArgumentParser(prog="python -m uic_core.pretrain.external", description=__doc__)
     parser.add_argument("--recipe", type=Path, required=True, help="YAML of a uic_core.recipe.External")
     parser.add_argument("--source", type=Path, required=True, help="the checkpoint file")
@@ -169,9 +168,9 @@ def _of_this_suite(path: Path, recipe: External) -> tuple[Network, list[str]]:
 
 
 def _check_sobel(theirs: dict[str, Tensor], recipe: External, source: str) -> None:
-    """DeepCluster's files hold the fixed filters: they must be this suite's, and the run must say that they are there.
+    """Check the fixed filters in DeepCluster's files: they must equal this suite's, and the run must set `sobel: true`.
 
-    They are two convolutions there, one here: the mean over RGB, and the filters.
+    DeepCluster has two convolutions, the mean over RGB and the filters; this suite has one.
     """
     filters = {name: tensor for name, tensor in theirs.items() if re.fullmatch(r"sobel\.[01]\.(weight|bias)", name)}
     for name, tensor in filters.items():
@@ -202,7 +201,7 @@ def _theirs(name: str, called: dict[str, str]) -> str:
 
 
 def _check_plain(name: str, tensor: Tensor, source: str) -> None:
-    """Refuse a weight that is no array of real numbers in memory; names of theirs."""
+    """Refuse a weight that is no array of real numbers in memory. `name` is the foreign name."""
     if not _in_memory(tensor):
         wrong = "is sparse, quantised or without numbers"
     elif not tensor.is_floating_point():
@@ -215,14 +214,14 @@ def _check_plain(name: str, tensor: Tensor, source: str) -> None:
 
 
 def _in_memory(tensor: Tensor) -> bool:
-    """Whether every number of it is there, none of them for many."""
+    """True if memory holds every element: the tensor is not sparse, quantised, meta or expanded from fewer elements."""
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
         return False
     return tensor.untyped_storage().nbytes() >= tensor.nbytes
 
 
 def _listed(what: str, names: list[str]) -> str:
-    """All the names, in lines."""
+    """Number and names as text, wrapped into lines."""
     text = f"{what} ({len(names)}): {', '.join(names) or 'nothing'}"
     return textwrap.fill(text, 120, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 

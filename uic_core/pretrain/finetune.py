@@ -1,4 +1,4 @@
-"""Stage `finetune`: further fine-tuning with fixed centre-crop labels (paper section 4.3); pretraining's own loop."""
+"""Stage `finetune`: further fine-tuning with fixed centre-crop labels (paper section 4.3), in the pretraining loop."""
 
 from uic_core.pretrain.__main__ import main
 

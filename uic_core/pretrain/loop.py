@@ -1,4 +1,4 @@
-"""One training loop for every method: images in, checkpoint, labels and history out."""
+"""The training loop of all methods: images -> checkpoint, labels and history."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ from uic_core.run.signals import Signals
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-_BATCHES = 64  # of the order, drawn at a time
+_BATCHES = 64  # batches of the order that are drawn at a time
 
 
 class Trainer:
-    """A run that trains: the network, its labels and how far it has come.
+    """A training run: the network, its labels and its progress.
 
     Attributes:
-        index: the images trained on (`recipe.images` of the whole index).
-        optimizer: one SGD over all weights, the top layer's without momentum if the method says so.
-        run_state: labels, history and what comes next.
-        rate: images a second of this process's part, in the last epoch.
-        folder: of the run, once it runs.
+        index: the training images (`recipe.images` of the whole index).
+        optimizer: one SGD over all weights; the top layer has no momentum if the method says so.
+        run_state: labels, history and the next position.
+        rate: images per second in this process's part of the last epoch.
+        folder: folder of the run, set by `run`.
     """
 
     def __init__(
@@ -64,11 +64,11 @@ class Trainer:
         """Set up a run.
 
         Args:
-            start: what tells the weights in `network` from others a run of this recipe might start from.
-            workers: decoding processes; 0 decodes in this one.
+            start: identifies the initial weights in `network` among others that a run of this recipe could have.
+            workers: number of decoding processes; 0 decodes in this one.
             save_every: seconds between states within an epoch.
-            threads: CPUs for what rank 0 does while all others wait.
-            method: the recipe's own, unless another one is given.
+            threads: CPUs for work of rank 0 while all others wait.
+            method: replaces the recipe's method.
 
         Raises:
             InputError: the recipe does not fit the index.
@@ -112,11 +112,11 @@ class Trainer:
     def run(self, folder: Path) -> None:
         """Train to the end of the recipe and write labels.npy, history.jsonl and checkpoint.safetensors.
 
-        Goes on from the state that an interrupted run of the same recipe on the same images left.
+        Resumes from the state of an interrupted run of the same recipe on the same images.
 
         Raises:
-            InputError: an unreadable image; a loss that is not finite, naming the step; a full disk; a state of
-                another run; another process has taken this run over.
+            InputError: an unreadable image; a loss that is not finite (the message names the step); a full disk; a
+                state of another run; another process has taken this run over.
             Interrupted: SIGTERM or SIGUSR1 came, and the state is saved.
         """
         state = State(folder, self.identity, self.recipe.hash(), alone=True)
@@ -151,7 +151,7 @@ class Trainer:
             order = method.order(recipe, epoch, run.labels, run.groups)
             self._epoch(network, order)
             covered = order.coverage()
-            del order  # and with it the old groups
+            del order  # frees the old groups too
             if method.learns(recipe):
                 self._relabel(run.labels, epoch + 1)
             self._record(covered)
@@ -160,7 +160,7 @@ class Trainer:
                 self._stop_or_save(self._requests(saved_state.EPOCH_SECONDS))
 
     def _prepare(self, epoch: int) -> None:
-        """Labels, groups and top layer of an epoch that begins."""
+        """Set labels, groups and top layer for a new epoch."""
         recipe, method, run = self.recipe, self.method, self.run_state
         found = method.labels(recipe, epoch, run.labels, self.inference)
         if found is not None:
@@ -172,7 +172,7 @@ class Trainer:
             method.start_epoch(recipe, epoch, self.network.top)
 
     def _epoch(self, network: nn.Module, order: Order) -> None:
-        """The epoch's steps from the position on. A step's numbers are read while the next one runs."""
+        """Run the epoch's steps from the position on. The results of a step are read while the next one runs."""
         recipe, method, position, rank = self.recipe, self.method, self.run_state.position, self.ranks.rank
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(recipe, position.epoch)
@@ -194,7 +194,7 @@ class Trainer:
         progress = Progress(self.run_state, recipe.epochs, len(bounds), self.ranks, self._say)
         waiting: _Step | None = None
         for step, (crops, draws) in enumerate(stream, position.step):
-            # All randomness of a step starts here, so a resumed run draws what an undisturbed one would.
+            # All randomness of a step is seeded here, so a resumed run draws the same as an uninterrupted one.
             seeds = np.random.SeedSequence([recipe.seed, 3, position.epoch, step, rank])
             torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
             numbers = randomness.uniforms(recipe.seed, position.epoch, draws, UNIFORMS)
@@ -207,7 +207,7 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
-            # The same forward that is learned from: labels cost no pass of their own.
+            # Labels come from the training forward, so they cost no extra pass.
             predictions = logits.detach().argmax(1).to(torch.int32) if learns else None
             ended, waiting = waiting, self._send(step, draws, loss.detach().float(), predictions)
             if ended is not None:
@@ -225,7 +225,7 @@ class Trainer:
         self._merge(order, bounds)
 
     def _merge(self, order: Order, bounds: list[tuple[int, int]]) -> None:
-        """The labels that all ranks wrote in these batches."""
+        """Merge the labels that all ranks wrote in these batches."""
         if self.method.learns(self.recipe):
             merge_labels(self.run_state.labels, order, bounds, self.ranks, self.device)
 
@@ -233,7 +233,7 @@ class Trainer:
         """Start to copy a step's results to the CPU; loss and requests are means over the ranks."""
         assert self._saver is not None
         requests = self._saver.requests(self._saver.every)
-        # Filled on the device: copies of a few numbers from the CPU would wait for all that runs there.
+        # Filled on the device: a copy of a few numbers from the CPU would wait for all running kernels.
         reduced = torch.stack([loss, *(torch.full_like(loss, request) for request in requests)])
         reduced = self.ranks.mean(reduced).to("cpu", non_blocking=True)
         if predictions is not None:
@@ -245,9 +245,9 @@ class Trainer:
         return _Step(step, draws % len(self.index), predictions, reduced, arrived)
 
     def _take(self, step: _Step, bounds: list[tuple[int, int]], progress: Progress) -> list[float]:
-        """Write a step's labels and loss down; the ranks' requests to stop and to save."""
+        """Store a step's labels and loss. Returns the ranks' requests to stop and to save."""
         if step.arrived is not None:
-            step.arrived.synchronize()  # and not the step after it, which runs
+            step.arrived.synchronize()  # does not wait for the next step, which is running
         position = self.run_state.position
         loss, *requests = step.reduced.tolist()
         if not math.isfinite(loss):
@@ -265,7 +265,7 @@ class Trainer:
         return requests
 
     def _record(self, covered: float) -> None:
-        """Append to the history (no clock in it: the same seed gives the same bytes) and tell the reader."""
+        """Append a line to the history and print it. It has no times, so the same seed gives the same bytes."""
         run = self.run_state
         position = run.position
         line = {
@@ -289,10 +289,10 @@ class Trainer:
         write_history(self.folder, self.run_state.history)
 
     def _board(self, line: dict[str, Any]) -> None:
-        """The line for TensorBoard; what an interrupted run wrote of the same epochs is dropped."""
+        """Write the line to TensorBoard. Entries of an interrupted run for the same epochs are dropped."""
         epoch = line["epoch"]
         if self._writer is None:
-            # Here and not above: what trains nothing needs none.
+            # Imported here: only training needs it.
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=epoch)
@@ -323,9 +323,9 @@ class Trainer:
         )
 
     def _pause(self) -> None:
-        """Between two parts of a method's preparation of an epoch, on all ranks: stop here if a signal came.
+        """Save and stop if a signal came. Called on all ranks while a method prepares an epoch.
 
-        The state is that before the preparation, which must have changed nothing of the run yet.
+        The saved state is the one before the preparation, which must not have changed the run yet.
         """
         stop, _ = self._requests(math.inf)
         self._stop_or_save([stop, 0.0])
@@ -338,12 +338,12 @@ class Trainer:
 
 @dataclass
 class _Step:
-    """A step's results on their way to the CPU: read one step later, so that the device does not wait.
+    """A step's results during their copy to the CPU. They are read one step later, so that the device does not wait.
 
     Attributes:
-        predictions: int32 [B], or None where the method keeps its labels.
-        reduced: loss and the ranks' requests, means over the ranks, float [3].
-        arrived: when both are there, where they come from a GPU.
+        predictions: int32 [B], or None if the method keeps its labels.
+        reduced: means of the loss and the requests over the ranks, float [3].
+        arrived: on a GPU, the event after both copies; else None.
     """
 
     number: int
@@ -370,7 +370,7 @@ def write_results(
 
 
 def write_history(folder: Path, history: list[dict[str, Any]]) -> None:
-    """Write history.jsonl, a line an epoch."""
+    """Write history.jsonl, one line per epoch."""
     write_text(folder / "history.jsonl", "".join(json.dumps(line) + "\n" for line in history))
 
 

@@ -1,4 +1,4 @@
-"""What a run shows while it trains."""
+"""Progress output of a training run."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ LINE_SECONDS = 60
 
 
 class Progress:
-    """A bar on a terminal; in a log, a line a minute in epochs that take longer. Rank 0 alone shows it.
+    """A bar on a terminal; in a log, one line per minute in epochs that take longer. Only rank 0 shows it.
 
     Attributes:
-        rate: images a second of this process's part of the epoch.
+        rate: images per second in this process's part of the epoch.
     """
 
     def __init__(self, run: RunState, epochs: int, steps: int, ranks: Ranks, say: Callable[[str], None]) -> None:
-        """`steps` of the epoch, of which those before the run's position are done; `say` prints a line."""
+        """`steps` counts all steps of the epoch, also those before the run's position; `say` prints a line."""
         self._run, self._epochs, self._steps, self._say = run, epochs, steps, say
         self._first, self._images = run.position.step, run.position.images
         self._started = self._shown = time.monotonic()
-        self._covered = run.history[-1]["coverage"] if run.history else None  # by the epoch before
+        self._covered = run.history[-1]["coverage"] if run.history else None  # of the previous epoch
         self._title = f"epoch {run.position.epoch + 1}/{epochs}"
         self.rate = 0.0
         self._bar: tqdm[Any] | None = None
@@ -36,7 +36,7 @@ class Progress:
             self._bar = tqdm(desc=self._title, total=steps, initial=self._first, leave=False)
 
     def show(self) -> None:
-        """After each step."""
+        """Update the display; called after each step."""
         position, now = self._run.position, time.monotonic()
         seconds = max(now - self._started, 1e-9)
         self.rate = (position.images - self._images) / seconds
@@ -60,6 +60,6 @@ class Progress:
         self._say(f"{self._title}  step {position.step}/{self._steps}  {shown}  {self.rate:.0f} images/s")
 
     def close(self) -> None:
-        """The epoch is over."""
+        """Close the bar at the end of the epoch."""
         if self._bar is not None:
             self._bar.close()

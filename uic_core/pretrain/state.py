@@ -1,4 +1,4 @@
-"""Where a pretraining run stands, and the state file that keeps it."""
+"""The progress of a pretraining run, and its state file."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from uic_core.run.saved_state import State, demand_same, momenta, part, restore_
 
 @dataclass
 class Position:
-    """How far a run has come.
+    """The position of a run.
 
     Attributes:
-        epoch, step: what comes next.
-        loss, images: of this epoch's steps so far, the sum over images and their number.
-        empty: classes without a member in this epoch's labels, before they are split.
+        epoch, step: the next epoch and step.
+        loss, images: sum of the loss over the images of this epoch's steps so far, and number of these images.
+        empty: number of classes without members in this epoch's labels, before they are filled.
     """
 
     epoch: int = 0
@@ -43,14 +43,14 @@ def _nothing() -> Groups:
 
 @dataclass
 class RunState:
-    """All of a run that the next steps follow from, but for network and optimiser.
+    """Everything that the next steps of a run depend on, except network and optimiser.
 
     Attributes:
-        position: what comes next.
-        labels: int32 [N], the only thing kept for each image but for its place in `groups`.
-        groups: the images by their labels, or by the targets of the epoch under way.
-        agreement: NMI of the labels with those before them.
-        history: a line for each finished epoch.
+        position: the next epoch and step.
+        labels: int32 [N], the only data kept per image apart from its place in `groups`.
+        groups: the images grouped by their labels, or by the targets of the current epoch.
+        agreement: NMI of the labels with the previous ones.
+        history: one line per finished epoch.
     """
 
     position: Position = field(default_factory=Position)
@@ -60,21 +60,21 @@ class RunState:
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def relabel(self, found: Labels, classes: int, seed: int, epoch: int) -> None:
-        """Take other labels: their agreement with the present ones, and their groups for `epoch`."""
+        """Replace the labels; compute their agreement with the current groups and their own groups for `epoch`."""
         if len(self.groups.members):
             self.agreement = partition.nmi(self.groups, found)
         self.labels = found
-        del self.groups  # before the new ones are made: eight bytes an image, not twelve
+        del self.groups  # frees them before the new ones are made: eight bytes per image, not twelve
         self.groups = partition.group(found, classes, np.random.default_rng([seed, 1, epoch]))
 
 
 def save(
     file: State, run: RunState, network: Network, optimizer: torch.optim.SGD, ranks: Ranks, precision: str
 ) -> None:
-    """Keep everything that the steps from the run's position on follow from.
+    """Save everything that the steps from the run's position on depend on.
 
     Raises:
-        InputError: the disk is full, or a weight is not finite; the states already there stay.
+        InputError: the disk is full, or a weight is not finite; existing states stay.
     """
     tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     tensors |= momenta(optimizer, network.parameters())
@@ -98,11 +98,11 @@ def restore(
     file: State, network: Network, optimizer: torch.optim.SGD, ranks: Ranks, device: torch.device, precision: str,
     say: Callable[[str], None],
 ) -> RunState:  # fmt: skip
-    """Fill network and optimiser from the newest usable state, and return the run's; a new one where there is no file.
+    """Restore network and optimiser from the newest usable state and return the run's; a new one if there is no file.
 
     Raises:
-        InputError: a state of another recipe, data set or start, with what differs; or no usable file is left; or
-            other processes have another one before them.
+        InputError: a state has another recipe, data set or start (the message lists the differences); no file is
+            usable; or another process has found another state.
     """
     found = file.load(say)
     demand_same(file, found, ranks, device)

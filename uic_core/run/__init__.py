@@ -1,1 +1,1 @@
-"""What a stage needs of its process: devices, CPUs, ranks, randomness, signals, saved state, metrics."""
+"""Process-level parts of a stage: devices, CPUs, ranks, randomness, signals, saved state, metrics."""

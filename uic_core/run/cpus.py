@@ -1,4 +1,4 @@
-"""The CPUs of a job: one for the stage itself, the others decode images."""
+"""The CPUs of a job: one runs the stage, the others decode images."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import shutil
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
-    """Add `--threads`, the CPUs of this job, to a stage's arguments.
+    """Add `--threads`, the number of CPUs of this job, to a stage's arguments.
 
-    One is the stage's own, each further one decodes images. No setting of the config: numbers do not depend on it, so
-    another machine reruns nothing.
+    One CPU runs the stage, each further one decodes images. It is not a config setting because results do not depend
+    on it: nothing is rerun on another machine.
     """
     parser.add_argument(
         "--threads", type=int, default=1, help="CPUs of this job; all but one decode images in processes of their own"
@@ -19,18 +19,18 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
 
 
 def workers(threads: int) -> int:
-    """Decoding processes of this process: its part of the job's CPUs, but for the one that it runs on itself."""
+    """Number of decoding processes for this process: its share of the job's CPUs minus the one it runs on."""
     return max(0, threads // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1)
 
 
 def sharing(workers: int, batch: int) -> int:
-    """Decoding processes whose batches fit into /dev/shm, through which torch's DataLoader hands them over.
+    """Number of decoding processes whose batches fit into /dev/shm, where torch's DataLoader passes them.
 
-    Where it is full a process dies of SIGBUS. What does not fit is said; 0: decode in this process.
+    If /dev/shm is full, a process dies of SIGBUS. Prints a line if not all fit. 0: decode in this process.
 
     Args:
-        workers: wanted, of this process.
-        batch: bytes of one batch; a worker is two ahead, and one is in use.
+        workers: number wanted for this process.
+        batch: bytes of one batch. A worker holds three: two decoded ahead and one in use.
     """
     try:
         free = shutil.disk_usage("/dev/shm").free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -1,4 +1,4 @@
-"""The metrics JSON: what one evaluation says of one run. The only thing tables are made from. No torch here."""
+"""The metrics JSON: the results of one evaluation of one run. Tables use nothing else. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from uic_core.errors import InputError
 from uic_core.files import sha256, write_json
 
-_STARTED = time.monotonic()  # of the process: a stage is a process
+_STARTED = time.monotonic()  # start of the process: each stage is a process
 
 
 class _Model(BaseModel):
@@ -27,9 +27,9 @@ class _Model(BaseModel):
 
 
 class Value(_Model):
-    """One number: percentages are 0..100. `ci95` is the half width of the 95 % interval over `n` samples.
+    """One number. Percentages are 0..100. `ci95` is the half width of the 95 % interval over `n` samples.
 
-    Over several `seeds`, `value` is the mean and `std` the standard deviation between them (n - 1).
+    With several `seeds`, `value` is their mean and `std` their standard deviation (n - 1).
     """
 
     value: float
@@ -48,7 +48,7 @@ class Value(_Model):
 
 
 class Dataset(_Model):
-    """What was evaluated on: the fingerprint is the index's, sizes are images a split."""
+    """The evaluated data set: the fingerprint of its index and the number of images per split."""
 
     name: str
     fingerprint: str
@@ -56,10 +56,10 @@ class Dataset(_Model):
 
 
 class Provenance(_Model):
-    """Where a number comes from, enough to make it again.
+    """Origin of a number, sufficient to reproduce it.
 
-    `coverage` is the share of the network's weights that its checkpoint filled: below 1 only for checkpoints of other
-    code bases, whose top layer may be missing.
+    `coverage` is the share of the network's weights that its checkpoint filled. It is below 1 only for checkpoints of
+    other code bases, whose top layer may be missing.
     """
 
     commit: str
@@ -76,7 +76,7 @@ class Provenance(_Model):
 
 
 class Metrics(_Model):
-    """See DESIGN: `values` maps a table's column to its number, `protocol` holds every setting that changes it."""
+    """The whole file: `values` maps a table's column to its number, `protocol` holds every setting that affects it."""
 
     evaluation: str
     run: str
@@ -87,7 +87,7 @@ class Metrics(_Model):
 
 
 def seconds() -> float:
-    """Since this process began."""
+    """Seconds since this process began."""
     return time.monotonic() - _STARTED
 
 
@@ -97,8 +97,8 @@ def provenance(
     """Collect the provenance of the current process.
 
     Args:
-        hardware: names the accelerator; default: the CPU.
-        earlier_seconds: of interrupted processes whose work this one went on from; memory is this one's alone.
+        hardware: name of the accelerator; default: name of the CPU.
+        earlier_seconds: run time of interrupted processes that this one resumed. Memory counts this process only.
     """
     commit, dirty = _git()
     kilobytes = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -118,7 +118,7 @@ def provenance(
 
 
 def write(path: Path, metrics: Metrics) -> None:
-    """Write metrics atomically. Values were refused at construction unless finite."""
+    """Write metrics atomically. All values are finite: the constructor refuses others."""
     write_json(path, metrics.model_dump())
 
 
@@ -126,7 +126,7 @@ def read(path: Path) -> Metrics:
     """Read and validate a metrics JSON.
 
     Raises:
-        InputError: missing, not JSON, of another form, or with a value that is not finite; says how to remake it.
+        InputError: missing, not JSON, of a wrong form or with a value that is not finite; says how to remake the file.
     """
     remedy = "delete the file and run snakemake again"
     try:
@@ -143,7 +143,7 @@ def read(path: Path) -> Metrics:
 
 @functools.cache
 def _git() -> tuple[str, bool]:
-    """(commit, dirty) of the code that runs; ('unknown', True) outside a checkout."""
+    """(commit, dirty) of the running code; ('unknown', True) outside a checkout."""
     folder = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:

@@ -1,6 +1,6 @@
-"""Several processes as one: torchrun's group, each rank's share of a batch, and what they tell each other.
+"""Data parallelism: torchrun's process group, each rank's share of a batch, and collective operations.
 
-One process alone is a group of one; nothing here then costs anything.
+A single process is a group of one, for which these operations cost nothing.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from torch import Tensor, nn
 from uic_core.errors import InputError, stage
 
 _PR_SET_PDEATHSIG = 1
-# The others wait while rank 0 clusters features, or writes to a slow disk. Of one that has died torchrun tells them.
+# The others wait while rank 0 clusters features or writes to a slow disk. torchrun, not this limit, handles dead ranks.
 _PATIENCE = datetime.timedelta(hours=3)
 
 
 @contextlib.contextmanager
 def group(device: torch.device) -> Iterator[Ranks]:
-    """Join torchrun's process group, or be alone: nccl between GPUs, gloo between CPUs."""
+    """Join torchrun's process group: nccl between GPUs, gloo between CPUs. A single process joins none."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         yield ALONE
         return
-    # Where torchrun is killed its processes would go on, and write what the next ones write.
+    # If torchrun is killed, its processes would otherwise run on and write the same files as the next ones.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
     try:
-        # The message first: what comes below may take a while, or torchrun's end.
+        # Print the error first: the code below may take a while, and torchrun may kill this process in the meantime.
         with stage():
             yield Ranks(dist.get_rank(), world)
     except BaseException as error:
-        if device.type == "cuda":  # nccl leaves a group together, and the others are still at work
+        if device.type == "cuda":  # all ranks must leave an nccl group together, but the others are still working
             if not isinstance(error, SystemExit):
                 traceback.print_exception(error)
             sys.stdout.flush()
@@ -58,19 +58,19 @@ def group(device: torch.device) -> Iterator[Ranks]:
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's number and how many there are."""
+    """This process's rank and the number of processes."""
 
     rank: int
     world: int
 
     def bounds(self, images: int, batch_size: int) -> list[tuple[int, int]]:
-        """Where the batches of an epoch begin and end, [(first, last)], over all ranks.
+        """Bounds [(first, last)] of the batches of an epoch, over all ranks.
 
-        Every rank gets equally many images of a batch, at least two, which batch norm needs: of the last, smaller
-        batch the few that do not divide are left out.
+        Every rank gets equally many images of a batch and at least two, because batch norm needs two. The images of
+        the smaller last batch that do not divide evenly are dropped.
 
         Raises:
-            InputError: a whole batch does not divide, or leaves a rank a single image.
+            InputError: a full batch does not divide evenly or gives a rank a single image; or too few images.
         """
         if batch_size % self.world or batch_size < 2 * self.world:
             raise InputError(
@@ -88,26 +88,26 @@ class Ranks:
         return batches
 
     def share(self, first: int, last: int, origin: int) -> slice:
-        """This rank's part of the batch [first, last), counted from `origin`."""
+        """This rank's part of the batch [first, last), as a slice relative to `origin`."""
         size = (last - first) // self.world
         start = first - origin + self.rank * size
         return slice(start, start + size)
 
     def wrap(self, network: nn.Module) -> nn.Module:
-        """The network with gradients averaged over the ranks; batch norm's statistics are those of rank 0."""
+        """Wrap the network so that gradients are averaged over the ranks; batch norm uses the statistics of rank 0."""
         if self.world == 1:
             return network
         ids = [torch.cuda.current_device()] if next(network.parameters()).is_cuda else None
         return nn.parallel.DistributedDataParallel(network, device_ids=ids)
 
     def align(self, network: nn.Module) -> None:
-        """Rank 0's batch norm statistics for all."""
+        """Copy rank 0's batch norm statistics to all ranks."""
         if self.world > 1:
             for buffer in network.buffers():
                 dist.broadcast(buffer, 0)
 
     def changed(self, before: int) -> str:
-        """For the line that a stage goes on with: whether it is another number of processes than before."""
+        """Text for the resume message if the number of processes has changed since `before`, else ''."""
         return "" if before == self.world else f", with {self.world} processes where there were {before}"
 
     def mean(self, values: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ class Ranks:
             values[:] = tensor.cpu().numpy()
 
     def gather(self, rows: Tensor, counts: list[int]) -> Tensor:
-        """The rows of all ranks, `counts` of each, one rank's below the other's."""
+        """Concatenate the rows of all ranks, in rank order. `counts` holds the number of rows per rank."""
         if self.world == 1:
             return rows
         padded = rows.new_zeros(max(counts), *rows.shape[1:])
@@ -141,7 +141,7 @@ class Ranks:
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     def agree(self, values: list[int], device: torch.device) -> bool:
-        """Whether all ranks have the same integers."""
+        """True if all ranks have the same integers."""
         if self.world == 1:
             return True
         ends = torch.tensor([values, [-value for value in values]], device=device)
@@ -149,14 +149,14 @@ class Ranks:
         return bool((ends[0] == -ends[1]).all())
 
     def broadcast(self, values: NDArray[np.int32], device: torch.device) -> None:
-        """Rank 0's array for all, in place."""
+        """Copy rank 0's array to all ranks, in place."""
         if self.world > 1:
             tensor = torch.from_numpy(values).to(device)
             dist.broadcast(tensor, 0)
             values[:] = tensor.cpu().numpy()
 
     def barrier(self) -> None:
-        """Wait for all."""
+        """Wait for all ranks."""
         if self.world > 1:
             dist.barrier()
 

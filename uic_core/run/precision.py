@@ -1,4 +1,4 @@
-"""The precision of training steps: bf16 where the hardware gains from it, float32 elsewhere."""
+"""The precision of training steps: bf16 if the hardware is faster with it, else float32."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from uic_core.run.tiles import tile
 
 
 def resolve(asked: str, device: torch.device) -> torch.dtype:
-    """'auto', 'fp32' or 'bf16' -> the type of matrix products on `device`.
+    """Map 'auto', 'fp32' or 'bf16' to the type of matrix products on `device`.
 
-    auto: bf16 on GPUs that have it and on CPUs with AMX tiles or AVX-512 bf16 products (bench/RESULTS.md says what it
-    brings); emulated bf16 is slower than float32.
+    auto: bf16 on GPUs that support it and on CPUs with AMX tiles or AVX-512 bf16 products (bench/RESULTS.md gives the
+    speed-up). Emulated bf16 is slower than float32.
     """
     if asked == "auto":
         has = (
@@ -30,14 +30,14 @@ def resolve(asked: str, device: torch.device) -> torch.dtype:
 
 
 def autocast(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast to `dtype`; nothing for float32."""
+    """Autocast to `dtype`; no autocast for float32."""
     if dtype is torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype)
 
 
 def prepare(network: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
-    """Lay a network that is to be trained out for its device, in place; the same parameters under the same names."""
+    """Optimise a network's layout for training on its device, in place. Parameters and their names stay the same."""
     # Tensor cores and oneDNN both prefer channels last.
     for parameter in network.parameters():
         if parameter.ndim == 4:

@@ -1,4 +1,4 @@
-"""Where random numbers come from: seeds, and numbers that depend on (seed, epoch, image) alone."""
+"""Random numbers: seeding, and numbers that depend on (seed, epoch, image) only."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from uic_core.errors import InputError
 
 
 def deterministic() -> bool:
-    """Whether torch is asked for deterministic kernels: always on a CPU, on a GPU where UIC_DETERMINISTIC is 1.
+    """True if torch should use deterministic kernels: always on a CPU, on a GPU if UIC_DETERMINISTIC is 1.
 
-    No setting of the config: numbers depend on it by rounding only, so a change reruns nothing.
+    It is not a config setting: results depend on it by rounding only, so a change reruns nothing.
 
     Raises:
         InputError: UIC_DETERMINISTIC is neither 0 nor 1.
     """
-    import torch  # here and not above: the workflow draws no numbers, but reads what methods are made of
+    import torch  # imported here: the workflow imports this file through the methods, but must not load torch
 
     asked = os.environ.get("UIC_DETERMINISTIC", "0")
     if asked not in ("0", "1"):
@@ -28,10 +28,10 @@ def deterministic() -> bool:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, numpy and torch. Where kernels are `deterministic`: same seed, same bytes, one machine.
+    """Seed Python, numpy and torch. With `deterministic` kernels, one seed gives the same bytes on one machine.
 
-    And float32 is float32: cuDNN would round it to 10 bits in convolutions, and so would cuBLAS in the containers of
-    NVIDIA, which set TORCH_ALLOW_TF32_CUBLAS_OVERRIDE.
+    Also disables TF32. cuDNN would round float32 to 10 bits in convolutions, and so would cuBLAS in NVIDIA's
+    containers, which set TORCH_ALLOW_TF32_CUBLAS_OVERRIDE.
     """
     import torch
 
@@ -43,21 +43,21 @@ def seed_everything(seed: int) -> None:
     exact = deterministic()
     if exact:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # A few operators have no deterministic kernel on a GPU: torch then says so and goes on.
+    # A few operators have no deterministic kernel on a GPU: torch then only warns.
     torch.use_deterministic_algorithms(exact, warn_only=True)
-    # That also fills all new memory before it is written to, against those who read it unwritten: a tenth of a step.
+    # The call above also makes torch fill new memory, in case it is read before it is written: a tenth of a step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def uniforms(seed: int, epoch: int, images: NDArray[np.integer], count: int) -> NDArray[np.float64]:
-    """Uniform numbers in [0, 1) that depend on (seed, epoch, image) and nothing else.
+    """Uniform numbers in [0, 1) that depend on (seed, epoch, image) only.
 
-    A counter-based generator (the splitmix64 finaliser, Steele et al. 2014): no state, so crops are the same
-    whatever the number of workers, ranks or restarts.
+    A counter-based generator (the splitmix64 finaliser, Steele et al. 2014). It has no state, so crops are the same
+    for any number of workers, ranks or restarts.
 
     Args:
         images: image positions in the index, shape [B].
-        count: numbers an image.
+        count: numbers per image.
 
     Returns:
         float64 array [B, count].

@@ -1,8 +1,8 @@
-"""Resuming a stage: its state files, and when one is saved.
+"""Resuming a stage: its state files, and when they are saved.
 
-A state is all that the rest of the work follows from, in a safetensors file beside the stage's results. Snakemake does
-not know it, so it survives a failed job. The one before it is kept: a state that cannot be read is said, and the
-previous one is used.
+A state holds everything needed to continue, in a safetensors file beside the stage's results. Snakemake does not know
+this file, so it survives a failed job. The previous state is kept as well: if the newest one is damaged, a message is
+printed and the previous one is used.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from uic_core.run.parallel import Ranks
 from uic_core.run.signals import Signals
 
 EPOCH_SECONDS = 20
-"""A state is saved at the end of every epoch, but for those that end sooner after the last one."""
+"""A state is saved at the end of an epoch if the last one is at least this many seconds old."""
 
 
 class State:
     """The state files of a stage.
 
     Args:
-        folder: of the stage's results.
-        identity: what a state must share to be gone on from, as JSON: recipe or protocol, data, start.
-        name: part of the files' names, of letters and digits.
-        prefix: of the files' names, where several stages write into one folder.
-        alone: a state of another name is refused; else it is left alone until this stage is complete.
+        folder: folder of the stage's results.
+        identity: values that a state must share to be resumed, as JSON: recipe or protocol, data, start.
+        name: part of the file names; letters and digits.
+        prefix: prefix of the file names, if several stages write into one folder.
+        alone: True: refuse a state of another name. False: keep it until this stage is complete.
     """
 
     def __init__(
@@ -59,9 +59,9 @@ class State:
 
     @contextlib.contextmanager
     def claimed(self, ranks: Ranks) -> Iterator[None]:
-        """In this block rank 0's process works in the folder, and one that did before writes nothing more.
+        """Claim the folder for rank 0's process in this block; an earlier owner writes nothing more.
 
-        A killed Snakemake leaves its jobs in the cluster's queue; the next one starts others in their place.
+        A killed Snakemake leaves its jobs in the cluster's queue, and the next one starts new jobs in their place.
         """
         if ranks.rank:
             yield
@@ -76,10 +76,10 @@ class State:
                 self.owner.unlink()
 
     def check_owner(self) -> None:
-        """Refuse to write into a folder that another process has claimed since.
+        """Refuse to write if another process has claimed the folder since.
 
         Raises:
-            InputError: names that process, or says that it has ended.
+            InputError: another process has; the message names it or says that it has ended.
         """
         if not self._own:
             return
@@ -90,10 +90,10 @@ class State:
             raise InputError(f"{self.folder}: is now worked on by {owner}; this process writes nothing more")
 
     def save(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
-        """Keep tensors, and what else there is as JSON; the state before becomes the previous one.
+        """Save tensors, and `content` as JSON. The current state becomes the previous one.
 
         Raises:
-            InputError: the disk is full, or another process works here now; the states already there stay.
+            InputError: the disk is full, or another process has claimed the folder; existing states stay.
         """
         self.check_owner()
         self._tidy()
@@ -103,16 +103,16 @@ class State:
         self._take_new()
 
     def load(self, say: Callable[[str], None]) -> tuple[Path, dict[str, Any], dict[str, Tensor]] | None:
-        """The newest usable file, its content and tensors. None: there is no file.
+        """Load the newest usable file: its path, content and tensors. None: there is no file.
 
-        Changes nothing: other ranks may read the same files. What is not usable goes with the next `save`.
+        Changes nothing, because other ranks may read the same files. The next `save` deletes unusable files.
 
         Raises:
-            InputError: a state of another identity, with what differs; or no usable file is left.
+            InputError: a state has another identity (the message lists the differences), or no file is usable.
         """
         self._refuse_others()
         unusable = []
-        # A process killed between the two renames of `save` leaves its last state under the first of these names.
+        # If a process is killed between the two renames of `save`, its last state has the first of these names.
         for path in (self._new, self.path, self.previous):
             if not path.exists():
                 continue
@@ -131,27 +131,27 @@ class State:
         return None
 
     def remove(self) -> None:
-        """The stage is complete, on rank 0; states of other names go too."""
-        _sync(self.folder)  # the results are there before the state is not
+        """Delete all states, also those of other names. Called on rank 0 when the stage is complete."""
+        _sync(self.folder)  # the results must be on the disk before the state is deleted
         for path in (*self.folder.glob(f"{self._stem}.*.safetensors"), self.marker):
             path.unlink(missing_ok=True)
         self._tidy()
 
     def _owner(self) -> str:
-        """Who works in the folder; '' if nobody does."""
+        """The process that has claimed the folder; '' if none."""
         try:
             return self.owner.read_text().strip()
         except FileNotFoundError:
             return ""
 
     def _tidy(self) -> None:
-        """Put in order, before the first write, what killed processes left. On rank 0, once all ranks have loaded.
+        """Clean up after killed processes, before the first write. On rank 0, once all ranks have loaded.
 
-        A file that is not whole goes, or it would take the place of the one that was used instead.
+        Deletes damaged files: `save` would otherwise replace the good previous state by a damaged one.
         """
         if self._tidied:
             return
-        # The second are safetensors' own, while it writes the first.
+        # safetensors itself uses names of the second form while it writes a file.
         for path in (*self.folder.glob(f".{self._stem}.*.partial.*"), *self.folder.glob(".tmp??????")):
             path.unlink(missing_ok=True)
         for path in self._unusable:
@@ -167,7 +167,7 @@ class State:
         _sync(self.folder)
 
     def _refuse_others(self) -> None:
-        """Hours of work may be in an unfinished state of other settings; it must not go unseen."""
+        """Refuse unfinished states of other settings: they may hold hours of work, and the user must know."""
         own = (self._new, self.path, self.previous)
         others = sorted(set(self.folder.glob(f"{self._stem}.*.safetensors")) - set(own)) if self._alone else []
         for path in others:
@@ -188,10 +188,10 @@ class State:
 
 
 class Saver:
-    """Saves a state where it is time to, and ends the stage where a signal came: on all ranks at the same place.
+    """Saves a state if one is due and ends the stage if a signal came, on all ranks at the same place.
 
-    Signals reach any of the ranks, and one clock is enough: `requests` are a rank's own, `stop_or_save` takes those of
-    all.
+    A signal may reach any rank; rank 0 alone decides when a save is due. `requests` are one rank's, `stop_or_save`
+    takes those of all ranks.
 
     Args:
         every: seconds between states within an epoch.
@@ -203,26 +203,26 @@ class Saver:
         self._saved = time.monotonic()
 
     def agreed(self, seconds: float, device: torch.device) -> list[float]:
-        """The `requests` of all ranks, summed: the same on each of them, which all ask at the same place."""
+        """The sum of all ranks' `requests`, equal on each rank. All ranks must call this at the same place."""
         own = self.requests(seconds)
         return own if self._ranks.world == 1 else self._ranks.add(torch.tensor(own, device=device)).tolist()
 
     def requests(self, seconds: float) -> list[float]:
-        """[stop, save], 1 where this rank asks for it: told to end, or `seconds` after the last state."""
+        """This rank's [stop, save], each 0 or 1: stop after a signal, save `seconds` after the last state (rank 0)."""
         due = not self._ranks.rank and time.monotonic() - self._saved >= seconds
         return [float(self._signals.caught is not None), float(due)]
 
     def stop_or_save(self, requests: list[float], position: object, save: Callable[[], None]) -> None:
-        """Save if a rank asks for it, and end if one was told to.
+        """Save if a rank requests to save or to stop, then end if one requests to stop.
 
         Args:
-            requests: [stop, save], sum or mean over the ranks, the same on all of them.
-            position: what comes next, as text for the reader.
+            requests: [stop, save], sum or mean over the ranks, equal on all ranks.
+            position: what comes next, as text for the message.
             save: writes the state; called on rank 0.
 
         Raises:
             InputError: from `save`.
-            Interrupted: a rank was told to end, and the state is saved.
+            Interrupted: a rank got a signal, and the state is saved.
         """
         stop, due = requests
         if not (stop or due):
@@ -239,7 +239,7 @@ class Saver:
 
 
 def momenta(optimizer: torch.optim.SGD, parameters: Iterable[nn.Parameter]) -> dict[str, Tensor]:
-    """SGD's momentum of each parameter that has one, by its number: `momentum.0`, …"""
+    """SGD's momentum of each parameter that has one, named by parameter number: `momentum.0`, …"""
     found = {}
     for number, parameter in enumerate(parameters):
         momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
@@ -251,15 +251,15 @@ def momenta(optimizer: torch.optim.SGD, parameters: Iterable[nn.Parameter]) -> d
 def demand_same(
     state: State, found: tuple[Path, dict[str, Any], dict[str, Tensor]] | None, ranks: Ranks, device: torch.device
 ) -> None:
-    """Have all ranks go on from the same state: not each from what lies on its own node's disk.
+    """Check that all ranks resume from the same state, not from states on different local disks.
 
-    What states say is compared, and a pretraining's labels; not weights.
+    Compares the contents of the states and a pretraining's labels, but not weights.
 
     Args:
-        found: what `state.load` gave.
+        found: result of `state.load`.
 
     Raises:
-        InputError: another process has found something else.
+        InputError: another process has found another state.
     """
     digest = hashlib.sha256(json.dumps(found and found[1], sort_keys=True).encode())
     if found and "labels" in found[2]:
@@ -272,21 +272,21 @@ def demand_same(
 
 
 def restore_momenta(optimizer: torch.optim.SGD, parameters: Iterable[nn.Parameter], tensors: dict[str, Tensor]) -> None:
-    """Give SGD the `momenta` back."""
+    """Put the result of `momenta` back into SGD."""
     for number, parameter in enumerate(parameters):
         if f"momentum.{number}" in tensors:
             momentum = tensors[f"momentum.{number}"].to(parameter.device)
-            # In the parameter's memory format, or the next steps would differ in the last bit.
+            # Without the parameter's memory format the next steps would differ in the last bit.
             optimizer.state[parameter] = {"momentum_buffer": torch.empty_like(parameter).copy_(momentum).detach()}
 
 
 def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, under the rest of their names."""
+    """The tensors whose names begin with `prefix`, named without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Content and tensors of a state file. Raises ValueError where it is not whole."""
+    """Content and tensors of a state file. Raises ValueError if it is damaged."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             content = json.loads(file.metadata()["state"])
@@ -296,7 +296,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _sync(folder: Path) -> None:
-    """Have a folder's names on the disk, as its files are."""
+    """fsync the folder, so that its file names are on the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -305,7 +305,7 @@ def _sync(folder: Path) -> None:
 
 
 def _flat(content: dict[str, Any]) -> dict[str, Any]:
-    """A mapping in it becomes `key.inner`, so that what differs is told by its own name."""
+    """Flatten nested mappings to `key.inner`, so that a message names the exact key that differs."""
     flat: dict[str, Any] = {}
     for key, value in content.items():
         flat |= {f"{key}.{inner}": item for inner, item in value.items()} if isinstance(value, dict) else {key: value}

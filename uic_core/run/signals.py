@@ -10,7 +10,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Signals:
-    """Notes SIGTERM and SIGUSR1, which SLURM sends before it ends a job, instead of dying of them."""
+    """Records SIGTERM and SIGUSR1 instead of dying of them. SLURM sends them before it ends a job."""
 
     def __init__(self) -> None:
         self.caught: str | None = None
@@ -27,7 +27,7 @@ class Signals:
     def _note(self, number: int, _: FrameType | None) -> None:
         if os.getpid() == self._process:
             self.caught = signal.Signals(number).name
-        elif number == signal.SIGTERM:  # a process forked from this one, which has no state to save
+        elif number == signal.SIGTERM:  # in a forked process, which has no state to save
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        # USR1 reaches all of a job's processes; one that decodes for this one must still do so while it saves.
+        # USR1 reaches all processes of a job. Decoding processes ignore it: they must work until the state is saved.

@@ -1,7 +1,7 @@
-"""Convolutions on maps of few pixels, where oneDNN fills the tiles of AMX (a CPU's bf16 matrix unit) badly.
+"""Convolutions on small maps, for which oneDNN uses the tiles of AMX (a CPU's bf16 matrix unit) badly.
 
-Its weight gradient multiplies an image row at a time: of tiles for 32 pixels a row of three leaves nine tenths empty.
-Gathering each pixel's window first, as im2col does, and one matrix product for the whole batch is 3 to 10 times faster.
+Its weight gradient multiplies one image row at a time: a row of 3 pixels leaves nine tenths of a 32-pixel tile empty.
+Gathering each pixel's window (im2col) and one matrix product for the whole batch is 3 to 10 times faster.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 SIDE = 8
-"""Pixels of the largest map that gains, 3x3 kernels being the largest too: beyond, the windows do not fit a cache."""
+"""Side of the largest map that gains, in pixels, for kernels up to 3x3: windows of larger ones do not fit a cache."""
 
 
 def tile(network: nn.Module) -> None:
-    """Give the network's convolutions the other weight gradient, in place; parameters and their names stay."""
+    """Replace the weight gradient of the network's convolutions, in place. Parameters and their names stay."""
     for module in network.modules():
         if (
             type(module) is nn.Conv2d
@@ -30,7 +30,7 @@ def tile(network: nn.Module) -> None:
 
 class _Convolution(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
-        """nn.Conv2d's, with a gradient of its own where it is trained in bf16 on small maps."""
+        """The output of nn.Conv2d, with the gradient of this file if trained in bf16 on small maps."""
         side = (x.shape[-1] + 2 * int(self.padding[0]) - self.kernel_size[0]) // self.stride[0] + 1
         if side > SIDE or not torch.is_grad_enabled() or not torch.is_autocast_enabled("cpu"):
             return super().forward(x)
@@ -59,11 +59,11 @@ class _Function(torch.autograd.Function):
 
 
 def _of_weight(x: Tensor, gradient: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
-    """Gradient [O, C, k, k] of the weights, channels last.
+    """Gradient of the weights, [O, C, k, k], channels last.
 
     Args:
         x: input, [B, C, H, W].
-        gradient: of the output, [B, O, h, w].
+        gradient: gradient of the output, [B, O, h, w].
     """
     count, out, height, width = gradient.shape
     channels = x.shape[1]

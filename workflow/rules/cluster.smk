@@ -1,4 +1,4 @@
-# How Snakemake and its jobs in SLURM's queue get along.
+# Snakemake and its jobs in SLURM's queue: time limits, job states, jobs of an earlier Snakemake.
 import os
 import shutil
 import signal
@@ -13,31 +13,31 @@ from snakemake.exceptions import WorkflowError
 from uic_core.errors import InputError
 from uic_core.files import hold
 
-# SLURM tells a stage two minutes before the end of its time (workflow/launch.sh).
+# SLURM signals a stage two minutes before the time limit (workflow/launch.sh).
 SIGNAL = "'--signal=USR1@120'"
-# The programs in workflow/slurm know the calls of this version alone (tests/workflow/test_squeue.py makes them).
+# The programs in workflow/slurm know only the calls of this version (tests/workflow/test_squeue.py makes them).
 PLUGIN, PLUGIN_VERSION = "snakemake-executor-plugin-slurm", "2.8.0"
 STARTED = time.time()
-HELD = False  # whether this Snakemake alone works in the results folder
+HELD = False  # True once this Snakemake holds the lock of the results folder
 
 
 def outlive_time_limits():
-    """SLURM's USR1 goes to all processes of a job: Snakemake, waiting for the stage within it, must not die of it."""
+    """Ignore SLURM's USR1: it goes to all processes of a job, also to the Snakemake that waits there for the stage."""
     signal.signal(signal.SIGUSR1, lambda *_: None)  # not SIG_IGN, which the stage's shell would inherit
 
 
 def watch_jobs():
-    """Snakemake submits its jobs and asks for them through workflow/slurm, which sees every one of them end."""
+    """Put workflow/slurm on Snakemake's PATH, so that its programs submit the jobs and report the end of each one."""
     own = str(Path(workflow.basedir, "workflow", "slurm"))
     os.environ.update(UIC_SLURM_JOBS=os.path.abspath(f"{CONFIG.results}/.slurm"))
     if shutil.which("squeue") and own not in os.get_exec_path():
         refuse_other_plugin()
-        # Its programs find the Python that runs Snakemake, not an older one of the system.
+        # The programs must find the Python that runs Snakemake, not an older one of the system.
         os.environ.update(PATH=os.pathsep.join([own, os.path.dirname(sys.executable), *os.get_exec_path()]))
 
 
 def refuse_other_plugin():
-    """Another version of the plugin may call SLURM in a way that the programs in workflow/slurm do not know."""
+    """Refuse other versions of the plugin: the programs in workflow/slurm may not know their calls to SLURM."""
     try:
         installed = metadata.version(PLUGIN)
     except metadata.PackageNotFoundError:
@@ -51,11 +51,11 @@ def refuse_other_plugin():
 
 
 def take_over():
-    """This Snakemake alone works in the results folder; what an earlier one left in SLURM's queue ends first."""
+    """Lock the results folder for this Snakemake, then end the jobs of an earlier one in SLURM's queue."""
     global HELD
     needed = list(workflow.dag.needrun_jobs())
     if all(job.rule.name == "partial" for job in needed):
-        return  # writes nothing that a running Snakemake does
+        return  # rule `partial` writes nothing that a running Snakemake writes
     try:
         HELD = hold(Path(CONFIG.results))
     except InputError as error:
@@ -75,9 +75,9 @@ def take_over():
 
 
 def end_jobs(*options):
-    """End what is in SLURM's queue for this results folder: an earlier Snakemake's jobs, or ours when it is interrupted.
+    """End the jobs of this results folder in SLURM's queue: an earlier Snakemake's, or our own after an interrupt.
 
-    The plugin cancels its jobs on Ctrl-C, but none while it asks for their states.
+    The plugin cancels its jobs on Ctrl-C, but not while it asks for their states.
     """
     program = Path(workflow.basedir, "workflow", "slurm", "end_orphans.py")
     return subprocess.run([sys.executable, str(program), *options]).returncode if HELD else 0

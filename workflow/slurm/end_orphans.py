@@ -1,8 +1,8 @@
-"""End the jobs of a results folder that are left in SLURM's queue, and wait for it.
+"""End the jobs of a results folder that are still in SLURM's queue, and wait until they are gone.
 
-They are those of an earlier Snakemake that was killed, or of one that ends before they do (Ctrl-C). They would work
-beside the ones that take their place, remove declared outputs when they fail, or finish a training that is then started
-again. A stage that is told to end (TERM) saves its state; the new job goes on from it.
+They belong to an earlier Snakemake that was killed, or to one that ends before them (Ctrl-C). They would run beside
+their replacements, remove declared outputs when they fail, or finish a training that is then started again. A stage
+saves its state on TERM; the new job resumes it.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import time
 
 from own_jobs import ask, cancel, forget, names, real
 
-WAIT = 600  # seconds for jobs to go
-_AGAIN = 60  # seconds until scancel is called again, for a job that SLURM has just put back into the queue
+WAIT = 600  # seconds to wait for jobs to end
+_AGAIN = 60  # seconds until scancel is called again, for a job that SLURM has just requeued
 
 
 def main() -> None:
-    """Print what is done; exit status 1 where a job stays."""
+    """End the jobs and print what is done. Exits with 1 if a job stays in the queue."""
     left = names()
     if not left or real("squeue") is None:
         return
@@ -25,10 +25,10 @@ def main() -> None:
     started = time.monotonic()
     while True:
         queue = ask("squeue", "--noheader", "--format=%i|%T|%k", "--name", ",".join(left))
-        if queue is None and "--local" in sys.argv:  # results that came from a cluster, perhaps
+        if queue is None and "--local" in sys.argv:  # the results may come from a cluster
             print("SLURM does not answer; what an earlier Snakemake submitted may still be in its queue", flush=True)
             return
-        if queue is None:  # nothing can be submitted either
+        if queue is None:  # nothing can be submitted either, so wait
             if not said:
                 print("SLURM does not answer; waiting for it, to end what an earlier Snakemake left there", flush=True)
             said, started = True, time.monotonic()

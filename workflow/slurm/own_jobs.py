@@ -1,12 +1,12 @@
-"""The jobs in SLURM's queue that are this results folder's: who submitted them, and what is known of them.
+"""The jobs in SLURM's queue that belong to this results folder: who submitted them, and their last known states.
 
-Shared by the programs beside it, which stand before SLURM's own on the PATH of Snakemake (watch_jobs in
-rules/cluster.smk). In the folder that UIC_SLURM_JOBS names, each Snakemake has three files under its jobs' name:
-    <name>.jobs   the numbers of its jobs, a line each, written by sbatch
-    <name>.json   job -> [state, since when], written by squeue
-    <name>.told   the jobs whose end Snakemake has been told of
+Shared by the programs in this folder, which come before SLURM's own on Snakemake's PATH (watch_jobs in
+rules/cluster.smk). In the folder UIC_SLURM_JOBS, each Snakemake has three files with the name of its jobs:
+    <name>.jobs   the numbers of its jobs, one per line, written by sbatch
+    <name>.json   job -> [state, time of the last change], written by squeue
+    <name>.told   the jobs whose end has been reported to Snakemake
 
-Runs on any Python from 3.8: a job's PATH may lead here with the system's.
+Must run on Python 3.8 and later: a job's PATH may run these programs with the system's Python.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ _TIMEOUT = 20.0  # seconds
 
 
 def folder() -> Path:
-    """Where the files are."""
+    """The folder of these files."""
     return Path(os.environ.get("UIC_SLURM_JOBS", ".snakemake/slurm_jobs"))
 
 
 def real(program: str) -> str | None:
-    """The program behind the one here on the PATH."""
+    """Path of SLURM's own program, not the one in this folder. None: it is not there."""
     folders = [each for each in os.environ.get("PATH", "").split(os.pathsep) if Path(each or ".").resolve() != OWN]
     return shutil.which(program, path=os.pathsep.join(folders))
 
 
 def replace_by(program: str, arguments: list[str]) -> None:
-    """Become the real program."""
+    """Replace this process by the real program."""
     path = real(program)
     if path is None:
         raise SystemExit(f"{program}: not on this machine")
@@ -40,7 +40,7 @@ def replace_by(program: str, arguments: list[str]) -> None:
 
 
 def ask(program: str, *arguments: str, seconds: float = _TIMEOUT) -> list[list[str]] | None:
-    """The fields of each line it prints. None: it is not there, failed or takes longer than so many seconds."""
+    """Run a program and return the fields of each line. None: it is missing, fails or takes longer than `seconds`."""
     path = real(program)
     if path is None:
         return None
@@ -52,7 +52,7 @@ def ask(program: str, *arguments: str, seconds: float = _TIMEOUT) -> list[list[s
 
 
 def cancel(jobs: list[str]) -> str:
-    """scancel them; what it complains of."""
+    """Cancel jobs with scancel. Returns its error message."""
     try:
         process = subprocess.run(
             [real("scancel") or "scancel", *jobs], capture_output=True, text=True, timeout=_TIMEOUT, check=False
@@ -63,7 +63,7 @@ def cancel(jobs: list[str]) -> str:
 
 
 def submitted(name: str) -> list[str]:
-    """The jobs of one Snakemake, by their numbers."""
+    """The job numbers of one Snakemake."""
     try:
         return (folder() / f"{name}.jobs").read_text().split()
     except OSError:
@@ -71,11 +71,11 @@ def submitted(name: str) -> list[str]:
 
 
 def names() -> list[str]:
-    """Of every Snakemake that left files here."""
+    """The job names of all Snakemakes with files here."""
     return sorted({path.stem for suffix in ("jobs", "json") for path in folder().glob(f"*.{suffix}")})
 
 
 def forget(name: str) -> None:
-    """Its jobs have all ended."""
+    """Delete the files of a Snakemake whose jobs have all ended."""
     for suffix in ("jobs", "json", "told"):
         (folder() / f"{name}.{suffix}").unlink(missing_ok=True)
