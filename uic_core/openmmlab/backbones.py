@@ -214,7 +214,7 @@ class LoadRgb(BaseTransform):  # type: ignore[misc]
     """
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Adds `img` (uint8 RGB [H, W, 3]), `img_shape` and `ori_shape` (H, W)."""
+        """Add `img` (uint8 RGB [H, W, 3]), `img_shape` and `ori_shape` (H, W)."""
         path = Path(results["img_path"])
         image = np.asarray(reader.read_rgb(path))
         height, width = image.shape[:2]

@@ -82,7 +82,7 @@ class VocProposals(SeededDraws, VOCDataset):  # type: ignore[misc]
             entry["proposals"] = {"bboxes": boxes, "scores": np.zeros(len(boxes), np.float32)}
 
     def filter_data(self) -> list[dict[str, Any]]:
-        """Return all images for testing, those with an object that is not difficult for training."""
+        """For testing, return all images; for training, those with at least one object that is not difficult."""
         if self.test_mode:
             return list(self.data_list)
         return [entry for entry in self.data_list if any(not each["ignore_flag"] for each in entry["instances"])]
@@ -238,7 +238,7 @@ class RescaleClassifier(Hook):  # type: ignore[misc]
 
     Each layer in turn is divided by the standard deviation of its outputs on the proposals of `images` training
     images, so that both layers start with unit variance at this task's scales. Biases are also divided by the factor of
-    the layer's inputs, so that the output changes only by a factor. Convolutions have BN, which already does this.
+    the layer's inputs, so that only the scale of the output changes. Convolutions have BN, which already does this.
     """
 
     def __init__(self, images: int) -> None:
@@ -281,7 +281,7 @@ def clipped(boxes: Tensor, shape: tuple[int, int]) -> Tensor:
 class VocAp(BaseMetric):  # type: ignore[misc]
     """VOC 2007's average precision of every class and their mean, in percent (uic_core.openmmlab.voc_ap).
 
-    A class whose test set has no object that is not difficult has no value and does not enter the mean.
+    A class with no objects in the test set, or only difficult ones, has no value and does not enter the mean.
     """
 
     default_prefix = None

@@ -1,6 +1,6 @@
 """Stage `samples`: draw detections or segmentations, one row per image, one column per run, as PNG and SVG.
 
-Made from the samples that the stages `detection` and `segmentation` saved of six test images. The same inputs give the
+Made from the samples that the stages `detection` and `segmentation` saved for six test images. The same inputs give the
 same bytes. Imports no torch.
 """
 

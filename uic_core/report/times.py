@@ -1,6 +1,6 @@
 """Time and memory of a results folder's jobs by rule, from their benchmark files. Imports no torch.
 
-Snakemake's own report reads a job's start from a file that cluster jobs remove; the benchmarks are the jobs' own.
+Snakemake's own report reads a job's start from a file that cluster jobs remove; the benchmarks come from the jobs.
 """
 
 from __future__ import annotations
