@@ -1,4 +1,4 @@
-"""Average precision of ranked scores: the area under the raw precision-recall steps, not VOC's 11-point mean."""
+"""Average precision of ranked scores: the area under the uninterpolated precision-recall steps, not VOC's 11 points."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from uic_core.data.voc import IGNORED
 
 
 def average_precision(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float:
-    """Σ (Rₙ − Rₙ₋₁)·Pₙ over the distinct scores, highest first; no interpolation.
+    """Compute Σ (Rₙ − Rₙ₋₁)·Pₙ over the distinct scores, highest first, without interpolation.
 
-    Images of equal score enter together, so the order of the files cannot change the result.
+    Images with equal scores enter together, so the order of the files does not change the result.
 
     Args:
         scores: [n], finite; higher means more likely positive.
         positive: [n], at least one True.
 
     Returns:
-        0..1. Scores that say nothing give the share of positives.
+        0..1. If all scores are equal, this is the share of positives.
     """
     assert scores.shape == positive.shape, f"{scores.shape} scores for {positive.shape} images"
     assert positive.any(), "average precision needs a positive"
@@ -33,14 +33,14 @@ def average_precision(scores: NDArray[np.floating], positive: NDArray[np.bool_])
 
 
 def class_average_precisions(scores: NDArray[np.floating], targets: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Average precision of every class (PROTOCOL section 5).
+    """Compute the average precision of every class (PROTOCOL section 5).
 
     Args:
         scores: [n, C], finite.
-        targets: [n, C]; 1 positive, 0 negative, 255 (difficult objects only) counts as neither.
+        targets: [n, C]; 1 positive, 0 negative, 255 (only difficult objects) ignored.
 
     Returns:
-        [C], 0..1; NaN for a class without a positive, for which no precision is defined.
+        [C], 0..1; NaN for a class without a positive, whose precision is undefined.
     """
     assert scores.shape == targets.shape, f"{scores.shape} scores for {targets.shape} targets"
     values = np.full(targets.shape[1], np.nan)

@@ -1,6 +1,6 @@
-"""Stage `clusters`: a run's pseudo-labels against the annotated labels (Table 1's NMI, Figs. 3 and 4).
+"""Stage `clusters`: compare a run's pseudo-labels with the annotated labels (Table 1's NMI, Figs. 3 and 4).
 
-Expect for UIC with 3000 classes on ImageNet an NMI of 38.5 % and a mean class size of 427. Minutes on one core.
+Expected for UIC with 3000 classes on ImageNet: NMI 38.5 %, mean class size 427. Takes minutes on one core.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from uic_core.run import metrics
 
 @dataclass(frozen=True)
 class Arrays:
-    """What the figures are drawn from: K pseudo-classes, G of them shown with M images each.
+    """Data for Figs. 3 and 4: K pseudo-classes, of which G are shown with M images each.
 
     Attributes:
-        class_sizes: int64 [K], images a class.
-        grid_classes: int64 [G], the shown classes, the lowest entropy first.
+        class_sizes: int64 [K], images per class.
+        grid_classes: int64 [G], the shown classes, lowest entropy first.
         grid_images: int64 [G, M], positions in the whole training index.
         grid_entropy: float64 [G], entropy of the annotated labels in each shown class, nats.
-        grid_annotated: int64 [G], the most frequent annotated label of each shown class; of equals the lowest.
+        grid_annotated: int64 [G], the most frequent annotated label of each shown class; ties go to the lowest.
     """
 
     class_sizes: NDArray[np.int64]
@@ -44,17 +44,18 @@ class Arrays:
 
 
 def read_labels(path: Path, images: int, classes: int) -> NDArray[np.int32]:
-    """Read a run's labels.npy; pickled content is refused.
+    """Read a run's labels.npy; refuse pickled content.
 
     Returns:
         int32 [images], 0..classes − 1.
 
     Raises:
-        InputError: missing, damaged, pickled, not whole numbers, of another length, or out of range.
+        InputError: the file is missing, damaged or pickled, or its labels are not integers, have the wrong length, or
+            are out of range.
     """
     remedy = "remake it by running snakemake for its run"
     try:
-        # Mapped, so that a damaged header cannot ask for more memory than the file has bytes.
+        # Memory-mapped, so that a damaged header cannot request more memory than the file has bytes.
         stored = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError as error:
         raise InputError(f"{path}: is not there; {remedy}") from error
@@ -73,14 +74,14 @@ def read_labels(path: Path, images: int, classes: int) -> NDArray[np.int32]:
 
 
 def read_history(path: Path) -> dict[str, NDArray[Any]]:
-    """A run's history.jsonl over its E epochs.
+    """Read a run's history.jsonl, which covers E epochs.
 
     Returns:
-        `empty_by_epoch` int64 [E], classes that were empty when the epoch began, and `nmi_by_epoch` float64 [E],
-        0..1, of the labels it left against the annotated ones.
+        `empty_by_epoch` int64 [E], the number of empty classes at the start of each epoch, and `nmi_by_epoch`
+        float64 [E], 0..1, the NMI of each epoch's resulting labels with the annotated ones.
 
     Raises:
-        InputError: missing, damaged, or without these numbers; names the line.
+        InputError: the file is missing, damaged, or lacks these numbers; names the line.
     """
     remedy = "remake it by running snakemake for its run"
     try:
@@ -99,7 +100,7 @@ def read_history(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def class_entropies(labels: NDArray[np.integer], annotated: NDArray[np.integer], classes: int) -> NDArray[np.float64]:
-    """Entropy of the annotated labels within each pseudo-class, nats; 0 for an empty one.
+    """Compute the entropy of the annotated labels within each pseudo-class, nats; 0 for an empty one.
 
     Args:
         labels: int [N], 0..classes − 1.
@@ -118,7 +119,7 @@ def class_entropies(labels: NDArray[np.integer], annotated: NDArray[np.integer],
 
 
 def size_entropy(sizes: NDArray[np.integer]) -> float:
-    """Entropy of the class sizes in parts of that of equal sizes: 1 when all are equal, 0 when one has everything."""
+    """Entropy of the class sizes divided by ln K: 1 if all sizes are equal, 0 if one class has all images."""
     shares = sizes[sizes > 0] / sizes.sum()
     return float((shares * np.log(1 / shares)).sum() / math.log(len(sizes)))
 
@@ -126,10 +127,10 @@ def size_entropy(sizes: NDArray[np.integer]) -> float:
 def choose_classes(
     sizes: NDArray[np.integer], entropies: NDArray[np.floating], protocol: Clusters
 ) -> NDArray[np.int64]:
-    """The classes for Fig. 4: lowest entropy first; of equals the larger, then the one with the lower number.
+    """Choose the classes for Fig. 4, lowest entropy first; ties go to the larger class, then to the lower number.
 
-    Only classes with `min_images` members count. Where those are fewer than `grid_classes`, the bar sinks to the size
-    of the `grid_classes`-th largest class: the largest ones are shown. Never an empty class.
+    Only classes with at least `min_images` members qualify. If fewer than `grid_classes` classes do, the minimum drops
+    to the size of the `grid_classes`-th largest class, so the largest ones are shown. Empty classes are never shown.
     """
     ranked = np.sort(sizes[sizes > 0])[::-1]
     shown = min(protocol.grid_classes, len(ranked))
@@ -142,10 +143,10 @@ def choose_classes(
 def choose_images(
     labels: NDArray[np.integer], sizes: NDArray[np.integer], chosen: NDArray[np.integer], count: int
 ) -> NDArray[np.int64]:
-    """Positions of the shown images, [G, M]: evenly spaced members of each class.
+    """Choose the shown images: positions [G, M], evenly spaced members of each class.
 
-    The index is sorted by annotated class, so evenly spaced members show each of them in its proportion.
-    M is `count`, or the size of the smallest chosen class where that is less.
+    The index is sorted by annotated class, so evenly spaced members show the annotated classes in proportion.
+    M is `count`, or the size of the smallest chosen class if that is less.
     """
     columns = min(count, int(sizes[chosen].min()))
     grid = []
@@ -158,9 +159,9 @@ def choose_images(
 def evaluate(
     labels: NDArray[np.integer], index: Index, classes: int, protocol: Clusters
 ) -> tuple[dict[str, metrics.Value], Arrays]:
-    """Values and arrays for pseudo-labels [N] of an index's images; grid positions are positions in this index.
+    """Compute values and arrays for pseudo-labels [N] of an index's images; grid positions refer to this index.
 
-    `lowest_entropy` is of the first shown class, `lowest_entropy/mean` over all that are shown, in nats.
+    `lowest_entropy` is the entropy of the first shown class, `lowest_entropy/mean` the mean over all shown ones, nats.
     """
     sizes = class_sizes(labels, classes)
     entropies = class_entropies(labels, index.labels, classes)
@@ -189,7 +190,7 @@ def evaluate(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Pseudo-labels against annotations; writes the metrics JSON and the figures' arrays."""
+    """Compare pseudo-labels with annotations; write the metrics JSON and the figures' arrays."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, help="its recipe says what was labelled, and its K")
     parser.add_argument("--labels", type=Path, required=True, help="the run's labels.npy")
@@ -210,7 +211,7 @@ def main(arguments: list[str] | None = None) -> None:
         labels = read_labels(options.labels, len(labelled), trained_by.classes)
         history = read_history(options.history)
         values, arrays = evaluate(labels, labelled, trained_by.classes, protocol)
-        empty = history["empty_by_epoch"]  # when an epoch began; none of a run that was not trained
+        empty = history["empty_by_epoch"]  # at the start of each epoch; empty for an untrained run
         for name, count in {"most": empty.max(initial=0), "last": empty[-1:].sum()}.items():
             values[f"empty_classes/{name}"] = metrics.Value(value=int(count), unit="classes", n=len(empty))
         with atomic(options.arrays) as temporary:
@@ -235,7 +236,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _in_whole_index(arrays: Arrays, labelled: Index, index: Index) -> dict[str, Any]:
-    """The arrays by name, grid positions counted in the whole index instead of the labelled part of it."""
+    """The arrays by name, with grid positions in the whole index instead of its labelled subset."""
     place = {path: position for position, path in enumerate(index.paths.tolist())}
     shown = labelled.paths[arrays.grid_images]
     positions = np.array([[place[path] for path in row] for row in shown.tolist()])

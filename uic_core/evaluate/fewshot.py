@@ -1,14 +1,14 @@
 """Stage `fewshot`: prototypical few-shot classification on frozen features of miniImageNet (PROTOCOL section 8).
 
-Table 5. Expect 65.05 for UIC 3k at 224, conv5+MP, and 52.43 at 84, conv3; chance is 20 for 5 ways. Note that ImageNet,
-unlabelled, holds the test classes. At paper scale (12,000 images, two resolutions, 2000 episodes): minutes on two
-cores, 9 GB of temporary files beside the output, 3 GB of memory.
+Makes Table 5. Expected for UIC 3k: 65.05 at 224, conv5+MP, and 52.43 at 84, conv3; chance is 20 for 5 ways. Note that
+the unlabelled ImageNet images include the test classes. Cost at paper scale (12,000 images, two resolutions, 2000
+episodes): minutes on two cores, 9 GB of temporary files beside the output, 3 GB of memory.
 
-No episode ever touches a feature. With m the mean of a class's support images s ∈ S and q a query,
+Episodes do not read features. With m the mean of a class's support images s ∈ S and q a query,
 
     ‖q − m‖² = ⟨q, q⟩ − 2/|S| Σ ⟨q, s⟩ + 1/|S|² Σ Σ ⟨s, s′⟩,
 
-so one Gram matrix a layer holds all that any episode needs.
+so one Gram matrix per layer holds all that the episodes need.
 """
 
 from __future__ import annotations
@@ -39,26 +39,26 @@ from uic_core.models.architecture import MAX_POOLED
 from uic_core.models.network import Network
 from uic_core.run import cpus, devices, metrics, randomness
 
-_BATCH = 64  # images a forward
-_CHUNK_BYTES = 1 << 28  # features held in memory at a time
-_ROWS = 512  # of the Gram matrix computed at a time
-_EPISODES = 500  # evaluated at a time
+_BATCH = 64  # images per forward pass
+_CHUNK_BYTES = 1 << 28  # of features in memory at a time
+_ROWS = 512  # of the Gram matrix, computed at a time
+_EPISODES = 500  # episodes evaluated at a time
 
 
 @dataclass(frozen=True)
 class Episodes:
-    """Positions in the index: support int64 [E, ways, shots], query int64 [E, ways, queries]; no image twice."""
+    """Index positions, distinct within an episode: support int64 [E, ways, shots], query int64 [E, ways, queries]."""
 
     support: NDArray[np.int64]
     query: NDArray[np.int64]
 
 
 class Features:
-    """float32 [N, D] on disk, in a file without a name that is gone with the process, cut along D to be streamed.
+    """A float32 [N, D] matrix on disk, split along D for streaming. Its unnamed file disappears with the process.
 
     Args:
-        folder: where the file lies; needs 4·N·D bytes of space.
-        chunk_bytes: size of what `chunks` yields.
+        folder: for the file; needs 4·N·D bytes of space.
+        chunk_bytes: size of the chunks that `chunks` yields.
     """
 
     def __init__(self, folder: Path, images: int, dimension: int, chunk_bytes: int = _CHUNK_BYTES) -> None:
@@ -68,7 +68,7 @@ class Features:
         self._folder = folder
 
     def write(self, first: int, rows: NDArray[np.float32]) -> None:
-        """Store the features [b, D] of the images first … first + b − 1.
+        """Store the features [b, D] of images first … first + b − 1.
 
         Raises:
             InputError: the disk is full.
@@ -90,7 +90,7 @@ class Features:
             raise
 
     def chunks(self) -> Iterator[Tensor]:
-        """All images' features, some dimensions at a time: float32 [N, d]; the d add up to D."""
+        """Yield all images' features, some dimensions at a time: float32 [N, d]; the d sum to D."""
         self._file.seek(0)
         for left in range(0, self.dimension, self._width):
             width = min(self._width, self.dimension - left)
@@ -98,12 +98,12 @@ class Features:
             yield torch.from_numpy(chunk.reshape(self.images, width))
 
     def close(self) -> None:
-        """Give the disk space back."""
+        """Free the disk space."""
         self._file.close()
 
 
 def layers_of(network: Network, protocol: Fewshot) -> list[str]:
-    """The layers whose features are taken. Raises InputError where the protocol has none for the architecture."""
+    """The layers to extract features from. Raises InputError if the protocol has none for the architecture."""
     for arch, layers in protocol.layers.items():
         if arch == network.arch:
             return layers
@@ -115,19 +115,19 @@ def layers_of(network: Network, protocol: Fewshot) -> list[str]:
 def extract(
     network: Network, index: Index, resolution: Resolution, layers: Iterable[str], folder: Path, workers: int = 0
 ) -> dict[str, Features]:
-    """Flattened features of every image, in one pass, on the device the network lies on.
+    """Compute flattened features of every image, in one pass, on the network's device.
 
-    Shorter side to `resolution.resize`, centre crop `resolution.crop`, ImageNet's mean and deviation. Convolutions
-    take any size, so the crop need not be the size the network was trained for. The network is left in eval mode,
-    frozen; that it is bitwise what it was is asserted.
+    The shorter side is resized to `resolution.resize`, the centre cropped to `resolution.crop`, and ImageNet's mean and
+    deviation are applied. Convolutions take any size, so the crop need not be the training size. The network ends in
+    eval mode and frozen; an assertion checks that it is bitwise unchanged.
 
     Args:
-        layers: `fewshot_layers` of the architecture, or some of them.
+        layers: all or some of the architecture's `fewshot_layers`.
         folder: for the temporary files.
         workers: decoding processes; 0 decodes in this one.
 
     Raises:
-        InputError: an image cannot be read, the disk is full.
+        InputError: an image cannot be read, or the disk is full.
     """
     device = next(network.parameters()).device
     wanted = {layer: layer.removesuffix(MAX_POOLED) for layer in layers}
@@ -146,13 +146,13 @@ def extract(
 
 
 def gram(chunks: Iterable[Tensor], images: int, device: torch.device) -> Tensor:
-    """Inner products of all pairs of images, their mean taken out.
+    """Compute inner products of all pairs of images, after subtracting the mean feature.
 
-    Distances do not change when a constant is subtracted, and without it less is lost to rounding. Products are
-    float32 within a chunk of dimensions, and are added up in float64. Only the lower half is computed.
+    Subtracting a constant does not change distances and reduces rounding errors. Products are float32 within a chunk
+    of dimensions and are summed in float64. Only the lower half is computed.
 
     Args:
-        chunks: float32 [N, d] each, e.g. `Features.chunks`.
+        chunks: float32 [N, d] each, e.g. from `Features.chunks`.
 
     Returns:
         float64 [N, N], symmetric, on `device`.
@@ -166,18 +166,18 @@ def gram(chunks: Iterable[Tensor], images: int, device: torch.device) -> Tensor:
             total[block, : block.stop] += centred[block] @ centred[: block.stop].T
     for block in blocks:
         total[: block.start, block] = total[block, : block.start].T
-        corner = total[block, block]  # computed whole, so its halves may differ in the last bit
+        corner = total[block, block]  # computed in full, so its halves may differ in the last bit
         total[block, block] = corner.tril() + corner.tril(-1).T
     return total
 
 
 def draw_episodes(index: Index, protocol: Fewshot) -> Episodes:
-    """Draw all episodes from the seed; episode e is the same whatever the number of episodes.
+    """Draw all episodes from the seed; episode e does not depend on the number of episodes.
 
-    Each takes `ways` distinct classes, and of each `shots` + `queries` distinct images.
+    Each episode has `ways` distinct classes, and `shots` + `queries` distinct images of each class.
 
     Raises:
-        InputError: fewer classes than ways, or a class with too few images; names the class and the index.
+        InputError: there are fewer classes than ways, or a class has too few images; names the class and the index.
     """
     classes = len(index.classes)
     if classes < protocol.ways:
@@ -205,7 +205,7 @@ def draw_episodes(index: Index, protocol: Fewshot) -> Episodes:
 
 
 def squared_distances(gram: Tensor, support: Tensor, query: Tensor) -> Tensor:
-    """Squared Euclidean distances of queries to class means, from inner products alone (see the module).
+    """Compute squared Euclidean distances of queries to class means by the formula of the module's docstring.
 
     Args:
         gram: [N, N], symmetric.
@@ -216,7 +216,7 @@ def squared_distances(gram: Tensor, support: Tensor, query: Tensor) -> Tensor:
         [E, Q, ways].
     """
     episodes, ways, shots = support.shape
-    # As few rows of the matrix as possible are touched: those of the support images.
+    # Read as few rows of the matrix as possible: those of the support images.
     with_support = gram[support.flatten(1)[:, :, None], query[:, None, :]]
     with_mean = with_support.view(episodes, ways, shots, -1).mean(2).transpose(1, 2)
     mean_norms = gram[support[:, :, :, None], support[:, :, None, :]].mean((2, 3))
@@ -224,7 +224,7 @@ def squared_distances(gram: Tensor, support: Tensor, query: Tensor) -> Tensor:
 
 
 def accuracies(gram: Tensor, episodes: Episodes) -> NDArray[np.float64]:
-    """Share of each episode's queries whose nearest class mean is their own class's: float64 [E], 0..1."""
+    """Accuracy of each episode: share of queries whose nearest class mean is that of their class; float64 [E], 0..1."""
     count, ways, queries = episodes.query.shape
     truth = torch.arange(ways, device=gram.device).repeat_interleave(queries)
     result = np.empty(count)
@@ -238,7 +238,7 @@ def accuracies(gram: Tensor, episodes: Episodes) -> NDArray[np.float64]:
 
 
 def summary(accuracies: NDArray[np.float64]) -> metrics.Value:
-    """Mean over episodes in percent, with the 95 % interval 1.96·std/√E (std with E − 1)."""
+    """Mean over episodes in percent, with the 95 % interval ± 1.96·std/√E (std with E − 1)."""
     percent = accuracies * 100
     interval = 1.96 * percent.std(ddof=1) / math.sqrt(len(percent))
     return metrics.Value(value=float(percent.mean()), unit="%", ci95=float(interval), n=len(percent))
@@ -247,17 +247,17 @@ def summary(accuracies: NDArray[np.float64]) -> metrics.Value:
 def evaluate(
     network: Network, index: Index, protocol: Fewshot, folder: Path, workers: int = 0
 ) -> tuple[dict[str, metrics.Value], dict[str, int]]:
-    """Every layer at every resolution, on the same episodes.
+    """Evaluate every layer at every resolution, on the same episodes.
 
     Args:
-        folder: for temporary files, up to 4 bytes a feature of one resolution.
+        folder: for temporary files, up to 4 bytes per feature of one resolution.
         workers: decoding processes; 0 decodes in this one.
 
     Returns:
-        Accuracies and feature dimensions, both by "<resolution>/<layer>".
+        Accuracies and feature dimensions, both keyed by "<resolution>/<layer>".
 
     Raises:
-        InputError: as `layers_of`, `draw_episodes` and `extract` do, or a feature is not finite.
+        InputError: from `layers_of`, `draw_episodes` or `extract`, or a feature is not finite.
     """
     layers = layers_of(network, protocol)
     episodes = draw_episodes(index, protocol)
@@ -279,7 +279,7 @@ def evaluate(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Few-shot accuracy of a checkpoint's frozen features; writes the metrics JSON."""
+    """Measure the few-shot accuracy of a checkpoint's frozen features; write the metrics JSON."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--protocol", type=Path, required=True, help="the config's fewshot section")
@@ -323,9 +323,11 @@ def main(arguments: list[str] | None = None) -> None:
 def _draw(
     numbers: NDArray[np.int64], members: NDArray[np.int64], exists: NDArray[np.bool_], protocol: Fewshot
 ) -> NDArray[np.int64]:
-    """Images of the episodes `numbers`, [E, ways, shots + queries]: in a seeded random order, the smallest come first.
+    """Draw the images of the episodes `numbers`, [E, ways, shots + queries], by sorting seeded random numbers.
 
-    members, exists: [C, n], positions in the index class by class, filled up where a class has fewer than n.
+    Args:
+        members: int64 [C, n], positions in the index by class, padded if a class has fewer than n images.
+        exists: bool [C, n], False for padding.
     """
     classes, largest = members.shape
     u = randomness.uniforms(protocol.seed, 0, numbers, classes + protocol.ways * largest)

@@ -1,4 +1,4 @@
-"""A network under evaluation stays what it is: no gradient, no batch-norm update, not one bit changed."""
+"""Keep a network frozen during evaluation: no gradients, no batch-norm updates, bitwise unchanged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 def fingerprint(module: nn.Module) -> str:
     """Hex SHA-256 over names, types, shapes and bytes of all parameters and buffers.
 
-    The same on every device and in every memory layout. Bytes, not values: -0 is not 0 here, and NaN is NaN.
+    It does not depend on device or memory layout. It compares bytes, not values: -0 differs from 0, NaN equals NaN.
     """
     digest = hashlib.sha256()
     for name, tensor in module.state_dict().items():
@@ -23,7 +23,7 @@ def fingerprint(module: nn.Module) -> str:
 
 
 def assert_unchanged(module: nn.Module, before: str) -> None:
-    """Assert that a module's `fingerprint` is still `before`, and that no gradient ever reached it."""
+    """Assert that a module's `fingerprint` is still `before` and that no gradient has reached it."""
     assert fingerprint(module) == before, "the backbone changed while it was evaluated"
     touched = [name for name, parameter in module.named_parameters() if parameter.grad is not None]
     assert not touched, f"gradients reached the frozen backbone: {touched}"
@@ -31,7 +31,7 @@ def assert_unchanged(module: nn.Module, before: str) -> None:
 
 @contextlib.contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
-    """Put a network into eval mode without gradients, for good; on leaving, assert that it is bitwise unchanged."""
+    """Put a network into eval mode without gradients, permanently; on exit, assert that it is bitwise unchanged."""
     network.eval().requires_grad_(False)
     before = fingerprint(network)
     yield

@@ -1,4 +1,4 @@
-"""The heads of linear probes, and what they see of a network (PROTOCOL section 4)."""
+"""The heads of linear probes, and the activations they classify (PROTOCOL section 4)."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Affine = tuple[Tensor, Tensor]
 
 
 class Head(nn.Module):
-    """A linear classifier of flattened activations, with a non-affine batch norm before it on request.
+    """A linear classifier of flattened activations, optionally preceded by a non-affine batch norm.
 
-    As in SelfLabel, RotNet and Zhang, the batch norm has one mean and one deviation a channel, not a place. In several
-    processes each normalises by its own images, and the statistics of the test are those of rank 0.
+    As in SelfLabel, RotNet and Zhang, the batch norm has one mean and one deviation per channel, not per position. With
+    several processes each one normalises over its own images, and tests use the statistics of rank 0.
     """
 
     def __init__(self, channels: int, dimension: int, classes: int, batch_norm: bool) -> None:
@@ -30,7 +30,7 @@ class Head(nn.Module):
         self.linear = nn.Linear(dimension, classes)
 
     def forward(self, features: Tensor) -> Tensor:
-        """[B, D], channel by channel, to logits [B, K]."""
+        """Map features [B, D], ordered by channel, to logits [B, K]."""
         if self.norm is not None:
             features = self.norm(features.unflatten(1, (self.channels, -1))).flatten(1)
         logits: Tensor = self.linear(features)
@@ -38,7 +38,7 @@ class Head(nn.Module):
 
     @torch.no_grad()
     def affine(self) -> Affine:
-        """A copy of what the head computes in eval mode: its batch norm is folded into weight and bias."""
+        """Copy weight and bias, with the eval-mode batch norm folded into them."""
         weight, bias = self.linear.weight.clone(), self.linear.bias.clone()
         if self.norm is not None:
             mean, variance = self.norm.running_mean, self.norm.running_var
@@ -52,16 +52,16 @@ class Head(nn.Module):
 
 @torch.no_grad()
 def activations(network: Network, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-    """Pooled and flattened activations of normalised images float [B, 3, S, S]: [B, D] a layer, in one pass."""
+    """Compute pooled, flattened activations [B, D] per layer of normalised images float [B, 3, S, S], in one pass."""
     taps = network.taps(images.contiguous(memory_format=torch.channels_last), layers)
     return {layer: probe_pool(layer, tap, network.arch) for layer, tap in taps.items()}
 
 
 @torch.no_grad()
 def build_heads(network: Network, layers: Sequence[str], classes: int, protocol: LinearProbe) -> dict[str, Head]:
-    """New heads on the network's device: weights N(0, .01), biases 0.
+    """Create heads on the network's device: weights N(0, .01), biases 0.
 
-    The draw depends on seed and layer only, so a layer starts the same whatever other layers are probed with it.
+    The weights depend on seed and layer only, not on which other layers are probed.
     """
     device = next(network.parameters()).device
     blank = torch.zeros(1, 3, network.image_size, network.image_size, device=device)

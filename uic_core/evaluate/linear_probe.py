@@ -1,12 +1,12 @@
 """Stage `linear_probe`: linear classifiers on frozen layers of a network (PROTOCOL section 4).
 
-Tables 1, 2, 3, 6 and 7. Expect for AlexNets on ImageNet, conv1 to conv5: 12.8 34.3 41.6 41.5 39.0 after UIC and
-further fine-tuning, 19.3 36.3 44.2 48.3 50.5 with annotated labels, 11.6 17.1 16.9 16.3 14.1 from random weights.
-Cost at paper scale: 32 epochs of forward passes for all layers together, and three of ten-crop testing.
+Makes Tables 1, 2, 3, 6 and 7. Expected for AlexNet on ImageNet, conv1 to conv5: 12.8 34.3 41.6 41.5 39.0 after UIC and
+further fine-tuning, 19.3 36.3 44.2 48.3 50.5 with annotated labels, 11.6 17.1 16.9 16.3 14.1 with random weights.
+Cost at paper scale: 32 epochs of forward passes for all layers together, and three ten-crop test passes.
 
-One process, or under torchrun any number: each takes its share of every batch, and they find what one finds (but for
-a head's batch norm, see `heads`). SIGTERM and SIGUSR1 save the state beside the metrics and end with status 75; the
-same command goes on. A state of another checkpoint, protocol or data set is left alone.
+Runs in one process, or in several under torchrun. Each process takes its share of every batch; the results equal those
+of one process, except for a head's batch norm (see `heads`). SIGTERM and SIGUSR1 save the state beside the metrics and
+end with status 75; the same command resumes. A state of another checkpoint, protocol or data set is not used.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from uic_core.run.signals import Signals
 
 
 def values(curves: dict[str, Curve], images: int) -> dict[str, metrics.Value]:
-    """What the metrics say of each layer.
+    """Compute the metrics of each layer.
 
-    `<layer>` and `<layer>/top5` at the epoch with the best top-1 (the first of equals; chosen on the validation
-    images themselves, as the originals do), `<layer>/best_epoch` counting from 1, and `<layer>/last` and
-    `<layer>/last/top5` after the last epoch.
+    `<layer>` and `<layer>/top5` are those of the epoch with the best top-1 (the first one if tied; chosen on the
+    validation images themselves, as in the original code). `<layer>/best_epoch` counts from 1. `<layer>/last` and
+    `<layer>/last/top5` are those after the last epoch.
 
     Args:
-        images: validation images n; intervals are binomial, 1.96·√(p(1 − p)/n).
+        images: number n of validation images; intervals are binomial, ± 1.96·√(p(1 − p)/n).
     """
     found = {}
     for layer, curve in curves.items():
@@ -55,7 +55,7 @@ def values(curves: dict[str, Curve], images: int) -> dict[str, metrics.Value]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Linear probes on a checkpoint's frozen layers; writes the metrics JSON."""
+    """Train and test linear probes on a checkpoint's frozen layers; write the metrics JSON."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--protocol", type=Path, required=True, help="the config's linear_probe section")

@@ -1,11 +1,12 @@
-"""Linear probes in training and in test (PROTOCOL section 4).
+"""Train and test linear probes (PROTOCOL section 4).
 
-One trunk serves all layers: it runs once a batch, up to the deepest of them, and every layer's head learns from its
-own activation with its own loss. What a head sees depends on seed, epoch and image alone, so it comes out as if it
-had been trained by itself.
+One trunk serves all layers: it runs once per batch, up to the deepest probed layer, and each layer's head learns from
+its own activations with its own loss. A head's input depends only on seed, epoch and image, so the result equals that
+of training the head by itself.
 
-Ten-crop testing costs much more than the heads. As the trunk never changes, the heads of many epochs are kept and
-tested in one pass over the validation images: what the originals compute after every epoch, for a part of the cost.
+Ten-crop testing costs much more than the heads. Because the trunk never changes, the heads of many epochs are kept and
+tested in one pass over the validation images. The result is that of the original code, which tests after every epoch,
+at a fraction of the cost.
 """
 
 from __future__ import annotations
@@ -35,24 +36,24 @@ from uic_core.run.parallel import ALONE, Ranks
 from uic_core.run.saved_state import EPOCH_SECONDS, Saver, demand_same, momenta, part, restore_momenta
 
 SNAPSHOT_BYTES = 2 << 30
-"""Heads waiting for their test; when one more epoch would not fit, they are tested. ImageNet and five AlexNet layers
-take 189 MB an epoch: three test passes instead of 32. Twice as much is in use during a test, and a saved state holds
-them too."""
+"""Limit for the untested heads. They are tested when those of one more epoch would exceed it. Five AlexNet layers on
+ImageNet take 189 MB per epoch, so there are three test passes instead of 32. A test uses twice the memory, and saved
+states contain these heads too."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Validation accuracy of one layer's head after each epoch, 0..1: two float64 arrays [epochs]."""
+    """Validation accuracy of one layer's head after each epoch, 0..1: float64 [epochs] each."""
 
     top1: NDArray[np.float64]
     top5: NDArray[np.float64]
 
 
 def settings(network: Network, protocol: LinearProbe) -> tuple[list[str], str]:
-    """(layers to probe, kind of training crop) for the network's architecture.
+    """Return (layers to probe, kind of training crop) for the network's architecture.
 
     Raises:
-        InputError: the protocol has none for this architecture; names the key and what is known.
+        InputError: a key of the protocol lacks this architecture; names the key and the known architectures.
     """
     arch = network.arch
     for key in ("layers", "crop", "images", "val_images"):
@@ -63,23 +64,24 @@ def settings(network: Network, protocol: LinearProbe) -> tuple[list[str], str]:
 
 
 def learning_rate(protocol: LinearProbe, epoch: int) -> float:
-    """`lr`, divided by ten at each of `lr_steps`; epochs count from 0."""
+    """Return `lr` divided by ten for each of `lr_steps` reached; epochs count from 0."""
     rate: float = protocol.lr / 10 ** sum(epoch >= step for step in protocol.lr_steps)
     return rate
 
 
 class Probes:
-    """A head on each layer of a frozen network, and how far they have come.
+    """The heads on the layers of a frozen network, and the progress of their training and test.
 
     Attributes:
-        layers: L of them.
-        heads: by layer, the same on every rank.
-        epoch, step: what is trained next.
-        loss: of the epoch's steps so far, sum over the images, float [L].
-        waiting: heads after E epochs that are not tested to the end.
-        tested, hits: validation images that they were tested on so far; int64 [L, 2, E] of them right, top-1 and top-5.
+        layers: names of the L probed layers.
+        heads: the heads by layer, identical on every rank.
+        epoch, step: position of the next training step.
+        loss: sum over the images of the epoch's steps so far, float [L].
+        waiting: heads of E epochs whose test is not complete.
+        tested: number of validation images on which `waiting` has been tested.
+        hits: int64 [L, 2, E], how many of these were classified correctly, top-1 and top-5.
         curves: accuracy after each tested epoch, 0..1, float64 [L, 2, epochs].
-        earlier_seconds: what processes took whose state this one went on from.
+        earlier_seconds: time spent by earlier processes whose state this one resumed.
     """
 
     def __init__(
@@ -93,17 +95,17 @@ class Probes:
         ranks: Ranks = ALONE,
         saver: Saver | None = None,
     ) -> None:
-        """New heads, on the device the network lies on; or those of a saved state.
+        """Create heads on the network's device, or restore them from a saved state.
 
         Args:
-            train_index: the images the heads learn from, all of them; crops are `network.image_size` wide.
+            train_index: the images to train on, all of them; crops are `network.image_size` wide.
             resize: shorter side before random and ten crops, pixels.
             workers: decoding processes; 0 decodes in this one.
-            saver: where a state is kept; None keeps none.
+            saver: saves and loads states; None saves none.
 
         Raises:
-            InputError: as `settings` does; the two indexes have different classes; batch norm over too few images;
-                or no state that is there can be used.
+            InputError: from `settings`; the two indexes have different classes; batch norm gets too few images; or
+                there are states, but none is usable.
         """
         self.layers, self._crop = settings(network, protocol)
         if train_index.classes != val_index.classes:
@@ -142,14 +144,14 @@ class Probes:
     def run(self) -> dict[str, Curve]:
         """Train to the last epoch and test every epoch's heads.
 
-        The network is left in eval mode, frozen; that it is bitwise what it was is asserted.
+        The network ends in eval mode and frozen; an assertion checks that it is bitwise unchanged.
 
         Returns:
-            Curves of `protocol.epochs` entries, by layer.
+            Curves with `protocol.epochs` entries, by layer.
 
         Raises:
             InputError: an image cannot be read (names the file); a loss or weight is not finite (names the layer).
-            Interrupted: SIGTERM or SIGUSR1 came, and the state is saved.
+            Interrupted: SIGTERM or SIGUSR1 arrived; the state is saved.
         """
         with frozen(self.network):
             while self.waiting or self.epoch < self.protocol.epochs:
@@ -163,12 +165,12 @@ class Probes:
         }
 
     def train_epoch(self) -> None:
-        """Train all heads from `step` to the end of the epoch; a copy of them then waits for its test.
+        """Train all heads from `step` to the end of the epoch, then append a copy to `waiting`.
 
-        Order, crops and flips depend on (seed, epoch, image) alone; the ranks share each batch.
+        Order, crops and flips depend only on (seed, epoch, image); the ranks share each batch.
 
         Raises:
-            InputError: see `run`.
+            InputError: an image cannot be read (names the file); a loss or weight is not finite (names the layer).
         """
         protocol, epoch, started = self.protocol, self.epoch, time.monotonic()
         assert not any(parameter.requires_grad for parameter in self.network.parameters()), "the backbone is not frozen"
@@ -179,7 +181,7 @@ class Probes:
         batches = self._batches()
         images, left = sum(map(len, batches)), batches[self.step :]
         shares = [np.array_split(batch, self.ranks.world)[self.ranks.rank] for batch in left]
-        # A rank without an image in the last batch passes one, which then counts nothing.
+        # A rank without an image in the last batch processes one with weight 0.
         own = (share if len(share) else batch[:1] for share, batch in zip(shares, left, strict=True))
         stream = self._loader.stream(own, self._crop, protocol.seed, epoch)  # type: ignore[arg-type]
         for number, (crops, positions) in enumerate(stream):
@@ -202,7 +204,7 @@ class Probes:
         self._end_epoch(images, lr, sum(map(len, left)) / (time.monotonic() - started))
 
     def test(self) -> None:
-        """Ten-crop accuracy of the waiting heads, from the image `tested` on.
+        """Compute the ten-crop accuracy of the `waiting` heads, starting at image `tested`.
 
         Raises:
             InputError: an image cannot be read; names the file.
@@ -222,7 +224,7 @@ class Probes:
         self.tested = 0
 
     def say(self, line: str) -> None:
-        """Print a line, once for all ranks."""
+        """Print a line, on rank 0 only."""
         if not self.ranks.rank:
             print(line, flush=True)
 
@@ -231,7 +233,7 @@ class Probes:
         self._loader.close()
 
     def _batches(self) -> list[NDArray[np.int64]]:
-        """The epoch's batches over all ranks."""
+        """The epoch's batches of positions, not yet divided among the ranks."""
         images, size = len(self.train_index), self.protocol.batch_size
         order = np.random.default_rng([self.protocol.seed, self.epoch]).permutation(images)
         if self.protocol.batch_norm and images % size < 2 * self.ranks.world:
@@ -255,17 +257,19 @@ class Probes:
         self.say(f"epoch {self.epoch}/{self.protocol.epochs}  lr {lr:g}  loss: {shown}  {rate:.0f} images/s")
 
     def _must_test(self) -> bool:
-        """Whether training is over, or no room is left for the heads of one more epoch."""
+        """True if heads await a test, and training is over or one more epoch's heads would exceed SNAPSHOT_BYTES."""
         if not self.waiting or self.epoch == self.protocol.epochs:
             return bool(self.waiting)
         size = sum(tensor.nbytes for affine in self.waiting[0].values() for tensor in affine)
         return (len(self.waiting) + 1) * size > SNAPSHOT_BYTES
 
     def _pause(self, seconds: float | None = None) -> None:
-        """Stop or save as a rank requested at the pause before this one, so that no device waits; request anew.
+        """Stop or save if a rank requested it at the previous pause, then exchange new requests.
+
+        The delay of one pause lets the devices exchange requests without waiting.
 
         Args:
-            seconds: since the last state, that another one is due after; None: the saver's.
+            seconds: a save is due this long after the last one; None: `saver.every`.
         """
         if self.saver is None:
             return
@@ -306,7 +310,7 @@ class Probes:
         path, content, tensors = found
         self._module.load_state_dict(part(tensors, "heads."))
         restore_momenta(self._optimizer, self._trained, tensors)
-        # Copies: what safetensors gives lies in the file, which is removed in the end.
+        # Copy: safetensors' tensors are memory-mapped from the file, which is removed at the end.
         on_device = {name: tensor.to(self._device, copy=True) for name, tensor in tensors.items()}
         self.waiting = [
             {layer: (snapshot[f"{layer}.weight"], snapshot[f"{layer}.bias"]) for layer in self.layers}

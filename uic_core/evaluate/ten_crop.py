@@ -1,4 +1,4 @@
-"""Ten-crop testing: the corners and the centre of an image and of its mirror image (PROTOCOL section 4)."""
+"""Ten-crop testing: four corners and the centre of an image and of its mirror image (PROTOCOL section 4)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from uic_core.run.parallel import ALONE, Ranks
 
 CROPS = 10
 
-_IMAGES = 25  # of a process's batch; a forward pass sees ten times as many crops
+_IMAGES = 25  # per batch and process; a forward pass processes ten times as many crops
 
 
 def ten_crops(
@@ -34,12 +34,12 @@ def ten_crops(
 
     Args:
         size: side S of the crops, pixels.
-        resize: shorter side of the image they are cut from, pixels, ≥ size.
+        resize: shorter side of the image before cropping, pixels, ≥ size.
         batches: positions in the index, int64 [b] each.
         workers: decoding processes; 0 decodes in this one.
 
     Yields:
-        (uint8 [b, 10, 3, S, S], int64 positions [b]), on the CPU, in pinned memory where there is a GPU.
+        (uint8 [b, 10, 3, S, S], int64 positions [b]), on the CPU, in pinned memory if there is a GPU.
 
     Raises:
         InputError: an image cannot be read; names the file.
@@ -47,11 +47,11 @@ def ten_crops(
     loader: DataLoader[Any] = DataLoader(
         _Decoder(index, size, resize),
         batch_size=None,  # a request is a whole batch
-        sampler=batches,  # type: ignore[arg-type]  # any iterable with a length will do
+        sampler=batches,  # type: ignore[arg-type]  # any sized iterable works
         num_workers=cpus.sharing(workers, _IMAGES * CROPS * 3 * size**2),
         worker_init_fn=ignore_foreign_sigterm,
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # the global one belongs to whoever asks for the crops
+        generator=torch.Generator(),  # leaves the caller's global generator unchanged
     )
     for batch in loader:
         if isinstance(batch, str):
@@ -71,18 +71,18 @@ def hits(
 ) -> Iterator[tuple[int, Tensor]]:
     """Test the heads of several epochs in one pass; the ranks share each batch.
 
-    An image's score for a class is the mean over its ten crops of the softmax. With fewer than five classes top-5 is
-    always right.
+    An image's score for a class is the softmax averaged over its ten crops. With fewer than five classes top-5 is
+    always correct.
 
     Args:
-        snapshots: E epochs' heads, each of the same L layers.
+        snapshots: heads of E epochs, each for the same L layers.
         index: the validation images.
-        resize: shorter side of the image that the crops are cut from, pixels.
+        resize: shorter side of the image before cropping, pixels.
         first: position of the first image to test.
 
     Yields:
-        (position of the next image, int64 [L, 2, E]: images of this batch, over all ranks, whose class came first,
-        and among the first five).
+        (position of the next image, int64 [L, 2, E]: correctly classified images of this batch over all ranks, top-1
+        and top-5).
 
     Raises:
         InputError: an image cannot be read; names the file.
@@ -98,7 +98,7 @@ def hits(
     starts = range(first, len(index), _IMAGES * ranks.world)
     wholes = [np.arange(start, min(start + _IMAGES * ranks.world, len(index))) for start in starts]
     shares = [np.array_split(whole, ranks.world)[ranks.rank] for whole in wholes]
-    # A rank without an image in the last batch passes one for nothing.
+    # A rank without an image in the last batch processes one that is not counted.
     own = [share if len(share) else whole[:1] for share, whole in zip(shares, wholes, strict=True)]
     for number, (crops, positions) in enumerate(ten_crops(index, network.image_size, resize, own, workers)):
         images = normalize(crops.to(device, non_blocking=True).flatten(0, 1))
@@ -114,7 +114,7 @@ def hits(
 
 
 class _Decoder(Dataset[tuple[Tensor, Tensor] | str]):
-    """Answers positions with their crops; an unreadable file with its message, to cross processes."""
+    """Map positions to crops; report an unreadable file as a string, for the main process."""
 
     def __init__(self, index: Index, size: int, resize: int) -> None:
         self._index, self._size, self._resize = index, size, resize

@@ -1,12 +1,12 @@
 """Stage `voc_classification`: multi-label classification of VOC07 on a pretrained network (PROTOCOL section 5).
 
-Table 4, columns Classification FC6-8 (`train: fc6_8`) and ALL (`train: all`). Expect 72.0 for DeepCluster's AlexNet
-with `batch_norm: affine_trained` and 70.4 with `frozen`. At paper scale: 80k (150k) iterations of 16 images; decoding
-is the bottleneck, so give it `--threads`.
+Makes Table 4, columns Classification FC6-8 (`train: fc6_8`) and ALL (`train: all`). Expected for DeepCluster's AlexNet:
+72.0 with `batch_norm: affine_trained`, 70.4 with `frozen`. Cost at paper scale: 80k (150k) iterations of 16 images;
+decoding is the bottleneck, so use several `--threads`.
 
-Everything behind the convolutions is new: the classifier learns from N(0, .01) and bias .1, whatever it was trained
-for, so any `image_size` will do. In column FC6-8 the convolutions stay as they are; batch-norm scale and shift may
-train, its statistics never do.
+Everything after the convolutions is new: the classifier starts from weights N(0, .01) and bias .1, so `image_size` need
+not be that of the pretraining. In column FC6-8 the convolutions are frozen; batch-norm scale and shift may train, the
+statistics never change.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ from uic_core.models.network import Network
 from uic_core.run import cpus, devices, metrics, randomness
 
 SCALE = (0.1, 0.5)
-"""Area of a crop, in parts of the image's; crops are square in the image."""
+"""Range of a crop's area as a share of the image's; crops are square in the image."""
 
 CACHE_BYTES = 1_000_000_000
-"""Images stay decoded in memory if all of a split fit into this; the numbers are the same either way."""
+"""Decoded images are kept in memory if all of a split fit into this; it does not change the results."""
 
-# Crops draw from a stream of their own, else they would repeat the numbers that decide about flips.
+# Crops use their own random stream; otherwise they would reuse the numbers that decide the flips.
 _CROP_STREAM = 1 << 32
-_TEST_BATCH = 160  # crops a forward
+_TEST_BATCH = 160  # crops per forward pass
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 def prepare(network: Network, protocol: VocClassification) -> Network:
-    """The network that is trained: the convolutions of `network`, everything behind them new, 20 outputs.
+    """Build the network to train: the convolutions of `network`, new layers after them, 20 outputs.
 
-    As in DeepCluster's code, fc6 and fc7 start from N(0, .01), fc8 as PyTorch draws it (uniform, ± 1/√inputs), and all
-    biases from .1. The 1×1 convolutions of the ResNet's MLP head start as fc6 does, and its batch norms from 1 and 0
-    with statistics of their own to learn: they are no pretrained layers any more.
-    `requires_grad` says what is trained: see `protocol.train` and `protocol.batch_norm`.
+    As in DeepCluster's code, fc6 and fc7 start from N(0, .01), fc8 from PyTorch's default (uniform, ± 1/√inputs), and
+    all biases from .1. The 1×1 convolutions of ResNet's MLP head start like fc6. Its batch norms start from scale 1 and
+    shift 0 and learn new statistics, because these layers are no longer pretrained.
+    `requires_grad` is set on what `protocol.train` and `protocol.batch_norm` select.
 
     Raises:
         InputError: image_size is too small for the architecture (from `build`).
@@ -84,14 +84,14 @@ def prepare(network: Network, protocol: VocClassification) -> Network:
 
 
 def loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Sum over the classes of binary cross-entropy with logits, mean over the batch; 255 counts nothing.
+    """Binary cross-entropy with logits, summed over the classes, averaged over the batch; targets 255 are ignored.
 
     Args:
         logits: float [B, C].
         targets: uint8 [B, C] of 1, 0 and 255.
 
     Returns:
-        A scalar ≥ 0; C·ln 2 where the logits say nothing and nothing is difficult.
+        A scalar ≥ 0; C·ln 2 if all logits are 0 and no target is 255.
     """
     counted = (targets != voc.IGNORED).to(logits.dtype)
     wanted = (targets == 1).to(logits.dtype)
@@ -101,18 +101,18 @@ def loss(logits: Tensor, targets: Tensor) -> Tensor:
 def train(
     network: Network, files: Sequence[Path], targets: NDArray[np.uint8], protocol: VocClassification, workers: int = 0
 ) -> None:
-    """Train a prepared network in place, on the device it lies on.
+    """Train a prepared network in place, on its device.
 
-    Images come in a seeded shuffle after the other; crop and flip depend on (seed, iteration, image) alone, dropout
-    on torch's global generator. Everything that must not train is asserted to be bitwise what it was.
+    Images come in consecutive seeded shuffles. Crop and flip depend only on (seed, iteration, image), dropout on
+    torch's global generator. An assertion checks that everything that must not train is bitwise unchanged.
 
     Args:
-        files: the images, n of them.
+        files: the n images.
         targets: uint8 [n, 20] of 1, 0 and 255 (`voc.multilabels`).
         workers: decoding processes; 0 decodes in this one.
 
     Raises:
-        InputError: an image cannot be read, or a gradient is not finite; names the file, or the iteration.
+        InputError: an image cannot be read (names the file), or a gradient is not finite (names the iteration).
     """
     before = {name: value.clone() for name, value in _untrained(network).items()}
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -120,7 +120,7 @@ def train(
         trained, lr=protocol.lr, momentum=protocol.momentum, weight_decay=protocol.weight_decay, fused=True
     )
     network.train()
-    network.features.eval()  # batch norm keeps its statistics; dropout lies behind the features
+    network.features.eval()  # batch norm keeps its statistics; dropout comes after the features
     device = trained[0].device
     order = _order(len(files), protocol)
     requests = [_Request(positions, (step,)) for step, positions in enumerate(order)]
@@ -150,15 +150,15 @@ def train(
 def predict(
     network: Network, files: Sequence[Path], protocol: VocClassification, workers: int = 0
 ) -> NDArray[np.float32]:
-    """Sum of the logits over `protocol.crops` random crops and flips of each image, in eval mode.
+    """Sum the logits over `protocol.crops` random crops and flips of each image, in eval mode.
 
-    That the test leaves the network bitwise as it is is asserted.
+    An assertion checks that the network is bitwise unchanged.
 
     Returns:
         float32 [n, 20].
 
     Raises:
-        InputError: an image cannot be read, or a logit is not finite; names the file.
+        InputError: an image cannot be read, or a logit is not finite; names the image file.
     """
     network.eval()
     before = fingerprint(network)
@@ -181,13 +181,13 @@ def predict(
 
 
 def values(scores: NDArray[np.float32], targets: NDArray[np.uint8]) -> dict[str, metrics.Value]:
-    """mAP over the classes that have a positive test image, and each class's AP; all in percent.
+    """Compute each class's AP and their mean (mAP), in percent.
 
-    A class without positives (small test sets only; VOC07 has none) has no AP: it is left out of the mean and has no
-    value.
+    A class without a positive test image has no AP, so it has no value and does not enter the mean. This happens in
+    small test sets only, not in VOC07.
 
     Args:
-        scores, targets: [n, 20], see `predict` and `voc.multilabels`.
+        scores, targets: [n, 20], from `predict` and `voc.multilabels`.
 
     Raises:
         InputError: no class has a positive image.
@@ -251,7 +251,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _settings(protocol: VocClassification, found: dict[str, metrics.Value]) -> dict[str, Any]:
-    """Every setting that changes the number, those that are no config keys included."""
+    """All settings that affect the result, including those that are not config keys."""
     return {
         **protocol.model_dump(),
         "crop_scale": list(SCALE),
@@ -262,7 +262,7 @@ def _settings(protocol: VocClassification, found: dict[str, metrics.Value]) -> d
 
 
 def _untrained(network: Network) -> dict[str, Tensor]:
-    """What training must leave alone: parameters without gradient, and the features' and Sobel's buffers."""
+    """The tensors that training must not change: parameters without gradient, buffers of features and Sobel."""
     kept: dict[str, Tensor] = {name: value for name, value in network.named_parameters() if not value.requires_grad}
     for part in ("features", "sobel"):
         kept |= {f"{part}.{name}": value for name, value in getattr(network, part).named_buffers()}
@@ -270,7 +270,7 @@ def _untrained(network: Network) -> dict[str, Tensor]:
 
 
 def _order(count: int, protocol: VocClassification) -> NDArray[np.int64]:
-    """Positions of every iteration's images, [iterations, batch]: one seeded shuffle after the other, cut up."""
+    """Positions of every iteration's images, [iterations, batch]: consecutive seeded shuffles, cut into batches."""
     random = np.random.default_rng(protocol.seed)
     wanted = protocol.iterations * protocol.batch_size
     shuffles = [random.permutation(count) for _ in range(-(-wanted // count))]
@@ -280,28 +280,28 @@ def _order(count: int, protocol: VocClassification) -> NDArray[np.int64]:
 def _augmented(
     crops: Tensor, positions: NDArray[np.int64], draws: tuple[int, ...], seed: int, device: torch.device
 ) -> Tensor:
-    """uint8 [B, draws, 3, S, S] to float32 [B·draws, 3, S, S]: flipped or not, normalised."""
+    """Flip at random and normalise crops: uint8 [B, draws, 3, S, S] to float32 [B·draws, 3, S, S]."""
     numbers = np.stack([randomness.uniforms(seed, draw, positions, UNIFORMS) for draw in draws], axis=1)
     return augment(crops.flatten(0, 1).to(device, non_blocking=True), numbers.reshape(-1, UNIFORMS), "standard")
 
 
 @dataclass(frozen=True)
 class _Request:
-    """Crops to make: of each image at `positions`, one for every number in `draws`."""
+    """Crops to make: for each image at `positions`, one per number in `draws`."""
 
     positions: NDArray[np.int64]
     draws: tuple[int, ...]
 
 
 class _Cropper(Dataset[Tensor | str]):
-    """Answers requests with uint8 [B, draws, 3, S, S]; an unreadable file with its message, to cross processes."""
+    """Map requests to uint8 [B, draws, 3, S, S]; report an unreadable file as a string, for the main process."""
 
     def __init__(self, files: Sequence[Path], size: int, seed: int) -> None:
         self._files, self._size, self._seed = files, size, seed
         self._cache: list[Image.Image] = []
 
     def fill_cache(self) -> None:
-        """Decode all images, or keep none of them if they need more than CACHE_BYTES."""
+        """Decode and keep all images; keep none if they need more than CACHE_BYTES."""
         used = 0
         for file in self._files:
             image = reader.read_rgb(file)
@@ -332,16 +332,16 @@ def _crops(
     files: Sequence[Path], requests: list[_Request], protocol: VocClassification, workers: int
 ) -> Iterator[Tensor]:
     cropper = _Cropper(files, protocol.image_size, protocol.seed)
-    if sum(len(request.positions) for request in requests) > len(files):  # an image seen once is no use in a cache
+    if sum(len(request.positions) for request in requests) > len(files):  # images that are read once need no cache
         cropper.fill_cache()
     largest = max(len(request.positions) * len(request.draws) for request in requests)
     loader: DataLoader[Any] = DataLoader(
         cropper,
         batch_size=None,  # a request is a whole batch
-        sampler=requests,  # type: ignore[arg-type]  # any iterable with a length will do
+        sampler=requests,  # type: ignore[arg-type]  # any sized iterable works
         num_workers=cpus.sharing(workers, largest * 3 * protocol.image_size**2),
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # the global one belongs to dropout
+        generator=torch.Generator(),  # leaves the global generator to dropout
     )
     for answer in loader:
         if isinstance(answer, str):

@@ -1,7 +1,7 @@
-"""uic_core's networks as OpenMMLab backbones, and the small registered parts that mmdet and mmseg share.
+"""uic_core's networks as OpenMMLab backbones, and small registered components that mmdet and mmseg share.
 
 Importing this module registers them (`custom_imports` of a config); both libraries find them through their common
-root registry. Weights come from our own checkpoints only, as tensors: OpenMMLab's loader would unpickle anything.
+root registry. Weights come only from our own checkpoints, as tensors: OpenMMLab's loader would unpickle any file.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from uic_core.data.loader import ignore_foreign_sigterm
 from uic_core.errors import InputError
 from uic_core.models.network import Network
 
-# Features do not depend on the classifier: the smallest one costs nothing to build.
+# The features do not depend on the classifier, so build the smallest one.
 _ANY_SIZE, _ANY_CLASSES = 64, 2
 
-# SIGTERM reaches every process of a job: those that decode must live on while this one saves its state.
+# SIGTERM reaches every process of a job; the decoding processes must survive while this one saves its state.
 FUNCTIONS.register_module(module=ignore_foreign_sigterm)
 
 
 def preprocessor(kind: str, **extra: Any) -> dict[str, Any]:
-    """Config of a data preprocessor: RGB 0…255 to ImageNet's mean and standard deviation (`LoadRgb` gives RGB)."""
+    """Config of a data preprocessor: normalise RGB 0…255 by ImageNet's mean and deviation (`LoadRgb` gives RGB)."""
     mean, std = ([255.0 * float(value) for value in np.ravel(values)] for values in (MEAN, STD))
     return {"type": kind, "mean": mean, "std": std, "bgr_to_rgb": False, **extra}
 
 
 def classifier_kernel(network: Network) -> tuple[int, int, int]:
-    """What fc6 expects: (channels C, side k of the last map, hidden width); its input is C·k·k, 256·6·6 at 224.
+    """Shape of fc6: (channels C, side k of the last map, hidden width); its input is C·k·k, 256·6·6 at 224.
 
     Raises:
-        InputError: the architecture has no fc6 and fc7 (PROTOCOL sections 6 and 7 build on them).
+        InputError: the architecture has no fc6 and fc7, which PROTOCOL sections 6 and 7 require.
     """
     if not hasattr(network.classifier, "fc6"):
         raise InputError(f"arch {network.arch} has no fc6 and fc7; detection and segmentation take {models.with_fc6()}")
@@ -57,26 +57,27 @@ def classifier_kernel(network: Network) -> tuple[int, int, int]:
 
 @MODELS.register_module()
 class UicBackbone(BaseModule):
-    """Sobel (or not) and the convolutions of one of uic_core's networks; BN frozen in statistics, scale and shift.
+    """The optional Sobel filters and the convolutions of a uic_core network; BN statistics, scale and shift are frozen.
 
-    AlexNet and VGG16 give one map. Their pools round up, as Caffe's do, so that no pixel at the right or lower edge
-    goes unseen.
-    Without `pad` the map is that of the ReLU before the last pool, stride 16, with the padding of Fast R-CNN's networks
-    (PROTOCOL section 6): each layer is padded by half its kernel, so that the first cell looks at the first pixel. This
-    changes AlexNet alone: 5 at conv1, 1 at both pools.
-    With `pad` they are FCN-32s (PROTOCOL section 7): conv1 is padded by `pad`, the last pool is kept, stride 32. The
-    images come back beside the map, because the head needs their size to crop.
-    ResNet50: the maps of its four stages, strides 4, 8, 16, 32 and 256, 512, 1024, 2048 channels, as mmdet's and
-    mmseg's own ResNet gives them to their necks and heads.
+    AlexNet and VGG16 return one map. Their pools use ceil mode, as in Caffe, so that they cover the pixels at the right
+    and lower edges.
+    Without `pad` the map is the output of the ReLU before the last pool, stride 16. The padding is that of Fast R-CNN's
+    networks (PROTOCOL section 6): each layer is padded by half its kernel, which aligns the first cell with the first
+    pixel. Only AlexNet changes: 5 at conv1, 1 at both pools.
+    With `pad` the network is that of FCN-32s (PROTOCOL section 7): conv1 is padded by `pad`, the last pool is kept,
+    stride 32. It also returns the images, because the head needs their size for cropping.
+    ResNet50 returns the maps of its four stages, strides 4, 8, 16, 32 and 256, 512, 1024, 2048 channels, like mmdet's
+    and mmseg's own ResNet.
 
     Args:
-        arch: one of uic_core.models.ARCHS; an MLP head is left out.
-        sobel: whether conv1 sees Sobel responses.
-        frozen: names of layers (conv1; of ResNet50 also layer1 …) that are not trained.
+        arch: one of uic_core.models.ARCHS; an MLP head is omitted.
+        sobel: True if conv1 takes Sobel responses.
+        frozen: names of layers (conv1; for ResNet50 also layer1 …) that are not trained.
         pad: zero padding of conv1, pixels, or None.
         init_cfg: `dict(type="UicCheckpoint", checkpoint=…)`.
 
-    Raises InputError: ResNet50 with `pad`.
+    Raises:
+        InputError: ResNet50 with `pad`.
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class UicBackbone(BaseModule):
         self.train()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Normalised RGB [B, 3, H, W] to (map [B, C, h, w],), with `pad` to (map, images), of ResNet50 to four maps."""
+        """Map normalised RGB [B, 3, H, W] to (map [B, C, h, w],); with `pad` (map, images); for ResNet50 four maps."""
         if self._stages:
             maps, x = [], self.sobel(images)
             for name, layer in self.features.named_children():
@@ -125,7 +126,7 @@ class UicBackbone(BaseModule):
         return (features, images) if self.dense else (features,)
 
     def train(self, mode: bool = True) -> UicBackbone:
-        """Training mode for everything but BN, whose running statistics stay as pretrained [choice]."""
+        """Set training mode for everything except BN, which keeps its pretrained running statistics [choice]."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -133,19 +134,19 @@ class UicBackbone(BaseModule):
         return self
 
     def load_network(self, network: Network) -> None:
-        """Copy the weights of a pretrained network, every key or an error."""
+        """Copy the weights of a pretrained network; raise an error if any key is missing or unknown."""
         own = ("sobel.", "features.")
         state = {name: value for name, value in network.state_dict().items() if name.startswith(own)}
         self.load_state_dict(state, strict=True)
 
     def load_exported(self, weights: dict[str, Tensor], path: Path) -> None:
-        """Copy the weights of an `openmmlab.safetensors`, every key or an error.
+        """Copy all weights of an `openmmlab.safetensors`.
 
         Args:
-            weights: without the prefix `backbone.`; ResNet50's under torchvision's names.
+            weights: named without the prefix `backbone.`; ResNet50's have torchvision's names.
 
         Raises:
-            InputError: they are another network's, or not finite; names `path`.
+            InputError: names or shapes differ from this network's, or a weight is not finite; names `path`.
         """
         prefix = "features."
         there = {f"{prefix}{name.removeprefix(prefix)}": tensor for name, tensor in weights.items()}
@@ -169,17 +170,17 @@ def _shape(tensors: dict[str, Tensor], name: str) -> list[int] | None:
 
 @WEIGHT_INITIALIZERS.register_module()
 class UicCheckpoint:
-    """mmengine initializer `dict(type="UicCheckpoint", checkpoint=PATH)`: hands a checkpoint's tensors over.
+    """mmengine initializer `dict(type="UicCheckpoint", checkpoint=PATH)`: loads a checkpoint's tensors into a module.
 
-    A run's `checkpoint.safetensors` fills every module with a method `load_network` (the backbone, the heads), an
-    exported `openmmlab.safetensors` the backbone.
+    A run's `checkpoint.safetensors` initialises modules with a method `load_network` (the backbone, the heads); an
+    exported `openmmlab.safetensors` initialises only the backbone.
     """
 
     def __init__(self, checkpoint: str) -> None:
         self.checkpoint = Path(checkpoint)
 
     def __call__(self, module: Any) -> None:
-        """Raises InputError: the checkpoint is missing, damaged or foreign, or lacks what the module needs."""
+        """Raises InputError: the checkpoint is missing, damaged or foreign, or lacks weights that the module needs."""
         weights = _exported(self.checkpoint)
         if weights is None:
             network, _ = checkpoints.load(self.checkpoint)
@@ -193,7 +194,7 @@ class UicCheckpoint:
 
 
 def _exported(path: Path) -> dict[str, Tensor] | None:
-    """The weights of an exported backbone without their prefix; None for any other file."""
+    """Read an exported backbone's weights and strip their prefix; None for any other file."""
     prefix = "backbone."
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -201,33 +202,33 @@ def _exported(path: Path) -> dict[str, Tensor] | None:
             if names and all(name.startswith(prefix) for name in names):
                 return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
     except (OSError, RuntimeError, safetensors.SafetensorError):
-        pass  # whoever reads it as a checkpoint says what is wrong with it
+        pass  # reading it as a checkpoint raises a clear error
     return None
 
 
 @TRANSFORMS.register_module()
 class LoadRgb(BaseTransform):  # type: ignore[misc]
-    """Decode `img_path` as every other stage does (uic_core.data.reader); mmcv's reader gives None for a bad file.
+    """Decode `img_path` like every other stage (uic_core.data.reader); mmcv's reader returns None for a bad file.
 
-    Raises InputError: unreadable, or of another size than the annotation says.
+    Raises InputError: the image is unreadable, or its size differs from the annotation's.
     """
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Adds `img` (uint8 RGB [H, W, 3]), `img_shape` and `ori_shape` (H, W)."""
+        """Add `img` (uint8 RGB [H, W, 3]), `img_shape` and `ori_shape` (H, W)."""
         path = Path(results["img_path"])
         image = np.asarray(reader.read_rgb(path))
         height, width = image.shape[:2]
         said = results.get("height", height), results.get("width", width)
         if said != (height, width):
             raise InputError(f"{path}: is {width}×{height}, but its annotation says {said[1]}×{said[0]}; correct it")
-        # a copy: PIL's memory is read-only
+        # copy, because PIL's memory is read-only
         results |= {"img": image.copy(), "img_shape": (height, width), "ori_shape": (height, width)}
         return results
 
 
 @HOOKS.register_module()
 class StopIfNotFinite(Hook):  # type: ignore[misc]
-    """Stop when the loss is no longer a number (FAULTS row 7), looking every `interval` iterations and at the end."""
+    """Stop if the loss is not finite (FAULTS row 7), checked every `interval` iterations and at the last one."""
 
     def __init__(self, interval: int) -> None:
         self.interval = interval
@@ -235,7 +236,7 @@ class StopIfNotFinite(Hook):  # type: ignore[misc]
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict[str, Tensor] | None = None
     ) -> None:
-        """Raises InputError, naming the iteration."""
+        """Raises InputError: the loss is not finite; names the iteration."""
         iteration = runner.iter + 1
         if iteration % self.interval and iteration != runner.max_iters:
             return

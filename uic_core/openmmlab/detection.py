@@ -1,8 +1,8 @@
 """Stage `detection`: Fast R-CNN on VOC07 from a pretrained checkpoint, through mmdet (PROTOCOL section 6, Table 4).
 
-What no source says and we chose: BN is frozen. At test the score threshold is .001 where Fast R-CNN's code has .05,
-with its 100 boxes an image. Lower scores rank behind all others, so this AP is never below that at .05, and short
-trainings have one at all.
+Our choices, where no source decides: BN is frozen. The test's score threshold is .001, while Fast R-CNN's code uses
+.05; both keep 100 boxes per image. Boxes with lower scores rank last, so this AP is never below that at .05, and short
+trainings still produce detections.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ def build_config(
     work_dir: Path,
     workers: int = 0,
 ) -> dict[str, Any]:
-    """The whole mmengine config: plain values only, so that `work_dir` gets a config mmdet's tools can read.
+    """Build the complete mmengine config, of plain values only, so that mmdet's tools can read its copy in `work_dir`.
 
     Args:
         network: gives the architecture; its weights are read from `weights` when the model is initialised.
-        root: the folder that holds VOC2007/.
-        files: of proposals, by split, trainval and test.
+        root: the folder that contains VOC2007/.
+        files: proposal files by split, trainval and test.
         targets: mean and deviation of the training set's box regression targets.
         workers: decoding processes; 0 decodes in this one.
 
     Raises:
-        InputError: an architecture without fc6; more processes than images in a batch.
+        InputError: the architecture has no fc6; or the images of a batch do not divide over the processes.
     """
     if protocol.images_per_batch % runner.world():
         raise InputError(
@@ -90,7 +90,7 @@ def _model(
     channels, side, hidden = backbones.classifier_kernel(network)
     pretrained = {"type": "UicCheckpoint", "checkpoint": str(weights)}
     rcnn_train = {
-        # as in Fast R-CNN, RoIs below .1 are neither foreground nor background
+        # as in Fast R-CNN, RoIs with IoU below .1 are neither foreground nor background
         "assigner": {
             "type": "MaxIoUAssigner",
             "pos_iou_thr": regression.FOREGROUND,
@@ -159,7 +159,7 @@ def _model(
 
 
 def _below(threshold: float) -> float:
-    """The float32 before `threshold`: mmcv suppresses boxes that overlap by more, Fast R-CNN also those by as much."""
+    """The float32 just below `threshold`: mmcv suppresses overlaps > threshold, Fast R-CNN overlaps ≥ threshold."""
     return float(np.nextafter(np.float32(threshold), np.float32(0)))
 
 
@@ -171,14 +171,14 @@ def _dataset(root: Path, split: str, file: Path, resize: dict[str, Any], *, flip
         "data_root": str(root),
         "ann_file": f"VOC2007/ImageSets/Main/{split}.txt",
         "data_prefix": {"sub_data_root": "VOC2007/"},
-        # absolute, or mmdet looks for it below data_root
+        # absolute, because mmdet resolves relative paths against data_root
         "proposal_file": str(file.resolve()),
         "test_mode": not flip,
         "pipeline": [
             {"type": "LoadRgb"},
             *mirror,
             resize,
-            # after these steps, so that boxes stay in the original image's pixels
+            # after flip and resize, so that boxes stay in the original image's pixels
             {"type": "LoadAnnotations", "with_bbox": True},
             {"type": "LoadProposals"},
             {"type": "FlipBoxes"},
@@ -188,7 +188,7 @@ def _dataset(root: Path, split: str, file: Path, resize: dict[str, Any], *, flip
 
 
 def _examples(root: Path, found: proposals.Proposals) -> Iterator[tuple[Any, Any, Any]]:
-    """What `regression.statistics` takes of each image: difficult objects are not trained on."""
+    """Yield each image's input for `regression.statistics`, without difficult objects, which are not trained on."""
     for position, image in enumerate(found.ids):
         annotation = voc.read_annotation(voc.annotation_path(root, image))
         trained = ~annotation.difficult
@@ -196,7 +196,7 @@ def _examples(root: Path, found: proposals.Proposals) -> Iterator[tuple[Any, Any
 
 
 def _detected(sample: dict[str, Any]) -> samples.Detected:
-    """A test image's annotation and its boxes, best first, from mmdet's data sample."""
+    """Get a test image's annotation and detected boxes, best first, from mmdet's data sample."""
     annotation = voc.read_annotation(Path(sample["xml_path"]))
     found = {name: sample["pred_instances"][name].cpu().numpy() for name in ("bboxes", "labels", "scores")}
     order = np.argsort(-found["scores"], kind="stable")
@@ -212,7 +212,7 @@ def _detected(sample: dict[str, Any]) -> samples.Detected:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train on trainval, test on test, write the metrics `map`, `ap/<class>` and `proposal_recall` in per cent."""
+    """Train on trainval, test on test, write the metrics `map`, `ap/<class>` and `proposal_recall` in percent."""
     parser = argparse.ArgumentParser(prog="python -m uic_core.openmmlab.detection", description=__doc__)
     for name in ("checkpoint", "protocol", "voc", "train-proposals", "test-proposals", "out", "samples", "work-dir"):
         parser.add_argument(f"--{name}", required=True, type=Path)

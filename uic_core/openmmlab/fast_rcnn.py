@@ -1,8 +1,8 @@
-"""Registered mmdet parts of Fast R-CNN as PROTOCOL section 6 has it; everything else is mmdet's own.
+"""Registered mmdet components for Fast R-CNN as in PROTOCOL section 6; everything else is mmdet's own.
 
-VOC's boxes include their last pixel, in the original image. mmdet takes right and bottom for the place where a box
-ends, which is one pixel further: `to_edges` adds that pixel. Boxes then stay in the original image's pixels, so that
-mmdet's overlaps, targets, suppression and flips are Fast R-CNN's. Only RoI pooling sees them in the resized image.
+VOC's boxes include their last pixel, in the original image. mmdet's right and bottom are the edges where a box ends,
+one pixel further; `to_edges` adds that pixel. Boxes stay in the original image's pixels, so that mmdet's overlaps,
+targets, suppression and flips equal Fast R-CNN's. Only RoI pooling uses boxes in the resized image.
 
 Imported through `custom_imports` of the config that uic_core.openmmlab.detection writes.
 """
@@ -40,13 +40,13 @@ class VocProposals(SeededDraws, VOCDataset):  # type: ignore[misc]
     """mmdet's VOC data set, read strictly, with `proposal_file` in our own format (mmdet's is a pickle).
 
     Takes the keys of any mmdet VOC config: data_root, ann_file "VOC2007/ImageSets/Main/<split>.txt",
-    data_prefix {"sub_data_root": "VOC2007/"}. Training leaves out images with nothing but difficult objects.
+    data_prefix {"sub_data_root": "VOC2007/"}. Training omits images whose objects are all difficult.
 
-    Raises InputError as uic_core.data.voc and uic_core.openmmlab.proposals do.
+    Raises InputError from uic_core.data.voc and uic_core.openmmlab.proposals.
     """
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """One dictionary an image, in the list's order; boxes by their edges, in pixels counted from 0."""
+        """Return one dictionary per image, in the list's order; boxes as edges, in pixels counted from 0."""
         root = Path(self.data_root)
         return [self._entry(root, image) for image in voc.read_list(root, "Main", self._split)]
 
@@ -73,7 +73,7 @@ class VocProposals(SeededDraws, VOCDataset):  # type: ignore[misc]
         }
 
     def load_proposals(self) -> None:
-        """Attach to every image its proposals by their edges, checked against list and annotations."""
+        """Attach proposals, as edges, to every image; check them against list and annotations."""
         sizes = {entry["img_id"]: (entry["width"], entry["height"]) for entry in self.data_list}
         fingerprint = voc.fingerprint(Path(self.data_root), 2007, [self._split])
         found = proposals.load(Path(self.proposal_file), fingerprint, sizes)
@@ -82,7 +82,7 @@ class VocProposals(SeededDraws, VOCDataset):  # type: ignore[misc]
             entry["proposals"] = {"bboxes": boxes, "scores": np.zeros(len(boxes), np.float32)}
 
     def filter_data(self) -> list[dict[str, Any]]:
-        """For training, the images that have an object which is not difficult; for testing, all."""
+        """For testing, return all images; for training, those with at least one object that is not difficult."""
         if self.test_mode:
             return list(self.data_list)
         return [entry for entry in self.data_list if any(not each["ignore_flag"] for each in entry["instances"])]
@@ -90,13 +90,13 @@ class VocProposals(SeededDraws, VOCDataset):  # type: ignore[misc]
 
 @TRANSFORMS.register_module()
 class FlipBoxes(BaseTransform):  # type: ignore[misc]
-    """Mirror objects and proposals where the image was mirrored; they are in the original image's pixels.
+    """Mirror objects and proposals, in the original image's pixels, if the image was mirrored.
 
-    Comes after the steps that flip and resize the image and after the annotations are loaded.
+    Must follow the steps that flip and resize the image and load the annotations.
     """
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Changes `gt_bboxes` and `proposals` [n, 4]: left l and right r become W - r and W - l."""
+        """Change `gt_bboxes` and `proposals` [n, 4]: left l and right r become W - r and W - l."""
         if results.get("flip"):
             assert results["flip_direction"] == "horizontal"
             width = results["ori_shape"][1]
@@ -109,15 +109,15 @@ class FlipBoxes(BaseTransform):  # type: ignore[misc]
 
 @MODELS.register_module()
 class OriginalPixelsRoIHead(StandardRoIHead):  # type: ignore[misc]
-    """mmdet's RoI head for boxes by their edges in the original image's pixels."""
+    """mmdet's RoI head for boxes as edges in the original image's pixels."""
 
     def forward(self, x: Any, rpn_results_list: Any, batch_data_samples: Any = None) -> Any:
-        """As mmdet's, but for the boxes."""
+        """mmdet's forward, for boxes in the original image's pixels."""
         self._set_scales([sample.metainfo for sample in batch_data_samples], x)
         return super().forward(x, rpn_results_list, batch_data_samples)
 
     def loss(self, x: Any, rpn_results_list: Any, batch_data_samples: Any) -> Any:
-        """As mmdet's, but for the boxes."""
+        """mmdet's loss, for boxes in the original image's pixels."""
         self._set_scales([sample.metainfo for sample in batch_data_samples], x)
         return super().loss(x, rpn_results_list, batch_data_samples)
 
@@ -125,7 +125,7 @@ class OriginalPixelsRoIHead(StandardRoIHead):  # type: ignore[misc]
         self, x: Any, batch_img_metas: Sequence[dict[str, Any]], rpn_results_list: Any, rcnn_test_cfg: Any,
         rescale: bool = False,
     ) -> Any:  # fmt: skip
-        """As mmdet's, but for the boxes: clipped to the original image, and in its pixels with or without `rescale`."""
+        """mmdet's prediction, with boxes clipped to the original image and in its pixels whether or not `rescale`."""
         self._set_scales(batch_img_metas, x)
         originals = [meta | {"img_shape": meta["ori_shape"]} for meta in batch_img_metas]
         return super().predict_bbox(x, originals, rpn_results_list, rcnn_test_cfg, rescale=False)
@@ -138,11 +138,11 @@ class OriginalPixelsRoIHead(StandardRoIHead):  # type: ignore[misc]
 
 
 def resized(rois: Tensor, scales: Tensor) -> Tensor:
-    """RoIs as RoI pooling takes them: first to last pixel, in the resized image.
+    """Convert RoIs to the input of RoI pooling: first and last pixel, in the resized image.
 
     Args:
-        rois: image of the batch, left, top, right, bottom, by their edges in the original image's pixels, [n, 5].
-        scales: resized by original size of each image, in x and y, [B, 2].
+        rois: [n, 5], the image's position in the batch, left, top, right, bottom; edges in the original image's pixels.
+        scales: [B, 2], resized size ÷ original size of each image, in x and y.
     """
     last = rois[:, 3:] - 1
     scale = scales[rois[:, 0].long()]
@@ -151,23 +151,23 @@ def resized(rois: Tensor, scales: Tensor) -> Tensor:
 
 @MODELS.register_module()
 class MaxRoIExtractor(SingleRoIExtractor):  # type: ignore[misc]
-    """RoI max pooling by torchvision's operator: mmcv's has no CPU kernel. `roi_layer` is {"output_size": k}."""
+    """RoI max pooling with torchvision's operator: mmcv's has no CPU kernel. `roi_layer` is {"output_size": k}."""
 
     def build_roi_layers(self, layer_cfg: dict[str, Any], featmap_strides: list[int]) -> nn.ModuleList:
-        """One RoIPool a stride."""
+        """Create one RoIPool per stride."""
         side = layer_cfg["output_size"]
         return nn.ModuleList([torchvision.ops.RoIPool((side, side), 1 / stride) for stride in featmap_strides])
 
 
 @MODELS.register_module()
 class PretrainedBBoxHead(Shared2FCBBoxHead):  # type: ignore[misc]
-    """fc6 and fc7 of a pretrained classifier with their dropout, then new class scores and class-wise boxes.
+    """fc6 and fc7 of a pretrained classifier with dropout, then new layers for class scores and class-wise boxes.
 
     Args:
         dropout: probability after fc6 and after fc7.
-        target_means, target_stds: of the regression targets by class, [classes, 4]; the layer learns what is left when
-            the means are subtracted and the deviations divided out.
-        others: as mmdet's Shared2FCBBoxHead; its `bbox_coder` must not normalise, too.
+        target_means, target_stds: means and deviations of the regression targets by class, [classes, 4]; the layer
+            learns targets normalised by them.
+        others: arguments of mmdet's Shared2FCBBoxHead; its `bbox_coder` must not normalise again.
     """
 
     def __init__(
@@ -177,16 +177,16 @@ class PretrainedBBoxHead(Shared2FCBBoxHead):  # type: ignore[misc]
         super().__init__(**others)
         self.dropout = nn.Dropout(dropout)
         for name, values in (("_means", target_means), ("_stds", target_stds)):
-            self.register_buffer(name, torch.tensor(values), persistent=False)  # the config holds them
+            self.register_buffer(name, torch.tensor(values), persistent=False)  # they are in the config
             assert getattr(self, name).shape == (self.num_classes, 4)
 
     def load_network(self, network: Network) -> None:
-        """Take fc6 and fc7 from a pretrained network, every weight or an error."""
+        """Copy fc6 and fc7 of a pretrained network; raise an error if a weight is missing or does not fit."""
         for layer, name in zip(self.shared_fcs, ("fc6", "fc7"), strict=True):
             layer.load_state_dict(getattr(network.classifier, name).state_dict(), strict=True)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """RoI maps [n, C, k, k] to class scores [n, 21] (background last) and box offsets [n, 20·4]."""
+        """Map RoI maps [n, C, k, k] to class scores [n, 21] (background last) and box offsets [n, 20·4]."""
         x = x.flatten(1)
         for layer in self.shared_fcs:
             x = self.dropout(self.relu(layer(x)))
@@ -196,14 +196,14 @@ class PretrainedBBoxHead(Shared2FCBBoxHead):  # type: ignore[misc]
         self, roi: Tensor, cls_score: Tensor, bbox_pred: Tensor, img_meta: dict[str, Any], rescale: bool = False,
         rcnn_test_cfg: Any = None,
     ) -> InstanceData:  # fmt: skip
-        """Boxes of one image, best first, after suppression class by class.
+        """Predict the boxes of one image, best first, after non-maximum suppression of each class.
 
-        mmdet's own suppression moves the classes apart, which rounds the boxes, and clips so that a box may lose its
-        last pixel. On the CPU: a CPU build of mmcv has no CUDA NMS, and the order of ties stays the same.
+        mmdet's own NMS offsets the classes' boxes, which rounds them, and its clipping may cut off a box's last pixel.
+        NMS runs on the CPU: a CPU build of mmcv has no CUDA NMS, and the order of ties stays the same.
 
         Args:
             roi, cls_score, bbox_pred: [n, 5], [n, classes + 1] (background last), [n, classes · 4].
-            img_meta: `img_shape` bounds the boxes, (H, W).
+            img_meta: its `img_shape` (H, W) bounds the boxes.
             rcnn_test_cfg: score_thr, nms.iou_threshold, max_per_img.
         """
         offsets = bbox_pred.view(-1, *self._means.shape) * self._stds + self._means
@@ -224,7 +224,7 @@ class PretrainedBBoxHead(Shared2FCBBoxHead):  # type: ignore[misc]
     def _get_targets_single(
         self, pos_priors: Tensor, neg_priors: Tensor, pos_gt_bboxes: Tensor, pos_gt_labels: Tensor, cfg: Any
     ) -> tuple[Tensor, ...]:
-        """mmdet's, with the targets of objects normalised by their class."""
+        """Compute mmdet's targets, then normalise those of foreground RoIs by their class's statistics."""
         found = super()._get_targets_single(pos_priors, neg_priors, pos_gt_bboxes, pos_gt_labels, cfg)
         labels, label_weights, targets, weights = found
         objects = len(pos_priors)
@@ -237,8 +237,8 @@ class RescaleClassifier(Hook):  # type: ignore[misc]
     """Data-dependent rescaling (Krähenbühl et al. 2016, "magic_init") of the pretrained fc6 and fc7.
 
     Each layer in turn is divided by the standard deviation of its outputs on the proposals of `images` training
-    images, so that both start with unit variance at this task's scales; a bias also by what its inputs were divided
-    by, so that the two compute the same as before up to one factor. Convolutions have BN, which does that already.
+    images, so that both layers start with unit variance at this task's scales. Biases are also divided by the factor of
+    the layer's inputs, so that only the scale of the output changes. Convolutions have BN, which already does this.
     """
 
     def __init__(self, images: int) -> None:
@@ -246,23 +246,23 @@ class RescaleClassifier(Hook):  # type: ignore[misc]
 
     @torch.no_grad()
     def before_train(self, runner: Any) -> None:
-        """Changes weights and biases of `roi_head.bbox_head.shared_fcs` in place."""
+        """Change weights and biases of `roi_head.bbox_head.shared_fcs` in place."""
         model = unwrapped(runner)
         model.eval()
-        loader = runner.train_dataloader  # not iterated: a loop left early would end its endless sampler
+        loader = runner.train_dataloader  # not iterated: leaving the loop early would end its endless sampler
         spread = np.linspace(0, len(loader.dataset) - 1, min(self.images, len(loader.dataset))).round()
         batches = [loader.collate_fn([loader.dataset[int(position)]]) for position in spread]
         inputs = 1.0
         for number, layer in enumerate(model.roi_head.bbox_head.shared_fcs, start=6):
             layer.bias /= inputs
             outputs: list[Tensor] = []
-            # a copy: the ReLU after it works in place
+            # copy, because the following ReLU works in place
             handle = layer.register_forward_hook(lambda _m, _i, output, kept=outputs: kept.append(output.clone()))
             for batch in batches:
                 model(**model.data_preprocessor(batch, False), mode="tensor")
             handle.remove()
             deviation = torch.cat(outputs).std(dim=0).mean()
-            broadcast(deviation)  # the ranks' weights must not differ by what a GPU adds up in another order
+            broadcast(deviation)  # GPUs may sum in different orders, but all ranks need equal weights
             inputs *= deviation.item()
             layer.weight /= deviation
             layer.bias /= deviation
@@ -271,7 +271,7 @@ class RescaleClassifier(Hook):  # type: ignore[misc]
 
 
 def clipped(boxes: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Boxes [n, 4] by their edges, with first and last pixel inside an image of `shape` (H, W)."""
+    """Clip boxes [n, 4], given as edges, so that first and last pixel lie inside an image of `shape` (H, W)."""
     sides = boxes.new_tensor([shape[1], shape[0]])
     first = torch.minimum(boxes[:, :2].clamp(min=0), sides - 1)
     return torch.cat([first, torch.minimum(boxes[:, 2:].clamp(min=1), sides)], dim=1)
@@ -279,15 +279,15 @@ def clipped(boxes: Tensor, shape: tuple[int, int]) -> Tensor:
 
 @METRICS.register_module()
 class VocAp(BaseMetric):  # type: ignore[misc]
-    """VOC 2007's average precision of every class and their mean, in per cent (uic_core.openmmlab.voc_ap).
+    """VOC 2007's average precision of every class and their mean, in percent (uic_core.openmmlab.voc_ap).
 
-    A class without (not difficult) objects in the test set has no value, and is not in the mean.
+    A class with no objects in the test set, or only difficult ones, has no value and does not enter the mean.
     """
 
     default_prefix = None
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        """Keep the boxes, labels and scores of a batch; boxes come by their edges."""
+        """Store the boxes, labels and scores of a batch, whose boxes are given as edges."""
         for sample in data_samples:
             kept = {}
             for group in ("gt_instances", "ignored_instances", "pred_instances"):
@@ -296,7 +296,7 @@ class VocAp(BaseMetric):  # type: ignore[misc]
             self.results.append(kept | {"scores": sample["pred_instances"]["scores"].cpu().numpy()})
 
     def compute_metrics(self, results: list[Any]) -> dict[str, float]:
-        """`map` and `ap/<class>`, 0…100."""
+        """Compute `map` and `ap/<class>`, 0…100."""
         values = {
             f"ap/{name}": 100.0 * found
             for label, name in enumerate(self.dataset_meta["classes"])
@@ -306,7 +306,7 @@ class VocAp(BaseMetric):  # type: ignore[misc]
 
 
 def _scene(image: dict[str, Any], label: int) -> Scene:
-    """One class of what `VocAp.process` kept of an image."""
+    """Select one class from an image's result of `VocAp.process`."""
     plain, difficult, found = (
         boxes[labels == label]
         for boxes, labels in (image[group] for group in ("gt_instances", "ignored_instances", "pred_instances"))

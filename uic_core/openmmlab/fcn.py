@@ -1,4 +1,4 @@
-"""Registered mmseg parts of FCN-32s as PROTOCOL section 7 has it, and its geometry; the rest is mmseg's own.
+"""Registered mmseg components for FCN-32s as in PROTOCOL section 7, and its geometry; the rest is mmseg's own.
 
 Imported through `custom_imports` of the config that uic_core.openmmlab.segmentation writes.
 """
@@ -31,7 +31,7 @@ STRIDE = 32
 
 
 def centre(layers: Iterable[nn.Module]) -> tuple[int, float]:
-    """Where a stack of convolutions and poolings looks: (stride, centre of output 0), in input pixels.
+    """Receptive fields of a stack of convolutions and poolings: (stride, centre of output 0), in input pixels.
 
     A layer with kernel k, stride s and padding p on top of stride j moves the centre by j·((k-1)/2 - p).
     """
@@ -45,15 +45,15 @@ def centre(layers: Iterable[nn.Module]) -> tuple[int, float]:
 
 
 def placement(layers: Iterable[nn.Module], kernel: int) -> tuple[int, int]:
-    """How scores come to lie on the input's pixels: (side of the bilinear kernel, rows and columns to cut off).
+    """How to align scores with the input's pixels: (side of the bilinear kernel, rows and columns to crop).
 
-    fc6's k×k window looks at `centre` + 32·(k-1)/2. A bilinear kernel of side 63 puts score 0 at pixel 31, one of 64
-    at 31.5; the one is taken that leaves a whole number to cut off. That gives FCN's own figures: (63, 18) for
+    fc6's k×k window is centred at `centre` + 32·(k-1)/2. A bilinear kernel of side 63 puts score 0 at pixel 31, one of
+    side 64 at 31.5; the kernel is chosen so that the crop is an integer. This gives FCN's own numbers: (63, 18) for
     AlexNet and (64, 19) for VGG16, both padded by 100.
 
     Raises:
-        InputError: the padding is so small that the first or the last pixels of some image have no score. The two
-            borders are alike, but conv1 may leave up to 3 pixels unseen on the far one: 3 to spare are enough.
+        InputError: the padding is so small that the first or last pixels of some image get no score. Both borders are
+            cropped alike, but conv1 may miss up to 3 pixels at the far border, so the crop must be at least 3.
     """
     stride, position = centre(layers)
     assert stride == STRIDE, f"FCN-32s takes a stride of {STRIDE}, not {stride}"
@@ -69,20 +69,19 @@ def placement(layers: Iterable[nn.Module], kernel: int) -> tuple[int, int]:
 
 
 def upsample(scores: Tensor, bilinear: int, rows: slice = slice(None), columns: slice = slice(None)) -> Tensor:
-    """Bilinear upsampling by 32, as FCN's fixed transposed convolution (kernel 63 or 64, stride 32) does it.
+    """Upsample bilinearly by 32, like FCN's fixed transposed convolution (kernel 63 or 64, stride 32).
 
-    Bilinear weights are a product of one weight for the row and one for the column. So two matrix products do it: the
-    first makes rows of pixels of the rows of scores, the second does the same with columns. Their gradient is
-    deterministic on a GPU too, where that of F.interpolate is not.
+    Bilinear weights are the product of a row weight and a column weight, so two matrix products suffice: the first
+    upsamples the rows, the second the columns. Their gradient is deterministic on a GPU too; that of F.interpolate is
+    not.
 
     Args:
         scores: [B, C, h, w].
         bilinear: side of the convolution's kernel.
-        rows, columns: the part that is wanted of 32·(h-1) + bilinear rows and 32·(w-1) + bilinear columns; no other
-            is computed.
+        rows, columns: the slice of the 32·(h-1) + bilinear rows and 32·(w-1) + bilinear columns to compute.
 
     Returns:
-        The part, [B, C, H, W], of the scores' type.
+        The selected part, [B, C, H, W], in the scores' dtype.
     """
     down, across = (
         _weights(side, bilinear, scores.dtype, scores.device)[wanted]
@@ -93,7 +92,7 @@ def upsample(scores: Tensor, bilinear: int, rows: slice = slice(None), columns: 
 
 @functools.lru_cache(maxsize=256)
 def _weights(scores: int, bilinear: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Share of each score in each pixel along one side, [32·(scores-1) + bilinear, scores]."""
+    """Weight of each score for each pixel along one side, [32·(scores-1) + bilinear, scores]."""
     pixels = torch.arange(STRIDE * (scores - 1) + bilinear, dtype=torch.float64)
     centres = STRIDE * torch.arange(scores, dtype=torch.float64) + (bilinear - 1) / 2
     return (1 - (pixels[:, None] - centres).abs() / STRIDE).clamp(min=0).to(device, dtype)
@@ -103,12 +102,12 @@ def _weights(scores: int, bilinear: int, dtype: torch.dtype, device: torch.devic
 class Fcn32sHead(BaseDecodeHead):  # type: ignore[misc]
     """The classifier as convolutions: fc6 k×k, fc7 1×1, dropout .5 after both, scores, ×32, crop.
 
-    Takes (map, images) of a dense UicBackbone.
+    Takes the (map, images) of a UicBackbone with `pad`.
 
     Args:
-        kernel: k of fc6.
+        kernel: kernel side k of fc6.
         bilinear, crop: from `placement`.
-        others: as mmseg's BaseDecodeHead; `channels` is the hidden width.
+        others: arguments of mmseg's BaseDecodeHead; `channels` is the hidden width.
     """
 
     def __init__(self, kernel: int, bilinear: int, crop: int, **others: Any) -> None:
@@ -119,14 +118,14 @@ class Fcn32sHead(BaseDecodeHead):  # type: ignore[misc]
         self.drop = nn.Dropout(0.5)
 
     def load_network(self, network: Network) -> None:
-        """Take fc6 and fc7 from a pretrained network, every weight or an error; they become convolutions."""
+        """Copy fc6 and fc7 of a pretrained network as convolutions; raise an error if a weight does not fit."""
         for name in ("fc6", "fc7"):
             layer: Any = getattr(self, name)
             linear: Any = getattr(network.classifier, name)
             layer.load_state_dict({"weight": linear.weight.view_as(layer.weight), "bias": linear.bias}, strict=True)
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
-        """(map [B, C, h, w], images [B, 3, H, W]) to scores [B, 21, H, W]."""
+        """Map (map [B, C, h, w], images [B, 3, H, W]) to scores [B, 21, H, W]."""
         features, images = inputs
         x = self.drop(F.relu(self.fc6(features)))
         x = self.drop(F.relu(self.fc7(x)))
@@ -136,7 +135,7 @@ class Fcn32sHead(BaseDecodeHead):  # type: ignore[misc]
         return scores
 
     def loss_by_feat(self, seg_logits: Tensor, batch_data_samples: list[Any]) -> dict[str, Tensor]:
-        """As mmseg's, which would first interpolate the scores to the labels' size; they have it already."""
+        """mmseg's loss without its interpolation to the labels' size, which the scores already have."""
         labels = self._stack_batch_gt(batch_data_samples).squeeze(1)
         return {
             self.loss_decode.loss_name: self.loss_decode(seg_logits, labels, ignore_index=self.ignore_index),
@@ -149,7 +148,7 @@ class VocSegmentation(SeededDraws, PascalVOCDataset):  # type: ignore[misc]
     """mmseg's VOC data set with a strictly read list; takes the keys of any mmseg VOC config."""
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """As mmseg's. Raises InputError: a bad list, or an image of it without its files."""
+        """mmseg's entries. Raises InputError: the list is invalid, or an image of it lacks a file."""
         images = voc.Segmentation(Path(self.ann_file), Path(), Path()).ids()
         entries: list[dict[str, Any]] = super().load_data_list()
         if len(entries) != len(images):
@@ -163,10 +162,10 @@ class VocSegmentation(SeededDraws, PascalVOCDataset):  # type: ignore[misc]
 
 @TRANSFORMS.register_module()
 class LoadMask(BaseTransform):  # type: ignore[misc]
-    """Read `seg_map_path` strictly (FAULTS row 18); raises InputError naming a mask with values that are no class."""
+    """Read `seg_map_path` strictly (FAULTS row 18). Raises InputError if a mask has values that are not classes."""
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Adds `gt_seg_map`, uint8 [H, W], 255 ignored."""
+        """Add `gt_seg_map`, uint8 [H, W]; 255 is ignored."""
         path = Path(results["seg_map_path"])
         mask = voc.read_mask(path)
         if mask.shape != tuple(results["img_shape"]):
@@ -179,14 +178,14 @@ class LoadMask(BaseTransform):  # type: ignore[misc]
 
 
 def confusion(prediction: NDArray[np.integer], truth: NDArray[np.integer], classes: int) -> NDArray[np.int64]:
-    """Pixel counts int64 [truth, prediction]; pixels whose truth is 255 are not counted."""
+    """Count pixels, int64 [truth, prediction]; pixels with truth 255 are ignored."""
     counted = truth != voc.IGNORED
     pairs = truth[counted].astype(np.int64) * classes + prediction[counted].astype(np.int64)
     return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
 
 
 def intersection_over_union(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """IU of every class, 0…1, from a confusion matrix; NaN for a class neither annotated nor predicted."""
+    """Compute every class's IU, 0…1, from a confusion matrix; NaN if a class is neither annotated nor predicted."""
     both = counts.diagonal().astype(np.float64)
     either = counts.sum(axis=0) + counts.sum(axis=1) - counts.diagonal()
     return np.asarray(np.divide(both, either, out=np.full(len(both), np.nan), where=either > 0))
@@ -194,13 +193,13 @@ def intersection_over_union(counts: NDArray[np.int64]) -> NDArray[np.float64]:
 
 @METRICS.register_module()
 class VocIu(BaseMetric):  # type: ignore[misc]
-    """Mean IU in per cent from one histogram over all images (Long et al. 2015), and every class's.
+    """IU of every class and their mean in percent, from one histogram over all images (Long et al. 2015).
 
-    A class that is neither annotated nor predicted has no IU: it has no value and is not in the mean, as in mmseg.
+    A class that is neither annotated nor predicted has no value and does not enter the mean, as in mmseg.
     """
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        """Count one batch; whole numbers, where mmseg sums in float32."""
+        """Count the pixels of one batch, in integers; mmseg sums in float32."""
         classes = len(self.dataset_meta["classes"])
         for sample in data_samples:
             prediction = sample["pred_sem_seg"]["data"].squeeze(0).cpu().numpy()
@@ -208,7 +207,7 @@ class VocIu(BaseMetric):  # type: ignore[misc]
             self.results.append(confusion(prediction, truth, classes))
 
     def compute_metrics(self, results: list[NDArray[np.int64]]) -> dict[str, float]:
-        """`miou` and `iou/<class>`, 0…100."""
+        """Compute `miou` and `iou/<class>`, 0…100."""
         shares = 100 * intersection_over_union(np.sum(results, axis=0))
         named = zip(self.dataset_meta["classes"], shares, strict=True)
         return {"miou": float(np.nanmean(shares))} | {

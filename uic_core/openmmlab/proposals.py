@@ -1,9 +1,9 @@
-"""Stage `proposals`: selective search over a VOC07 split (PROTOCOL section 6), the same bytes every time; or the boxes
-that Fast R-CNN's authors found by it and published as MATLAB files.
+"""Stage `proposals`: run selective search on a VOC07 split (PROTOCOL section 6), or read the boxes that Fast R-CNN's
+authors found with it and published as MATLAB files. The same inputs give the same bytes.
 
 A proposal file is an .npz without pickle: `ids` (unicode), `offsets` int64 [images + 1], `boxes` float32 [total, 4],
-`fingerprint` of the split it was made from, `settings` as JSON. Boxes are left, top, right, bottom in the original
-image's pixels, counted from 0, last pixel included, as annotations are (uic_core.data.voc).
+`fingerprint` of its split, `settings` as JSON. Boxes are left, top, right, bottom in the original image's pixels,
+counted from 0, last pixel included, like annotations (uic_core.data.voc).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _MIN_PUBLISHED_SIDE = 2
 
 @dataclass(frozen=True)
 class Proposals:
-    """Candidate boxes of a split; image i has rows offsets[i]…offsets[i + 1] of `boxes`, best first."""
+    """Candidate boxes of a split; image i has rows offsets[i] … offsets[i + 1] − 1 of `boxes`, best first."""
 
     ids: tuple[str, ...]
     offsets: NDArray[np.int64]
@@ -63,14 +63,15 @@ class Proposals:
 
 
 def load(path: Path, fingerprint: str, sizes: Mapping[str, tuple[int, int]]) -> Proposals:
-    """Read a proposal file and check that it belongs to the images at hand (FAULTS row 18).
+    """Read a proposal file and check that it belongs to the given images (FAULTS row 18).
 
     Args:
         fingerprint: `voc.fingerprint` of the split.
         sizes: (width, height) of every image, in the list's order.
 
     Raises:
-        InputError: missing, damaged, made for other images or from other annotations, or a box outside its image.
+        InputError: the file is missing, damaged, made for other images or from other annotations, or a box is outside
+            its image.
     """
     remake = "delete it and run snakemake again"
     try:
@@ -112,14 +113,14 @@ def load(path: Path, fingerprint: str, sizes: Mapping[str, tuple[int, int]]) -> 
 
 
 def open_for(root: Path, split: str, path: Path) -> Proposals:
-    """`load` for the images of a VOC07 split."""
+    """`load` a proposal file for the images of a VOC07 split."""
     return load(path, voc.fingerprint(root, 2007, [split]), _sizes(root, voc.read_list(root, "Main", split)))
 
 
 def _check_inside(boxes: NDArray[np.floating], size: tuple[int, int], where: str, remedy: str) -> None:
-    """Raises InputError: a box reaches outside its image of `size` (width, height)."""
+    """Raises InputError: a box extends outside its image of `size` (width, height)."""
     left, top, right, bottom = boxes.T
-    # written so that NaN is outside too
+    # this form counts NaN as outside, too
     inside = (left >= 0) & (top >= 0) & (left <= right) & (top <= bottom) & (right < size[0]) & (bottom < size[1])
     if not inside.all():
         box = ", ".join(f"{edge:g}" for edge in boxes[~inside][0])
@@ -127,13 +128,13 @@ def _check_inside(boxes: NDArray[np.floating], size: tuple[int, int], where: str
 
 
 def search(path: Path, settings: config.Proposals) -> NDArray[np.float32]:
-    """Selective search (Uijlings et al. 2013, by OpenCV) in one image.
+    """Run selective search (Uijlings et al. 2013, OpenCV's implementation) on one image.
 
-    OpenCV ranks regions with libc's rand(): it is seeded here by the file's name, so that the boxes depend neither
-    on the order nor on the number of processes.
+    OpenCV ranks regions with libc's rand(). It is seeded here from the file's name, so that the boxes depend neither
+    on the order of images nor on the number of processes.
 
     Returns:
-        float32 [n, 4], n ≤ max_boxes, best first, no box twice, every side at least min_side pixels.
+        float32 [n, 4], n ≤ max_boxes, best first, without duplicates, every side at least min_side pixels.
 
     Raises:
         InputError: the image is missing or damaged.
@@ -159,10 +160,10 @@ def search(path: Path, settings: config.Proposals) -> NDArray[np.float32]:
 
 
 def make(root: Path, split: str, settings: config.Proposals, processes: int) -> Proposals:
-    """The proposals of a VOC07 split, searched by `processes` processes or read from `settings.source`; prints which.
+    """Make a VOC07 split's proposals: read `settings.source`, or search in `processes` processes; print which.
 
     Raises:
-        InputError: an image cannot be read, or as `published` does.
+        InputError: an image cannot be read, or from `published`.
     """
     ids = voc.read_list(root, "Main", split)
     fingerprint = voc.fingerprint(root, 2007, [split])
@@ -183,30 +184,30 @@ def _search_all(paths: list[Path], settings: config.Proposals, processes: int) -
     if processes == 1:
         return [one(path) for path in paths]
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("fork")) as pool:
-        # one by one: a search takes long enough, and with larger tasks some processes would idle at the end
+        # chunks of one image: searches are slow, and larger chunks would leave processes idle at the end
         return list(pool.map(one, paths))
 
 
 def _sizes(root: Path, ids: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """(width, height) of every image, as annotated."""
+    """(width, height) of every image, from the annotations."""
     annotations = {image: voc.read_annotation(voc.annotation_path(root, image)) for image in ids}
     return {image: (annotation.width, annotation.height) for image, annotation in annotations.items()}
 
 
 def published(path: Path, sizes: Mapping[str, tuple[int, int]]) -> list[NDArray[np.float32]]:
-    """Read one of Fast R-CNN's proposal files: cell arrays `images` (ids) and `boxes`, a matrix [n, 4] an image.
+    """Read one of Fast R-CNN's proposal files: cell arrays `images` (ids) and `boxes`, one matrix [n, 4] per image.
 
-    Their boxes are top, left, bottom, right, counted from 1, last pixel included.
+    Boxes in the file are top, left, bottom, right, counted from 1, last pixel included.
 
     Args:
-        sizes: (width, height) of every image wanted, in the order wanted.
+        sizes: (width, height) of the images to return, in this order.
 
     Returns:
-        All boxes of every image as `Proposals` has them, in the file's order, but for repeated ones and those with a
-        side below 2 pixels, as Fast R-CNN reads the files.
+        Each image's boxes in the format of `Proposals`, in the file's order. As in Fast R-CNN, duplicates and boxes
+        with a side below 2 pixels are removed.
 
     Raises:
-        InputError: missing, no such file, of other images, or a box outside its image.
+        InputError: the file is missing, is not a proposal file, has other images, or a box is outside its image.
     """
     remedy = "name the folder that Fast R-CNN's selective_search_data came in"
     found = matlab.variables(path, "images", "boxes")
@@ -233,7 +234,7 @@ def published(path: Path, sizes: Mapping[str, tuple[int, int]]) -> list[NDArray[
 
 
 def recall_on(root: Path, proposals: Proposals) -> tuple[float, int]:
-    """Recall (0…1) at IoU .5 of VOC07's annotated objects that are not difficult, and how many these are."""
+    """Compute recall (0…1) at IoU .5 over VOC07's objects that are not difficult, and the number of these objects."""
     annotations = [voc.read_annotation(voc.annotation_path(root, image)) for image in proposals.ids]
     truths = [annotation.boxes[~annotation.difficult] for annotation in annotations]
     found = [proposals.of(position) for position in range(len(truths))]
@@ -243,7 +244,7 @@ def recall_on(root: Path, proposals: Proposals) -> tuple[float, int]:
 def recall(proposals: Sequence[NDArray[np.float32]], truths: Sequence[NDArray[np.float32]], iou: float) -> float:
     """Share (0…1) of true boxes that some proposal of their image overlaps by at least `iou`.
 
-    Both sequences hold one array [n, 4] an image, last pixel included; no true box at all gives 1.
+    Both sequences hold one array [n, 4] per image, last pixel included. Without any true box the recall is 1.
     """
     covered = total = 0
     for boxes, truth in zip(proposals, truths, strict=True):
@@ -254,7 +255,7 @@ def recall(proposals: Sequence[NDArray[np.float32]], truths: Sequence[NDArray[np
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Search a split and write its proposals; prints throughput and the recall on annotated objects."""
+    """Make and write a split's proposals; print throughput and the recall of annotated objects."""
     parser = argparse.ArgumentParser(prog="python -m uic_core.openmmlab.proposals", description=__doc__)
     parser.add_argument("--protocol", required=True, type=Path)
     parser.add_argument("--voc", required=True, type=Path, help="the folder that holds VOC2007/")

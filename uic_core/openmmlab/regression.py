@@ -1,4 +1,4 @@
-"""Mean and deviation of the box regression targets of a training set (PROTOCOL section 6). Imports numpy alone."""
+"""Mean and deviation of the box regression targets of a training set (PROTOCOL section 6). Imports only numpy."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from uic_core.data import boxes as geometry
 
 FOREGROUND = 0.5
-"""Least overlap of a box with an object for which it is an example of box regression."""
+"""Least overlap (IoU) with an object that makes a box an example for box regression."""
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of `uic_core.data.boxes.offsets`, by class: float64 [classes, 4] each."""
+    """Means and standard deviations of `uic_core.data.boxes.offsets` by class: float64 [classes, 4] each."""
 
     means: NDArray[np.float64]
     deviations: NDArray[np.float64]
@@ -25,13 +25,13 @@ class Statistics:
 def statistics(
     images: Iterable[tuple[NDArray[np.floating], NDArray[np.floating], NDArray[np.integer]]], classes: int
 ) -> Statistics:
-    """Statistics over the proposals and the objects themselves, each with the object that it overlaps most.
+    """Compute statistics over proposals and the objects themselves, each matched to the object it overlaps most.
 
-    Every image counts twice, as it is and mirrored, so the mean shift to the right is 0 (Fast R-CNN's code). A class
-    without examples, or whose examples do not differ, has deviations of 1.
+    Every image counts twice, original and mirrored, so the mean shift to the right is 0 (Fast R-CNN's code). A class
+    without examples, or with identical ones, has deviations of 1.
 
     Args:
-        images: proposals [n, 4], boxes of objects that are trained on [m, 4] and their classes [m].
+        images: per image, proposals [n, 4], boxes [m, 4] of the objects to train on, and their classes [m].
     """
     counts, sums, squares = np.zeros((classes, 1)), np.zeros((classes, 4)), np.zeros((classes, 4))
     for proposals, truths, labels in images:
@@ -46,7 +46,7 @@ def statistics(
         np.add.at(counts, labels[nearest], 1)
         np.add.at(sums, labels[nearest], targets)
         np.add.at(squares, labels[nearest], targets**2)
-    sums[:, 0] = 0  # a shift to the right is one to the left in the mirror
+    sums[:, 0] = 0  # a shift to the right becomes one to the left when mirrored
     means = sums / np.maximum(counts, 1)
     deviations = np.sqrt(np.maximum(squares / np.maximum(counts, 1) - means**2, 0))
     return Statistics(means, np.where(deviations > 1e-6, deviations, 1.0))

@@ -1,8 +1,8 @@
-"""Resuming an mmengine training: draws that depend on nothing but seed, pass and image, and a state of our own.
+"""Resume an mmengine training: random draws that depend only on seed, pass and image, and our own saved state.
 
-mmengine goes on from pickles that may run code; ours are tensors and JSON (uic_core.run.saved_state). Between two
-optimiser steps, a state is the weights, the momenta, the schedule and the iteration: all randomness comes from the seed
-and the iteration, or the draw.
+mmengine resumes from pickles, which may run code; our states are tensors and JSON (uic_core.run.saved_state). Between
+two optimiser steps a state consists of weights, momenta, schedule and iteration, because all randomness derives from
+the seed and the iteration or the draw.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from uic_core.run.signals import Signals
 
 @DATA_SAMPLERS.register_module()
 class Draws(Sampler[int]):
-    """Endless shuffled passes over a data set. Yields draws: pass · N + image, this rank's every world-th.
+    """Endless shuffled passes over N images. A draw is pass · N + image; each rank yields every world-th draw.
 
-    The data set takes the image from a draw, and its randomness too (see SeededDraws).
+    The data set derives the image and its random numbers from the draw (see SeededDraws).
     """
 
     def __init__(self, dataset: Sized, seed: int) -> None:
@@ -46,7 +46,7 @@ class Draws(Sampler[int]):
         return self._size
 
     def skip(self, samples: int) -> None:
-        """Begin after so many draws of this rank; mmengine's training loop calls it when it goes on."""
+        """Skip this many draws of this rank; mmengine's training loop calls it when it resumes."""
         self._first += samples * self._step
 
     def _draws(self) -> Iterator[int]:
@@ -56,9 +56,9 @@ class Draws(Sampler[int]):
 
 
 class SeededDraws:
-    """Mixed into an mmengine data set: item `pass · N + image` is that image, flipped and scaled as (seed, draw) says.
+    """Mixin for an mmengine data set: item `pass · N + image` is that image, flipped and scaled by (seed, draw).
 
-    Workers, their number and restarts then change nothing.
+    The result does not depend on the number of workers or on restarts.
     """
 
     def __init__(self, *args: Any, seed: int = 0, **others: Any) -> None:
@@ -73,13 +73,13 @@ class SeededDraws:
 
 
 class Resume(Hook):
-    """Goes on from the state in the runner's folder, saves one every few minutes, and when the job is told to end.
+    """Resumes from the state in the runner's folder; saves one every few minutes and when the job gets a signal to end.
 
     Args:
-        state: where it is, and what it must share to be gone on from.
-        accumulate: iterations between optimiser steps; a state is of the end of one.
+        state: the state's files and the identity it must match.
+        accumulate: iterations per optimiser step; states are saved only after a step.
         every: seconds between states.
-        device: of the process group's tensors.
+        device: for the process group's tensors.
     """
 
     def __init__(
@@ -96,10 +96,10 @@ class Resume(Hook):
         self._saver, self._device = Saver(state, ranks, signals, every), device
 
     def before_train(self, runner: Any) -> None:
-        """Fill model, optimiser and schedule from the newest state, if there is one.
+        """Restore model, optimiser and schedule from the newest state, if there is one.
 
         Raises:
-            InputError: it is of other settings, weights or data; or none that can be read is left.
+            InputError: the state has other settings, weights or data; or there are states, but none is readable.
         """
         found = self._state.load(runner.logger.info)
         demand_same(self._state, found, self._ranks, self._device)
@@ -116,40 +116,40 @@ class Resume(Hook):
         runner.logger.info(f"{path}: going on from iteration {content['iteration'] + 1}")
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        """RoI sampling and dropout are this iteration's, whatever came before."""
+        """Seed RoI sampling and dropout from the iteration, so that they do not depend on earlier iterations."""
         seeds = np.random.SeedSequence([self._seed, runner.iter, self._ranks.rank])
         torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Save where it is time to.
+        """Save if a save is due or the job got a signal to end.
 
         Raises:
-            Interrupted: the job was told to end, and the state is saved.
+            Interrupted: the job got a signal to end; the state is saved.
         """
         done = runner.iter + 1
         if done % self._accumulate == 0:
             self._saver.stop_or_save(self._requests(), f"iteration {done + 1}", lambda: self._save(runner, done))
 
     def after_train(self, runner: Any) -> None:
-        """What is killed in its test needs no second training."""
+        """Save, so that a job killed during its test does not train again."""
         if not self._ranks.rank:
             self._save(runner, runner.iter)
 
     def before_test_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        """A test has no state: the next attempt begins it again, from the state that the training left.
+        """Stop on a signal. A test has no state: the next attempt restarts it from the state saved after training.
 
         Raises:
-            Interrupted: the job was told to end.
+            Interrupted: the job got a signal to end.
         """
         stop, _ = self._requests()
         self._saver.stop_or_save([stop, 0.0], "the test", lambda: None)
 
     def _requests(self) -> list[float]:
-        """[stop, save] over all ranks."""
+        """[stop, save], mean over all ranks."""
         return self._ranks.mean(torch.tensor(self._saver.requests(self._saver.every), device=self._device)).tolist()
 
     def _save(self, runner: Any, iteration: int) -> None:
-        """Raises InputError: a weight or momentum is not finite; the states already there stay."""
+        """Save a state. Raises InputError, and keeps the existing states, if a weight or momentum is not finite."""
         tensors: dict[str, Tensor] = {f"model.{name}": each for name, each in unwrapped(runner).state_dict().items()}
         tensors |= momenta(runner.optim_wrapper.optimizer, _parameters(runner))
         for name, tensor in tensors.items():
@@ -168,13 +168,13 @@ class Resume(Hook):
 
 
 def state_of(work_dir: Path, identity: dict[str, Any], name: str) -> State:
-    """The state of a task in its folder, which is made if need be."""
+    """Create the State of a task in its folder; make the folder if it is missing."""
     work_dir.mkdir(parents=True, exist_ok=True)
     return State(work_dir, identity, name)
 
 
 def unwrapped(runner: Any) -> Any:
-    """The model itself, where several processes wrap it."""
+    """The model without its wrapper for several processes."""
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 

@@ -1,4 +1,4 @@
-"""What detection and segmentation share: an mmengine config's training part, and running it once."""
+"""Code shared by detection and segmentation: the training part of an mmengine config, and one training and test."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from uic_core.run.signals import Signals
 def training(
     protocol: config.Detection | config.Segmentation, work_dir: Path, accumulate: int, biases: dict[str, Any]
 ) -> dict[str, Any]:
-    """The part of an mmengine config that both tasks share: SGD, steps, logs, one checkpoint at the end.
+    """Build the part of an mmengine config that both tasks share: SGD, schedule, logs, one checkpoint at the end.
 
     Args:
-        accumulate: forward-backward passes a step.
-        biases: mmengine's `paramwise_cfg`, which biases learn faster and do not decay.
+        accumulate: forward-backward passes per optimiser step.
+        biases: mmengine's `paramwise_cfg`, which selects the biases with a higher learning rate and no weight decay.
     """
     iterations, steps = protocol.iterations, list(protocol.lr_steps)
-    if isinstance(protocol, config.Segmentation):  # so many images, of which each process takes its share
+    if isinstance(protocol, config.Segmentation):  # iterations count passes, which the processes share
         processes = world()
         iterations, steps = iterations // processes, [step // processes for step in steps]
-    every = max(1, min(50, iterations // 20))  # iterations from one line of the log to the next
+    every = max(1, min(50, iterations // 20))  # iterations between log lines
     return {
         "work_dir": str(work_dir),
         "launcher": "pytorch" if world() > 1 else "none",
@@ -89,15 +89,15 @@ def training(
 
 
 def world() -> int:
-    """Processes that torchrun started."""
+    """Number of processes that torchrun started; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def dataloader(dataset: dict[str, Any], batch_size: int, workers: int, *, train: bool, seed: int = 0) -> dict[str, Any]:
-    """Config of a data loader: an endless shuffled stream to train on, or the list once, in order.
+    """Config of a data loader: an endless shuffled stream for training, or the list once, in order.
 
     Args:
-        batch_size: of one process.
+        batch_size: images per batch of one process.
     """
     sampler = {"type": "Draws", "seed": seed} if train else {"type": "DefaultSampler", "shuffle": False}
     return {
@@ -114,24 +114,24 @@ def dataloader(dataset: dict[str, Any], batch_size: int, workers: int, *, train:
 def train_and_test(
     content: dict[str, Any], identity: dict[str, Any], ranks: Ranks, save_every: float
 ) -> Iterator[tuple[dict[str, float], dict[str, dict[str, Any]]]]:
-    """Train, then test; the same config gives the same numbers on one CPU (RoI pooling adds in any order on a GPU).
+    """Train, then test. On one CPU the same config gives the same numbers; on a GPU RoI pooling sums in any order.
 
-    A training that was interrupted goes on from the state in `work_dir`, which is removed when the block ends. Logs,
-    `config.py`, which mmengine's tools read, and the last weights stay there.
+    An interrupted training resumes from the state in `work_dir`, which is removed when the block ends. Logs, the last
+    weights and `config.py`, which mmengine's tools read, stay there.
 
     Args:
         content: the config.
-        identity: what a state must share to be gone on from.
+        identity: settings, weights and data that a state must match to be resumed.
         save_every: seconds between states.
 
     Yields:
-        The test metrics by their bare names, without the evaluator's prefix, and what `KeepSamples` kept.
+        The test metrics by name, without the evaluator's prefix, and the samples kept by `KeepSamples`.
 
     Raises:
-        InputError: another process has taken the work over.
-        Interrupted: SIGTERM or SIGUSR1 came, and the state is saved.
+        InputError: another process has taken over the folder.
+        Interrupted: SIGTERM or SIGUSR1 arrived; the state is saved.
     """
-    # Named, so that the run's folder holds one config.py; the text is only shown where a config was read from a file.
+    # The name makes mmengine write one config.py into the run's folder; the text matters only for configs from files.
     cfg = Config(content, cfg_text=" ", filename="config.py")
     import_modules_from_strings(**cfg.custom_imports)
     seed_everything(cfg.randomness.seed)
@@ -142,7 +142,7 @@ def train_and_test(
         accumulate = cfg.optim_wrapper.accumulative_counts
         resume = Resume(state, ranks, signals, cfg.randomness.seed, accumulate, save_every, devices.current())
         runner.register_hook(resume, priority="LOWEST")
-        assert runner.test_loop  # builds the test data now: what is wrong with it must not come out after the training
+        assert runner.test_loop  # builds the test data now, so that errors in it appear before the training
         runner.train()
         values = {name: float(value) for name, value in runner.test().items()}
         state.check_owner()

@@ -1,8 +1,8 @@
 """Stage `segmentation`: FCN-32s from a pretrained checkpoint, through mmseg (PROTOCOL section 7, Table 4).
 
-As in FCN's code, images keep their size and are not flipped, scores start at zero, and of all biases only the score
-layer's learns twice as fast and does not decay. The loss is the mean over counted pixels, as that of FCN's AlexNet
-(`normalize: true`; only its VGG nets take the sum). Our choices: BN is frozen; pools round up, as Caffe's do.
+As in FCN's code, images keep their size and are not flipped, and the score layer starts at zero. Its bias alone has
+twice the learning rate and no weight decay. The loss is the mean over counted pixels, as in FCN's AlexNet
+(`normalize: true`; only its VGG nets sum). Our choices: BN is frozen; pools use ceil mode, as in Caffe.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ def build_config(
     work_dir: Path,
     workers: int = 0,
 ) -> dict[str, Any]:
-    """The whole mmengine config: plain values only, so that `work_dir` gets a config mmseg's tools can read.
+    """Build the complete mmengine config, of plain values only, so that mmseg's tools can read its copy in `work_dir`.
 
     Args:
         network: gives the architecture; its weights are read from `weights` when the model is initialised.
-        data: the folder that holds VOC2012/, SBD's if it is trained on, and the names of the two lists.
+        data: the folder that contains VOC2012/, SBD's folder if SBD is used, and the names of the two lists.
         workers: decoding processes; 0 decodes in this one.
 
     Raises:
-        InputError: a padding that leaves pixels without a score, an architecture without fc6; passes that do not divide
-            over the processes.
+        InputError: the padding leaves pixels without a score, the architecture has no fc6, or the numbers of passes do
+            not divide over the processes.
     """
     passes = {"accumulate": [protocol.accumulate], "iterations": [protocol.iterations], "lr_steps": protocol.lr_steps}
     for key, counts in passes.items():
@@ -95,7 +95,7 @@ def _model(network: Network, weights: Path, pad: int) -> dict[str, Any]:
 
 
 def lists_of(data: VocSegmentation) -> tuple[voc.Segmentation, voc.Segmentation]:
-    """The lists to train and to test on."""
+    """The lists for training and for testing."""
     return voc.segmentation_lists(Path(data.root), data.sbd, data.train_list, data.val_list)
 
 
@@ -111,13 +111,13 @@ def _dataset(images: voc.Segmentation, *, test: bool) -> dict[str, Any]:
 
 
 def _segmented(mask: Path, sample: dict[str, Any]) -> samples.Segmented:
-    """A test image's annotated and predicted mask, from mmseg's data sample."""
+    """Get a test image's annotated mask, and its predicted one from mmseg's data sample."""
     predicted = sample["pred_sem_seg"]["data"].squeeze(0).cpu().numpy().astype(np.uint8)
     return samples.Segmented(sample["img_path"], voc.read_mask(mask), predicted)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train on the first list, test on the second, write the metrics `miou` and `iou/<class>` in per cent."""
+    """Train on the first list, test on the second, write the metrics `miou` and `iou/<class>` in percent."""
     parser = argparse.ArgumentParser(prog="python -m uic_core.openmmlab.segmentation", description=__doc__)
     for name in ("checkpoint", "protocol", "dataset", "out", "samples", "work-dir"):
         parser.add_argument(f"--{name}", required=True, type=Path)
@@ -133,7 +133,7 @@ def main(arguments: list[str] | None = None) -> None:
         network, run_recipe = checkpoint.load(options.checkpoint)
         lists = lists_of(data)
         sizes = {one.path.stem: len(one.ids()) for one in lists}
-        # all masks first: a bad one must not end a training of days
+        # check all masks first, so that a bad one does not end a training after days
         for one in lists:
             for image in one.ids():
                 voc.read_mask(one.mask(image))

@@ -1,6 +1,6 @@
-"""Average precision of detections as VOC 2007 defines it (PROTOCOL section 6). Imports numpy alone.
+"""Average precision of detections as VOC 2007 defines it (PROTOCOL section 6). Imports only numpy.
 
-mmdet's own is in float32, in which a recall of 3/5 counts as 0.6 or more: up to 9 points of a class.
+mmdet computes it in float32, where a recall of 3/5 reaches 0.6; this changes a class's AP by up to 9 points.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from uic_core.data.boxes import MATCH, overlaps
 
-# The development kit's own numbers, in steps of 0.1 in float64. The fourth is 0.30000000000000004: a recall of 3/10
-# does not reach it.
+# The development kit's recalls, multiples of 0.1 in float64. The fourth is 0.30000000000000004, which a recall of 3/10
+# does not reach.
 _RECALLS = np.arange(11) * 0.1
 
 
@@ -24,7 +24,7 @@ class Scene:
 
     Attributes:
         truths: annotated boxes, float [n, 4].
-        difficult: bool [n]; finding such an object counts neither for nor against.
+        difficult: bool [n]; detections of such objects are ignored.
         boxes: detected boxes, float [m, 4].
         scores: float [m].
     """
@@ -36,14 +36,14 @@ class Scene:
 
 
 def average_precision(scenes: Sequence[Scene]) -> float | None:
-    """Average precision of a class over all images: the mean of the best precision at 11 recalls, 0, 0.1 … 1.
+    """Average precision of a class over all images: mean of the best precisions at recall ≥ 0, 0.1 … 1, 11 points.
 
-    Detections are ranked by score over all images. Of equal scores the earlier image comes first, in an image the
-    earlier detection. A detection belongs to the object of its image that it overlaps most. It is right if the overlap
-    is over MATCH and no detection before it belongs there.
+    Detections are ranked by score over all images. Among equal scores the earlier image comes first, within an image
+    the earlier detection. A detection is matched to the object of its image that it overlaps most. It is correct if the
+    overlap exceeds MATCH and no earlier correct detection is matched to the object.
 
     Returns:
-        0 … 1; None where no image has an object that is not difficult.
+        0 … 1; None if no image has an object that is not difficult.
     """
     objects = sum(int((~scene.difficult).sum()) for scene in scenes)
     if not objects:
@@ -59,7 +59,7 @@ def average_precision(scenes: Sequence[Scene]) -> float | None:
 
 
 def _outcomes(scene: Scene) -> NDArray[np.int64]:
-    """1 for a right detection, -1 for a wrong one, 0 for one of a difficult object: [m]."""
+    """[m]: 1 for a correct detection, -1 for a wrong one, 0 for one of a difficult object."""
     found = np.full(len(scene.boxes), -1)
     if not len(scene.truths) or not len(scene.boxes):
         return found

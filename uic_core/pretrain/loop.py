@@ -76,7 +76,7 @@ class Trainer:
         self.recipe, self.ranks = recipe, ranks
         self.method = method or METHODS[recipe.method]
         self.index = index.subset(recipe.images, recipe.seed)
-        check(recipe, self.index)
+        check(recipe, self.index, self.method)
         ranks.bounds(len(self.index), recipe.batch_size)  # raises now, not after a pass over all images
         self.identity = {"recipe": recipe.model_dump(), "hash": recipe.hash(), "data": self.index.fingerprint}
         self.identity["start"] = start
@@ -355,7 +355,7 @@ class _Step:
 
 def keep_initial(recipe: Recipe, index: Index, network: Network, folder: Path) -> None:
     """Write the results of a run that does not train: its initial weights and labels, and an empty history."""
-    check(recipe, index)
+    check(recipe, index, METHODS[recipe.method])
     write_history(folder, [])
     write_results(folder, recipe, network, index, draw_initial(len(index), recipe.classes, recipe.seed), {})
 
@@ -374,12 +374,12 @@ def write_history(folder: Path, history: list[dict[str, Any]]) -> None:
     write_text(folder / "history.jsonl", "".join(json.dumps(line) + "\n" for line in history))
 
 
-def check(recipe: Recipe, index: Index) -> None:
+def check(recipe: Recipe, index: Index, method: Method[Any]) -> None:
     """Refuse a recipe whose classes do not fit the images. Raises InputError."""
     if recipe.classes > len(index):
         raise InputError(f"classes: {recipe.classes} for the {len(index)} images of {index.name}; lower classes")
     try:
-        METHODS[recipe.method].check(recipe, len(index.classes))
+        method.check(recipe, len(index.classes))
     except ValueError as error:
         raise InputError(f"{index.name}: {error}") from None
 

@@ -1,6 +1,6 @@
-"""Which cell of which table comes from where: config/tables.yaml and config/published.csv, typed and cross-checked.
+"""The source of every table cell: config/tables.yaml and config/published.csv, typed and cross-checked.
 
-Imports pydantic and yaml only, so that the workflow can ask `needed` while it builds its plan.
+Imports only pydantic and yaml, so that the workflow can call `needed` while it builds its plan.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PUBLISHED_HEADER = ("table", "row", "column", "value", "source")
 
 
 class Column(Strict):
-    """One column: words (`text`), or numbers found by default in `evaluation` under `value`."""
+    """One column: text (`text`), or numbers taken by default from `value` of `evaluation`."""
 
     name: str = Field(min_length=1)
     shown: str = ""
@@ -36,7 +36,7 @@ class Column(Strict):
 
 
 class Override(Strict):
-    """Where one cell comes from, in so far as its column and row do not already say it ('' = as they say)."""
+    """A cell's source if it differs from that of its row and column; '' keeps theirs."""
 
     run: str = ""
     evaluation: str = ""
@@ -44,7 +44,7 @@ class Override(Strict):
 
 
 class Row(Strict):
-    """One row; computed here if it has a `run`, else cited from config/published.csv."""
+    """One row: computed here if it has a `run`, otherwise cited from config/published.csv."""
 
     name: str = Field(min_length=1)
     shown: str = ""
@@ -58,7 +58,7 @@ class Row(Strict):
 
 
 class Footnote(Strict):
-    """A remark on a cell, a row, a column, or (with neither) the whole table."""
+    """A remark on a cell, a row or a column; on the whole table if both are empty."""
 
     row: str = ""
     column: str = ""
@@ -66,7 +66,7 @@ class Footnote(Strict):
 
 
 class Switch(Strict):
-    """A remark that depends on a setting: `says[str(protocol[key]).lower()]`, read from the metrics; '' is silent."""
+    """A remark that depends on a setting in the metrics: `says[str(protocol[key]).lower()]`; '' adds no remark."""
 
     evaluation: str
     key: str
@@ -75,7 +75,7 @@ class Switch(Strict):
 
 
 class Ordering(Strict):
-    """A row whose numbers are expected above those of others."""
+    """A row whose numbers are expected to exceed those of other rows."""
 
     above: str
     below: list[str] = Field(min_length=1)
@@ -97,7 +97,7 @@ class Table(Strict):
     ordering: Ordering | None = Field(None, description="the demo's table says in which columns it shows")
 
     def sources(self) -> dict[tuple[str, str], Source]:
-        """(row name, column name) → where the number comes from, for every computed cell, in reading order."""
+        """Map (row name, column name) to the number's source, for every computed cell, in reading order."""
         return {
             (row.name, column.name): _source(row, column)
             for row in self.rows
@@ -116,7 +116,7 @@ class Figure(Strict):
 
 
 class Tables(Strict):
-    """config/tables.yaml."""
+    """The content of config/tables.yaml."""
 
     tables: dict[Annotated[int, Field(ge=1)], Table] = Field(min_length=1)
     figures: dict[Literal[3, 4], Figure] = Field(default_factory=dict)
@@ -124,7 +124,7 @@ class Tables(Strict):
 
 @dataclass(frozen=True)
 class Source:
-    """`value` of the metrics JSON that `evaluation` wrote for `run`."""
+    """A number's source: `value` in the metrics JSON that `evaluation` wrote for `run`."""
 
     run: str
     evaluation: str
@@ -136,14 +136,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Published:
-    """A number of the paper: `text` as printed, `source` 'paper' or the work it is cited from."""
+    """A number of the paper: `text` as printed, `source` 'paper' or the cited work."""
 
     text: str
     source: str
 
 
 def read_tables(path: Path) -> dict[int, Table]:
-    """Read and check config/tables.yaml: number → table. The same object each time, not to be changed.
+    """Read and check config/tables.yaml: number → table. Calls share one cached object; do not change it.
 
     Raises:
         InputError: "<file>: tables.<n>…: <what is wrong>": unknown or missing keys; a name that stands twice; a cell,
@@ -161,7 +161,7 @@ def _changed(path: Path) -> int:
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
-@functools.lru_cache(maxsize=1)  # a Snakemake asks for its cells forty times, and every job starts two
+@functools.lru_cache(maxsize=1)  # Snakemake reads the cells forty times, and every job starts two Snakemakes
 def _read(path: Path, _: int) -> Tables:
     found = load(Tables, path)
     for number, table in found.tables.items():
@@ -170,7 +170,7 @@ def _read(path: Path, _: int) -> Tables:
 
 
 def table(tables_yaml: Path, number: int) -> Table:
-    """One table of config/tables.yaml. Raises InputError naming the known ones if there is no such table."""
+    """Get one table of config/tables.yaml. Raises InputError, naming the known tables, if it does not exist."""
     tables = read_tables(tables_yaml)
     if number not in tables:
         raise InputError(f"{tables_yaml}: no table {number}; known: {', '.join(map(str, tables))}")
@@ -178,10 +178,10 @@ def table(tables_yaml: Path, number: int) -> Table:
 
 
 def needed(tables_yaml: Path, number: int) -> list[tuple[str, str]]:
-    """The (run, evaluation) pairs whose metrics table `number` shows, each once, in reading order.
+    """List the (run, evaluation) pairs whose metrics table `number` shows, without duplicates, in reading order.
 
     Raises:
-        InputError: as `read_tables`; an unknown table number.
+        InputError: from `read_tables`, or the table number is unknown.
     """
     sources = table(tables_yaml, number).sources().values()
     return list(dict.fromkeys((source.run, source.evaluation) for source in sources))
@@ -195,12 +195,12 @@ def all_needed(tables_yaml: Path) -> list[tuple[str, str]]:
 
 
 def check_cells(tables_yaml: Path, config: Config) -> None:
-    """Whether every computed cell can be filled at a config's settings: what else came out after the last job.
+    """Check that a config can fill every computed cell; otherwise the error would appear only after the last job.
 
     Raises:
-        InputError: a cell's run is not in the config; its value is of a layer that is not evaluated; it asks for the
-            pseudo-labels of a run that was trained elsewhere; detection or segmentation of an architecture that they
-            do not take, or segmentation at too small a padding.
+        InputError: a cell's run is not in the config; its value belongs to a layer that is not evaluated; it needs the
+            pseudo-labels of a run that was trained elsewhere; it needs detection or segmentation of an architecture
+            that these do not support, or segmentation with too small a padding.
     """
     for drawn, figure in read_figures(tables_yaml).items():
         run = config.runs.get(figure.run)
@@ -247,7 +247,7 @@ def _check_fc6(source: Source, config: Config, where: str) -> None:
 
 
 def _evaluated(source: Source, config: Config) -> tuple[str, list[str]]:
-    """The key of the layers that an evaluation looks at, and the values it makes of them; none if it has no layers."""
+    """Return the config key of an evaluation's layers and the values it computes for them; [] if it has no layers."""
     arch = config.runs[source.run].arch
     if source.evaluation == "linear_probe":
         layers = config.evaluations.linear_probe.layers[arch]
@@ -262,10 +262,10 @@ def _evaluated(source: Source, config: Config) -> tuple[str, list[str]]:
 
 
 def shown_runs(tables_yaml: Path, evaluation: str) -> dict[str, str]:
-    """run → what its row is called, for every run that a table takes a number of `evaluation` from, in reading order.
+    """Map run → label of its row, for every run whose `evaluation` fills a cell of some table, in reading order.
 
     Raises:
-        InputError: as `read_tables`.
+        InputError: from `read_tables`.
     """
     found: dict[str, str] = {}
     for each in read_tables(tables_yaml).values():
@@ -277,11 +277,12 @@ def shown_runs(tables_yaml: Path, evaluation: str) -> dict[str, str]:
 
 
 def read_published(path: Path, number: int, table: Table) -> dict[tuple[str, str], Published]:
-    """The paper's numbers of one table: (row name, column name) → as printed.
+    """Read the paper's numbers of one table: (row name, column name) → number as printed.
 
     Raises:
-        InputError: naming file and line: another header, no number, a cell twice, an unknown row or column; or a
-            number of a computed row that nothing computes, a computed cell or a cited row that the paper lacks.
+        InputError: the header is wrong, a value is not a number, a cell occurs twice, a row or column is unknown (names
+            file and line); or a computed row has a number that nothing computes, a computed cell or a cited row has no
+            number in the paper.
     """
     published: dict[tuple[str, str], Published] = {}
     for line, record in _records(path):
@@ -388,7 +389,7 @@ def _is_number(text: str) -> bool:
 
 
 def _agree(path: Path, number: int, table: Table, published: dict[tuple[str, str], Published]) -> None:
-    """Every number of a method that is run here is computed, and nothing is computed that the paper leaves empty."""
+    """Check that rows run here compute exactly the cells that the paper prints, and that cited rows have numbers."""
     sources = table.sources()
     for row in table.rows:
         printed = {name for row_name, name in published if row_name == row.name}

@@ -1,6 +1,6 @@
 """Stage `figures`: Fig. 3 (class sizes) and Fig. 4 (lowest-entropy pseudo-classes), as PNG and SVG.
 
-Made from what evaluation `clusters` left. The same inputs give the same bytes. Imports no torch.
+Made from the output of evaluation `clusters`. The same inputs give the same bytes. Imports no torch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from uic_core.run import metrics as metrics_file
 
 INK, GREY, BLUE, RED = "#222222", "#6b6b6b", "#3b6e9e", "#c4512d"
 STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine draws the same
+    "font.family": "DejaVu Sans",  # ships with matplotlib, so all machines draw the same
     "font.size": 8,
     "axes.labelsize": 8,
     "axes.titlesize": 8,
@@ -53,14 +53,14 @@ THUMBNAIL, GAP = 128, 8  # pixels
 
 @dataclass(frozen=True)
 class Clusters:
-    """The arrays of evaluation `clusters`, for K pseudo-classes, G of them shown with M images each.
+    """The arrays of evaluation `clusters`: K pseudo-classes, of which G are shown with M images each.
 
     Attributes:
-        class_sizes: int array [K], images a class.
-        grid_classes: int array [G], the classes of lowest entropy, in 0…K-1.
+        class_sizes: int array [K], images per class.
+        grid_classes: int array [G], the classes with the lowest entropy, in 0…K-1.
         grid_images: int array [G, M], positions in the index of the training images.
         grid_entropy: float array [G], entropy of the annotated labels in a class, nats, ≥ 0.
-        grid_annotated: int array [G], the most frequent annotated label of all images of a class.
+        grid_annotated: int array [G], the most frequent annotated label of a class's images.
     """
 
     class_sizes: NDArray[np.integer]
@@ -71,10 +71,10 @@ class Clusters:
 
     @classmethod
     def load(cls, path: Path) -> Clusters:
-        """Read metrics/<run>/clusters.npz; pickled content is refused.
+        """Read metrics/<run>/clusters.npz; refuse pickled content.
 
         Raises:
-            InputError: missing, damaged, without one of the arrays, or with arrays that do not fit together.
+            InputError: the file is missing or damaged, lacks an array, or has arrays that do not fit together.
         """
         remedy = "delete the file and run snakemake again"
         forms = {
@@ -108,12 +108,12 @@ class Clusters:
 
 
 def bin_edges(sizes: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Edges of equally wide histogram bins whose borders lie between integers, so that no size falls on one.
+    """Compute edges of equally wide histogram bins; edges lie between integers, so that no size falls on one.
 
-    The width follows Freedman and Diaconis (1981), in whole images, with at most 60 bins.
+    The width follows Freedman and Diaconis (1981), rounded to an integer, with at most 60 bins.
 
     Args:
-        sizes: int array [K], images a class.
+        sizes: int array [K], images per class.
 
     Returns:
         float array [bins + 1]; every size lies strictly between the first and the last edge.
@@ -127,10 +127,10 @@ def bin_edges(sizes: NDArray[np.integer]) -> NDArray[np.float64]:
 
 
 def class_sizes_figure(sizes: NDArray[np.integer], note: str = "") -> Figure:
-    """Fig. 3: how many images each pseudo-class has at the end of training; the mean N/K is marked.
+    """Draw Fig. 3: the sizes of the pseudo-classes at the end of training, with the mean N/K marked.
 
     Args:
-        sizes: int array [K], images a class.
+        sizes: int array [K], images per class.
         note: printed small at the foot.
     """
     mean = float(sizes.sum() / len(sizes))
@@ -167,13 +167,13 @@ def class_sizes_figure(sizes: NDArray[np.integer], note: str = "") -> Figure:
 
 
 def grid_figure(clusters: Clusters, index: Index, note: str = "") -> Figure:
-    """Fig. 4: images of the pseudo-classes whose annotated labels have the lowest entropy, a row a class.
+    """Draw Fig. 4: images of the pseudo-classes whose annotated labels have the lowest entropy, one row per class.
 
-    Beside each row, of the whole pseudo-class: its most frequent annotated class, the entropy of its annotated labels,
-    its number and size. Shown images of another annotated class have a frame.
+    Text beside each row describes the whole pseudo-class: its most frequent annotated class, the entropy of its
+    annotated labels, its number and size. Images of other annotated classes are framed.
 
     Raises:
-        InputError: an image position or an annotated label outside the index, or an image that cannot be read.
+        InputError: an image position or an annotated label is outside the index, or an image cannot be read.
     """
     rows, columns = clusters.grid_images.shape
     if clusters.grid_images.min() < 0 or clusters.grid_images.max() >= len(index):
@@ -216,7 +216,7 @@ def grid_figure(clusters: Clusters, index: Index, note: str = "") -> Figure:
 
 
 def save(figure: Figure, png: Path, svg: Path) -> None:
-    """Write a figure as PNG and SVG, atomically, without dates or versions, so that equal figures are equal bytes."""
+    """Write a figure as PNG and SVG, atomically, without dates or versions, so that equal figures give equal bytes."""
     with matplotlib.rc_context(STYLE):
         with atomic(svg) as temporary:
             figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": None})
@@ -225,7 +225,7 @@ def save(figure: Figure, png: Path, svg: Path) -> None:
 
 
 def _thumbnail(path: Path) -> NDArray[np.uint8]:
-    """Central square of an image, uint8 [T, T, 3]."""
+    """Read the central square of an image, uint8 [T, T, 3] with T = THUMBNAIL."""
     image: NDArray[np.uint8] = reader.center_crop(reader.read_rgb(path), THUMBNAIL, THUMBNAIL)
     return image.transpose(1, 2, 0)
 
@@ -269,7 +269,7 @@ def _short(number: float) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Draw one figure. Exits with 2 and names what is wrong."""
+    """Draw one figure. On an error, name it and exit with 2."""
     parser = argparse.ArgumentParser(prog="python -m uic_core.report.figures", description=__doc__)
     parser.add_argument("--figure", type=int, choices=(3, 4), required=True, help="number of the figure in the paper")
     parser.add_argument("--arrays", type=Path, required=True, help="clusters.npz")

@@ -1,4 +1,4 @@
-"""Whether rows of a table stand in the order that they are expected to: said by the numbers, not by prose."""
+"""Check from the numbers whether a table's rows have the expected order."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from uic_core.report.cells import Table
 
 
 def note(table: Table, values: Mapping[tuple[str, str], float]) -> str:
-    """In which columns `table.ordering` shows and in which it does not; '' where the table expects none.
+    """State in which columns `table.ordering` holds and in which it does not; '' if the table expects none.
 
     Args:
-        values: (row, column) → our number; columns that lack one of the rows are left out.
+        values: (row, column) → our number; columns without a number for each of the rows are skipped.
     """
     if table.ordering is None:
         return ""

@@ -1,4 +1,4 @@
-"""Where a table's numbers are from: its foot lines, and a warning where they do not belong together."""
+"""The origin of a table's numbers: its foot lines, with warnings if the numbers do not belong together."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from uic_core.config import Evaluations
 from uic_core.recipe import Arch
 from uic_core.run.metrics import Metrics
 
-# The keys of an evaluation's section of the config: the same for every row, unless files of several configs are mixed.
+# The keys of each evaluation's config section. Rows differ in them only if files of several configs are mixed.
 _SECTIONS = {
     name: tuple(field.annotation.model_fields)
     for name, field in Evaluations.model_fields.items()
     if field.annotation is not None
 }
-# Those of them that the config states by architecture: rows of several architectures differ in them.
+# The keys among them that the config states by architecture: rows of different architectures differ in them.
 _BY_ARCH = {
     (name, key)
     for name, section in Evaluations.model_fields.items()
@@ -27,7 +27,7 @@ _BY_ARCH = {
 
 
 def foot(metrics: Sequence[Metrics], scale: str) -> list[str]:
-    """Foot lines: data sets, scale, commit, date, seed; and what is mixed in the metrics that fill one table."""
+    """Write foot lines: data sets, scale, commit, date, seed, and warnings about mixed metrics in one table."""
     if not metrics:
         return [f"Scale: {scale}."]
     data: dict[tuple[str, str], str] = {}
@@ -63,8 +63,9 @@ def _commits(metrics: Sequence[Metrics]) -> str:
 
 
 def _mixed(metrics: Sequence[Metrics]) -> list[str]:
-    """A line each where one run's numbers come from several recipes or checkpoints, or one evaluation's from several
-    settings. What the config states by architecture is compared among the rows of the same layers only.
+    """Write a line for each run with several recipes or checkpoints, and for each evaluation with several settings.
+
+    Settings that the config states by architecture are compared only among rows with the same layers.
     """
     lines = []
     for kind, attribute in (("recipes", "recipe_hash"), ("checkpoints", "checkpoint_hash")):
@@ -92,5 +93,5 @@ def _mixed(metrics: Sequence[Metrics]) -> list[str]:
 
 
 def commit(metrics: Metrics, dirty: str) -> str:
-    """The commit that made them, and `dirty` after it if the tree had changes."""
+    """The commit that made the metrics, followed by `dirty` if the tree had uncommitted changes."""
     return metrics.provenance.commit + (dirty if metrics.provenance.dirty else "")

@@ -1,6 +1,6 @@
 """A small page of quotes, paragraphs, one-level lists and grids, written as Markdown, HTML or LaTeX.
 
-Texts may hold **bold**, *italic* and `code`; nothing else of Markdown. The same page gives the same bytes.
+The only markup in texts is **bold**, *italic* and `code`. The same page gives the same bytes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ li, p.foot {{ font-size: 13px; color: #555; }}
 
 @dataclass(frozen=True)
 class Quote:
-    """A remark that must not be overlooked: a line, and points beneath it."""
+    """A prominent remark: a line, and points below it."""
 
     text: str
     points: Sequence[str] = ()
@@ -43,7 +43,7 @@ class Quote:
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; `foot` prints it small where that can be done."""
+    """A paragraph; `foot` prints it small, except in Markdown."""
 
     text: str
     foot: bool = False
@@ -51,16 +51,16 @@ class Text:
 
 @dataclass(frozen=True)
 class Points:
-    """A list."""
+    """A bulleted list."""
 
     points: Sequence[str]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A table. Lines have as many cells as the header, or one: a heading over all columns.
+    """A table. A line has as many cells as the header, or one cell, a heading that spans all columns.
 
-    `alignment`: 'left' or 'right' for each column.
+    `alignment` is 'left' or 'right' for each column.
     """
 
     header: Sequence[str]
@@ -80,17 +80,17 @@ _LATEX = {
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
-    """The page as Markdown (GitHub's, for the grid)."""
+    """Write the page as Markdown; grids use GitHub's table syntax."""
     return "\n\n".join(_markdown(block) for block in blocks) + "\n"
 
 
 def to_html(title: str, blocks: Sequence[Block]) -> str:
-    """The page as one HTML file that needs no other."""
+    """Write the page as one self-contained HTML file."""
     return _HTML.format(title=html.escape(title), body="\n".join(_html(block) for block in blocks))
 
 
 def to_latex(label: str, blocks: Sequence[Block]) -> str:
-    """The page as a LaTeX table, to be \\input: booktabs, amssymb, UTF-8. Its first paragraph is the caption."""
+    """Write the page as a LaTeX table to \\input: booktabs, amssymb, UTF-8. The first paragraph is the caption."""
     caption = next(block for block in blocks if isinstance(block, Text))
     (grid,) = (block for block in blocks if isinstance(block, Grid))
     before = [_latex_small(block) for block in blocks[: blocks.index(caption)]]

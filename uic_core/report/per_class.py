@@ -1,6 +1,6 @@
 """Stage `per_class`: average precision or IU of every class, for every run of Table 4, as Markdown, HTML and CSV.
 
-From the metrics JSONs alone; imports no torch.
+Reads only the metrics JSONs. Imports no torch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CSV_HEADER = ("evaluation", "class", "run", "value", "std", "seeds", "n", "commi
 
 @dataclass(frozen=True)
 class Task:
-    """What a class's value and their mean are called, in the metrics (`prefix`, `mean`) and on the page."""
+    """Names of class values and their mean, in the metrics (`prefix`, `mean`) and on the page (`title`, `shown`)."""
 
     title: str
     prefix: str
@@ -40,10 +40,10 @@ TASKS = {
 
 
 def read(task: str, paths: Sequence[Path], labels: dict[str, str]) -> list[Metrics]:
-    """The metrics of every run, in the order of `labels`.
+    """Read the metrics of every run, in the order of `labels`.
 
     Raises:
-        InputError: a file cannot be read, is of another evaluation, lacks the mean, or a run's is not among them.
+        InputError: a file cannot be read or lacks the mean, or a run has no metrics of this task.
     """
     found, problems = collect(paths)
     if problems:
@@ -58,14 +58,14 @@ def read(task: str, paths: Sequence[Path], labels: dict[str, str]) -> list[Metri
 
 
 def classes(task: str, every: Sequence[Metrics]) -> list[str]:
-    """Every class that a run has a value of, in the metrics' order."""
+    """List every class that has a value in some run, in the metrics' order."""
     prefix = TASKS[task].prefix
     names = [name for metrics in every for name in metrics.values if name.startswith(prefix)]
     return [name.removeprefix(prefix) for name in dict.fromkeys(names)]
 
 
 def page(task: str, every: Sequence[Metrics], labels: dict[str, str], scale: str) -> list[Block]:
-    """A line a class, a column a run, the best of a line bold, their mean at the end."""
+    """Build the page: one line per class, one column per run, the best of a line bold, the mean at the end."""
     facts = TASKS[task]
     keys = [(name, facts.prefix + name) for name in classes(task, every)]
     lines = []
@@ -88,7 +88,7 @@ def page(task: str, every: Sequence[Metrics], labels: dict[str, str], scale: str
 
 
 def to_csv(task: str, every: Sequence[Metrics]) -> str:
-    """A line a class and run, in per cent; the mean under the name that the metrics have for it."""
+    """Write one CSV line per class and run, in percent; the mean has its name in the metrics."""
     facts = TASKS[task]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -103,7 +103,7 @@ def to_csv(task: str, every: Sequence[Metrics]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Write one table of classes. Exits with 2 and names what is wrong; nothing is written then."""
+    """Write one table of classes. On an error, name it, write nothing and exit with 2."""
     parser = argparse.ArgumentParser(prog="python -m uic_core.report.per_class", description=__doc__)
     parser.add_argument("--task", choices=tuple(TASKS), required=True)
     parser.add_argument("--metrics", type=Path, nargs="+", required=True, help="metrics JSONs of the task")

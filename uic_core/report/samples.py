@@ -1,7 +1,7 @@
-"""Stage `samples`: pictures of detections and of segmentations, a row an image, a column a run, as PNG and SVG.
+"""Stage `samples`: draw detections or segmentations, one row per image, one column per run, as PNG and SVG.
 
-Made from what the stages `detection` and `segmentation` left of six test images. The same inputs give the same bytes.
-Imports no torch.
+Made from the samples that the stages `detection` and `segmentation` saved for six test images. The same inputs give the
+same bytes. Imports no torch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from uic_core.report.figures import BLUE, DPI, GREY, INK, RED, STYLE, WIDTH, sav
 from uic_core.samples import Detected, Kind, Samples, Segmented, load
 
 SCORE, BOXES = 0.3, 5
-"""Boxes are drawn from this score up, so many at most."""
+"""Least score of a drawn box, and the largest number of drawn boxes per image."""
 
 _IGNORED = 255
 _LEFT, _TOP, _GAP, _LINE = 0.16, 0.2, 0.04, 0.13  # inches
@@ -37,10 +37,10 @@ _LEGEND_COLUMNS = 8
 
 
 def read(paths: Sequence[Path], kind: type[Kind]) -> list[Samples[Kind]]:
-    """The samples of every run.
+    """Read the samples of every run.
 
     Raises:
-        InputError: as uic_core.samples.load; two files are of one run, or of different images.
+        InputError: from uic_core.samples.load; or two files have the same run or different images.
     """
     every = [load(path, kind) for path in paths]
     for path, one in zip(paths, every, strict=True):
@@ -54,11 +54,11 @@ def read(paths: Sequence[Path], kind: type[Kind]) -> list[Samples[Kind]]:
 
 
 def detection_figure(every: Sequence[Samples[Detected]], labels: dict[str, str], note: str = "") -> Figure:
-    """Annotated objects, and beside them what every run found.
+    """Draw the annotated objects, and beside them each run's detections.
 
     Args:
         every: samples of the same images, from `read`.
-        labels: what a run is called, and their order; runs without samples are left out.
+        labels: run → label, in display order; runs without samples are omitted.
         note: printed small at the foot.
 
     Raises:
@@ -88,7 +88,7 @@ def detection_figure(every: Sequence[Samples[Detected]], labels: dict[str, str],
 
 
 def segmentation_figure(every: Sequence[Samples[Segmented]], labels: dict[str, str], note: str = "") -> Figure:
-    """The image, its annotated mask, and beside them every run's; arguments as `detection_figure`."""
+    """Draw each image, its annotated mask and each run's mask; arguments and errors as for `detection_figure`."""
     ordered = _ordered(every, labels)
     masks = [each.truth for each in every[0].images] + [each.mask for one in ordered for each in one.images]
     present = sorted({int(value) for mask in masks for value in np.unique(mask)} - {0, _IGNORED})
@@ -123,7 +123,7 @@ def _ordered(every: Sequence[Samples[Kind]], labels: dict[str, str]) -> list[Sam
 
 
 def _page(samples: Samples[Kind], heads: Sequence[str], foot: float) -> tuple[Figure, list[list[Axes]]]:
-    """An empty figure with a cell for every image (down) and column, each as high as its image needs."""
+    """Create an empty figure with a row per image and a column per head; images set the heights of the rows."""
     with matplotlib.rc_context(STYLE):
         cell = (WIDTH - _LEFT) / len(heads)
         shapes = [_image(each.path).size for each in samples.images]
@@ -151,7 +151,7 @@ def _page(samples: Samples[Kind], heads: Sequence[str], foot: float) -> tuple[Fi
 
 
 def _found(axes: Axes, image: Detected, classes: Sequence[str]) -> None:
-    """The boxes of one image that are drawn; where there is none, how sure the surest was."""
+    """Draw the best boxes of one image; if none reaches SCORE, print the best score."""
     chosen = np.flatnonzero(image.scores >= SCORE)[:BOXES]
     matches = overlaps(image.boxes, image.truth_boxes) > MATCH
     matches &= image.labels[:, None] == image.truth_labels[None]
@@ -181,7 +181,7 @@ def _box(axes: Axes, box: NDArray[np.floating], text: str, colour: str, *, dashe
 
 
 def _painted(pixels: NDArray[np.uint8], mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The image in grey, objects in their class's colour, white where nothing is counted: uint8 [H, W, 3]."""
+    """Paint the image grey, objects in their class's colour, ignored pixels white: uint8 [H, W, 3]."""
     grey = np.repeat(pixels.mean(axis=2, keepdims=True), 3, axis=2)
     whole = np.where((mask == 0)[..., None], 0.45 * grey + 140, 0.4 * grey + 0.6 * palette()[mask])
     whole[mask == _IGNORED] = 255
@@ -193,7 +193,7 @@ def _image(path: str) -> Image.Image:
 
 
 def _show(axes: Axes, image: Image.Image) -> None:
-    """An image at its cell's resolution; what is drawn over it counts in its own pixels."""
+    """Show an image at its cell's resolution; axes coordinates remain the image's own pixels."""
     width = axes.get_window_extent().width
     shown = image.resize((round(width), round(width * image.height / image.width)), Image.Resampling.BICUBIC)
     axes.imshow(shown, extent=(-0.5, image.width - 0.5, image.height - 0.5, -0.5))
@@ -205,7 +205,7 @@ def _foot(figure: Figure, lines: Sequence[str]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Draw one figure. Exits with 2 and names what is wrong."""
+    """Draw one figure. On an error, name it and exit with 2."""
     parser = argparse.ArgumentParser(prog="python -m uic_core.report.samples", description=__doc__)
     parser.add_argument("--task", choices=("detection", "segmentation"), required=True)
     parser.add_argument("--samples", type=Path, nargs="+", required=True, help="<task>_samples.npz of every run")

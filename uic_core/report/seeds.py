@@ -1,4 +1,4 @@
-"""Stage `seeds`: one evaluation of a run with several seeds, as means and standard deviations. Imports no torch."""
+"""Stage `seeds`: means and standard deviations of one evaluation over a run's seeds. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from uic_core.run.metrics import Metrics, Value
 
 
 def merge(paths: Sequence[Path]) -> Metrics:
-    """Means over metrics files of one evaluation; run, protocol and data set are those of the first.
+    """Average metrics files of one evaluation; run, protocol and data set are those of the first file.
 
-    The seeds may have been evaluated by different numbers of processes; the protocol then has them all, as `1+2`.
+    Seeds may have been evaluated by different numbers of processes; the protocol then lists them, e.g. `1+2`.
 
     Raises:
         InputError: a file cannot be read, or differs from the first in more than its seed.
@@ -49,7 +49,7 @@ def merge(paths: Sequence[Path]) -> Metrics:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Write the metrics JSON of several seeds."""
+    """Write one metrics JSON with the means and standard deviations of several seeds."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--metrics", type=Path, nargs="+", required=True, help="one file a seed, the run's own first")
     parser.add_argument("--out", type=Path, required=True, help="metrics JSON to write")
@@ -70,11 +70,11 @@ def _mean(values: list[Value]) -> Value:
 
 
 def _difference(first: Metrics, other: Metrics) -> str:
-    """What two metrics differ in, besides the run; '' for nothing."""
+    """Name a difference in evaluation, data set, protocol, or the values' names and units; '' if there is none."""
     for name in ("evaluation", "dataset"):
         if getattr(first, name) != getattr(other, name):
             return name
-    # Of the processes that shared the work no number depends, but where a probe's batch norm takes each one's images.
+    # Results do not depend on the number of processes, unless a probe's batch norm normalises each process's images.
     free = set() if first.protocol.get("batch_norm") is True else {"processes"}
     for key in first.protocol.keys() | other.protocol.keys():
         if (key in first.protocol) != (key in other.protocol):

@@ -1,4 +1,4 @@
-"""Stage `summary`: the index of a results folder (its README), and what its jobs took. Imports no torch."""
+"""Stage `summary`: the index of a results folder (its README), and its jobs' time and memory. Imports no torch."""
 
 from __future__ import annotations
 
@@ -36,18 +36,19 @@ _FOLDERS = {
 def page(
     titles: dict[int, str], csvs: dict[int, Path], figures: dict[int, str], tasks: Collection[str], scale: str
 ) -> list[Block]:
-    """The index: a line a table with how many of its numbers were computed and came within the tolerance, the figures,
-    and what else the folder holds.
+    """Build the index: the tables, the figures, and the folder's other files.
+
+    The line of a table says how many of its numbers were computed and how many are within the tolerance.
 
     Args:
-        titles: of the tables, by number.
-        csvs: the tables' CSV files, by number.
-        figures: the figures' titles, by number.
+        titles: the tables' titles by number.
+        csvs: the tables' CSV files by number.
+        figures: the figures' titles by number.
         tasks: evaluations with a figure and a table of their own.
         scale: 'demo' or 'paper'.
 
     Raises:
-        InputError: a CSV is missing or is not a table's.
+        InputError: a CSV is missing or is not that of a table.
     """
     lines = []
     for number, path in csvs.items():
@@ -79,16 +80,16 @@ def page(
 
 
 def _count(path: Path) -> tuple[int, int, int]:
-    """Numbers of ours, those of them that are compared with the paper, and those that came within the tolerance."""
+    """Count our numbers, those compared with the paper, and those within the tolerance."""
     try:
         cells = pd.read_csv(path)
         return int(cells["ours"].count()), int(cells["within"].count()), int((cells["within"] == "yes").sum())
-    except (OSError, KeyError, ValueError) as error:  # ValueError: what is no CSV, or no UTF-8
+    except (OSError, KeyError, ValueError) as error:  # ValueError: not CSV, or not UTF-8
         raise InputError(f"{path}: is no table ({error}); delete it and run snakemake again") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the index of a results folder."""
+    """Write the index of a results folder and the page of its jobs' time and memory."""
     parser = argparse.ArgumentParser(prog="python -m uic_core.report.summary", description=__doc__)
     parser.add_argument("--tables", type=Path, required=True, help="config/tables.yaml")
     parser.add_argument("--csv", type=Path, nargs="+", required=True, help="table1.csv and so on, in order")

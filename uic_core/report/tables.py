@@ -1,7 +1,7 @@
-"""Stage `tables`: one table of the paper, as Markdown, HTML and LaTeX for the reader, CSV for the next program.
+"""Stage `tables`: write one table of the paper as Markdown, HTML and LaTeX for readers, and as CSV for programs.
 
-Our numbers come from metrics JSONs and nowhere else; what goes where is declared in config/tables.yaml. The same
-inputs give the same bytes: dates and commits are those of the metrics. Imports no torch.
+Our numbers come only from metrics JSONs; config/tables.yaml declares the source of each cell. The same inputs give the
+same bytes: dates and commits are those of the metrics. Imports no torch.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True)
 class Cell:
-    """A number cell: ours (percent) with its origin, the paper's, both, or neither; `missing` says why not ours."""
+    """A cell with our number (percent) and its source, the paper's, both or neither; `missing`: why ours is absent."""
 
     row: str
     column: str
@@ -47,20 +47,20 @@ class Cell:
 
     @property
     def difference(self) -> float | None:
-        """Ours − the paper's, in points; None where one of them is not there."""
+        """Our number − the paper's, in points; None if one of them is missing."""
         if self.ours is None or self.paper is None:
             return None
         return self.ours.value - float(self.paper.text)
 
     @property
     def within(self) -> bool | None:
-        """Whether the difference is within the tolerance; None where there is nothing to compare."""
+        """True if the difference is within the tolerance; None if one of the numbers is missing."""
         return None if self.difference is None else abs(self.difference) <= self.tolerance
 
 
 @dataclass(frozen=True)
 class Filled:
-    """A table with its numbers. `notes`: (row, column, text), '' where a note is not about a row or a column."""
+    """A table with its numbers. `notes`: (row, column, text); '' if a note concerns no single row or column."""
 
     number: int
     table: Table
@@ -71,13 +71,13 @@ class Filled:
 
 
 def collect(paths: Sequence[Path]) -> tuple[dict[Key, tuple[Path, Metrics]], list[str]]:
-    """Read metrics files; what each is about is read from its content, not from its name.
+    """Read metrics files; run and evaluation come from each file's content, not from its name.
 
     Returns:
-        (run, evaluation) → (path, metrics), and one message for each file that cannot be read.
+        (run, evaluation) → (path, metrics), and one message for each unreadable file.
 
     Raises:
-        InputError: two files speak of the same run and evaluation.
+        InputError: two files have the same run and evaluation.
     """
     found: dict[Key, tuple[Path, Metrics]] = {}
     problems: list[str] = []
@@ -105,16 +105,16 @@ def fill(
     *,
     partial: bool = False,
 ) -> Filled:
-    """Put the numbers into a table.
+    """Fill a table with its numbers.
 
     Args:
         published: the paper's numbers, from `cells.read_published`.
-        paths: metrics JSONs; those that the table does not need are ignored.
+        paths: metrics JSONs; files that the table does not need are ignored.
         scale: 'demo' or 'paper'.
         partial: leave cells without metrics empty, with the reason, instead of failing.
 
     Raises:
-        InputError: one line for each file, run or value that is missing or unfit (not if `partial`).
+        InputError: one line for each missing or unsuitable file, run or value (not if `partial`).
     """
     found, problems = collect(paths)
     sources = table.sources()
@@ -124,7 +124,7 @@ def fill(
             key = (row.name, column.name)
             if not column.text:
                 cell = _cell(key, published.get(key), sources.get(key), found)
-                # The demo's images are others than the paper's: there is nothing to hold against each other.
+                # The demo's images are not the paper's, so its numbers are not compared.
                 tolerance = column.tolerance or table.tolerance
                 cells[key] = replace(cell, tolerance=tolerance if scale == "paper" else math.inf)
     reasons = dict.fromkeys(cell.missing for cell in cells.values() if cell.missing)
@@ -167,7 +167,7 @@ def _cell(key: Key, paper: Published | None, source: Source | None, found: dict[
 
 
 def _switches(table: Table, cells: dict[Key, Cell]) -> list[tuple[str, str, list[str]]]:
-    """(column, note, problems) for every switch of the table, read from the metrics that fill it."""
+    """Return (column, note, problems) for every switch of the table, from the metrics that fill it."""
     result = []
     for switch in table.switches:
         says: dict[str, list[str]] = {}
@@ -189,13 +189,13 @@ def _switches(table: Table, cells: dict[Key, Cell]) -> list[tuple[str, str, list
 
 
 def _metrics(cells: dict[Key, Cell]) -> list[Metrics]:
-    """The metrics that fill a table, each once, in reading order."""
+    """The metrics that fill a table, without duplicates, in reading order."""
     unique = {(c.metrics.run, c.metrics.evaluation): c.metrics for c in cells.values() if c.metrics is not None}
     return list(unique.values())
 
 
 def page(filled: Filled) -> list[Block]:
-    """The table as a page: the paper's rows and columns in the paper's order, notes, legend, and where it is from."""
+    """Build the table's page: rows and columns in the paper's order, legend, notes, and the numbers' origin."""
     marks, notes = _marks(filled)
     blocks: list[Block] = [Quote(DEMO)] if filled.scale == "demo" else []
     blocks.append(Text(f"**Table {filled.number}.** {filled.table.title}."))
@@ -210,7 +210,7 @@ def page(filled: Filled) -> list[Block]:
 
 
 def _marks(filled: Filled) -> tuple[dict[Key, str], list[str]]:
-    """Superscript letters in reading order: where they stand, and the lines that explain them."""
+    """Assign superscript letters in reading order: (row, column) → letters, and the notes that explain them."""
     rows = ["", *(row.name for row in filled.table.rows)]
     columns = ["", *(column.name for column in filled.table.columns)]
     ordered = sorted(filled.notes, key=lambda note: (rows.index(note[0]), columns.index(note[1])))
@@ -288,13 +288,13 @@ def _legend(filled: Filled) -> str:
 
 
 def to_csv(filled: Filled) -> str:
-    """The numbers as CSV, a line a cell, cited rows too (`ours` empty); percent, difference = ours − paper.
+    """Write the numbers as CSV, one line per cell, in percent; difference = ours − paper; cited rows have no `ours`.
 
-    `scale` is demo or paper: whose images our numbers are of. `within` is yes or no: whether the difference is within
-    the `tolerance`; both are empty for the demo's data.
+    `scale`, demo or paper, names the images of our numbers. `within`, yes or no, tells if the difference is within the
+    `tolerance`; both are empty for the demo's data.
     """
     records = [_record(filled, cell) for cell in filled.cells.values() if cell.source or cell.paper]
-    # As objects: a column of whole numbers stays one where some are missing.
+    # dtype=object, so that a column of integers with missing values does not become floats.
     text: str = pd.DataFrame(records, dtype=object).to_csv(index=False, lineterminator="\n")
     return text
 
@@ -322,7 +322,7 @@ def _record(filled: Filled, cell: Cell) -> dict[str, object]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Write one table. Exits with 2 and names what is wrong; nothing is written then."""
+    """Write one table. On an error, name it, write nothing and exit with 2."""
     parser = argparse.ArgumentParser(prog="python -m uic_core.report.tables", description=__doc__)
     parser.add_argument("--table", type=int, required=True, help="number of the table in the paper")
     parser.add_argument("--tables", type=Path, required=True, help="config/tables.yaml")

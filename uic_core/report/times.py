@@ -1,6 +1,6 @@
-"""What the jobs of a results folder took, rule by rule, from the benchmark files they left. Imports no torch.
+"""Time and memory of a results folder's jobs by rule, from their benchmark files. Imports no torch.
 
-Snakemake's own report takes a job's start from a file that its jobs on a cluster remove; these numbers are the jobs'.
+Snakemake's own report reads a job's start from a file that cluster jobs remove; the benchmarks come from the jobs.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from uic_core.report.page import Block, Grid, Text
 
 
 def page(benchmarks: Path) -> list[Block]:
-    """A line a rule, the longest work first: its jobs, their seconds, their largest memory.
+    """Build the page: one line per rule, largest total time first, with number of jobs, seconds and largest memory.
 
     Args:
-        benchmarks: results/benchmarks.
+        benchmarks: the folder results/benchmarks.
 
     Raises:
-        InputError: a file is no benchmark.
+        InputError: a file is not a benchmark.
     """
     jobs = sorted((_rule(path.relative_to(benchmarks)), *_read(path)) for path in benchmarks.rglob("*.tsv"))
     rules = {rule: list(each) for rule, each in itertools.groupby(jobs, key=lambda job: job[0])}
@@ -37,7 +37,7 @@ def page(benchmarks: Path) -> list[Block]:
 
 
 def _rule(path: Path) -> str:
-    """The rule that left a file: <run>/<rule>.tsv, data/<rule>_<data set>.tsv, protocols/<evaluation>.tsv …"""
+    """The rule that wrote a file: <run>/<rule>.tsv, data/<rule>_<data set>.tsv, protocols/<evaluation>.tsv …"""
     owner, job = path.parent.name, path.stem
     if owner == "protocols":
         return "protocol"
@@ -48,7 +48,7 @@ def _rule(path: Path) -> str:
 
 
 def _read(path: Path) -> tuple[float, float]:
-    """(seconds, megabytes); 0 megabytes where the job was over before its memory was looked at."""
+    """Read (seconds, megabytes); 0 megabytes if the job ended before its memory was measured."""
     try:
         with path.open(newline="") as file:
             (job,) = csv.DictReader(file, delimiter="\t")
