@@ -76,6 +76,14 @@ def test_average_precision_by_hand() -> None:
     assert values == pytest.approx({"map": 100 * (6 / 11 + 1) / 2, "ap/aeroplane": 600 / 11, "ap/bird": 100.0})
 
 
+def test_a_test_without_an_object_that_counts_is_named() -> None:
+    metric = fast_rcnn.VocAp()
+    metric.dataset_meta = {"classes": voc.CLASSES}
+    metric.process({}, [sample([(BOX, 0, True)], [(BOX, 0, 0.9)])])
+    with pytest.raises(InputError, match="no test image shows an object that is not difficult"):
+        metric.compute_metrics(metric.results)
+
+
 def piped(pixels: np.ndarray, box: list[int], flip: float, side: int) -> dict[str, Any]:
     """An image with one object, and a proposal on it, after the steps of a training."""
     register_all_modules(init_default_scope=True)

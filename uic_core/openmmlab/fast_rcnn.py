@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from uic_core.data import voc
 from uic_core.data.boxes import from_edges, to_edges
+from uic_core.errors import InputError
 from uic_core.models.network import Network
 from uic_core.openmmlab import proposals
 from uic_core.openmmlab.resume import SeededDraws, unwrapped
@@ -302,6 +303,8 @@ class VocAp(BaseMetric):  # type: ignore[misc]
             for label, name in enumerate(self.dataset_meta["classes"])
             if (found := average_precision([_scene(image, label) for image in results])) is not None
         }
+        if not values:
+            raise InputError("detection: no test image shows an object that is not difficult; check the test list")
         return {"map": float(np.mean(list(values.values())))} | values
 
 

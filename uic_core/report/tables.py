@@ -218,7 +218,9 @@ def _marks(filled: Filled) -> tuple[dict[Key, str], list[str]]:
     marks: dict[Key, str] = {}
     for row, column, text in ordered:
         if row or column:
-            letter = letters.setdefault(text, _LETTERS[len(letters)])
+            if text not in letters:
+                letters[text] = _LETTERS[len(letters)]
+            letter = letters[text]
             marks[row, column] = marks.get((row, column), "") + letter
     general = [text for row, column, text in ordered if not row and not column]
     return marks, general + [f"{letter} {text}" for text, letter in letters.items()]
