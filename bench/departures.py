@@ -23,12 +23,12 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from bench.measure import processor
-from uic_core.config import LinearProbe
 from uic_core.data import partition, reader, shapes
 from uic_core.data.augment import CROP_UNIFORMS, crop_box, gaussian_blur, normalize
 from uic_core.data.crop import crop
 from uic_core.data.index import Index, build_folder
 from uic_core.evaluate.probes import Probes
+from uic_core.evaluations import LinearProbe
 from uic_core.methods import deepcluster, order
 from uic_core.models import build
 from uic_core.run import randomness

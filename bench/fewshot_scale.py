@@ -24,9 +24,9 @@ import torch
 from bench.loader import photographs
 from bench.measure import Bars, seconds
 from uic_core import checkpoint, recipe
-from uic_core.config import Fewshot
 from uic_core.data.index import Index, build_folder
 from uic_core.evaluate import fewshot
+from uic_core.evaluations import Fewshot
 from uic_core.files import read_yaml
 from uic_core.methods.random import Random
 from uic_core.models import build

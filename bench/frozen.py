@@ -22,7 +22,6 @@ from bench.fewshot_scale import IMAGES, labelled
 from bench.loader import photographs
 from bench.measure import Arm, Bars, interleaved, ratios, seconds
 from uic_core import recipe
-from uic_core.config import Fewshot, LinearProbe
 from uic_core.data import cache
 from uic_core.data.augment import normalize
 from uic_core.data.index import Index, build_folder
@@ -31,6 +30,7 @@ from uic_core.evaluate import fewshot, ten_crop
 from uic_core.evaluate.frozen import fingerprint
 from uic_core.evaluate.heads import Affine, build_heads
 from uic_core.evaluate.probes import Probes
+from uic_core.evaluations import Fewshot, LinearProbe
 from uic_core.files import read_yaml
 from uic_core.models import build
 from uic_core.models.architecture import MAX_POOLED

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from bench.measure import PAIRS, Bars, interleaved, ratios, seconds
-from uic_core import checkpoint, config, models, recipe
+from uic_core import checkpoint, evaluations, models, recipe
 from uic_core.data import synthetic, voc
 from uic_core.data.dataset import Dataset
 from uic_core.files import read_yaml
@@ -32,7 +32,7 @@ def main() -> None:
     bars = Bars("proposals")
     cores = len(os.sched_getaffinity(0))
     demo = read_yaml(Path(__file__).parents[1] / "config" / "demo.yaml")
-    settings = recipe.parse(config.Proposals, demo["evaluations"]["proposals"], "bench")
+    settings = recipe.parse(evaluations.Proposals, demo["evaluations"]["proposals"], "bench")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         section = demo["datasets"]["voc07"] | SIZES | {"root": str(folder / "voc")}
@@ -72,7 +72,7 @@ def data_time(folder: Path, demo: dict[str, dict[str, dict[str, object]]]) -> fl
     network = models.build("alexnet", classes=made_by.classes, image_size=made_by.image_size, sobel=True)
     checkpoint.save(folder / "checkpoint.safetensors", network, made_by, {})
     protocol = demo["evaluations"]["detection"] | {"iterations": ITERATIONS, "lr": 0.001, "lr_steps": []}
-    recipe.save(recipe.parse(config.Detection, protocol, "bench"), folder / "detection.yaml")
+    recipe.save(recipe.parse(evaluations.Detection, protocol, "bench"), folder / "detection.yaml")
     command = [sys.executable, "-m", "uic_core.openmmlab.detection", "--run", "bench", "--threads", str(WORKERS + 1)]
     for option, path in {
         "checkpoint": "checkpoint.safetensors", "protocol": "detection.yaml", "voc": "voc", "out": "detection.json",

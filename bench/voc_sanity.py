@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from bench.measure import Bars
-from uic_core import config, recipe
+from uic_core import evaluations, recipe
 from uic_core.data import voc
 from uic_core.data.dataset import Dataset
 from uic_core.data.index import Index
@@ -55,9 +55,9 @@ DETECTION = {
 SEGMENTATION = {"iterations": 1750, "accumulate": 1, "lr": 0.003, "lr_steps": [1400]}
 
 PROTOCOLS: dict[str, type[recipe.Strict]] = {
-    "proposals": config.Proposals,
-    "detection": config.Detection,
-    "segmentation": config.Segmentation,
+    "proposals": evaluations.Proposals,
+    "detection": evaluations.Detection,
+    "segmentation": evaluations.Segmentation,
 }
 
 

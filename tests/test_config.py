@@ -8,8 +8,9 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
-from uic_core.config import Config, Evaluations, validate
+from uic_core.config import Config, validate
 from uic_core.errors import InputError
+from uic_core.evaluations import Evaluations
 from uic_core.files import read_yaml
 from uic_core.methods import METHODS, load_run, parse_run
 from uic_core.models import ARCHS

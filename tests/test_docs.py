@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from uic_core.evaluations import EVALUATIONS
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "config" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -21,6 +23,11 @@ def rules() -> dict[str, str]:
 def asked(rule: str) -> dict[str, str]:
     """GPUs, CPUs, gigabytes and minutes as a rule's text has them."""
     text = rules()[rule]
+    named = re.search(r'asked\("(\w+)"\)|memory_of\("(\w+)"\)', text)
+    if named:
+        resources = EVALUATIONS[named[1] or named[2]].resources
+        values = (resources.gpus, resources.cpus, resources.memory, resources.minutes)
+        return dict(zip(("GPUs", "CPUs", "memory, GB", "time, minutes"), map(str, values), strict=True))
 
     def value(pattern: str, missing: str) -> str:
         found = re.search(pattern, text)

@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1]
 # Every package may import the modules at the root of uic_core that import no package; these import some themselves:
 ABOVE = {
     "recipe": {"models"},
-    "config": {"recipe", "data", "models", "methods"},
-    "protocol": {"recipe", "data", "methods", "config"},
+    "config": {"recipe", "data", "methods", "evaluations"},
+    "protocol": {"recipe", "data", "methods", "evaluations"},
     "checkpoint": {"recipe", "models", "methods"},
 }
 MAY_IMPORT = {
@@ -22,14 +22,15 @@ MAY_IMPORT = {
     "models": set(),
     "data": {"run", "recipe"},
     "methods": {"run", "recipe", "data"},
+    "evaluations": {"recipe", "models"},
     **ABOVE,
     "pretrain": {"run", "recipe", "data", "models", "methods", "checkpoint"},
-    "evaluate": {"run", "recipe", "data", "models", "config", "checkpoint"},
-    "openmmlab": {"run", "recipe", "data", "models", "config", "checkpoint"},
-    "report": {"run", "recipe", "data", "models", "config"},
+    "evaluate": {"run", "recipe", "data", "models", "evaluations", "checkpoint"},
+    "openmmlab": {"run", "recipe", "data", "models", "evaluations", "checkpoint"},
+    "report": {"run", "recipe", "data", "evaluations", "config"},
     "overview": {
-        "run", "recipe", "data", "models", "methods", "pretrain", "evaluate", "openmmlab", "report", "config",
-        "checkpoint",
+        "run", "recipe", "data", "models", "methods", "evaluations", "pretrain", "evaluate", "openmmlab", "report",
+        "config", "checkpoint",
     },
 }  # fmt: skip
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from uic_core import protocol
-from uic_core.config import Config, Evaluations
+from uic_core.config import Config
 from uic_core.data.dataset import Dataset
+from uic_core.evaluations import Evaluations
 from uic_core.files import read_yaml
 from uic_core.methods import load_run
 from uic_core.recipe import Strict, load

@@ -11,9 +11,9 @@ import json
 from pathlib import Path
 
 from uic_core import recipe
-from uic_core.config import Evaluations
 from uic_core.data.dataset import Dataset
 from uic_core.errors import InputError, stage
+from uic_core.evaluations import Evaluations
 from uic_core.methods import parse_run
 
 

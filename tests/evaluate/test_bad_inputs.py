@@ -19,10 +19,10 @@ import torch
 from safetensors import safe_open
 
 from uic_core import checkpoint, recipe
-from uic_core.config import Clusters, Fewshot, LinearProbe, VocClassification
 from uic_core.data import voc
 from uic_core.data.index import Index, build_folder, build_miniimagenet
 from uic_core.evaluate import clusters, fewshot, linear_probe, voc_classification
+from uic_core.evaluations import Clusters, Fewshot, LinearProbe, VocClassification
 from uic_core.files import read_yaml
 from uic_core.methods import parse_run
 from uic_core.models import build

@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from uic_core import checkpoint, recipe
-from uic_core.config import Clusters
 from uic_core.data.index import Index
 from uic_core.errors import InputError
 from uic_core.evaluate import clusters
+from uic_core.evaluations import Clusters
 from uic_core.files import read_yaml
 from uic_core.methods import parse_run
 from uic_core.models import build

@@ -19,12 +19,12 @@ from PIL import Image
 from torch import nn
 
 from uic_core import checkpoint, recipe
-from uic_core.config import Fewshot, Resolution
 from uic_core.data import reader
 from uic_core.data.augment import normalize
 from uic_core.data.index import Index, build_miniimagenet
 from uic_core.errors import InputError
 from uic_core.evaluate import fewshot
+from uic_core.evaluations import Fewshot, Resolution
 from uic_core.files import read_yaml
 from uic_core.methods import parse_run
 from uic_core.models import ARCHS, build

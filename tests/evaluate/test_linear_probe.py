@@ -20,7 +20,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from uic_core import checkpoint, recipe
-from uic_core.config import LinearProbe
 from uic_core.data import reader
 from uic_core.data.augment import UNIFORMS, normalize
 from uic_core.data.index import Index, build_folder
@@ -28,6 +27,7 @@ from uic_core.data.loader import Loader
 from uic_core.errors import InputError
 from uic_core.evaluate import heads, linear_probe, probes, ten_crop
 from uic_core.evaluate.frozen import fingerprint
+from uic_core.evaluations import LinearProbe
 from uic_core.files import read_yaml
 from uic_core.methods import parse_run
 from uic_core.models import build

@@ -24,11 +24,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from uic_core import checkpoint, recipe
-from uic_core.config import LinearProbe
 from uic_core.data.index import Index, build_folder
 from uic_core.errors import INTERRUPTED, InputError
 from uic_core.evaluate import linear_probe
 from uic_core.evaluate.probes import Probes
+from uic_core.evaluations import LinearProbe
 from uic_core.files import read_yaml
 from uic_core.methods import parse_run
 from uic_core.models import build

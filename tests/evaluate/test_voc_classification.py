@@ -19,11 +19,11 @@ from PIL import Image
 from torch import nn
 
 from uic_core import checkpoint, recipe
-from uic_core.config import VocClassification
 from uic_core.data import reader, voc
 from uic_core.data.augment import CROP_UNIFORMS, UNIFORMS, augment, crop_box
 from uic_core.errors import InputError
 from uic_core.evaluate import voc_classification
+from uic_core.evaluations import VocClassification
 from uic_core.files import read_yaml
 from uic_core.methods import parse_run
 from uic_core.models import build

@@ -20,11 +20,11 @@ from mmengine.structures import InstanceData
 from torch import nn
 
 from uic_core import models
-from uic_core.config import Detection
-from uic_core.config import Proposals as Settings
 from uic_core.data import boxes as geometry
 from uic_core.data import voc
 from uic_core.errors import InputError
+from uic_core.evaluations import Detection
+from uic_core.evaluations import Proposals as Settings
 from uic_core.models.network import Network
 from uic_core.openmmlab import detection, fast_rcnn, proposals, regression
 

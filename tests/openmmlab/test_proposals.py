@@ -14,10 +14,10 @@ import pytest
 from scipy.io import savemat
 
 from uic_core import recipe
-from uic_core.config import Proposals as Settings
 from uic_core.data import voc
 from uic_core.data.boxes import overlaps
 from uic_core.errors import InputError
+from uic_core.evaluations import Proposals as Settings
 from uic_core.openmmlab import proposals
 
 SETTINGS = Settings(source="", mode="fast", shorter_side=60, max_boxes=50, min_side=8, seed=0)

@@ -19,7 +19,7 @@ import safetensors
 import torch
 
 from tests import recipes
-from uic_core import checkpoint, config, models, recipe
+from uic_core import checkpoint, evaluations, models, recipe
 from uic_core.errors import INTERRUPTED, InputError, Interrupted
 from uic_core.openmmlab import proposals
 from uic_core.openmmlab.resume import Draws, Resume, SeededDraws
@@ -47,7 +47,9 @@ class Task:
 
     def __init__(self, folder: Path, name: str, inputs: SimpleNamespace, ranks: int = 1) -> None:
         self.folder, self.name, self.ranks = folder, name, ranks
-        settings = config.Detection(**DETECTION) if name == "detection" else config.Segmentation(**SEGMENTATION)
+        settings = (
+            evaluations.Detection(**DETECTION) if name == "detection" else evaluations.Segmentation(**SEGMENTATION)
+        )
         recipe.save(settings, folder / "protocol.yaml")
         self.arguments = [
             "--checkpoint",
@@ -124,7 +126,7 @@ def inputs(demo_data: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory)
     torch.manual_seed(0)
     weights = folder / "checkpoint.safetensors"
     checkpoint.save(weights, models.build("alexnet", classes=5, image_size=64, sobel=True), made, {})
-    settings = config.Proposals(source="", mode="fast", shorter_side=48, max_boxes=40, min_side=8, seed=0)
+    settings = evaluations.Proposals(source="", mode="fast", shorter_side=48, max_boxes=40, min_side=8, seed=0)
     boxes = {split: folder / f"{split}.npz" for split in ("trainval", "test")}
     for split, path in boxes.items():
         proposals.make(demo_data.voc07, split, settings, processes=1).save(path)
@@ -184,7 +186,7 @@ def test_told_to_end_it_saves_and_says_so(
     assert (tmp_path / "work" / "interrupted").exists()
     if name == "segmentation":
         (state,) = (path for path in (tmp_path / "work").glob("state.*") if "previous" not in path.name)
-        recipe.save(config.Segmentation(**(SEGMENTATION | {"lr": 0.002})), tmp_path / "protocol.yaml")
+        recipe.save(evaluations.Segmentation(**(SEGMENTATION | {"lr": 0.002})), tmp_path / "protocol.yaml")
         out, _ = task.finish()  # a state of other settings is left alone, and goes when this one is done
         assert "going on from" not in out
         assert not state.exists()

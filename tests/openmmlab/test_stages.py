@@ -20,7 +20,7 @@ from mmengine.utils import import_modules_from_strings
 from PIL import Image
 
 from tests import recipes
-from uic_core import checkpoint, config, models, recipe, samples
+from uic_core import checkpoint, evaluations, models, recipe, samples
 from uic_core.data import voc
 from uic_core.data.boxes import from_edges
 from uic_core.openmmlab import detection, fcn, proposals, regression, segmentation
@@ -28,7 +28,7 @@ from uic_core.run import metrics
 
 pytestmark = pytest.mark.slow
 
-PROPOSALS = config.Proposals(source="", mode="fast", shorter_side=48, max_boxes=40, min_side=8, seed=0)
+PROPOSALS = evaluations.Proposals(source="", mode="fast", shorter_side=48, max_boxes=40, min_side=8, seed=0)
 DETECTION: dict[str, Any] = {
     "train_scales": [64, 80], "train_max": 120, "test_scale": 64, "test_max": 100, "iterations": 4, "lr": 0.005,
     "lr_steps": [3], "momentum": 0.9, "weight_decay": 5e-4, "images_per_batch": 2, "rois_per_batch": 16,
@@ -61,7 +61,7 @@ def boxes(demo_data: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) 
 def detect(
     root: Path, folder: Path, weights: Path, boxes: dict[str, Path], name: str = "run", **changed: Any
 ) -> metrics.Metrics:
-    recipe.save(config.Detection(**(DETECTION | changed)), folder / f"{name}.yaml")
+    recipe.save(evaluations.Detection(**(DETECTION | changed)), folder / f"{name}.yaml")
     detection.main([
         *("--checkpoint", str(weights), "--protocol", str(folder / f"{name}.yaml"), "--voc", str(root)),
         *("--train-proposals", str(boxes["trainval"]), "--test-proposals", str(boxes["test"])),
@@ -72,7 +72,7 @@ def detect(
 
 
 def segment(data: SimpleNamespace, root: Path, folder: Path, weights: Path, name: str = "run") -> metrics.Metrics:
-    recipe.save(config.Segmentation(**SEGMENTATION), folder / f"{name}.yaml")
+    recipe.save(evaluations.Segmentation(**SEGMENTATION), folder / f"{name}.yaml")
     dataset = data.datasets.one("voc_segmentation")
     dataset = dataset.model_copy(update={"section": dataset.section.model_copy(update={"root": str(root)})})
     recipe.save(dataset, folder / "voc_segmentation.yaml")
@@ -151,7 +151,7 @@ def test_detection_trains_tests_and_repeats_itself(
 def test_boxes_of_the_test_stay_in_the_original_pixels(
     demo_data: SimpleNamespace, tmp_path: Path, weights: Path, boxes: dict[str, Path], test_scale: int
 ) -> None:
-    protocol = config.Detection(**(DETECTION | {"test_scale": test_scale, "test_max": 400}))
+    protocol = evaluations.Detection(**(DETECTION | {"test_scale": test_scale, "test_max": 400}))
     network, _ = checkpoint.load(weights)
     targets = regression.Statistics(np.zeros((20, 4)), np.ones((20, 4)))
     content = detection.build_config(network, weights, protocol, demo_data.voc07, boxes, targets, tmp_path)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from uic_core.config import Config, validate
+from uic_core.evaluations.counting import count
 from uic_core.files import read_yaml
 from uic_core.overview import costs
 
@@ -24,14 +25,14 @@ def paper() -> Config:
     [("alexnet", True, 2.2, 6.5), ("resnet50", False, 8.2, 24.3), ("vgg16", False, 31.0, 92.7)],
 )
 def test_networks_cost_what_the_protocol_says(arch: str, sobel: bool, forward: float, training: float) -> None:
-    size = costs.network(arch, 3000, 224, sobel)
+    size = count(arch, 3000, 224, sobel)
     assert size.forward / 1e9 == pytest.approx(forward, rel=0.03)
     assert size.training / 1e9 == pytest.approx(training, rel=0.03)
 
 
 def test_a_linear_layer_by_hand() -> None:
     # AlexNet's classifier at 224 with 3000 classes: 9216·4096 + 4096·4096 + 4096·3000 multiply-adds.
-    size = costs.network("alexnet", 3000, 224, True)
+    size = count("alexnet", 3000, 224, True)
     assert size.classifier == 2 * (9216 * 4096 + 4096 * 4096 + 4096 * 3000)
 
 
@@ -40,7 +41,7 @@ def test_uic_takes_no_pass_of_its_own_and_deepcluster_one_an_epoch(paper: Config
     images, epochs = paper.datasets.folders["imagenet"].train_images, paper.runs["uic_3k"].epochs
     assert uic.images == images * epochs
     assert deepcluster.images == 2 * images * paper.runs["deepcluster"].epochs
-    size = costs.network("alexnet", paper.runs["deepcluster"].classes, 224, True)
+    size = count("alexnet", paper.runs["deepcluster"].classes, 224, True)
     assert deepcluster.flops == deepcluster.images / 2 * (size.training + size.forward)
     # PROTOCOL section 9: the extra forward is .33 of training compute
     assert size.forward / size.training == pytest.approx(0.33, abs=0.01)

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from uic_core.config import validate
+from uic_core.evaluations.counting import count
 from uic_core.files import read_yaml
 from uic_core.overview import plan
-from uic_core.overview.costs import Job, network
+from uic_core.overview.costs import Job
 from uic_core.overview.rates import Rates, assumed
 
 ROOT = Path(__file__).parents[2]
@@ -77,9 +78,9 @@ def test_a_schedule_is_between_its_bounds() -> None:
 
 
 def test_a_job_lasts_as_long_as_the_slower_of_arithmetic_and_decoding() -> None:
-    job = Job("pretrain", "", (), "core", "alexnet", flops=10, images=150)
+    job = Job("pretrain", "", (), "core", "alexnet", flops=10, images=150, cpus=16)
     assert rates(1).seconds(job) == 10  # 15 of 16 CPUs decode
-    assert rates(1).seconds(dataclasses.replace(job, rule="detection")) == 150 / 7  # it takes eight
+    assert rates(1).seconds(dataclasses.replace(job, rule="detection", cpus=8)) == 150 / 7  # it takes eight
     assert rates(1, cpus=2).seconds(job) == 150
     assert rates(1, gpu=False, cpus=1).seconds(job) == 160
 
@@ -113,7 +114,7 @@ def test_it_has_the_jobs_of_the_workflow(name: str, tmp_path: Path) -> None:
     )
     for job in plan.everything(config).values():
         rule = re.sub("_(fc6_8|all)$", "", job.rule)
-        assert job.memory == int(asked[rule]) / 1000, rule
+        assert job.gigabytes() == int(asked[rule]) / 1000, rule
 
 
 def test_a_cache_is_a_job_and_takes_its_disk() -> None:
@@ -165,9 +166,9 @@ def test_centre_crop_passes_are_planned_in_float32() -> None:
     assert faster.seconds(both) == 12 / 2 + 5
     config = validate(read_yaml(CONFIG / "paper.yaml"), "paper.yaml")
     jobs = plan.jobs_of(config, [("deepcluster", "linear_probe"), ("uic_3k_fft", "linear_probe")])
-    size = network("alexnet", 3000, 224, True)
+    size = count("alexnet", 3000, 224, True)
     images = config.datasets.folders["imagenet"].train_images
     assert jobs["pretrain", "uic_3k"].exact == 0
     assert jobs["finetune", "uic_3k_fft"].exact == images * size.forward
-    size = network("alexnet", config.runs["deepcluster"].classes, 224, True)
+    size = count("alexnet", config.runs["deepcluster"].classes, 224, True)
     assert jobs["pretrain", "deepcluster"].exact == images * config.runs["deepcluster"].epochs * size.forward

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from typing import Literal
 
@@ -115,6 +116,22 @@ class Datasets(Strict):
     def names(self) -> tuple[str, ...]:
         """Of all data sets."""
         return (*self.folders, *_OTHERS)
+
+    def folder(self, name: str, key: str) -> ImageFolder:
+        """A data set of class folders by its name, which `key` of the config gives.
+
+        Raises:
+            ValueError: "<key>: <what is wrong>", with the names there are.
+        """
+        if name not in self.folders:
+            near = difflib.get_close_matches(name, self.folders, n=1, cutoff=0.0)
+            hint = f"did you mean '{near[0]}'? (known: {', '.join(self.folders)})" if near else "none is there"
+            raise ValueError(f"{key}: no data set '{name}' under datasets.folders; {hint}")
+        return self.folders[name]
+
+    def train_list(self, name: str) -> tuple[str, str]:
+        """The job (rule, data set) that lists a data set's training images."""
+        return "index" if self.cache.format == "none" else "cache", name
 
     def one(self, name: str) -> Dataset:
         """A data set by its name."""

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uic_core import checkpoint, recipe
-from uic_core.config import Clusters
 from uic_core.data.index import Index
 from uic_core.data.partition import class_sizes, group, nmi
 from uic_core.errors import InputError, stage
+from uic_core.evaluations import Clusters
 from uic_core.files import atomic
 from uic_core.run import metrics
 

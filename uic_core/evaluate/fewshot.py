@@ -29,12 +29,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from uic_core import checkpoint, recipe
-from uic_core.config import Fewshot, Resolution
 from uic_core.data.augment import normalize
 from uic_core.data.index import Index
 from uic_core.data.loader import Loader
 from uic_core.errors import InputError, stage
 from uic_core.evaluate.frozen import frozen
+from uic_core.evaluations import Fewshot, Resolution
 from uic_core.models.architecture import MAX_POOLED
 from uic_core.models.network import Network
 from uic_core.run import cpus, devices, metrics, randomness

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from uic_core.config import LinearProbe
+from uic_core.evaluations import LinearProbe
 from uic_core.models.network import Network
 from uic_core.models.probe_pool import probe_pool
 

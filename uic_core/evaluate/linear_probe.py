@@ -22,11 +22,11 @@ from typing import Any
 import torch
 
 from uic_core import checkpoint, recipe
-from uic_core.config import LinearProbe
 from uic_core.data.index import Index
 from uic_core.errors import stage
 from uic_core.evaluate.probes import Curve, Probes, settings
 from uic_core.evaluate.ten_crop import CROPS
+from uic_core.evaluations import LinearProbe
 from uic_core.files import sha256
 from uic_core.run import cpus, devices, metrics, parallel, randomness
 from uic_core.run.saved_state import Saver, State

@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from uic_core.config import LinearProbe
 from uic_core.data.augment import UNIFORMS, augment
 from uic_core.data.index import Index
 from uic_core.data.loader import Loader
@@ -30,6 +29,7 @@ from uic_core.errors import InputError
 from uic_core.evaluate import ten_crop
 from uic_core.evaluate.frozen import frozen
 from uic_core.evaluate.heads import Affine, activations, build_heads
+from uic_core.evaluations import LinearProbe
 from uic_core.models.network import Network
 from uic_core.run import metrics, randomness
 from uic_core.run.parallel import ALONE, Ranks

@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from uic_core import checkpoint, recipe
-from uic_core.config import VocClassification
 from uic_core.data import reader, voc
 from uic_core.data.augment import CROP_UNIFORMS, UNIFORMS, augment, crop_box
 from uic_core.errors import InputError, stage
 from uic_core.evaluate.average_precision import class_average_precisions
 from uic_core.evaluate.frozen import fingerprint
+from uic_core.evaluations import VocClassification
 from uic_core.models import build
 from uic_core.models.network import Network
 from uic_core.run import cpus, devices, metrics, randomness

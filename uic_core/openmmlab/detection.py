@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from uic_core import checkpoint, config, recipe, samples
+from uic_core import checkpoint, evaluations, recipe, samples
 from uic_core.data import voc
 from uic_core.data.boxes import from_edges
 from uic_core.errors import InputError, stage
@@ -32,7 +32,7 @@ _BOXES_PER_IMAGE = 100
 def build_config(
     network: Network,
     weights: Path,
-    protocol: config.Detection,
+    protocol: evaluations.Detection,
     root: Path,
     files: dict[str, Path],
     targets: regression.Statistics,
@@ -85,7 +85,7 @@ def build_config(
 
 
 def _model(
-    network: Network, weights: Path, protocol: config.Detection, targets: regression.Statistics
+    network: Network, weights: Path, protocol: evaluations.Detection, targets: regression.Statistics
 ) -> dict[str, Any]:
     channels, side, hidden = backbones.classifier_kernel(network)
     pretrained = {"type": "UicCheckpoint", "checkpoint": str(weights)}
@@ -221,7 +221,7 @@ def main(arguments: list[str] | None = None) -> None:
     cpus.add_threads(parser)
     options = parser.parse_args(arguments)
     with stage(), parallel.group(devices.current()) as ranks:
-        protocol = recipe.load(config.Detection, options.protocol)
+        protocol = recipe.load(evaluations.Detection, options.protocol)
         network, run_recipe = checkpoint.load(options.checkpoint)
         files = {"trainval": options.train_proposals, "test": options.test_proposals}
         sizes = {split: len(voc.read_list(options.voc, "Main", split)) for split in files}

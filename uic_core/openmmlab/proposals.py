@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from uic_core import config, recipe
+from uic_core import evaluations, recipe
 from uic_core.data import matlab, reader, voc
 from uic_core.data.boxes import overlaps
 from uic_core.errors import InputError, stage
@@ -42,7 +42,7 @@ class Proposals:
     offsets: NDArray[np.int64]
     boxes: NDArray[np.float32]
     fingerprint: str
-    settings: config.Proposals
+    settings: evaluations.Proposals
 
     def of(self, position: int) -> NDArray[np.float32]:
         """Boxes of the image at `position` of the list, float32 [n, 4]."""
@@ -76,7 +76,7 @@ def load(path: Path, fingerprint: str, sizes: Mapping[str, tuple[int, int]]) -> 
     remake = "delete it and run snakemake again"
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            settings = recipe.parse(config.Proposals, json.loads(str(arrays["settings"])), f"{path}: settings")
+            settings = recipe.parse(evaluations.Proposals, json.loads(str(arrays["settings"])), f"{path}: settings")
             found = Proposals(
                 tuple(arrays["ids"].tolist()),
                 arrays["offsets"].astype(np.int64),
@@ -127,7 +127,7 @@ def _check_inside(boxes: NDArray[np.floating], size: tuple[int, int], where: str
         raise InputError(f"{where}: box ({box}) is not inside the image, {size[0]}×{size[1]}; {remedy}")
 
 
-def search(path: Path, settings: config.Proposals) -> NDArray[np.float32]:
+def search(path: Path, settings: evaluations.Proposals) -> NDArray[np.float32]:
     """Run selective search (Uijlings et al. 2013, OpenCV's implementation) on one image.
 
     OpenCV ranks regions with libc's rand(). It is seeded here from the file's name, so that the boxes depend neither
@@ -159,7 +159,7 @@ def search(path: Path, settings: config.Proposals) -> NDArray[np.float32]:
     return np.asarray(boxes[np.sort(first)][: settings.max_boxes], np.float32)
 
 
-def make(root: Path, split: str, settings: config.Proposals, processes: int) -> Proposals:
+def make(root: Path, split: str, settings: evaluations.Proposals, processes: int) -> Proposals:
     """Make a VOC07 split's proposals: read `settings.source`, or search in `processes` processes; print which.
 
     Raises:
@@ -179,7 +179,7 @@ def make(root: Path, split: str, settings: config.Proposals, processes: int) -> 
     return Proposals(ids, offsets, np.concatenate(found), fingerprint, settings)
 
 
-def _search_all(paths: list[Path], settings: config.Proposals, processes: int) -> list[NDArray[np.float32]]:
+def _search_all(paths: list[Path], settings: evaluations.Proposals, processes: int) -> list[NDArray[np.float32]]:
     one = partial(search, settings=settings)
     if processes == 1:
         return [one(path) for path in paths]
@@ -264,7 +264,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args(arguments)
     with stage():
-        settings = recipe.load(config.Proposals, options.protocol)
+        settings = recipe.load(evaluations.Proposals, options.protocol)
         proposals = make(options.voc, options.split, settings, max(1, options.threads))
         proposals.save(options.out)
         images = len(proposals.ids)

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
 
-from uic_core import config
+from uic_core import evaluations
 from uic_core.openmmlab.observe import KeepSamples
 from uic_core.openmmlab.resume import Resume, state_of
 from uic_core.run import devices
@@ -24,7 +24,7 @@ from uic_core.run.signals import Signals
 
 
 def training(
-    protocol: config.Detection | config.Segmentation, work_dir: Path, accumulate: int, biases: dict[str, Any]
+    protocol: evaluations.Detection | evaluations.Segmentation, work_dir: Path, accumulate: int, biases: dict[str, Any]
 ) -> dict[str, Any]:
     """Build the part of an mmengine config that both tasks share: SGD, schedule, logs, one checkpoint at the end.
 
@@ -33,7 +33,7 @@ def training(
         biases: mmengine's `paramwise_cfg`, which selects the biases with a higher learning rate and no weight decay.
     """
     iterations, steps = protocol.iterations, list(protocol.lr_steps)
-    if isinstance(protocol, config.Segmentation):  # iterations count passes, which the processes share
+    if isinstance(protocol, evaluations.Segmentation):  # iterations count passes, which the processes share
         processes = world()
         iterations, steps = iterations // processes, [step // processes for step in steps]
     every = max(1, min(50, iterations // 20))  # iterations between log lines

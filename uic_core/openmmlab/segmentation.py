@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from mmengine.registry import MODELS
 
-from uic_core import checkpoint, config, recipe, samples
+from uic_core import checkpoint, evaluations, recipe, samples
 from uic_core.data import voc
 from uic_core.data.dataset import Dataset, VocSegmentation
 from uic_core.errors import InputError, stage
@@ -27,7 +27,7 @@ from uic_core.run import cpus, devices, metrics, parallel
 def build_config(
     network: Network,
     weights: Path,
-    protocol: config.Segmentation,
+    protocol: evaluations.Segmentation,
     data: VocSegmentation,
     work_dir: Path,
     workers: int = 0,
@@ -126,7 +126,7 @@ def main(arguments: list[str] | None = None) -> None:
     cpus.add_threads(parser)
     options = parser.parse_args(arguments)
     with stage(), parallel.group(devices.current()) as ranks:
-        protocol = recipe.load(config.Segmentation, options.protocol)
+        protocol = recipe.load(evaluations.Segmentation, options.protocol)
         data = recipe.load(Dataset, options.dataset).section
         if not isinstance(data, VocSegmentation):
             raise InputError(f"{options.dataset}: is not voc_segmentation; give that data set's file")

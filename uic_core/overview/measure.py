@@ -18,8 +18,8 @@ import torch
 from uic_core import models
 from uic_core.config import Config
 from uic_core.data import reader, synthetic
+from uic_core.evaluations.counting import arithmetic
 from uic_core.methods import METHODS
-from uic_core.overview.costs import network
 from uic_core.overview.rates import Rates
 from uic_core.recipe import Training
 from uic_core.run import devices
@@ -99,8 +99,7 @@ def _training_rate(recipe: Training, precision_name: str, _: int) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    size = network(recipe.arch, recipe.classes, recipe.image_size, recipe.sobel)
-    return size.training * recipe.batch_size * _a_second(step)
+    return arithmetic(recipe).training * recipe.batch_size * _a_second(step)
 
 
 def _decoding_rate(root: str, config: Config, _: int) -> float:

@@ -139,7 +139,7 @@ def _sums(jobs: Iterable[Job], rates: Rates) -> tuple[float, float, float, float
     jobs = list(jobs)
     hours = [rates.seconds(job) / 3600 for job in jobs]
     counted = sum(each * rates.taken(job) for each, job in zip(hours, jobs, strict=True))
-    return counted, max(hours), sum(job.bytes for job in jobs) / 1e9, max(job.memory for job in jobs)
+    return counted, max(hours), sum(job.bytes for job in jobs) / 1e9, max(job.gigabytes() for job in jobs)
 
 
 def _hours(seconds: float) -> str:

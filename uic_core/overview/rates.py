@@ -8,8 +8,6 @@ from uic_core.config import Config
 from uic_core.models import ARCHS
 from uic_core.overview.costs import Job
 
-# Rules that take 16 CPUs a GPU; others take eight (workflow/rules).
-_WIDE = ("pretrain", "finetune", "linear_probe", "proposals", "cache")
 _MOST_CPUS = 64  # of a job of several GPUs (workflow/rules/common.smk)
 # Share of the bf16 matrix rate that float32 reaches: on A100 and H100 its own rate is a sixteenth, and convolutions
 # reach about 60 % of that (an assumption; --measure measures).
@@ -50,7 +48,7 @@ class Rates:
             exact = job.exact if job.rule in ("pretrain", "finetune") else job.flops
             arithmetic = (job.flops - exact) / self.flops[job.arch] + exact / self.exact[job.arch]
             arithmetic /= max(1, gpus)
-        cpus = self.cpus if job.rule in _WIDE else min(8, self.cpus)
+        cpus = min(job.cpus, self.cpus)
         processes = max(1, min(cpus * max(1, gpus), _MOST_CPUS) - 1)
         decoding = job.images / self.decode / processes
         work = arithmetic + decoding if self.cpus == 1 else max(arithmetic, decoding)

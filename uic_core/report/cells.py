@@ -16,9 +16,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from uic_core.config import Config, Evaluations
+from uic_core.config import Config
 from uic_core.errors import InputError
-from uic_core.models import ARCHS, with_fc6
+from uic_core.evaluations import EVALUATIONS
 from uic_core.recipe import External, Strict, load
 
 PUBLISHED_HEADER = ("table", "row", "column", "value", "source")
@@ -215,50 +215,16 @@ def check_cells(tables_yaml: Path, config: Config) -> None:
                     f"{where}: takes cells from runs that the config lacks: {source.run}; add them under runs: "
                     f"(known: {', '.join(config.runs)})"
                 )
-            if source.evaluation == "clusters" and isinstance(config.runs[source.run], External):
-                raise InputError(
-                    f"{where}: run {source.run} was trained elsewhere and has no pseudo-labels; name the columns of "
-                    "evaluation 'clusters' under `absent` of its row"
-                )
-            if source.evaluation in ("detection", "segmentation"):
-                _check_fc6(source, config, where)
-            key, values = _evaluated(source, config)
+            section, run = config.evaluations.one(source.evaluation), config.runs[source.run]
+            if reason := section.refuses(source.run, run):
+                raise InputError(f"{where}: {reason}")
+            values = section.values_of(run.arch)
             if values and source.value not in values:
                 raise InputError(
-                    f"{where}: takes '{source.value}', which evaluations.{key} of the config does not make (it makes: "
-                    f"{', '.join(values)}); add the layer there, or correct the cell"
+                    f"{where}: takes '{source.value}', which evaluations.{source.evaluation}."
+                    f"{section.layers_key(run.arch)} of the config does not make (it makes: {', '.join(values)}); "
+                    "add the layer there, or correct the cell"
                 )
-
-
-def _check_fc6(source: Source, config: Config, where: str) -> None:
-    run = config.runs[source.run]
-    arch = ARCHS[run.arch]
-    if not arch.windows:
-        raise InputError(
-            f"{where}: {source.evaluation} takes {with_fc6()}, and run {source.run} is {run.arch}; name the column "
-            "under `absent` of its row"
-        )
-    pad, least = config.evaluations.segmentation.pad, arch.least_pad(run.image_size)
-    if source.evaluation == "segmentation" and pad < least:
-        raise InputError(
-            f"{where}: evaluations.segmentation.pad of the config: {pad} leaves pixels of run {source.run} without a "
-            f"score ({run.arch} at {run.image_size} pixels); raise it to {least} or more"
-        )
-
-
-def _evaluated(source: Source, config: Config) -> tuple[str, list[str]]:
-    """Return the config key of an evaluation's layers and the values it computes for them; [] if it has no layers."""
-    arch = config.runs[source.run].arch
-    if source.evaluation == "linear_probe":
-        layers = config.evaluations.linear_probe.layers[arch]
-        kinds = ("", "/top5", "/last", "/last/top5")
-        return f"linear_probe.layers.{arch}", [f"{layer}{kind}" for kind in kinds for layer in layers]
-    if source.evaluation == "fewshot":
-        fewshot = config.evaluations.fewshot
-        layers = fewshot.layers.get(arch, [])
-        values = [f"{view}/{layer}" for view in fewshot.resolutions for layer in layers]
-        return f"fewshot.layers.{arch}", values or ["nothing"]
-    return source.evaluation, []
 
 
 def shown_runs(tables_yaml: Path, evaluation: str) -> dict[str, str]:
@@ -330,7 +296,7 @@ def _check(table: Table, where: str) -> None:
         for name in (table.ordering.above, *table.ordering.below):
             _known(f"{where}.ordering", "row", name, rows)
     for switch in table.switches:
-        _known(f"{where}.switches", "evaluation", switch.evaluation, Evaluations.model_fields)
+        _known(f"{where}.switches", "evaluation", switch.evaluation, EVALUATIONS)
         if switch.column:
             _known(f"{where}.switches", "column", switch.column, columns)
 
@@ -356,7 +322,7 @@ def _check_row(row: Row, table: Table, where: str, numbers: list[str]) -> None:
         unfilled = [name for name in blanks if name not in row.fill]
         if unfilled:
             raise InputError(f"{where}: '{column.name}' takes '{value}'; fill.{unfilled[0]} is missing")
-        _known(where, "evaluation", _source(row, column).evaluation, Evaluations.model_fields)
+        _known(where, "evaluation", _source(row, column).evaluation, EVALUATIONS)
 
 
 def _records(path: Path) -> list[tuple[int, dict[str, str]]]:

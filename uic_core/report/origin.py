@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import get_args
 
-from uic_core.config import Evaluations
+from uic_core.evaluations import Evaluations
 from uic_core.recipe import Arch
 from uic_core.run.metrics import Metrics
 

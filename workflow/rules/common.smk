@@ -12,6 +12,7 @@ sys.path.insert(0, str(workflow.basedir))
 from uic_core.config import validate  # noqa: E402
 from uic_core.data.dataset import Dataset  # noqa: E402
 from uic_core.errors import InputError  # noqa: E402
+from uic_core.evaluations import EVALUATIONS  # noqa: E402
 from uic_core.files import read_yaml  # noqa: E402
 from uic_core.methods import METHODS  # noqa: E402
 from uic_core.models import ARCHS  # noqa: E402
@@ -76,6 +77,21 @@ def minutes(amount):
 def megabytes(amount):
     """A job's memory, of which every retry asks more; not more than nodes with GPUs have."""
     return lambda wildcards, attempt: min(amount * attempt, max(amount, 128000))
+
+
+def asked(evaluation):
+    """What an evaluation's job asks for (uic_core/evaluations)."""
+    return EVALUATIONS[evaluation].resources
+
+
+def memory_of(evaluation):
+    """Its memory, as `megabytes`."""
+    return megabytes(1000 * asked(evaluation).memory)
+
+
+def runtime_of(evaluation):
+    """Its time, as `minutes`."""
+    return minutes(asked(evaluation).minutes)
 
 
 def time_limit(wildcards, attempt):

@@ -17,11 +17,11 @@ rule linear_probe:
         f"{RESULTS}/benchmarks/{{run}}/linear_probe.tsv"
     conda:
         "../../envs/core.yaml"
-    threads: 16
+    threads: asked("linear_probe").cpus
     resources:
-        mem_mb=megabytes(64000),
-        runtime=1440,
-        gpu=1,
+        mem_mb=memory_of("linear_probe"),
+        runtime=runtime_of("linear_probe"),
+        gpu=asked("linear_probe").gpus,
         gres="",
         nodes=1,
         slurm_extra=SIGNAL,
@@ -48,8 +48,8 @@ rule clusters:
     conda:
         "../../envs/core.yaml"
     resources:
-        mem_mb=megabytes(8000),
-        runtime=minutes(30),
+        mem_mb=memory_of("clusters"),
+        runtime=runtime_of("clusters"),
     shell:
         "python -m uic_core.evaluate.clusters --run {wildcards.run} --checkpoint {input.checkpoint}"
         " --labels {input.labels} --history {input.history} --protocol {input.protocol} --train-index {input.train}"
@@ -71,11 +71,11 @@ rule voc_classification:
         train="fc6_8|all",
     conda:
         "../../envs/core.yaml"
-    threads: 8
+    threads: asked("voc_classification_all").cpus
     resources:
-        mem_mb=megabytes(32000),
-        runtime=1440,
-        gpu=1,
+        mem_mb=memory_of("voc_classification_all"),
+        runtime=runtime_of("voc_classification_all"),
+        gpu=asked("voc_classification_all").gpus,
     params:
         root=CONFIG.datasets.voc07.root,
     shell:
@@ -96,11 +96,11 @@ rule fewshot:
         f"{RESULTS}/benchmarks/{{run}}/fewshot.tsv"
     conda:
         "../../envs/core.yaml"
-    threads: 8
+    threads: asked("fewshot").cpus
     resources:
-        mem_mb=megabytes(16000),
-        runtime=minutes(240),
-        gpu=1,
+        mem_mb=memory_of("fewshot"),
+        runtime=runtime_of("fewshot"),
+        gpu=asked("fewshot").gpus,
     shell:
         "python -m uic_core.evaluate.fewshot --run {wildcards.run} --checkpoint {input.checkpoint}"
         " --protocol {input.protocol} --index {input.index} --out {output} --threads {threads} > {log} 2>&1"

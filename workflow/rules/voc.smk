@@ -43,11 +43,11 @@ rule detection:
         f"{RESULTS}/benchmarks/{{run}}/detection.tsv"
     conda:
         "../../envs/openmmlab.yaml"
-    threads: 8
+    threads: asked("detection").cpus
     resources:
-        mem_mb=megabytes(32000),
-        runtime=1440,
-        gpu=1,
+        mem_mb=memory_of("detection"),
+        runtime=runtime_of("detection"),
+        gpu=asked("detection").gpus,
         gres="",
         nodes=1,
         slurm_extra=SIGNAL,
@@ -76,11 +76,11 @@ rule segmentation:
         f"{RESULTS}/benchmarks/{{run}}/segmentation.tsv"
     conda:
         "../../envs/openmmlab.yaml"
-    threads: 8
+    threads: asked("segmentation").cpus
     resources:
-        mem_mb=megabytes(32000),
-        runtime=1440,
-        gpu=1,
+        mem_mb=memory_of("segmentation"),
+        runtime=runtime_of("segmentation"),
+        gpu=asked("segmentation").gpus,
         gres="",
         nodes=1,
         slurm_extra=SIGNAL,

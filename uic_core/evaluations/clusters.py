@@ -1,0 +1,29 @@
+"""A run's pseudo-labels against the annotations."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from uic_core.evaluations.evaluation import Evaluation, Resources
+from uic_core.recipe import External, Recipe
+
+
+class Clusters(Evaluation):
+    """Pseudo-labels against annotations (Table 1, Figs. 3 and 4)."""
+
+    resources: ClassVar[Resources] = Resources(memory=8, minutes=30, cpus=1, gpus=0)
+
+    grid_classes: int = Field(ge=1, description="pseudo-classes shown in Fig. 4")
+    grid_images: int = Field(ge=1, description="images of each")
+    min_images: int = Field(ge=1, description="smaller classes are not considered for Fig. 4")
+
+    def refuses(self, run: str, recipe: Recipe | External) -> str:
+        """A run that was trained elsewhere has no pseudo-labels."""
+        if not isinstance(recipe, External):
+            return ""
+        return (
+            f"run {run} was trained elsewhere and has no pseudo-labels; name the columns of evaluation 'clusters' "
+            "under `absent` of its row"
+        )

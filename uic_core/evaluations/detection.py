@@ -1,0 +1,97 @@
+"""Fast R-CNN on VOC07, and the proposals that it is given."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from uic_core.evaluations.evaluation import (
+    VOC_IMAGE,
+    Environment,
+    Evaluation,
+    Resources,
+    Work,
+    check_steps,
+    without_fc6,
+)
+from uic_core.recipe import External, Recipe, Strict
+
+if TYPE_CHECKING:
+    from uic_core.config import Config
+
+
+class Proposals(Strict):
+    """Selective search (PROTOCOL section 6), or what others found by it."""
+
+    source: str = Field(description="folder of Fast R-CNN's voc_2007_<split>.mat; '' searches with the keys below")
+    mode: Literal["fast", "quality"]
+    shorter_side: int = Field(ge=32, description="images are resized to this before the search; boxes are mapped back")
+    max_boxes: int = Field(ge=1)
+    min_side: int = Field(ge=1, description="boxes with a side below this many pixels are dropped")
+    seed: int = Field(ge=0)
+
+
+class Detection(Evaluation):
+    """Fast R-CNN through mmdet (PROTOCOL section 6)."""
+
+    resources: ClassVar[Resources] = Resources(memory=32, minutes=1440)
+    environment: ClassVar[Environment] = "openmmlab"
+
+    train_scales: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
+    train_max: int = Field(ge=32)
+    test_scale: int = Field(ge=32)
+    test_max: int = Field(ge=32)
+    iterations: int = Field(ge=1)
+    lr: float = Field(gt=0)
+    lr_steps: list[int]
+    momentum: float = Field(ge=0, lt=1)
+    weight_decay: float = Field(ge=0)
+    images_per_batch: int = Field(ge=1)
+    rois_per_batch: int = Field(ge=4, description="RoIs over all images of a batch")
+    foreground: float = Field(gt=0, lt=1)
+    nms: float = Field(gt=0, lt=1)
+    rescale: bool = Field(description="data-dependent rescaling of the pretrained layers (magic_init)")
+    seed: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Detection:
+        check_steps(self.lr_steps, "iterations", self.iterations)
+        sides = {
+            "train_max": (self.train_max, max(self.train_scales)),
+            "test_max": (self.test_max, self.test_scale),
+        }
+        for key, (longest, shorter) in sides.items():
+            if longest < shorter:
+                raise ValueError(f"{key}: {longest} is below the shorter side {shorter}; raise it")
+        if self.rois_per_batch % self.images_per_batch:
+            raise ValueError("rois_per_batch: must be a multiple of images_per_batch")
+        return self
+
+    def needs(self, config: Config) -> tuple[tuple[str, str], ...]:
+        """Proposals of both splits."""
+        return (("proposals", "trainval"), ("proposals", "test"))
+
+    def work(self, config: Config, recipe: Recipe | External) -> Work:
+        """Training at each scale equally often, and a test of all proposals."""
+        from uic_core.evaluations import counting
+
+        size, area, tested = counting.arithmetic(recipe), recipe.image_size**2, config.datasets.voc07.test_images
+        scales = [_pixels(side, self.train_max) for side in self.train_scales]
+        drawn = self.iterations * self.images_per_batch
+        image = size.features * sum(scales) / len(scales) / area
+        image += size.classifier * self.rois_per_batch / self.images_per_batch
+        test = size.features * _pixels(self.test_scale, self.test_max) / area
+        test += size.classifier * config.evaluations.proposals.max_boxes
+        return Work(drawn * (1 + counting.BACKWARD) * image + tested * test, drawn + tested)
+
+    def refuses(self, run: str, recipe: Recipe | External) -> str:
+        """An architecture without fc6."""
+        return without_fc6("detection", run, recipe.arch)
+
+
+def _pixels(side: int, most: int) -> float:
+    """Pixels of a VOC image whose shorter side becomes `side`, its longer one at most `most`."""
+    longer, shorter = VOC_IMAGE
+    factor = min(side / shorter, most / longer)
+    return longer * shorter * factor**2

@@ -1,0 +1,108 @@
+"""What the suite must know of an evaluation without running it. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+
+from uic_core.models import ARCHS, with_fc6
+from uic_core.recipe import External, Recipe, Strict
+
+if TYPE_CHECKING:
+    from uic_core.config import Config
+
+Environment = Literal["core", "openmmlab", "report"]
+"""Which packages a job imports before it starts: a file of envs/."""
+
+VOC_IMAGE = (500, 375)
+"""Pixels of a usual VOC image."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the job of an evaluation asks for.
+
+    Attributes:
+        memory: gigabytes, at its first attempt.
+        minutes: at its first attempt.
+        cpus, gpus: on one node.
+    """
+
+    memory: int
+    minutes: int
+    cpus: int = 8
+    gpus: int = 1
+
+
+class Work(NamedTuple):
+    """What an evaluation computes.
+
+    Attributes:
+        flops: 2 × multiply-adds.
+        images: decoded.
+    """
+
+    flops: float = 0.0
+    images: float = 0.0
+
+
+class Evaluation(Strict):
+    """A section of the config's `evaluations`, and what the suite must know of the evaluation.
+
+    The rule and the stage have the name of the file that describes it here.
+    """
+
+    resources: ClassVar[Resources]
+    environment: ClassVar[Environment] = "core"
+
+    def needs(self, config: Config) -> tuple[tuple[str, str], ...]:
+        """Jobs (rule, data set or split) that it waits for, besides the run's checkpoint."""
+        return ()
+
+    def work(self, config: Config, recipe: Recipe | External) -> Work:
+        """What it computes for a run. Imports torch."""
+        return Work()
+
+    def layers_key(self, arch: str) -> str:
+        """The key of the layers it looks at, below its own section; '' if it has none."""
+        return ""
+
+    def values_of(self, arch: str) -> list[str]:
+        """The values that it makes of these layers."""
+        return []
+
+    def refuses(self, run: str, recipe: Recipe | External) -> str:
+        """Why it cannot evaluate a run, and what to do about it; '' if it can."""
+        return ""
+
+    def check(self, name: str, config: Config) -> None:
+        """Compare the section `name` with the rest of the config. Raises ValueError, "<key>: <what is wrong>"."""
+
+
+def check_steps(steps: list[int], key: str, end: int) -> None:
+    """Refuse learning-rate steps that never come, or not in this order."""
+    if steps != sorted(set(steps)) or any(not 0 < step < end for step in steps):
+        raise ValueError(f"lr_steps: {steps} must rise and lie between 0 and {key} ({end})")
+
+
+def check_layers(layers: dict[str, list[str]], known: dict[str, tuple[str, ...]]) -> None:
+    """Refuse layers that an architecture does not have, none, and one twice."""
+    for arch, names in layers.items():
+        unknown = [name for name in names if name not in known[arch]]
+        if unknown or not names or len(set(names)) < len(names):
+            what = f"has no layer '{unknown[0]}' for this" if unknown else "names no layer, or one twice"
+            raise ValueError(f"layers.{arch}: {what} (known: {', '.join(known[arch])})")
+
+
+def check_archs(key: str, stated: dict[str, object], config: Config) -> None:
+    """Refuse a key by architecture that has nothing for one that runs use."""
+    for arch in sorted({recipe.arch for recipe in config.runs.values()}):
+        if arch not in stated:
+            raise ValueError(f"{key}: nothing for {arch}, which runs use; add a line")
+
+
+def without_fc6(evaluation: str, run: str, arch: str) -> str:
+    """Why Fast R-CNN and FCN-32s cannot evaluate a run; '' if its architecture has an fc6."""
+    if ARCHS[arch].windows:
+        return ""
+    return f"{evaluation} takes {with_fc6()}, and run {run} is {arch}; name the column under `absent` of its row"

@@ -1,0 +1,83 @@
+"""Five-way classification of miniImageNet by class means of frozen features."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from uic_core.evaluations.evaluation import Evaluation, Resources, Work, check_archs, check_layers
+from uic_core.models import ARCHS
+from uic_core.recipe import Arch, External, Recipe, Strict
+
+if TYPE_CHECKING:
+    from uic_core.config import Config
+
+
+class Resolution(Strict):
+    """How a miniImageNet image becomes the network's input: shorter side to `resize`, centre crop `crop`."""
+
+    resize: int = Field(ge=64)
+    crop: int = Field(ge=64)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Resolution:
+        if self.crop > self.resize:
+            raise ValueError("crop: must not be larger than resize, it is taken from it")
+        return self
+
+
+class Fewshot(Evaluation):
+    """Prototypical evaluation (PROTOCOL section 8). Resolution 'upsampled' is Table 5's 224, 'native' its 84."""
+
+    resources: ClassVar[Resources] = Resources(memory=16, minutes=240)
+
+    resolutions: dict[Literal["upsampled", "native"], Resolution]
+    layers: dict[Arch, list[str]]
+    ways: int = Field(ge=2)
+    shots: int = Field(ge=1)
+    queries: int = Field(ge=1)
+    episodes: int = Field(ge=2)
+    seed: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Fewshot:
+        check_layers(self.layers, {name: arch.fewshot_layers for name, arch in ARCHS.items()})
+        return self
+
+    def needs(self, config: Config) -> tuple[tuple[str, str], ...]:
+        """The list of test images."""
+        return (("index", "miniimagenet"),)
+
+    def work(self, config: Config, recipe: Recipe | External) -> Work:
+        """A forward pass of every test image at each resolution."""
+        from uic_core.evaluations import counting
+
+        data = config.datasets.miniimagenet
+        images = data.test_classes * data.images_per_class
+        pixel = counting.arithmetic(recipe).features / recipe.image_size**2
+        flops = sum(images * pixel * each.crop**2 for each in self.resolutions.values())
+        return Work(flops, images * len(self.resolutions))
+
+    def layers_key(self, arch: str) -> str:
+        """Its own layers of each architecture."""
+        return f"layers.{arch}"
+
+    def values_of(self, arch: str) -> list[str]:
+        """The accuracy of each layer at each resolution."""
+        values = [f"{view}/{layer}" for view in self.resolutions for layer in self.layers.get(arch, [])]
+        return values or ["nothing"]
+
+    def check(self, name: str, config: Config) -> None:
+        """miniImageNet holds an episode, and both resolutions are there."""
+        check_archs("layers", dict(self.layers), config)
+        data = config.datasets.miniimagenet
+        if self.ways > data.test_classes:
+            raise ValueError(f"ways: {self.ways}, but there are {data.test_classes} test classes")
+        if self.shots + self.queries > data.images_per_class:
+            raise ValueError(
+                f"queries: {self.shots} shots and {self.queries} queries, but a class has {data.images_per_class} "
+                "images"
+            )
+        if missing := {"upsampled", "native"} - set(self.resolutions):
+            raise ValueError(f"resolutions: {', '.join(sorted(missing))} is missing; Table 5 shows both")

@@ -1,0 +1,86 @@
+"""Linear classifiers on frozen layers."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from uic_core.evaluations.evaluation import Evaluation, Resources, Work, check_archs, check_layers, check_steps
+from uic_core.models import ARCHS
+from uic_core.recipe import Arch, External, Recipe
+
+if TYPE_CHECKING:
+    from uic_core.config import Config
+
+SNAPSHOT_BYTES = 2 << 30
+"""Heads of past epochs that await their test; where one more epoch's would exceed this, all are tested."""
+
+_CROPS = 10  # of a tested image
+
+
+class LinearProbe(Evaluation):
+    """Linear classifiers on frozen layers (PROTOCOL section 4)."""
+
+    resources: ClassVar[Resources] = Resources(memory=64, minutes=1440, cpus=16)
+
+    data: str = Field(description="a name under datasets.folders")
+    layers: dict[Arch, list[str]]
+    crop: dict[Arch, Literal["random_crop", "resized_crop"]]
+    images: dict[Arch, Annotated[int, Field(ge=0)]] = Field(description="training images, 0 = all")
+    val_images: dict[Arch, Annotated[int, Field(ge=0)]] = Field(description="tested images, 0 = all")
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    lr: float = Field(gt=0)
+    lr_steps: list[int]
+    momentum: float = Field(ge=0, lt=1)
+    weight_decay: float = Field(ge=0)
+    batch_norm: bool = Field(description="non-affine BN before the linear layer, as SelfLabel and RotNet have it")
+    seed: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LinearProbe:
+        check_layers(self.layers, {name: tuple(arch.probe_layers) for name, arch in ARCHS.items()})
+        check_steps(self.lr_steps, "epochs", self.epochs)
+        return self
+
+    def needs(self, config: Config) -> tuple[tuple[str, str], ...]:
+        """The lists of training and validation images."""
+        return tuple(dict.fromkeys((config.datasets.train_list(self.data), ("index", self.data))))
+
+    def work(self, config: Config, recipe: Recipe | External) -> Work:
+        """Training and ten-crop tests of the probes of all layers."""
+        from uic_core.evaluations import counting
+
+        data, arch = config.datasets.folders[self.data], recipe.arch
+        trunk, heads, snapshot = counting.probed(
+            arch, recipe.image_size, recipe.sobel, tuple(self.layers[arch]), data.classes
+        )
+        drawn = (self.images[arch] or data.train_images) * self.epochs
+        tested = self.val_images[arch] or data.val_images
+        passes = math.ceil(self.epochs / max(1, SNAPSHOT_BYTES // snapshot))
+        crops = _CROPS * tested
+        flops = drawn * (trunk + (1 + counting.BACKWARD) * heads) + crops * (passes * trunk + self.epochs * heads)
+        return Work(flops, drawn + passes * tested)
+
+    def layers_key(self, arch: str) -> str:
+        """Its own layers of each architecture."""
+        return f"layers.{arch}"
+
+    def values_of(self, arch: str) -> list[str]:
+        """Top-1 and top-5 of the best epoch and of the last one, for each layer."""
+        return [f"{layer}{kind}" for kind in ("", "/top5", "/last", "/last/top5") for layer in self.layers[arch]]
+
+    def check(self, name: str, config: Config) -> None:
+        """Its data set is there and large enough, and every architecture has its lines."""
+        data = config.datasets.folder(self.data, "data")
+        if not data.val_images:
+            raise ValueError(f"data: {self.data} has no validation images; name another data set")
+        for key in ("layers", "crop", "images", "val_images"):
+            check_archs(key, getattr(self, key), config)
+        for key, there in (("images", data.train_images), ("val_images", data.val_images)):
+            for arch in sorted({recipe.arch for recipe in config.runs.values()}):
+                wanted = getattr(self, key)[arch]
+                if wanted > there:
+                    raise ValueError(f"{key}.{arch}: {wanted}, but {self.data} has {there}; 0 takes all")

@@ -1,0 +1,72 @@
+"""FCN-32s on VOC12."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field, model_validator
+
+from uic_core.evaluations.evaluation import (
+    VOC_IMAGE,
+    Environment,
+    Evaluation,
+    Resources,
+    Work,
+    check_steps,
+    without_fc6,
+)
+from uic_core.models import ARCHS
+from uic_core.recipe import External, Recipe
+
+if TYPE_CHECKING:
+    from uic_core.config import Config
+
+_STRIDE = 32  # of FCN-32s' scores
+
+
+class Segmentation(Evaluation):
+    """FCN-32s through mmseg (PROTOCOL section 7)."""
+
+    resources: ClassVar[Resources] = Resources(memory=32, minutes=1440)
+    environment: ClassVar[Environment] = "openmmlab"
+
+    pad: int = Field(ge=0, description="zero padding of conv1, pixels; 100 in FCN-32s")
+    iterations: int = Field(ge=1, description="forward-backward passes, not optimiser steps")
+    batch_size: int = Field(ge=1)
+    accumulate: int = Field(ge=1)
+    lr: float = Field(gt=0)
+    lr_steps: list[int]
+    momentum: float = Field(ge=0, lt=1)
+    weight_decay: float = Field(ge=0)
+    seed: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Segmentation:
+        check_steps(self.lr_steps, "iterations", self.iterations)
+        return self
+
+    def needs(self, config: Config) -> tuple[tuple[str, str], ...]:
+        """A whole VOC12."""
+        return (("check", "voc_segmentation"),)
+
+    def work(self, config: Config, recipe: Recipe | External) -> Work:
+        """Training and test on whole, padded images."""
+        from uic_core.evaluations import counting
+
+        size, tested = counting.arithmetic(recipe), config.datasets.voc_segmentation.val_images
+        width, height = (side + 2 * self.pad for side in VOC_IMAGE)
+        image = size.features * width * height / recipe.image_size**2 + size.classifier * width * height / _STRIDE**2
+        drawn = self.iterations * self.batch_size
+        return Work((drawn * (1 + counting.BACKWARD) + tested) * image, drawn + tested)
+
+    def refuses(self, run: str, recipe: Recipe | External) -> str:
+        """An architecture without fc6, or too small a padding for it."""
+        if reason := without_fc6("segmentation", run, recipe.arch):
+            return reason
+        least = ARCHS[recipe.arch].least_pad(recipe.image_size)
+        if self.pad >= least:
+            return ""
+        return (
+            f"evaluations.segmentation.pad of the config: {self.pad} leaves pixels of run {run} without a score "
+            f"({recipe.arch} at {recipe.image_size} pixels); raise it to {least} or more"
+        )

@@ -1,0 +1,53 @@
+"""Multi-label VOC07 classification: fc6 to fc8 on frozen features, or all layers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from uic_core.evaluations.evaluation import Evaluation, Resources, Work
+from uic_core.recipe import External, Recipe
+
+if TYPE_CHECKING:
+    from uic_core.config import Config
+
+
+class VocClassification(Evaluation):
+    """Multi-label VOC07 classification (PROTOCOL section 5)."""
+
+    resources: ClassVar[Resources] = Resources(memory=32, minutes=1440)
+
+    image_size: int = Field(ge=64)
+    train: Literal["fc6_8", "all"]
+    batch_norm: Literal["affine_trained", "frozen"]
+    iterations: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    lr: float = Field(gt=0)
+    lr_halved_every: int = Field(ge=1)
+    momentum: float = Field(ge=0, lt=1)
+    weight_decay: float = Field(ge=0)
+    clip_gradient: float = Field(gt=0)
+    crops: int = Field(ge=1)
+    seed: int = Field(ge=0)
+
+    def needs(self, config: Config) -> tuple[tuple[str, str], ...]:
+        """A whole VOC07."""
+        return (("check", "voc07"),)
+
+    def work(self, config: Config, recipe: Recipe | External) -> Work:
+        """Training, and a forward pass of every crop of the test images."""
+        from uic_core.evaluations import counting
+
+        size = counting.arithmetic(recipe, self.image_size)
+        step = size.training if self.train == "all" else size.forward + counting.BACKWARD * size.classifier
+        drawn, tested = self.iterations * self.batch_size, config.datasets.voc07.test_images
+        return Work(drawn * step + tested * self.crops * size.forward, drawn + tested)
+
+    def check(self, name: str, config: Config) -> None:
+        """The section's name says what it trains."""
+        what = name.removeprefix("voc_classification_")
+        if self.train != what:
+            raise ValueError(f"train: must be {what}, not {self.train}")
+        if self.train == "all" and self.batch_norm == "frozen":
+            raise ValueError("batch_norm: must be affine_trained, ALL trains all layers")
