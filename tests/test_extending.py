@@ -38,6 +38,15 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert len(changes) == len(re.findall(r"^## ", PAGE, flags=re.MULTILINE))
     for change in changes:
         subprocess.run(["git", "apply", "-"], cwd=folder, input=change, text=True, check=True)
+    demo = folder / "config" / "demo.yaml"
+    fewer = {
+        "train_images: 2000": "train_images: 200",
+        "val_images: 300": "val_images: 60",
+        " images: 1000": " images: 100",
+    }
+    for old, new in fewer.items():
+        assert old in demo.read_text()
+        demo.write_text(demo.read_text().replace(old, new))
     return folder
 
 
@@ -102,6 +111,18 @@ def test_the_method_trains_resumes_and_is_evaluated(extended: Path, index: Path)
     assert "going on from epoch" in run(extended, *command)
     assert [json.loads(line)["epoch"] for line in (folder / "history.jsonl").read_text().splitlines()] == list(range(6))
     assert 0 <= probed(extended, folder, "alexnet")["conv5"]["value"] <= 100
+
+
+def test_the_evaluation_is_made_by_its_rule(extended: Path) -> None:
+    """Of a run that does not train; the features of one image in twenty classes find some of their kind."""
+    process = start(extended, "snakemake", "--profile", "profiles/demo", "results/metrics/random_rgb/knn.json")
+    told, _ = process.communicate()
+    assert process.returncode == 0, told
+    found = json.loads((extended / "results/metrics/random_rgb/knn.json").read_text())
+    assert found["protocol"] == {"data": "imagenet", "neighbours": 5}
+    assert 5 < found["values"]["top1"]["value"] <= 100
+    planned = run(extended, "uic_core.overview.plan", "--config", "config/demo.yaml")
+    assert "knn" not in planned, "no table shows it"
 
 
 def test_the_architecture_trains_and_is_evaluated(extended: Path, index: Path) -> None:
