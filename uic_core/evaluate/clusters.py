@@ -216,22 +216,14 @@ def main(arguments: list[str] | None = None) -> None:
             values[f"empty_classes/{name}"] = metrics.Value(value=int(count), unit="classes", n=len(empty))
         with atomic(options.arrays) as temporary:
             np.savez_compressed(temporary, **(_in_whole_index(arrays, labelled, index) | history))
-        metrics.write(
-            options.out,
-            metrics.Metrics(
-                evaluation="clusters",
-                run=options.run,
-                dataset=metrics.Dataset(name=index.name, fingerprint=index.fingerprint, sizes={"train": len(labelled)}),
-                values=values,
-                protocol={**protocol.model_dump(), "nmi": "geometric normaliser", "classes": trained_by.classes},
-                provenance=metrics.provenance(
-                    recipe_hash=trained_by.hash(),
-                    checkpoint=options.checkpoint,
-                    coverage=network.coverage,
-                    seed=trained_by.seed,
-                ),
-            ),
-        )
+        metrics.record(
+            options.out, "clusters", options.run, options.checkpoint, recipe_hash=trained_by.hash(),
+            coverage=network.coverage,
+            dataset=metrics.Dataset(name=index.name, fingerprint=index.fingerprint, sizes={"train": len(labelled)}),
+            values=values,
+            protocol={**protocol.model_dump(), "nmi": "geometric normaliser", "classes": trained_by.classes},
+            seed=trained_by.seed,
+        )  # fmt: skip
         print(f"{options.run}: NMI {values['nmi'].value:.1f} %, {values['empty_classes'].value:.0f} empty classes")
 
 

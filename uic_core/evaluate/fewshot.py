@@ -301,23 +301,12 @@ def main(arguments: list[str] | None = None) -> None:
             "distance": "squared Euclidean to class means",
             "dimensions": dimensions,
         }
-        metrics.write(
-            options.out,
-            metrics.Metrics(
-                evaluation="fewshot",
-                run=options.run,
-                dataset=metrics.Dataset(name=index.name, fingerprint=index.fingerprint, sizes={"test": len(index)}),
-                values=values,
-                protocol={**protocol.model_dump(), **settings},
-                provenance=metrics.provenance(
-                    recipe_hash=trained_by.hash(),
-                    checkpoint=options.checkpoint,
-                    coverage=network.coverage,
-                    seed=protocol.seed,
-                    hardware=devices.hardware(),
-                ),
-            ),
-        )
+        metrics.record(
+            options.out, "fewshot", options.run, options.checkpoint, recipe_hash=trained_by.hash(),
+            coverage=network.coverage,
+            dataset=metrics.Dataset(name=index.name, fingerprint=index.fingerprint, sizes={"test": len(index)}),
+            values=values, protocol=protocol.model_dump() | settings, seed=protocol.seed, hardware=devices.hardware(),
+        )  # fmt: skip
 
 
 def _draw(

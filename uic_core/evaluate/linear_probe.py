@@ -103,28 +103,17 @@ def main(arguments: list[str] | None = None) -> None:
                 found = values(probes.run(), len(val_index))
             if not ranks.rank:
                 state.check_owner()
-                metrics.write(
-                    options.out,
-                    metrics.Metrics(
-                        evaluation="linear_probe",
-                        run=options.run,
-                        dataset=metrics.Dataset(
-                            name=train_index.name.removesuffix("_train"),
-                            fingerprint=f"{train_index.fingerprint}+{val_index.fingerprint}",
-                            sizes={"train": len(train_index), "val": len(val_index)},
-                        ),
-                        values=found,
-                        protocol={**protocol.model_dump(), **beyond},
-                        provenance=metrics.provenance(
-                            recipe_hash=trained_by.hash(),
-                            checkpoint=options.checkpoint,
-                            coverage=network.coverage,
-                            seed=protocol.seed,
-                            hardware=devices.hardware(),
-                            earlier_seconds=probes.earlier_seconds,
-                        ),
+                metrics.record(
+                    options.out, "linear_probe", options.run, options.checkpoint, recipe_hash=trained_by.hash(),
+                    coverage=network.coverage,
+                    dataset=metrics.Dataset(
+                        name=train_index.name.removesuffix("_train"),
+                        fingerprint=f"{train_index.fingerprint}+{val_index.fingerprint}",
+                        sizes={"train": len(train_index), "val": len(val_index)},
                     ),
-                )
+                    values=found, protocol={**protocol.model_dump(), **beyond}, seed=protocol.seed,
+                    hardware=devices.hardware(), earlier_seconds=probes.earlier_seconds,
+                )  # fmt: skip
                 state.remove()
         shown = "  ".join(f"{layer} {found[layer].value:.1f}" for layer in layers)
         probes.say(f"{options.run}: top-1 % over {len(val_index)} validation images: {shown}")

@@ -228,25 +228,13 @@ def main(arguments: list[str] | None = None) -> None:
         workers = options.threads - 1
         train(network, files["trainval"], splits["trainval"][1], protocol, workers)
         found = values(predict(network, files["test"], protocol, workers), splits["test"][1])
-        metrics.write(
-            options.out,
-            metrics.Metrics(
-                evaluation=f"voc_classification_{protocol.train}",
-                run=options.run,
-                dataset=metrics.Dataset(
-                    name="voc07", fingerprint=fingerprint, sizes={split: len(names) for split, names in files.items()}
-                ),
-                values=found,
-                protocol=_settings(protocol, found),
-                provenance=metrics.provenance(
-                    recipe_hash=trained_by.hash(),
-                    checkpoint=options.checkpoint,
-                    coverage=coverage,
-                    seed=protocol.seed,
-                    hardware=devices.hardware(),
-                ),
-            ),
-        )
+        sizes = {split: len(names) for split, names in files.items()}
+        metrics.record(
+            options.out, f"voc_classification_{protocol.train}", options.run, options.checkpoint,
+            recipe_hash=trained_by.hash(), coverage=coverage,
+            dataset=metrics.Dataset(name="voc07", fingerprint=fingerprint, sizes=sizes), values=found,
+            protocol=_settings(protocol, found), seed=protocol.seed, hardware=devices.hardware(),
+        )  # fmt: skip
         print(f"{options.run}: mAP {found['map'].value:.1f} % over {len(files['test'])} test images")
 
 

@@ -243,36 +243,24 @@ def main(arguments: list[str] | None = None) -> None:
             samples.Samples(
                 options.run, fingerprint, voc.CLASSES, tuple(kept), tuple(_detected(kept[image]) for image in kept)
             ).save(options.samples)
-            metrics.write(
-                options.out,
-                metrics.Metrics(
-                    evaluation="detection",
-                    run=options.run,
-                    dataset=metrics.Dataset(name="voc07", fingerprint=fingerprint, sizes=sizes),
-                    values={
-                        name: metrics.Value(value=value, unit="%", n=sizes["test"]) for name, value in values.items()
-                    }
-                    | {"proposal_recall": metrics.Value(value=100 * covered, unit="%", n=objects)},
-                    protocol=protocol.model_dump()
-                    | {
-                        "proposals": found["test"].settings.model_dump(),
-                        "roi_size": backbones.classifier_kernel(network)[1],
-                        "batch_norm": "frozen",
-                        "box_targets": "normalised by the training set's mean and deviation of each class",
-                        "score_threshold": _SCORE_THRESHOLD,
-                        "boxes_per_image": _BOXES_PER_IMAGE,
-                        "average_precision": "11 points, IoU > .5, difficult ignored",
-                        "processes": ranks.world,
-                    },
-                    provenance=metrics.provenance(
-                        recipe_hash=run_recipe.hash(),
-                        checkpoint=options.checkpoint,
-                        coverage=network.coverage,
-                        seed=protocol.seed,
-                        hardware=devices.hardware(),
-                    ),
-                ),
-            )
+            shown = {name: metrics.Value(value=value, unit="%", n=sizes["test"]) for name, value in values.items()}
+            settings = {
+                "proposals": found["test"].settings.model_dump(),
+                "roi_size": backbones.classifier_kernel(network)[1],
+                "batch_norm": "frozen",
+                "box_targets": "normalised by the training set's mean and deviation of each class",
+                "score_threshold": _SCORE_THRESHOLD,
+                "boxes_per_image": _BOXES_PER_IMAGE,
+                "average_precision": "11 points, IoU > .5, difficult ignored",
+                "processes": ranks.world,
+            }
+            metrics.record(
+                options.out, "detection", options.run, options.checkpoint, recipe_hash=run_recipe.hash(),
+                coverage=network.coverage,
+                dataset=metrics.Dataset(name="voc07", fingerprint=fingerprint, sizes=sizes),
+                values=shown | {"proposal_recall": metrics.Value(value=100 * covered, unit="%", n=objects)},
+                protocol=protocol.model_dump() | settings, seed=protocol.seed, hardware=devices.hardware(),
+            )  # fmt: skip
 
 
 if __name__ == "__main__":

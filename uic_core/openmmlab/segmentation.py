@@ -152,40 +152,24 @@ def main(arguments: list[str] | None = None) -> None:
                 tuple(kept),
                 tuple(_segmented(lists[-1].mask(image), kept[image]) for image in kept),
             ).save(options.samples)
-            metrics.write(
-                options.out,
-                metrics.Metrics(
-                    evaluation="segmentation",
-                    run=options.run,
-                    dataset=metrics.Dataset(
-                        name="voc_segmentation",
-                        fingerprint=fingerprint,
-                        sizes=sizes,
-                    ),
-                    values={
-                        name: metrics.Value(value=value, unit="%", n=sizes[data.val_list])
-                        for name, value in values.items()
-                    },
-                    protocol=protocol.model_dump()
-                    | {
-                        "train_list": data.train_list,
-                        "val_list": data.val_list,
-                        "train_masks": "SBD" if data.sbd else "VOC2012",
-                        "fc6_kernel": head["kernel"],
-                        "crop": head["crop"],
-                        "batch_norm": "frozen",
-                        "loss": "mean over counted pixels",
-                        "processes": ranks.world,
-                    },
-                    provenance=metrics.provenance(
-                        recipe_hash=run_recipe.hash(),
-                        checkpoint=options.checkpoint,
-                        coverage=network.coverage,
-                        seed=protocol.seed,
-                        hardware=devices.hardware(),
-                    ),
-                ),
-            )
+            settings = {
+                "train_list": data.train_list,
+                "val_list": data.val_list,
+                "train_masks": "SBD" if data.sbd else "VOC2012",
+                "fc6_kernel": head["kernel"],
+                "crop": head["crop"],
+                "batch_norm": "frozen",
+                "loss": "mean over counted pixels",
+                "processes": ranks.world,
+            }
+            tested = sizes[data.val_list]
+            metrics.record(
+                options.out, "segmentation", options.run, options.checkpoint, recipe_hash=run_recipe.hash(),
+                coverage=network.coverage,
+                dataset=metrics.Dataset(name="voc_segmentation", fingerprint=fingerprint, sizes=sizes),
+                values={name: metrics.Value(value=value, unit="%", n=tested) for name, value in values.items()},
+                protocol=protocol.model_dump() | settings, seed=protocol.seed, hardware=devices.hardware(),
+            )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -117,6 +117,26 @@ def provenance(
     )
 
 
+def record(
+    path: Path, evaluation: str, run: str, checkpoint: Path, *, recipe_hash: str, coverage: float, dataset: Dataset,
+    values: dict[str, Value], protocol: dict[str, Any], seed: int, hardware: str = "", earlier_seconds: float = 0.0,
+) -> None:  # fmt: skip
+    """Write what an evaluation found of a run's checkpoint, with the provenance of this process.
+
+    Args:
+        protocol: every setting that changes the values.
+        hardware, earlier_seconds: as in `provenance`.
+    """
+    made = provenance(
+        recipe_hash=recipe_hash, checkpoint=checkpoint, coverage=coverage, seed=seed, hardware=hardware,
+        earlier_seconds=earlier_seconds,
+    )  # fmt: skip
+    write(
+        path,
+        Metrics(evaluation=evaluation, run=run, dataset=dataset, values=values, protocol=protocol, provenance=made),
+    )
+
+
 def write(path: Path, metrics: Metrics) -> None:
     """Write metrics atomically. All values are finite: the constructor refuses others."""
     write_json(path, metrics.model_dump())
