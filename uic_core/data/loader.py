@@ -11,7 +11,7 @@ import mmap
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from uic_core.data.augment import CROP_UNIFORMS, crop_box
 from uic_core.data.crop import crop
 from uic_core.data.index import Index
 from uic_core.errors import InputError
+from uic_core.run import cpus
 from uic_core.run.randomness import uniforms
 
 View = Literal["resized_crop", "random_crop", "center_crop"]
@@ -120,6 +121,32 @@ class Loader:
         """End the worker processes; the loader cannot be used again."""
         self._loader = None
         self._slots.close()
+
+
+def answers(decoder: Dataset[Any], requests: Sequence[Any], workers: int, largest: int) -> Iterator[Any]:
+    """Yield a decoder's answers to requests, in order; for evaluations, whose batches have forms of their own.
+
+    Args:
+        decoder: its item of a request is a whole batch, on the CPU, or the text of an error.
+        workers: decoding processes; 0 decodes in this one.
+        largest: bytes of the largest batch; the workers pass batches through /dev/shm.
+
+    Raises:
+        InputError: an answer is a text.
+    """
+    loader: DataLoader[Any] = DataLoader(
+        decoder,
+        batch_size=None,  # a request is a whole batch
+        sampler=requests,  # type: ignore[arg-type]  # any sized iterable works
+        num_workers=cpus.sharing(workers, largest),
+        worker_init_fn=ignore_foreign_sigterm,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # leaves the caller's global generator unchanged
+    )
+    for answer in loader:
+        if isinstance(answer, str):
+            raise InputError(answer)
+        yield answer
 
 
 class _Slots:

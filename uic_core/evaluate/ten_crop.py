@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from uic_core.data import reader
 from uic_core.data.augment import normalize
 from uic_core.data.index import Index
-from uic_core.data.loader import ignore_foreign_sigterm
+from uic_core.data.loader import answers
 from uic_core.errors import InputError
 from uic_core.evaluate.heads import Affine, activations
 from uic_core.models.network import Network
-from uic_core.run import cpus
 from uic_core.run.parallel import ALONE, Ranks
 
 CROPS = 10
@@ -44,19 +42,7 @@ def ten_crops(
     Raises:
         InputError: an image cannot be read; names the file.
     """
-    loader: DataLoader[Any] = DataLoader(
-        _Decoder(index, size, resize),
-        batch_size=None,  # a request is a whole batch
-        sampler=batches,  # type: ignore[arg-type]  # any sized iterable works
-        num_workers=cpus.sharing(workers, _IMAGES * CROPS * 3 * size**2),
-        worker_init_fn=ignore_foreign_sigterm,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # leaves the caller's global generator unchanged
-    )
-    for batch in loader:
-        if isinstance(batch, str):
-            raise InputError(batch)
-        yield batch
+    return answers(_Decoder(index, size, resize), batches, workers, _IMAGES * CROPS * 3 * size**2)
 
 
 @torch.no_grad()

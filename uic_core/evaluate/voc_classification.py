@@ -23,11 +23,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from uic_core import checkpoint, recipe
 from uic_core.data import reader, voc
 from uic_core.data.augment import CROP_UNIFORMS, UNIFORMS, augment, crop_box
+from uic_core.data.loader import answers
 from uic_core.errors import InputError, stage
 from uic_core.evaluate.average_precision import class_average_precisions
 from uic_core.evaluate.frozen import fingerprint
@@ -323,18 +324,7 @@ def _crops(
     if sum(len(request.positions) for request in requests) > len(files):  # images that are read once need no cache
         cropper.fill_cache()
     largest = max(len(request.positions) * len(request.draws) for request in requests)
-    loader: DataLoader[Any] = DataLoader(
-        cropper,
-        batch_size=None,  # a request is a whole batch
-        sampler=requests,  # type: ignore[arg-type]  # any sized iterable works
-        num_workers=cpus.sharing(workers, largest * 3 * protocol.image_size**2),
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # leaves the global generator to dropout
-    )
-    for answer in loader:
-        if isinstance(answer, str):
-            raise InputError(answer)
-        yield answer
+    return answers(cropper, requests, workers, largest * 3 * protocol.image_size**2)
 
 
 if __name__ == "__main__":
