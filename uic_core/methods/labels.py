@@ -32,7 +32,7 @@ def split_empty(groups: Groups, labels: Labels) -> None:
     largest_first = [(-size, number) for number, size in enumerate(sizes.tolist()) if size]
     heapq.heapify(largest_first)
     for empty in np.flatnonzero(sizes == 0).tolist():
-        size, largest = heapq.heappop(largest_first)
+        size, largest = heapq.heappop(largest_first)  # sizes are negative there, so that the largest comes first
         kept = -size // 2
         starts[empty], sizes[empty] = starts[largest] + kept, -size - kept
         sizes[largest] = kept

@@ -79,7 +79,7 @@ ALEXNET = Architecture(
         "conv4": Pool(13, 3, 3, 1, 5),
         "conv5": Pool(13, 2, 2, 0, 6),
     },
-    fewshot_layers=(*_CONV, f"conv5{MAX_POOLED}"),
+    fewshot_layers=(*_CONV, f"conv5{MAX_POOLED}"),  # conv5+MP: pool5, 3×3 with stride 2, of conv5 after its ReLU
     windows=((11, 4, 2), (3, 2, 0), (5, 1, 2), (3, 2, 0), (3, 1, 1), (3, 1, 1), (3, 1, 1), (3, 2, 0)),
     frozen=("conv1",),
     formats=("uic_core", "deepcluster", "selflabel", "torchvision"),
