@@ -242,7 +242,7 @@ def test_a_damaged_history_is_named(tmp_path: Path, text: str, message: str) -> 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    demo = read_yaml(Path(__file__).parents[2] / "config" / "demo.yaml")["runs"]["random_sobel"]
+    demo = read_yaml(Path(__file__).parents[2] / "config" / "demo.yaml")["runs"]["uic_3k"]
     made_by = parse_run(demo | {"classes": 6, "images": 90, "seed": 3}, "test")
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("saved") / "checkpoint.safetensors"
