@@ -1,1 +1,1 @@
-"""Speed and memory beside peers, as ratios: `make bench`, or a part, `make bench-boundary`."""
+"""Speed and memory relative to reference code: `make bench`, or one part, `make bench-boundary`."""

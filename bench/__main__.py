@@ -1,4 +1,4 @@
-"""Every part, each in a process of its own; the lines of all bars again at the end. Status 1 where one is missed."""
+"""Run every part in its own process and repeat all bars at the end. Exit status 1 if one is missed."""
 
 import subprocess
 import sys
@@ -8,8 +8,8 @@ PARTS = ("boundary", "loader", "methods", "precision", "gpu", "frozen", "proposa
 
 
 def part(module: str) -> list[str]:
-    """Run a part, shown as it runs. Its bars' lines, and a MISS where it ended otherwise than by a missed bar."""
-    command = [sys.executable, "-u", "-m", module]  # unbuffered: a pipe would keep lines back
+    """Run a part and show its output. Return its bars' lines, and a MISS if it failed without a missed bar."""
+    command = [sys.executable, "-u", "-m", module]  # unbuffered: a pipe would delay lines
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     lines = []
@@ -24,7 +24,7 @@ def part(module: str) -> list[str]:
 
 
 def main(modules: Iterable[str]) -> int:
-    """Run the parts. Exit status."""
+    """Run the parts; return the exit status."""
     lines = [line for module in modules for line in part(module)]
     print("\nAll bars:", *lines, sep="\n")
     return int(any(line.startswith("MISS ") for line in lines))

@@ -1,8 +1,8 @@
-"""Between two epochs: grouping 1.28 M images by 10,000 classes and drawing the order, beside a loop over the classes.
+"""Between two epochs: group 1.28 M images by 10,000 classes and draw the order, compared with a loop over classes.
 
-The peer is written as the sampler of DeepCluster's code works: a Python list of members a class, `numpy.random.choice`
-class by class, one shuffle at the end. Ours draws the order block by block while the epoch runs; its whole cost is
-shown beside the part that the epoch waits for.
+The loop works like the sampler of DeepCluster's code: a Python list of members per class, `numpy.random.choice` class
+by class, one shuffle at the end. Ours draws the order block by block while the epoch runs; both its whole cost and
+the part that the epoch waits for are shown.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from uic_core.methods import labels, order
 
 IMAGES, CLASSES = 1_281_167, 10_000
 RATE = 3000
-"""Images a second of a fast single-GPU AlexNet training: an epoch of IMAGES then takes seven minutes."""
+"""Images per second of a fast single-GPU AlexNet training: an epoch of IMAGES then takes seven minutes."""
 
 
 def naive(values: np.ndarray) -> np.ndarray:
-    """Members in lists, a choice a class, a shuffle, cut to N."""
+    """Draw as DeepCluster: lists of members, a choice per class, a shuffle, cut to N."""
     members: list[list[int]] = [[] for _ in range(CLASSES)]
     for position, label in enumerate(values.tolist()):
         members[label].append(position)
@@ -36,21 +36,21 @@ def naive(values: np.ndarray) -> np.ndarray:
 
 
 def rebuild(values: np.ndarray) -> order.Balanced:
-    """What an epoch waits for: empty classes split, images grouped."""
+    """Do what an epoch waits for: group the images, split classes to fill empty ones."""
     groups = partition.group(values, CLASSES, np.random.default_rng(0))
     labels.split_empty(groups, values)
     return order.Balanced(groups, 0, 0)
 
 
 def whole(values: np.ndarray) -> None:
-    """The same, and every draw of the epoch."""
+    """Do the same, and every draw of the epoch."""
     found = rebuild(values)
     for first in range(0, len(values), 1 << 14):
         found.draw(first, min(first + (1 << 14), len(values)))
 
 
 def gap(values: np.ndarray) -> None:
-    """All that happens between the last step of an epoch and the first request of the next."""
+    """Do everything between the last step of an epoch and the first request of the next."""
     found = rebuild(values)
     found.coverage()
     groups = partition.group(values, CLASSES, np.random.default_rng(0))
@@ -60,13 +60,13 @@ def gap(values: np.ndarray) -> None:
 
 
 def peak(images: int) -> float:
-    """Peak memory, bytes, of a process that keeps the labels of so many images through an epoch."""
+    """Return the peak memory, bytes, of a process that keeps the labels of `images` images for an epoch."""
     command = [sys.executable, "-m", "bench.boundary", str(images)]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 def keep(images: int) -> None:
-    """The bookkeeping of an epoch, as the training loop does it."""
+    """Do the bookkeeping of an epoch as the training loop does."""
     rng = np.random.default_rng(0)
     values = labels.draw_initial(images, 1000, 0)
     groups = partition.group(values, 1000, rng)
@@ -103,7 +103,7 @@ def main() -> None:
     small, middle, large = 1_000_000, 10_000_000, 100_000_000
     peaks = {images: peak(images) for images in (small, middle, large)}
     bars.at_most("bytes-an-image", [(peaks[large] - peaks[small]) / (large - small)], 8)
-    # Below, what was imported weighs more than the labels and hides a part of them.
+    # With fewer images, imported modules take more memory than the labels and hide a part of it.
     print(f"  bytes an image from {middle:,} images on: {(peaks[large] - peaks[middle]) / (large - middle):.3f}")
     bars.close()
 

@@ -1,6 +1,6 @@
-"""Headless Chromium, driven through chromedriver's HTTP interface (W3C WebDriver): what a reader sees of a page.
+"""Headless Chromium, driven through chromedriver's HTTP interface (W3C WebDriver), to test what a reader sees.
 
-From Debian's packages chromium and chromium-driver.
+Needs Debian's packages chromium and chromium-driver.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ _FLAGS = (
     "--window-size=1400,1000",
 )  # fmt: skip
 _PATIENCE = 60  # seconds: other tests may keep every core busy
-# The driver is on this machine, whatever proxy the environment names.
+# The driver is on this machine: ignore the environment's proxy.
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def missing() -> str:
-    """What keeps a browser from starting here; '' if nothing does."""
+    """Return what prevents a browser from starting here; '' if nothing does."""
     absent = [name for name in ("chromium", "chromedriver") if not shutil.which(name)]
     return f"{' and '.join(absent)} not found: apt-get install chromium chromium-driver" if absent else ""
 
 
 class Browser:
-    """A browser for as long as a block lasts.
+    """A browser that runs during a `with` block.
 
     Raises:
-        RuntimeError: from any call, what chromedriver says is wrong.
+        RuntimeError: from any call, with chromedriver's message.
     """
 
     def __enter__(self) -> Browser:
@@ -81,15 +81,15 @@ class Browser:
         self._ask("POST", "/url", {"url": path.resolve().as_uri()})
 
     def click(self, xpath: str) -> None:
-        """Click on the first element that `xpath` finds, waiting until there is one that can be clicked on."""
+        """Click on the first element that `xpath` finds; wait until it exists and is clickable."""
         self._patiently(lambda: self._ask("POST", f"/element/{self._element(xpath)}/click", {}))
 
     def see(self, xpath: str) -> str:
-        """The visible text of the first element that `xpath` finds, waiting for it."""
+        """Wait for the first element that `xpath` finds; return its visible text."""
         return str(self._patiently(lambda: self._ask("GET", f"/element/{self._element(xpath)}/text")))
 
     def wait(self, script: str) -> None:
-        """Until a script that runs in the page returns true.
+        """Wait until a script in the page returns true.
 
         Raises:
             RuntimeError: it does not.
@@ -102,15 +102,15 @@ class Browser:
         self._patiently(holds)
 
     def run(self, script: str, *arguments: Any) -> Any:
-        """What a script returns that runs in the page."""
+        """Run a script in the page; return its result."""
         return self._ask("POST", "/execute/sync", {"script": script, "args": list(arguments)})
 
     def errors(self) -> list[str]:
-        """What the page has complained of in the console since the last call."""
+        """Return the page's console messages since the last call."""
         return [entry["message"] for entry in self._ask("POST", "/se/log", {"type": "browser"})]
 
     def screenshot(self, path: Path) -> None:
-        """Write what is seen as PNG."""
+        """Write a screenshot as PNG."""
         path.write_bytes(base64.b64decode(self._ask("GET", "/screenshot")))
 
     def _element(self, xpath: str) -> str:
@@ -118,7 +118,7 @@ class Browser:
         return str(next(iter(found.values())))
 
     def _patiently(self, what: Callable[[], Any]) -> Any:
-        """Until it works: the page draws itself anew while it loads, and takes elements away that were just found."""
+        """Retry until it works: while the page loads, it redraws itself and removes elements that were just found."""
         end = time.monotonic() + _PATIENCE
         while True:
             try:

@@ -1,10 +1,10 @@
-"""The workflow on a real one-node SLURM cluster: what the queue costs, and what is left of 20 kills.
+"""The workflow on a real one-node SLURM cluster: the cost of the queue, and the results after 20 kills.
 
     make bench-cluster
 
-As root, with Debian's slurm-wlm and munge. The whole small DAG runs without a queue, and in the queue while jobs,
-controller and Snakemake are killed; the tables must come out the same. (That it runs in the queue undisturbed, with
-nobody's help, is a bar of `make test-slurm`.) Where `make demo` has run, `make plan` is held against it too.
+Needs root and Debian's slurm-wlm and munge. The whole small DAG runs without a queue, and in the queue while jobs,
+controller and Snakemake are killed; the tables must be the same. (`make test-slurm` tests that it runs in the queue
+undisturbed and without help.) If `make demo` has run, `make plan` is compared with it too.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _PAUSE = (10.0, 40.0)  # seconds between kills: from the first jobs to the last
 
 
 def main() -> None:
-    """Print the bars; exit status 1 where one is missed."""
+    """Print the bars; exit status 1 if one is missed."""
     if reason := missing():
         print(f"bench.cluster: nothing measured, {reason}")
         return
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def dag_construction(folder: Path) -> tuple[float, float]:
-    """CPU seconds and megabytes of a dry run of config/paper.yaml with five seeds for every run."""
+    """Return CPU seconds and megabytes of a dry run of config/paper.yaml with five seeds for every run."""
     config = read_yaml(ROOT / "config" / "paper.yaml")
     fixed = [name for name, recipe in config["runs"].items() if recipe["method"] == "external"]
     config["seeds"] = {name: list(range(1, SEEDS)) for name in config["runs"] if name not in fixed}
@@ -76,21 +76,21 @@ def dag_construction(folder: Path) -> tuple[float, float]:
 
 
 def overhead(folder: Path, cluster: Cluster) -> float:
-    """Seconds that a job on a serial chain takes longer in the queue than without one."""
+    """Return how many seconds longer a job of a serial chain takes in the queue."""
     taken = {}
     for name, where in (("here", None), ("queue", cluster)):
         site = Site(folder / f"chain_{name}", where, small_config())
         started = time.monotonic()
         output = _run(site, CHAIN)
         taken[name] = time.monotonic() - started
-    # One index is made beside the other: the longest chain has a job of each rule that went through the queue.
+    # The two indexes are made in parallel: the longest chain has one job of each rule that went through the queue.
     jobs = len(set(re.findall(r"^rule (\w+):", output, flags=re.MULTILINE)))
     print(f"  chain of {jobs} jobs: {taken['here']:.0f} s here, {taken['queue']:.0f} s in the queue")
     return (taken["queue"] - taken["here"]) / jobs
 
 
 def undisturbed(folder: Path) -> Site:
-    """The whole DAG in one call of Snakemake, without a queue."""
+    """Run the whole DAG in one call of Snakemake, without a queue."""
     site = Site(folder, None, small_config())
     started = time.monotonic()
     _run(site)
@@ -99,7 +99,7 @@ def undisturbed(folder: Path) -> Site:
 
 
 def tables(site: Site) -> dict[str, str]:
-    """Every table as text, its date left out."""
+    """Return every table as text, without its date."""
     return {
         path.name: re.sub(r"\d{4}-\d{2}-\d{2}", "", path.read_text())
         for pattern in ("*.md", "*.csv")
@@ -108,7 +108,7 @@ def tables(site: Site) -> dict[str, str]:
 
 
 def killed(folder: Path, cluster: Cluster) -> tuple[Site, int]:
-    """The whole DAG while something is killed every few seconds; it is called again as long as it has not finished."""
+    """Run the whole DAG while something is killed every few seconds; call Snakemake again until it has finished."""
     site, chance, kills, calls = Site(folder, cluster, small_config()), random.Random(0), 0, 0
     started = time.monotonic()
     done = False
@@ -135,7 +135,7 @@ def killed(folder: Path, cluster: Cluster) -> tuple[Site, int]:
 
 
 def _kill(site: Site, process: subprocess.Popen[str], chance: random.Random) -> str:
-    """Kill or cancel a job, kill the controller or Snakemake; '' where there was nothing to kill."""
+    """Kill or cancel a job, or kill the controller or Snakemake; '' if there was nothing to kill."""
     cluster = site.cluster
     assert cluster is not None
     running = [job for job, state in site.jobs().items() if state == "RUNNING"]
@@ -159,7 +159,7 @@ def _kill(site: Site, process: subprocess.Popen[str], chance: random.Random) -> 
 
 
 def _wait(process: subprocess.Popen[str], seconds: float) -> bool:
-    """True: it still runs after so many seconds."""
+    """Return whether it still runs after `seconds`."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(seconds)
         return False

@@ -1,8 +1,8 @@
-"""What the demo's tables must show, and what it may take, against a demo that has run.
+"""Check a finished demo: what its tables must show, and its limits of time and memory.
 
     make demo && make bench-demo
 
-Orderings are of the computed cells in results/tables; time and memory are those of results/benchmarks.
+Orderings are those of the computed cells in results/tables; time and memory are from results/benchmarks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from uic_core.files import read_yaml
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "config" / "demo.yaml"
-_ABOVE = 0.01  # points: a tie is not above, and an image of 300 more is 0.07 points of a mean over five layers
+_ABOVE = 0.01  # points: above a tie, below one image of 300, which is 0.07 points of a mean over five layers
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def report(bars: Bars, results: Path, chance: float) -> None:
-    """Hold a results folder against the bars.
+    """Compare a results folder with the bars.
 
     Args:
         results: the folder of a finished demo.
@@ -61,7 +61,7 @@ def report(bars: Bars, results: Path, chance: float) -> None:
 
 
 def ours(path: Path) -> dict[tuple[str, str], float]:
-    """The computed cells of a table, percent, by run and column."""
+    """Return the computed cells of a table, percent, by run and column."""
     try:
         cells = pd.read_csv(path).dropna(subset="ours")
         scales = set(cells["scale"])
@@ -77,7 +77,7 @@ def ours(path: Path) -> dict[tuple[str, str], float]:
 
 
 def peak(benchmarks: Path) -> float:
-    """Memory of the largest job, GB."""
+    """Return the memory of the largest job, GB."""
     peaks = []
     for path in benchmarks.rglob("*.tsv"):
         with path.open() as file:

@@ -1,8 +1,8 @@
-"""What some departures from the predecessors' code come to: the numbers that docs/protocol.md quotes.
+"""Measure the effect of some departures from the predecessors' code: the numbers that docs/protocol.md quotes.
 
-`python -m bench.departures` prints them in a few minutes, or only the parts that are named. No bars: a departure is
-told, not judged. Photographs are scikit-learn's two (640×427 pixels); labelled images are drawn as the demo's are, four
-times as large.
+`python -m bench.departures` prints all of them in a few minutes, or only the named parts. There are no bars:
+departures are reported, not judged. The photographs are scikit-learn's two (640×427 pixels); labelled images are
+drawn as in the demo, four times as large.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SIDE, RESIZE = 64, 73
 
 
 def sampler(images: int = 1_281_167, classes: int = 10_000) -> None:
-    """DeepCluster's draws a class against class sizes, for class sizes that spread more and more."""
+    """Print DeepCluster's draws per class against class sizes, for increasing spread of the sizes."""
     random = np.random.default_rng(0)
     for sigma in (0.2, 0.3, 0.5, 0.8, 1.2):
         weights = np.exp(random.normal(0, sigma, classes))
@@ -63,14 +63,14 @@ def sampler(images: int = 1_281_167, classes: int = 10_000) -> None:
 
 
 def _photographs() -> list[Image.Image]:
-    """The two photographs, and a mosaic of four of them for crops of 672 pixels and more."""
+    """Return the two photographs, and a mosaic of four of them for crops of 672 pixels and more."""
     china, flower = (np.asarray(image) for image in load_sample_images().images)
     mosaic = np.vstack([np.hstack([china, flower]), np.hstack([flower[:, ::-1], china[:, ::-1]])])
     return [Image.fromarray(pixels) for pixels in (china, flower, mosaic)]
 
 
 def _read(path: Path, box: reader.Box, size: int, *, reduced: bool) -> NDArray[np.int64]:
-    """A crop as the loader makes it, from a file decoded at reduced size or whole: [S, S, 3]."""
+    """Make a crop as the loader does, from a file decoded at reduced or full size: [S, S, 3]."""
     pixels = np.array(reader.read_rgb(path))  # a copy: Pillow's memory is read-only
     if reduced:
         pixels, box = reader.read_part(path, lambda *_: box, size)
@@ -80,7 +80,7 @@ def _read(path: Path, box: reader.Box, size: int, *, reduced: bool) -> NDArray[n
 
 
 def decoding(folder: Path, crops: int = 400) -> None:
-    """Grey levels between crops of JPEGs decoded at reduced size and whole, by reduction."""
+    """Print grey-level differences of crops from JPEGs decoded at reduced and full size, by reduction."""
     files = []
     for number, image in enumerate(_photographs()):
         files.append(folder / f"{number}.jpg")
@@ -104,7 +104,7 @@ def decoding(folder: Path, crops: int = 400) -> None:
 
 
 def _scenes(folder: Path, images: int, seed: int) -> Index:
-    """Labelled JPEGs of 288 to 400 pixels a side, drawn as the demo's; those that are there already are taken."""
+    """Draw labelled JPEGs of 288 to 400 pixels a side, as in the demo; existing ones are reused."""
     for number in range(0 if folder.exists() else images):
         random = np.random.default_rng([seed, number])
         width, height = random.integers(288, 401, 2).tolist()
@@ -118,10 +118,10 @@ def _scenes(folder: Path, images: int, seed: int) -> Index:
 
 
 def probes(folder: Path) -> None:
-    """Linear probes on random weights, whose training crops are decoded at reduced size and whole.
+    """Train linear probes on random weights, with training crops decoded at reduced and at full size.
 
-    Every training crop is decoded at 1/2 in the first arm. The learning rate is low: where a head's loss oscillates, as
-    conv1's and conv2's still do, arms differ by chance.
+    The first arm decodes every training crop at 1/2. The learning rate is low: if a head's loss oscillates, as conv1's
+    and conv2's still do, arms differ by chance.
     """
     train, val = _scenes(folder / "train", TRAIN, 1), _scenes(folder / "val", VAL, 2)
     torch.manual_seed(0)
@@ -139,7 +139,7 @@ def probes(folder: Path) -> None:
 
 
 def _official_blur(images: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Normalised [B, 3, 224, 224] as the official code blurs it: kernel 12, zeros around, 225 × 225 pixels."""
+    """Blur normalised [B, 3, 224, 224] as the official code does: kernel 12, zero padding, to 225 × 225 pixels."""
     places = torch.arange(12) - 5.5
     line = torch.exp(-0.5 * (places / sigma) ** 2)
     kernel = torch.outer(line, line) / line.sum() ** 2
@@ -147,7 +147,7 @@ def _official_blur(images: torch.Tensor, sigma: float) -> torch.Tensor:
 
 
 def blur() -> None:
-    """Grey levels between the official blur and ours, on the photographs' centres."""
+    """Print grey-level differences of the official blur and ours, on the photographs' centres."""
     centres = [torch.from_numpy(reader.center_crop(image, 256, 224)) for image in _photographs()[:2]]
     batch = torch.stack(centres)
     std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
@@ -165,7 +165,7 @@ def blur() -> None:
 
 
 def whitening(folder: Path) -> None:
-    """Variances along the 256 directions that are kept, of a random network's features, and with dead units."""
+    """Print variances along the 256 kept directions, of a random network's features, and with dead units."""
     index = _scenes(folder / "train", TRAIN, 1)
     torch.manual_seed(0)
     network = build("alexnet", classes=2, image_size=SIDE, sobel=True).eval()
@@ -187,7 +187,7 @@ def whitening(folder: Path) -> None:
 
 
 def main(names: list[str]) -> None:
-    """Print the parts that are named, or all of them."""
+    """Print the named parts, or all of them."""
     print(f"departures, on {processor()}")
     randomness.seed_everything(0)
     with tempfile.TemporaryDirectory() as name:

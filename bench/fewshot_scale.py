@@ -1,7 +1,7 @@
-"""The few-shot stage as Table 5 takes it: 12,000 images, four columns, two resolutions, 2,000 episodes, two cores.
+"""The few-shot stage at Table 5's size: 12,000 images, four columns, two resolutions, 2,000 episodes, two cores.
 
-The stage runs as it is, in a process of its own. `python -m bench.fewshot_scale` runs all of it, which takes a quarter
-of an hour; `make bench-frozen` holds the same bars with a part of the larger resolution, scaled up.
+The stage runs unchanged in its own process. `python -m bench.fewshot_scale` runs all of it in a quarter of an hour;
+`make bench-frozen` checks the same bars with a part of the larger resolution, scaled up.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from uic_core.run import devices
 
 IMAGES, CLASSES = 12_000, 20
 PART = 10
-"""Of the images, one in so many stands for all of them where a cost is scaled up."""
+"""A cost that is scaled up is measured on one image in this many."""
 
 MINUTES, GIGABYTES = 30, 6
 CONFIG = read_yaml(Path(__file__).parents[1] / "config" / "paper.yaml")
 
 
 def labelled(index: Index, classes: int) -> Index:
-    """The images as if they were of so many classes, equally many of each."""
+    """Label the images with `classes` classes, equally many images in each."""
     labels = (np.arange(len(index)) % classes).astype(np.int32)
     return replace(index, classes=tuple(str(number) for number in range(classes)), labels=labels)
 
 
 def peak_bytes(process: subprocess.Popen[bytes]) -> float:
-    """Wait for a process; the most memory that it and its children held, shared pages counted once."""
+    """Wait for a process; return the peak memory of it and its children, with shared pages counted once."""
     peak = 0.0
     while process.poll() is None:
         held = 0
@@ -62,7 +62,7 @@ def peak_bytes(process: subprocess.Popen[bytes]) -> float:
 
 
 def stage(folder: Path, index: Index, **changes: Any) -> tuple[float, float, dict[str, int]]:
-    """Run the stage on the paper's protocol with `changes`: seconds, most bytes, and the columns' dimensions."""
+    """Run the stage on the paper's protocol with `changes`; return seconds, peak bytes, the columns' dimensions."""
     index.save(folder / "index.npz")
     made_by = recipe.parse(Random, CONFIG["runs"]["random_sobel"], "bench")
     torch.manual_seed(0)
@@ -81,12 +81,12 @@ def stage(folder: Path, index: Index, **changes: Any) -> tuple[float, float, dic
 
 
 def scaled(bars: Bars, part: Index, folder: Path) -> None:
-    """The bars from all images at 84 pixels, and at 224 from a tenth of them and a part of the Gram matrices.
+    """Measure the bars: all images at 84 pixels; at 224, a tenth of them and a part of the Gram matrices.
 
-    A process's most memory is in the Gram matrix, which depends on the number of images and not on their size, or in
-    the features of a batch, which do not depend on that number: either is in one of the two runs. Time at 224: a tenth
-    of the images times ten (start-up times ten, too), and what a Gram matrix of all images takes for a chunk of
-    dimensions, times the dimensions. Episodes are in the first run.
+    Peak memory is in the Gram matrix, which depends on the number of images but not on their size, or in the features
+    of a batch, which do not depend on that number: each occurs in one of the two runs. Time at 224 is that of a tenth
+    of the images times ten (including start-up), plus that of a Gram matrix of all images for a chunk of dimensions,
+    scaled to all dimensions. Episodes are in the first run.
 
     Args:
         part: a tenth of the images.
@@ -108,7 +108,7 @@ def scaled(bars: Bars, part: Index, folder: Path) -> None:
 
 
 def main() -> None:
-    """Print the bars, nothing scaled."""
+    """Print the bars, without scaling."""
     bars = Bars("few-shot at scale")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,9 +1,8 @@
-"""Evaluations of a frozen network: five probes in one pass beside five passes, features once and in every episode.
+"""Evaluations of a frozen network: five probes in one pass or in five, features computed once or in every episode.
 
-The separate arms run the same code with one layer at a time, up to which alone the trunk is computed. Probes and
-ten-crop test: AlexNet at 224 pixels, 1000 classes and batches of 256, as on ImageNet. Where decoding is to be the
-limit, the network sees 64 pixels of photographs of 1000×750: on a CPU, 224 pixels of smaller ones cost more to see
-than to decode.
+The separate arms run the same code for one layer at a time and compute the trunk only up to that layer. Probes and
+ten-crop test: AlexNet at 224 pixels, 1000 classes and batches of 256, as on ImageNet. For the decode-bound case, the
+network sees 64 pixels of photographs of 1000×750: on a CPU, the network at 224 pixels costs more than decoding.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5")
 CLASSES, BATCH = 1000, 256
 EPISODES, NAIVE_EPISODES, MEMORY_EPISODES = 10_000, 10, 200
 DIMENSION = 4096
-"""Of Table 5's column conv5 at 84 pixels."""
+"""Dimension of Table 5's column conv5 at 84 pixels."""
 
 EVALUATIONS = read_yaml(Path(__file__).parents[1] / "config" / "paper.yaml")["evaluations"]
 
@@ -55,19 +54,19 @@ def alexnet(image_size: int) -> Network:
 
 
 def probe_protocol(layers: tuple[str, ...]) -> LinearProbe:
-    """The paper's, on these layers."""
+    """Return the paper's protocol for these layers."""
     section = EVALUATIONS["linear_probe"]
     return recipe.parse(LinearProbe, section | {"layers": section["layers"] | {"alexnet": list(layers)}}, "bench")
 
 
 def probing(network: Network, index: Index, resize: int, workers: int) -> dict[str, Arm]:
-    """One epoch of training: all layers together, and one after the other."""
+    """Arms of one epoch of training: all layers together, and one after the other."""
 
     def epochs(*runs: tuple[str, ...]) -> Arm:
         made = [Probes(network, index, index, probe_protocol(layers), resize, workers) for layers in runs]
 
         def work() -> None:
-            with contextlib.redirect_stdout(None):  # a line an epoch
+            with contextlib.redirect_stdout(None):  # one line per epoch
                 for probes in made:
                     probes.train_epoch()
                     probes.waiting.clear()
@@ -78,7 +77,7 @@ def probing(network: Network, index: Index, resize: int, workers: int) -> dict[s
 
 
 def testing(network: Network, index: Index) -> dict[str, Arm]:
-    """Ten-crop test of one epoch's heads: all layers together, and one after the other."""
+    """Arms of a ten-crop test of one epoch's heads: all layers together, and one after the other."""
     heads = build_heads(network, LAYERS, CLASSES, probe_protocol(LAYERS))
     trained = {layer: head.affine() for layer, head in heads.items()}
 
@@ -93,7 +92,7 @@ def testing(network: Network, index: Index) -> dict[str, Arm]:
 
 
 def nearest(features: Tensor, protocol: Fewshot) -> Tensor:
-    """An episode from its features [ways · (shots + queries), D]: share of the queries nearest to their own mean."""
+    """Return the share of an episode's queries nearest to their own mean; features [ways · (shots + queries), D]."""
     images = features.view(protocol.ways, protocol.shots + protocol.queries, -1)
     means = images[:, : protocol.shots].mean(1)
     found = torch.cdist(images[:, protocol.shots :].flatten(0, 1), means).argmin(1).view(protocol.ways, -1)
@@ -101,18 +100,18 @@ def nearest(features: Tensor, protocol: Fewshot) -> Tensor:
 
 
 def episode_images(episodes: fewshot.Episodes) -> Tensor:
-    """Positions [E, ways · (shots + queries)]."""
+    """Return positions [E, ways · (shots + queries)]."""
     return torch.from_numpy(np.concatenate([episodes.support, episodes.query], axis=2)).flatten(1)
 
 
 def few_shot(network: Network, index: Index, protocol: Fewshot, folder: Path) -> dict[str, Arm]:
-    """The evaluation of 10 · len(index) images, four columns at one resolution: ours, and features in each episode.
+    """Arms that evaluate 10 · len(index) images, four columns at one resolution: ours, and features in each episode.
 
-    Ours: episodes drawn; features of every image once, to disk and back (of a tenth of them, times ten, but for the
-    assertion that the network did not change); for each column its Gram matrix (of one column, times the columns'
-    dimensions) and all episodes. The peer, as ProtoNet's evaluation: an episode's images are read, their features
-    computed, and its queries classified from them (NAIVE_EPISODES, scaled
-    up). Each scaled cost is proportional to what it is scaled by.
+    Ours draws the episodes, computes every image's features once, to disk and back (a tenth of the images, times ten,
+    except for the assertion that the network did not change), and for each column computes the Gram matrix (of one
+    column, times the columns' dimensions) and all episodes. The other works like ProtoNet's evaluation: it reads an
+    episode's images, computes their features and classifies the queries (NAIVE_EPISODES, scaled up). Each scaled cost
+    is proportional to its factor.
     """
     ((_, resolution),) = protocol.resolutions.items()
     layers, device = fewshot.layers_of(network, protocol), devices.current()
@@ -152,7 +151,7 @@ def few_shot(network: Network, index: Index, protocol: Fewshot, folder: Path) ->
 
 
 def from_memory(index: Index, protocol: Fewshot) -> float:
-    """For information: a loop over episodes whose features are in memory, in times of Gram matrix and episodes."""
+    """For information: time of a loop over episodes with features in memory ÷ time of Gram matrix and episodes."""
     device = devices.current()
     whole = replace(index, paths=np.tile(index.paths, 10), labels=np.tile(index.labels, 10))
     episodes, features = fewshot.draw_episodes(whole, protocol), torch.rand(len(whole), DIMENSION, device=device)

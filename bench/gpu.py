@@ -1,8 +1,8 @@
-"""Training on a GPU: the share of its bf16 matrix rate that steps reach, and what the loader and the batch size cost.
+"""Training on a GPU: the share of its bf16 matrix rate that steps reach, and the cost of loader and batch size.
 
-The matrix rate is that of a large product in the same run, the operations of a step are counted by torch, forward and
-backward. Steps are those of the suite's own loop, on crops that lie on the device already, or from the memory map of
-the loader's cache, decoded by as many processes as there are CPUs to spare.
+The matrix rate is that of a large product in the same run; torch counts the operations of a step, forward and
+backward. Steps run in the suite's own loop, on crops that are already on the device, or from the loader's
+memory-mapped cache, read by as many processes as there are spare CPUs.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from uic_core.run import cpus, devices
 
 SIZE, STEPS, CLASSES = 224, 40, 3000
 CASES = {"alexnet": (256, 0.35), "resnet50": (128, 0.14), "vgg16": (128, 0.50)}
-"""Images a GPU takes in a step (those of 1024 over eight GPUs in config/paper.yaml), and the least share."""
+"""Images per GPU and step (as 1024 over eight GPUs in config/paper.yaml), and the least share."""
 
 OPTIONAL = ("torch.compile", "CUDA graphs")
-"""Arms without a bar. Where one fails its rate is not a number."""
+"""Arms without a bar. If one fails, its rate is NaN."""
 
 
 def flops(recipe: Training) -> float:
-    """Operations of a training step for one image, a multiply-add being two."""
+    """Return the operations of a training step for one image; a multiply-add counts as two."""
     network = build(recipe.arch, classes=recipe.classes, image_size=recipe.image_size, sobel=recipe.sobel)
     images = torch.randn(2, 3, recipe.image_size, recipe.image_size)
     with FlopCounterMode(display=False) as counter:
@@ -50,7 +50,7 @@ def flops(recipe: Training) -> float:
 
 
 def product(side: int, times: int) -> Arm:
-    """Seconds for an operation of a product of two square bf16 matrices."""
+    """Arm: seconds per operation of a product of two square bf16 matrices."""
     device = devices.current()
     one, other = torch.randn(2, side, side, device=device, dtype=torch.bfloat16)
 
@@ -72,12 +72,12 @@ def compiled(trainer: Trainer) -> None:
 
 
 def graphed(trainer: Trainer) -> None:
-    """The same, and CUDA graphs start a whole pass at once."""
+    """Do the same, with CUDA graphs that launch a whole pass at once."""
     trainer.network.compile(mode="reduce-overhead")
 
 
 def tolerant(process: Process) -> Arm:
-    """An arm that may fail, as compilers do, without ending the rest."""
+    """Return an arm that may fail, as compilers do, without ending the others."""
 
     def arm() -> float:
         with contextlib.suppress(EOFError, OSError):
@@ -99,7 +99,7 @@ def measure(
     *,
     compilers: bool = True,
 ) -> None:
-    """One architecture: its share of the matrix rate, its input, the compilers and, of AlexNet, a larger batch."""
+    """Measure an architecture's share of the matrix rate, input, compilers and, for AlexNet, a larger batch."""
     recipe, unread = trained(arch, size, batch, batch * steps, CLASSES)
     read = tiled(cached, batch * steps, recipe.classes)
     workers = max(1, cpus.workers(len(os.sched_getaffinity(0))))
@@ -128,7 +128,7 @@ def measure(
 def report(
     bars: Bars, arch: str, batch: int, flop: float, limit: list[float], rates: dict[str, list[float]], share: float
 ) -> None:
-    """Rates in images a second, and the matrix rate in operations a second -> bars."""
+    """Add bars from rates in images per second and the matrix rate in operations per second."""
     resident = rates["resident"]
     print(f"  {flop / 1e9:.2f} GFLOP an image, forward and backward; matrix rate {median(limit) / 1e12:.4g} TFLOP/s")
     print("  images/s: " + ", ".join(f"{name} {median(rate):.4g}" for name, rate in rates.items()))

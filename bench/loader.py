@@ -1,7 +1,7 @@
-"""Images a CPU-second, beside torchvision's ImageFolder with PIL's RandomResizedCrop, ToTensor and Normalize.
+"""Images per CPU-second, relative to torchvision's ImageFolder with PIL's RandomResizedCrop, ToTensor and Normalize.
 
-Photograph-like JPEGs of 500×375 pixels and about 100 KB, as ImageNet's are, one decoding process an arm. What ours
-leaves to the training device, the flip and the normalisation, is shown beside the bars, done on this CPU.
+The images are photograph-like JPEGs of 500×375 pixels and about 100 KB, as in ImageNet. Each arm has one decoding
+process. Ours leaves flip and normalisation to the training device; their cost on this CPU is shown beside the bars.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ IMAGES, SIZE, BATCH = 768, 224, 64
 
 
 def photographs(folder: Path, images: int, width: int, height: int) -> None:
-    """Write JPEGs like photographs, in two class folders.
+    """Write photograph-like JPEGs in two class folders.
 
-    Amplitudes fall with frequency as in natural scenes, and channels move together. At 500×375 pixels that gives the
-    bytes of ImageNet's files, 110 KB, and 30 KB once they are reduced to 256 pixels.
+    Amplitudes fall with frequency as in natural scenes, and channels are correlated. At 500×375 pixels the files have
+    the size of ImageNet's, 110 KB; reduced to 256 pixels, they have 30 KB.
     """
     rng = np.random.default_rng(0)
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
@@ -49,7 +49,7 @@ def photographs(folder: Path, images: int, width: int, height: int) -> None:
 
 
 def cpu_seconds(batches: Callable[[], Iterable[object]]) -> Arm:
-    """An arm that takes the CPU time of this process and its children while it consumes all batches."""
+    """Return an arm that measures the CPU time of this process and its children while it consumes all batches."""
 
     def total() -> float:
         processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
@@ -65,7 +65,7 @@ def cpu_seconds(batches: Callable[[], Iterable[object]]) -> Arm:
 
 
 def reference(folder: Path) -> DataLoader[object]:
-    """The bar's peer: no flip, which ours leaves to the device too."""
+    """Return the reference loader, without flip, which ours leaves to the device too."""
     steps = [
         transforms.RandomResizedCrop(SIZE),
         transforms.ToTensor(),
@@ -76,7 +76,7 @@ def reference(folder: Path) -> DataLoader[object]:
 
 
 def ours(index: Index) -> Callable[[], Iterable[object]]:
-    """Batches as training takes them; another epoch each time."""
+    """Return a function that yields batches as in training, of another epoch at each call."""
     loader = Loader(index, SIZE, 256, BATCH, workers=1)
     epochs = iter(range(1000))
 
@@ -89,7 +89,7 @@ def ours(index: Index) -> Callable[[], Iterable[object]]:
 
 
 def finished(images: torch.Tensor) -> torch.Tensor:
-    """Flip and normalisation, which the loader leaves to the device."""
+    """Flip and normalise, which the loader leaves to the device."""
     return augment(images, uniforms(0, 0, np.arange(len(images)), UNIFORMS), "standard")
 
 

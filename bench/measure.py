@@ -1,4 +1,4 @@
-"""Arms measured in turns in one process tree, and the bars they are held against."""
+"""Measure arms in turn in one process tree, and compare them with bars."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PAIRS = 5
 
 
 def seconds(work: Callable[[], object]) -> Arm:
-    """An arm that takes the time of `work`."""
+    """Return an arm that measures the time of `work`."""
 
     def arm() -> float:
         started = time.perf_counter()
@@ -25,7 +25,7 @@ def seconds(work: Callable[[], object]) -> Arm:
 
 
 def interleaved(arms: dict[str, Arm], pairs: int = PAIRS) -> dict[str, list[float]]:
-    """Every arm once in turn, `pairs` times over; once before, uncounted, to warm up."""
+    """Run all arms in turn, `pairs` times, after an uncounted warm-up; return their values."""
     found: dict[str, list[float]] = {name: [] for name in arms}
     for turn in range(pairs + 1):
         for name, arm in arms.items():
@@ -38,7 +38,7 @@ def interleaved(arms: dict[str, Arm], pairs: int = PAIRS) -> dict[str, list[floa
 
 
 class Bars:
-    """Prints a line a bar and remembers whether one was missed."""
+    """Prints one line per bar and remembers whether one was missed."""
 
     def __init__(self, part: str) -> None:
         self.lines: list[str] = []
@@ -54,7 +54,7 @@ class Bars:
         self._add(name, values, statistics.median(values) <= bound, f"<= {bound:g}")
 
     def close(self) -> None:
-        """Print the bars; exit status 1 where one is missed."""
+        """Print the bars; exit with status 1 if one is missed."""
         print("\n".join(self.lines))
         sys.exit(self.missed)
 
@@ -64,12 +64,12 @@ class Bars:
 
 
 def ratios(above: list[float], below: list[float]) -> list[float]:
-    """Pair by pair."""
+    """Divide pair by pair."""
     return [one / other for one, other in zip(above, below, strict=True)]
 
 
 def processor() -> str:
-    """What it was measured on."""
+    """Return the number and model of the CPUs."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     models = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
     return f"{len(models)} × {models[0] if models else platform.processor()}"

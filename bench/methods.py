@@ -1,9 +1,9 @@
-"""Steps and epochs of UIC, supervised training and DeepCluster beside each other, all by the suite's own loop.
+"""Compare steps and epochs of UIC, supervised training and DeepCluster, all in the suite's own loop.
 
-Each method trains in a process of its own, one thread for the network and one decoding process; an epoch of each in
-turn. Where small images are trained on, the network's arithmetic is the limit; where photographs as a camera makes
-them, decoding is: there DeepCluster's second pass over the images costs most. Beside our supervised epoch runs one as
-torchvision's reference script trains: PIL, float32, each step's numbers read before the next one.
+Each method trains in its own process, with one thread for the network and one decoding process; epochs alternate.
+With small images the network's arithmetic is the limit; with camera photographs decoding is, and DeepCluster's second
+pass over the images costs most. Our supervised epoch is also compared with torchvision's reference script: PIL,
+float32, each step's numbers read before the next one.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ class Epoch:
     """What an epoch took.
 
     Attributes:
-        whole: seconds from its preparation to that of the next, but for the writing of states, which waits for a disk.
+        whole: seconds from its preparation to the next one's, without writing states, which waits for a disk.
         training, decoding: CPU seconds of the training process, and of its decoding processes.
-        rate: images a second of its steps.
-        parts: seconds of what is clocked within it.
+        rate: images per second of its steps.
+        parts: seconds of its timed parts.
     """
 
     whole: float
@@ -68,10 +68,10 @@ class Epoch:
 
 
 class Process:
-    """A process that trains, an epoch at each call; the first of them warms up."""
+    """A process that trains one epoch per call; the first one warms up."""
 
     def __init__(self, work: Callable[..., None], *arguments: Any) -> None:
-        """`work` takes one end of a pipe and the arguments, and runs an epoch for each True that comes out of it."""
+        """`work` takes one end of a pipe and the arguments, and runs an epoch for each True that it receives."""
         self.epochs: list[Epoch] = []
         os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # as the workflow starts every stage
         self._pipe, other = _CONTEXT.Pipe()
@@ -80,7 +80,7 @@ class Process:
         other.close()
 
     def __call__(self) -> float:
-        """Seconds of another epoch. Raises EOFError where the process has ended."""
+        """Run an epoch; return its seconds. Raises EOFError if the process has ended."""
         self._pipe.send(True)
         self.epochs.append(self._pipe.recv())
         return self.epochs[-1].whole
@@ -94,23 +94,23 @@ class Process:
         self._process.join()
 
     def each(self, value: Callable[[Epoch], float]) -> list[float]:
-        """A value of every epoch but the first."""
+        """Return a value of every epoch but the first."""
         return [value(epoch) for epoch in self.epochs[1:]]
 
     def part(self, name: str) -> float:
-        """Median seconds of a part."""
+        """Return the median seconds of a part."""
         return statistics.median(self.each(lambda epoch: epoch.parts[name]))
 
 
 class Turns:
-    """A trainer's epochs, which wait for their turn and tell what they took."""
+    """Makes a trainer's epochs wait for their turn and report what they took."""
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe, self._started = pipe, _clocks()
         self._parts: dict[str, float] = defaultdict(float)
 
     def watch(self, trainer: Trainer) -> None:
-        """Clock the parts of its epochs, each of which ends where the next one is prepared."""
+        """Time the parts of its epochs; an epoch ends when the next one is prepared."""
         labels = trainer.method.labels
 
         def prepare(recipe: Training, epoch: int, *rest: Any) -> Labels | None:
@@ -132,7 +132,7 @@ class Turns:
         trainer.loader.stream = lambda *call: self._waits(stream(*call))  # type: ignore[method-assign]
 
     def _clock(self, owner: object, name: str, part: str, *, aside: bool = False) -> None:
-        """Have a function's time noted as a part; one that is put aside does not count as the epoch's."""
+        """Record a function's time as a part; with `aside` it does not count in the epoch's time."""
         work = getattr(owner, name)
 
         def clocked(*arguments: Any, **named: Any) -> Any:
@@ -157,7 +157,7 @@ class Turns:
 
 
 def _clocks() -> NDArray[np.float64]:
-    """Seconds: wall clock, CPU time of this process, CPU time of its decoding processes."""
+    """Return seconds: wall clock, CPU time of this process, CPU time of its decoding processes."""
     decoding = sum(sum(child.cpu_times()[:2]) for child in psutil.Process().children())
     return np.array([time.perf_counter(), time.process_time(), decoding])
 
@@ -165,7 +165,7 @@ def _clocks() -> NDArray[np.float64]:
 def train(
     pipe: Connection, recipe: Training, index: Index, threads: int, workers: int, *changes: Callable[[Trainer], None]
 ) -> None:
-    """The stage `pretrain`, epoch by epoch as the pipe asks; 0 threads: torch's own choice."""
+    """Run the stage `pretrain`, one epoch per request from the pipe; 0 threads: torch's own choice."""
     if threads:
         torch.set_num_threads(threads)
     saved_state.EPOCH_SECONDS = 10**9  # no state between epochs, unless asked for
@@ -180,12 +180,12 @@ def train(
 
 
 def saving(_: Trainer) -> None:
-    """A state after every epoch, however short."""
+    """Save a state after every epoch, however short."""
     saved_state.EPOCH_SECONDS = 0
 
 
 def resident(trainer: Trainer) -> None:
-    """Input that costs nothing: the same crops each time, on the device from the start."""
+    """Make input cost nothing: the same crops each time, on the device from the start."""
     size = trainer.recipe.image_size
     shape = (trainer.recipe.batch_size, size, size, 3)
     images = torch.randint(256, shape, dtype=torch.uint8, device=trainer.device).permute(0, 3, 1, 2)
@@ -197,7 +197,7 @@ def resident(trainer: Trainer) -> None:
 
 
 def tiled(index: Index, images: int, classes: int) -> Index:
-    """An index over and over, up to a number of images, in other classes."""
+    """Repeat an index up to a number of images, with other classes."""
     chosen = np.arange(images) % len(index)
     names = tuple(f"class{number:05}" for number in range(classes))
     labels = (np.arange(images) % classes).astype(np.int32)
@@ -206,7 +206,7 @@ def tiled(index: Index, images: int, classes: int) -> Index:
 
 
 def reference(pipe: Connection, folder: Path, recipe: Training) -> None:
-    """What torchvision's reference script does in an epoch of training, in our words, on a network of ours."""
+    """Train epochs as torchvision's reference script does, rewritten, on a network of ours."""
     torch.set_num_threads(1)
     steps = [
         transforms.RandomResizedCrop(recipe.image_size),
@@ -215,7 +215,7 @@ def reference(pipe: Connection, folder: Path, recipe: Training) -> None:
         transforms.Normalize(MEAN, STD),
     ]
     dataset = ImageFolder(str(folder / "train"), transforms.Compose(steps))
-    # Workers that stay: the script starts new ones each epoch, which only epochs as short as these would feel.
+    # Workers persist: the script starts new ones each epoch, whose cost matters only in epochs as short as these.
     loader = DataLoader(dataset, recipe.batch_size, shuffle=True, num_workers=1, persistent_workers=True)
     network = build(recipe.arch, classes=recipe.classes, image_size=recipe.image_size, sobel=recipe.sobel)
     network.train()
@@ -240,11 +240,11 @@ def reference(pipe: Connection, folder: Path, recipe: Training) -> None:
 
 
 def overhead(bars: Bars, folder: Path, images: int = 1024, pairs: int = 17) -> None:
-    """UIC beside supervised training, on small images."""
+    """Compare UIC with supervised training, on small images."""
     index = small(folder, images)
     with contextlib.ExitStack() as stack:
         uic, supervised = started(stack, ("uic", "supervised"), {"classes": CLASSES}, index, saving)
-        # Ratios within hundredths of 1, on CPUs whose speed varies by more, ask for many pairs.
+        # The ratios are within hundredths of 1 and CPU speed varies by more, so many pairs are needed.
         interleaved({"uic": uic, "supervised": supervised}, pairs)
     bars.at_most("uic-step", ratios(supervised.each(_rate), uic.each(_rate)), 1.02)
     with_states = [[whole + arm.part("saving") for whole in arm.each(_whole)] for arm in (uic, supervised)]
@@ -257,11 +257,11 @@ def overhead(bars: Bars, folder: Path, images: int = 1024, pairs: int = 17) -> N
 
 
 def compute_bound(bars: Bars, folder: Path, images: int = 256, pairs: int = PAIRS) -> float:
-    """The paper's input of 224 pixels, where arithmetic is the limit. Returns DeepCluster's epoch in UIC's.
+    """Compare at the paper's 224 pixels, where arithmetic is the limit. Returns DeepCluster's epoch ÷ UIC's.
 
-    Few images, so of DeepCluster's clustering the bar counts what grows with them, measured on more: the covariance
-    of the features (its eigenvectors take as long for a million images, where nobody notices them), and k-means of
-    3,000 classes (it converges at once where classes are nearly as many as images).
+    There are few images, so the bar counts only the clustering cost that grows with their number, measured on more:
+    the covariance of the features (its eigenvectors take as long for a million images, where that is negligible), and
+    k-means of 3,000 classes (it converges at once if there are nearly as many classes as images).
     """
     values = {"image_size": 224, "resize": 256, "classes": images}
     photographs(folder, images, 341, 256)
@@ -300,7 +300,7 @@ def compute_bound(bars: Bars, folder: Path, images: int = 256, pairs: int = PAIR
 
 
 def decode_bound(bars: Bars, folder: Path, images: int = 320, pairs: int = PAIRS) -> float:
-    """Photographs of three megapixels, decoded more slowly than they are trained on. Returns as `compute_bound`."""
+    """Compare on photographs of three megapixels, where decoding is the limit. Returns as `compute_bound`."""
     photographs(folder, 16, 2048, 1536)
     values = {"classes": 64, "batch_size": 32}
     index = tiled(build_folder(folder, "train", "imagenet"), images, values["classes"])
@@ -342,14 +342,14 @@ def started(
     index: Index,
     *changes: Callable[[Trainer], None],
 ) -> list[Process]:
-    """A process for each method, with one thread for the network and one decoding process."""
+    """Start a process for each method, with one thread for the network and one decoding process."""
     return [
         stack.enter_context(Process(train, recipe_of(method, **values), index, 1, 1, *changes)) for method in methods
     ]
 
 
 def recipe_of(method: str, **values: Any) -> Training:
-    """A recipe of small images that never ends, with other values than these where some are given."""
+    """Return an endless recipe on small images; `values` replace its own."""
     own: dict[str, dict[str, Any]] = {
         "uic": {"label_view": "training", "balanced": True},
         "deepcluster": {"balanced": True, "pca": PCA, "kmeans_iterations": KMEANS_ITERATIONS},
@@ -378,7 +378,7 @@ def _training(epoch: Epoch) -> float:
 
 
 def _print_shares(*arms: Process) -> None:
-    """What the parts of an epoch take of it; decoding runs beside the rest, so shares need not add up."""
+    """Print the parts' shares of an epoch; decoding runs in parallel, so shares need not add up."""
     for name, arm in zip(("UIC", "DeepCluster"), arms, strict=True):
         epochs = [
             {**epoch.parts, "decoding (CPU time of its process)": epoch.decoding, "whole": epoch.whole}

@@ -1,15 +1,15 @@
-"""Do the tests see small faults in the modules that decide numbers? `make mutants`: an hour on one core.
+"""Check that the tests detect small faults in the modules that decide numbers. `make mutants`: an hour on one core.
 
 Cosmic-ray's operators plant one fault at a time in a copy of the tree: another number, operator, comparison or
 condition, a loop that does nothing. The test files that mirror the module then run until one test fails: the mutant
-is killed. A mutant that no test sees survives: write that test, or say why nothing can tell the two apart.
+is killed. A mutant that no test detects survives: write that test, or say why no test can detect it.
 
-The sample is drawn from a seed: the modules in turn, so that small ones count as much as large ones; in a module a
-place, at a place one of its mutants. Left out is what decides no number: annotations, messages, assertions, the
-command line, what is printed, switches of speed.
+The sample is drawn from a seed: modules in turn, so that small ones count as much as large ones; in a module a place;
+at a place one of its mutants. Code that decides no number is left out: annotations, messages, assertions, the command
+line, printing, speed switches.
 
-Results are kept in results/mutants.jsonl. The same command goes on where it was interrupted; after a change to a test
-file only the modules that it mirrors are tried again, after a change to the library all are.
+Results are kept in results/mutants.jsonl. After an interruption the same command continues. After a change to a test
+file only the modules that it mirrors are tried again; after a change to the library all are.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from bench.mutation import Mutant, mutants
 
 ROOT = Path(__file__).parents[1]
 BAR = 0.9
-# tests/<package>/test_<module>.py mirrors a module, and so do the test files named here, as far as they are there.
+# tests/<package>/test_<module>.py mirrors a module; so do the test files named here, if they exist.
 MIRRORS = {
     "data": {"augment": "", "boxes": "openmmlab/fast_rcnn", "crop": "data/loader data/cache", "reader": ""}
     | {"partition": "methods/labels pretrain/reference"},
@@ -59,7 +59,7 @@ MEMORY = 8 << 30  # bytes of a test process: a mutant may ask for an array of an
 
 
 def sample(root: Path, modules: list[str], count: int, seed: int) -> list[Mutant]:
-    """So many mutants as far as there are, sorted by module. What is drawn of a module depends on no other one."""
+    """Draw up to `count` mutants, sorted by module. A module's draws do not depend on other modules."""
     draws = {name: mutants(name, (root / name).read_text(), random.Random(f"{seed} {name}")) for name in modules}
     turns = random.Random(seed).sample(modules, len(modules))
     found: list[Mutant] = []
@@ -71,7 +71,7 @@ def sample(root: Path, modules: list[str], count: int, seed: int) -> list[Mutant
 
 
 def mirrors(root: Path, module: str) -> list[str]:
-    """The test files of a module. Raises ValueError where there is none."""
+    """Return the test files of a module. Raises ValueError if there is none."""
     _, package, name = Path(module).with_suffix("").parts
     more = MIRRORS.get(package, {}).get(name, "").split()
     files = dict.fromkeys(f"tests/{test.replace('/', '/test_')}.py" for test in (f"{package}/{name}", *more))
@@ -81,7 +81,7 @@ def mirrors(root: Path, module: str) -> list[str]:
 
 
 def tried(tree: Path, tests: list[str], limit: float) -> tuple[str, str]:
-    """Run test files on a tree until one test fails: ('survived', 'killed' or 'timeout', what failed)."""
+    """Run test files on a tree until one test fails; return ('survived', 'killed' or 'timeout', what failed)."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", *tests]
     own = {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "CUDA_VISIBLE_DEVICES": ""}
     own |= {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
@@ -94,7 +94,7 @@ def tried(tree: Path, tests: list[str], limit: float) -> tuple[str, str]:
         said, _ = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
         return "timeout", ""
-    finally:  # tests may have processes of their own; also where this one is told to end
+    finally:  # tests may have started processes; also if this one is told to end
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -103,7 +103,7 @@ def tried(tree: Path, tests: list[str], limit: float) -> tuple[str, str]:
 
 
 def outcomes(root: Path, planted: list[Mutant], kept: Path) -> Iterator[tuple[Mutant, str, str]]:
-    """Each mutant, its outcome and what failed. Planted in a copy of the tree; what `kept` holds is not tried again.
+    """Yield each mutant, its outcome and what failed. Mutants run in a copy of the tree; those in `kept` are skipped.
 
     Raises:
         RuntimeError: tests fail without a mutant.
@@ -131,7 +131,7 @@ def outcomes(root: Path, planted: list[Mutant], kept: Path) -> Iterator[tuple[Mu
 
 
 def _limit(tree: Path, tests: list[str]) -> float:
-    """Seconds that a mutant's tests may take: four times those of the tests without one, and a minute."""
+    """Return the time limit of a mutant's tests, seconds: four times the tests without one, plus a minute."""
     started = time.monotonic()
     outcome, failed = tried(tree, tests, 3600)
     if outcome != "survived":
@@ -140,7 +140,7 @@ def _limit(tree: Path, tests: list[str]) -> float:
 
 
 def _state(tree: Path, tests: list[str]) -> str:
-    """Hash of all that is copied, of the test files only these."""
+    """Hash all copied files, but of the test files only `tests`."""
     found = hashlib.sha256()
     for file in sorted(file for file in tree.rglob("*.*") if file.is_file()):
         name = file.relative_to(tree).as_posix()
@@ -150,7 +150,7 @@ def _state(tree: Path, tests: list[str]) -> str:
 
 
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
-    """Print a line a mutant, the survivors, how many were killed. 1 where the bar is missed."""
+    """Print a line per mutant, the survivors, how many were killed. Return 1 if the bar is missed."""
     parser = argparse.ArgumentParser(prog="python -m bench.mutants", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--count", type=int, default=60, help="mutants")
     parser.add_argument("--seed", type=int, default=0)
@@ -178,5 +178,5 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: the tests end too, the copy goes
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: end the tests, remove the copy
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""Mutants of a module: its source with one small fault, by cosmic-ray's operators."""
+"""Mutants of a module: its source with one small fault, made by cosmic-ray's operators."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cosmic_ray.plugins import get_operator
 _ARITHMETIC = ("Add", "Sub", "Mul", "Div", "FloorDiv", "Mod", "Pow")
 _BITS = ("RShift", "LShift", "BitOr", "BitAnd", "BitXor")
 _ORDER = ("Eq", "NotEq", "Lt", "LtE", "Gt", "GtE")
-# Not `is` for `==` or a shift for a product: the first is the same for small numbers, the second fails by its type.
+# `is` does not replace `==` (the same for small numbers), nor a shift a product (a type error).
 OPERATORS = [
     *(f"ReplaceBinaryOperator_{a}_{b}" for names in (_ARITHMETIC, _BITS) for a, b in permutations(names, 2)),
     *(f"ReplaceComparisonOperator_{a}_{b}" for names in (_ORDER, ("Is", "IsNot")) for a, b in permutations(names, 2)),
@@ -28,14 +28,14 @@ OPERATORS = [
     *("NumberReplacer", "ReplaceTrueWithFalse", "ReplaceFalseWithTrue", "ReplaceAndWithOr", "ReplaceOrWithAnd"),
     *("AddNot", "ZeroIterationForLoop", "ReplaceBreakWithContinue", "ReplaceContinueWithBreak"),
 ]
-# What decides no number, by the type of the syntax tree's node or by its text.
+# Code that decides no number, by the type of its syntax-tree node or by its text.
 _TYPES = ("assert_stmt", "decorator", "fstring", "raise_stmt", "tfpdef")
 _TEXTS = {
     "atom_expr": re.compile(r"(print|parser\.\w+|self\.say|warnings\.warn)\("),
     "if_stmt": re.compile(r"if (TYPE_CHECKING|__name__ ==)"),
     "argument": re.compile(r"(fused|inplace|non_blocking|persistent_workers)="),
 }
-_ANNOTATIONS = (("funcdef", "->"), ("annassign", ":"))  # what follows this
+_ANNOTATIONS = (("funcdef", "->"), ("annassign", ":"))  # what follows this token
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Mutant:
     text: str
 
     def diff(self, around: int = 0) -> list[str]:
-        """The changed lines behind - and +, and so many around them."""
+        """Return the changed lines after - and +, with `around` lines of context."""
         lines = difflib.unified_diff(self.source.splitlines(), self.text.splitlines(), n=around, lineterm="")
         return [line for line in lines if not line.startswith(("---", "+++", "@@"))]
 
@@ -58,7 +58,7 @@ class Mutant:
 
 
 def mutants(module: str, source: str, draw: random.Random) -> Iterator[Mutant]:
-    """One mutant of every place that decides a number, in random order."""
+    """Yield one mutant of every place that decides a number, in random order."""
     nodes = list(ast_nodes(get_ast(source)))
     operators = {name: get_operator(f"core/{name}")() for name in OPERATORS}
     places: defaultdict[tuple[int, int], list[tuple[str, int]]] = defaultdict(list)
@@ -78,7 +78,7 @@ def mutants(module: str, source: str, draw: random.Random) -> Iterator[Mutant]:
 def _counts(node: Any) -> bool:
     """Whether a node of the syntax tree may decide a number."""
     if node.type == "operator" and node.parent.type in ("parameters", "dictorsetmaker"):
-        return False  # `*` and `**` that multiply nothing
+        return False  # `*` and `**` that are not operators
     while node is not None:
         before, text = node.get_previous_sibling(), _TEXTS.get(node.type)
         if node.type in _TYPES or (text and text.match(node.get_code(include_prefix=False))):

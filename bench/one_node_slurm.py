@@ -1,8 +1,8 @@
-"""A real SLURM cluster on the loopback address, of one node or two, from Debian's packages, as long as a block lasts.
+"""A real SLURM cluster of one or two nodes on the loopback address, from Debian's packages, during a `with` block.
 
-It has a cluster's every mechanism but the size: queue, time limits, requeueing, preemption, GPUs that are counted
-(there need be none), and with MariaDB and slurmdbd its accounting. It runs as root, in a folder of its own, with
-ports, keys and processes of its own; a SLURM that this machine is already part of is left alone.
+It has every mechanism of a large cluster: queue, time limits, requeueing, preemption, counted GPUs (none need exist),
+and accounting with MariaDB and slurmdbd. It runs as root, with its own folder, ports, keys and processes. It does not
+touch a SLURM that this machine is already part of.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CPUS, _GPUS = 8, 4
 
 
 def missing() -> str:
-    """What keeps a cluster from starting here; '' if nothing does."""
+    """Return what prevents a cluster from starting here; '' if nothing does."""
     if os.geteuid():
         return "one must be root"
     absent = [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if not shutil.which(name)]
@@ -37,7 +37,7 @@ def missing() -> str:
 
 
 def _left_over(path: Path) -> bool:
-    """Whether it is a link that a cluster of ours left which was killed: its munged is gone."""
+    """Return whether it is a link left by a killed cluster of ours: its munged is gone."""
     if not path.is_symlink():
         return False
     folder = path.readlink().parent
@@ -49,14 +49,14 @@ def _left_over(path: Path) -> bool:
 
 
 def missing_accounting() -> str:
-    """The same for accounting."""
+    """Return the same for accounting."""
     absent = [name for name in ("mariadbd", "mariadb-install-db", "slurmdbd") if not shutil.which(name)]
     return f"{', '.join(absent)} not found: apt-get install mariadb-server slurmdbd" if absent else ""
 
 
 @dataclass
 class Cluster:
-    """The running cluster: its folder, its nodes' names, and its processes by name (`slurmd` is the first node's)."""
+    """The running cluster: its folder, node names, and processes by name (`slurmd` is the first node's)."""
 
     folder: Path
     nodes: tuple[str, ...]
@@ -64,11 +64,11 @@ class Cluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of commands that shall speak to this cluster."""
+        """Environment of commands that talk to this cluster."""
         return {"SLURM_CONF": str(self.folder / "slurm.conf")}
 
     def ask(self, *command: str) -> str:
-        """What a SLURM command prints.
+        """Run a SLURM command; return its output.
 
         Raises:
             subprocess.CalledProcessError: it failed.
@@ -87,7 +87,7 @@ class Cluster:
             )  # fmt: skip
 
     def kill(self, name: str) -> None:
-        """End one of them at once, as a crash would."""
+        """Kill one of them at once, like a crash."""
         process = self.processes.pop(name)
         process.kill()
         process.wait()
@@ -105,9 +105,10 @@ class Cluster:
         self._wait(name, "sinfo", "-h", "-n", self.nodes[number], "-o", "%t", expected=ready)
 
     def resume_nodes(self) -> None:
-        """As an administrator does after a crash: a killed controller may give a job's number away a second time.
+        """Resume drained nodes, as an administrator does after a crash.
 
-        The node, which knows the first job by it, is then drained ("Duplicate jobid").
+        A killed controller may reuse a job's number. The node that knows the first job is then drained ("Duplicate
+        jobid").
         """
         for node in self.nodes:
             with contextlib.suppress(subprocess.SubprocessError):
@@ -132,15 +133,15 @@ class Cluster:
 
 @contextlib.contextmanager
 def one_node(folder: Path, *, nodes: int = 1, accounting: bool = False, **settings: str) -> Iterator[Cluster]:
-    """A cluster in `folder`, which is made; all its processes have ended after the block.
+    """Run a cluster in `folder`, which is created; all its processes have ended after the block.
 
     Args:
-        nodes: 1 or 2, both on this machine under names that lead to it.
+        nodes: 1 or 2, both on this machine under names that resolve to it.
         accounting: with MariaDB and slurmdbd, so that sacct answers.
-        settings: further lines of slurm.conf, key by key.
+        settings: further keys of slurm.conf.
 
     Raises:
-        RuntimeError: a part of it does not come up; with the end of its log.
+        RuntimeError: a part of it does not start; with the end of its log.
     """
     assert not missing(), missing()
     folder.mkdir(parents=True)
@@ -153,9 +154,9 @@ def one_node(folder: Path, *, nodes: int = 1, accounting: bool = False, **settin
         if accounting:
             _start_accounting(cluster)
         _configure(cluster, accounting, settings)
-        # Job steps do not keep SLURM_CONF: what they call looks here.
+        # Job steps lose SLURM_CONF: commands in them look here.
         for link in _CONF:
-            link.unlink(missing_ok=True)  # one that is left over
+            link.unlink(missing_ok=True)  # a leftover link
             link.symlink_to(folder / link.name)
             links.append(link)
         if accounting:
@@ -182,7 +183,7 @@ def one_node(folder: Path, *, nodes: int = 1, accounting: bool = False, **settin
 
 
 def _die_with_parent() -> None:
-    """A killed test run leaves no cluster behind (prctl, PR_SET_PDEATHSIG)."""
+    """End with the parent: a killed test run leaves no cluster behind (prctl, PR_SET_PDEATHSIG)."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
@@ -226,7 +227,7 @@ def _start_accounting(cluster: Cluster) -> None:
     )
     conf.chmod(0o600)
     (folder / "slurmdbd.port").write_text(str(port))
-    # Looks for its configuration beside slurm.conf alone.
+    # slurmdbd looks for its configuration only beside slurm.conf.
     (folder / "slurm.conf").touch()
     cluster.start("slurmdbd", "slurmdbd", "-D")
     _until(lambda: _listens(port), "slurmdbd")
@@ -253,7 +254,7 @@ def _configure(cluster: Cluster, accounting: bool, settings: dict[str, str]) -> 
         "TaskPlugin": "task/none",
         "SelectType": "select/cons_tres",
         "SelectTypeParameters": "CR_CPU_Memory",
-        "SlurmdParameters": "config_overrides",  # more CPUs than there are, so that jobs are not all in line
+        "SlurmdParameters": "config_overrides",  # more CPUs than exist, so that jobs run in parallel
         "GresTypes": "gpu",
         "ReturnToService": "2",
         "JobRequeue": "1",
@@ -273,9 +274,9 @@ def _configure(cluster: Cluster, accounting: bool, settings: dict[str, str]) -> 
             "JobAcctGatherType": "jobacct_gather/none",
         }
     lines |= settings
-    for number in range(_GPUS):  # a GPU is a file to SLURM
+    for number in range(_GPUS):  # to SLURM, a GPU is a file
         (folder / f"gpu{number}").touch()
-    # Or jobs would be shown the machine's own GPUs, where it has some: what they make is compared with a CPU's work.
+    # Otherwise jobs would see the machine's own GPUs; their results are compared with those of a CPU.
     (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-{_GPUS - 1}] Flags=no_gpu_env\n")
     (folder / "slurm.conf").write_text(
         "".join(f"{key}={value}\n" for key, value in lines.items())

@@ -1,8 +1,8 @@
-"""`make plan` against a demo that has run: the predicted time over the measured one.
+"""Compare `make plan` with a finished demo: the predicted time over the measured time.
 
     make demo && make bench-plan
 
-The demo's time is that from its first job's start to its last one's end, read from results/benchmarks.
+The demo's time is from its first job's start to its last job's end, read from results/benchmarks.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def main() -> None:
 
 
 def predict(config: Config) -> float:
-    """Seconds that the plan says, at rates measured now."""
+    """Return the seconds that the plan predicts, at rates measured now."""
     return plan.wall(plan.everything(config), measured(config, 1, os.cpu_count() or 1))
 
 
 def spent(benchmarks: Path) -> float:
-    """Seconds from the first start to the last end of the jobs that wrote these files; 0 without any."""
+    """Return seconds from the first start to the last end of the jobs that wrote these files; 0 if there are none."""
     starts, ends = [], []
     for path in benchmarks.rglob("*.tsv"):
         with path.open() as file:

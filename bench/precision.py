@@ -1,6 +1,6 @@
-"""Images a second on this CPU: the precision and memory layout that `auto` chooses, beside float32 in NCHW.
+"""Images per second on this CPU: the precision and memory layout that `auto` chooses, relative to float32 in NCHW.
 
-Both are the suite's own training loop on input that costs nothing. Where the plain one differs is said in `nchw`.
+Both run the suite's own training loop on input that costs nothing. `nchw` says how the plain one differs.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from uic_core.pretrain.loop import Trainer
 from uic_core.recipe import Training
 
 CASES = {("alexnet", 224): (256, 1), ("alexnet", 64): (256, 4), ("vgg16", 64): (8, 3), ("resnet50", 64): (16, 3)}
-"""Batch size and steps an epoch for each architecture and side of the input, pixels."""
+"""Batch size and steps per epoch for each architecture and side of the input, pixels."""
 
 WITH_AMX = {("alexnet", 224): 2.5, ("alexnet", 64): 4.0}
 
 
 def nchw(trainer: Trainer) -> None:
-    """Undo what the loop does to the layout, of weights and of input."""
+    """Undo the loop's memory layout of weights and input."""
     for parameter in trainer.network.parameters():
         parameter.data = parameter.data.contiguous()
 
@@ -37,20 +37,20 @@ def nchw(trainer: Trainer) -> None:
 
 
 def unread(images: int, classes: int) -> Index:
-    """An index of files that nobody opens."""
+    """Return an index of files that are never opened."""
     labels = np.arange(images, dtype=np.int32) % classes
     return Index("unread", Path(), np.full(images, "none"), labels, tuple(map(str, range(classes))), "")
 
 
 def trained(arch: str, size: int, batch: int, images: int, classes: int, **values: Any) -> tuple[Training, Index]:
-    """What `train` takes for an epoch of UIC on so many images; Sobel filters for AlexNet, as in the paper."""
+    """Return `train`'s arguments for an epoch of UIC on `images` images; AlexNet has Sobel filters, as in the paper."""
     classes = min(classes, images)
     shape = {"arch": arch, "sobel": arch == "alexnet", "image_size": size, "resize": size * 256 // 224}
     return recipe_of("uic", batch_size=batch, classes=classes, **shape, **values), unread(images, classes)
 
 
 def measure(bars: Bars, arch: str, size: int, batch: int, steps: int, pairs: int = PAIRS) -> None:
-    """One case, with what each of the two choices does alone where that is cheap."""
+    """Measure one case, and each of the two choices alone where that is cheap."""
     auto, plain = (trained(arch, size, batch, batch * steps, 1000, precision=asked) for asked in ("auto", "fp32"))
     arms = {"auto": (*auto, 0, 0, resident), "fp32 in NCHW": (*plain, 0, 0, resident, nchw)}
     if arch == "alexnet":

@@ -1,6 +1,6 @@
-"""Selective search and what feeds the detector: all cores busy, objects covered, no waiting for images.
+"""Selective search and the detector's input: use of all cores, covered objects, time spent waiting for images.
 
-On the demo's scenes and settings, and enough of them that the last search of a pass weighs little. Takes four minutes.
+Uses the demo's settings, and enough of its scenes that the last search of a pass matters little. Takes four minutes.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ def main() -> None:
 
 
 def covered(root: Path, found: proposals.Proposals) -> float:
-    """Share of the annotated, not difficult, objects that a proposal overlaps by an IoU of .5."""
+    """Return the share of annotated objects (not difficult) that a proposal overlaps by an IoU of .5."""
     annotations = [voc.read_annotation(voc.annotation_path(root, image)) for image in found.ids]
     boxes = [found.of(position) for position in range(len(found.ids))]
     return proposals.recall(boxes, [each.boxes[~each.difficult] for each in annotations], 0.5)
 
 
 def data_time(folder: Path, demo: dict[str, dict[str, dict[str, object]]]) -> float:
-    """Per cent of the detector's training that it waits for images, as its stage prints it, with two workers."""
+    """Return the percentage of training that the detector waits for images, as its stage prints; two workers."""
     made_by = recipe.parse(Random, demo["runs"]["random_sobel"], "bench")
     torch.manual_seed(0)
     network = models.build("alexnet", classes=made_by.classes, image_size=made_by.image_size, sobel=True)

@@ -1,4 +1,4 @@
-"""A checkout of this repository on a one-node cluster, with what a site edits: config/paper.yaml and the profile."""
+"""A checkout of this repository on a one-node cluster, with a site's edits: config/paper.yaml and the profile."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Site:
 
     Args:
         folder: must not exist yet.
-        cluster: that the jobs go to; None: the jobs run on this machine, under profiles/demo.
-        config: takes the place of config/paper.yaml.
-        prepared: another site, whose data sets and indices this one starts from.
+        cluster: runs the jobs; None: the jobs run on this machine, under profiles/demo.
+        config: replaces config/paper.yaml.
+        prepared: another site, whose data sets and indices are copied.
         resources: of single rules, added to the profile.
     """
 
@@ -55,14 +55,14 @@ class Site:
         profile = folder / "profiles" / "slurm" / "config.yaml"
         lines = [line for line in profile.read_text().splitlines() if "deployment-method" not in line]
         settings = yaml.safe_load("\n".join(lines))
-        # One CPU a job, and of memory what the node has.
+        # One CPU per job, and memory that the node has.
         settings["default-resources"]["mem_mb"] = 2000
         settings["set-threads"] = dict.fromkeys(_THREADED, 1)
         settings["set-resources"] = {rule: {"mem_mb": 3000} | resources.get(rule, {}) for rule in _THREADED}
         profile.write_text(yaml.safe_dump(settings, sort_keys=False))
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Snakemake as a process; its output is stdout, both streams in one."""
+        """Start Snakemake as a process; stdout has both of its output streams."""
         profile = ["--profile", "slurm"]
         if self.cluster is None:
             profile = ["--profile", "profiles/demo", "--configfile", "config/paper.yaml"]
@@ -74,10 +74,10 @@ class Site:
         )  # fmt: skip
 
     def run(self, *arguments: str, seconds: float = 1800) -> subprocess.CompletedProcess[str]:
-        """Snakemake to its end.
+        """Run Snakemake to its end.
 
         Raises:
-            subprocess.TimeoutExpired: it did not end; it is killed.
+            subprocess.TimeoutExpired: it did not end and was killed.
         """
         process = self.start(*arguments)
         try:
@@ -88,23 +88,23 @@ class Site:
         return subprocess.CompletedProcess(process.args, process.returncode, output)
 
     def jobs(self) -> dict[int, str]:
-        """The cluster's jobs that have not ended, by their numbers: PENDING, RUNNING …"""
+        """Return the states (PENDING, RUNNING …) of the cluster's jobs that have not ended, by number."""
         assert self.cluster is not None
         lines = self.cluster.ask("/usr/bin/squeue", "-h", "-o", "%i %T").splitlines()
         return {int(line.split()[0]): line.split()[1] for line in lines}
 
     def release(self) -> None:
-        """Let pending jobs start: SLURM lets a requeued one wait for two minutes."""
+        """Let pending jobs start at once: SLURM makes a requeued one wait for two minutes."""
         assert self.cluster is not None
         pending = [job for job, state in self.jobs().items() if state == "PENDING"]
         if pending:
-            time.sleep(3)  # sooner the node takes them for what it has just been told to end ("credential revoked")
+            time.sleep(3)  # sooner, the node confuses them with jobs it was just told to end ("credential revoked")
         for job in pending:
             with contextlib.suppress(subprocess.CalledProcessError):
                 self.cluster.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
 
     def end_time_of(self, job: int) -> None:
-        """Let a running job's time be up in 20 to 80 seconds: limits are whole minutes, and it may be late already."""
+        """Let a running job's time end in 20 to 80 seconds: limits are whole minutes, at least 20 seconds ahead."""
         assert self.cluster is not None
         *days, clock = self.cluster.ask("/usr/bin/squeue", "-h", "-j", str(job), "-o", "%M").strip().split("-")
         assert not days, "a job of days"
@@ -115,10 +115,10 @@ class Site:
 
 
 def until(true: Callable[[], object], process: subprocess.Popen[str], seconds: float = 600) -> None:
-    """Wait for something while Snakemake runs.
+    """Wait until `true()` while Snakemake runs.
 
     Raises:
-        AssertionError: Snakemake ended before, or nothing came; with the end of its output.
+        AssertionError: Snakemake ended first, or the time is up; with the end of its output.
     """
     end = time.monotonic() + seconds
     while not true():

@@ -1,4 +1,4 @@
-"""The whole matrix of experiments at a scale still smaller than the demo's: for tests, and for the cluster's bench."""
+"""The whole matrix of experiments at a smaller scale than the demo's, for tests and for bench/cluster.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def small_config() -> dict[str, Any]:
-    """config/demo.yaml, shrunk to what proves that the parts fit."""
+    """Return config/demo.yaml, as small as still proves that the parts fit."""
     config: dict[str, Any] = read_yaml(ROOT / "config" / "demo.yaml")
     config["datasets"]["folders"]["imagenet"] |= {"classes": 4, "train_images": 48, "val_images": 16}
     config["datasets"]["voc07"] |= {"trainval_images": 20, "test_images": 20}

@@ -1,11 +1,11 @@
-"""Detection and segmentation must learn what can be learned: `make voc-sanity`, an hour on two cores.
+"""Check that detection and segmentation learn what can be learned: `make voc-sanity`, an hour on two cores.
 
-Generated scenes show 20 kinds of objects that also fill the images of pretraining. Two networks are pretrained alike,
-on the annotated labels and on the same labels shuffled, then fine-tuned alike; every step is the workflow's own stage.
-The first must find the objects, and far better than the second: what is measured is what pretraining brought.
+Generated scenes show the 20 kinds of objects of the pretraining images. Two networks are pretrained in the same way,
+on annotated labels and on the same labels shuffled, then fine-tuned in the same way, by the workflow's own stages.
+The first must find the objects, and far better than the second: this measures the benefit of pretraining.
 
-The two arms are pretrained side by side, a core each, and then trained to detect; segmentation has both cores, an arm
-after the other. A task's minutes are its stage's in the first arm: training and test.
+The two arms run pretraining and detection in parallel, one core each. Segmentation uses both cores, one arm after the
+other. A task's minutes are those of its stage in the first arm: training and test.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ from uic_core.run import metrics
 ROOT = Path(__file__).parents[1]
 ARMS = ("annotated", "shuffled")
 ENLARGED = 3
-"""FCN-32s sees every 32nd pixel: its scenes are shown at three times their size, detection's at twice by its scales."""
+"""FCN-32s scores every 32nd pixel: its scenes are enlarged three times, detection's twice by its scales."""
 
-# What differs from config/demo.yaml.
+# Differences from config/demo.yaml.
 DATASETS: dict[str, dict[str, int]] = {
     "imagenet": {"train_images": 3000, "val_images": 20},
     "voc07": {"trainval_images": 300, "test_images": 100},
     "voc_segmentation": {"train_images": 240, "val_images": 60},
 }
-# From 127 pixels on fc6 is 3×3, and RoI pooling too.
+# From 127 pixels on, fc6 and RoI pooling are 3×3.
 PRETRAINING = {"sobel": True, "image_size": 128, "resize": 146, "epochs": 16}
 DETECTION = {
     "train_scales": [200, 240, 280], "train_max": 400, "test_scale": 240, "test_max": 400,
     "iterations": 700, "lr": 0.01, "lr_steps": [500], "foreground": 0.5,
 }  # fmt: skip
-# Larger learning rates forget what was pretrained: after 900 passes mIU 42 %, at 0.01 35, at 0.05 no class was learned.
+# Larger rates forget the pretraining: mIU after 900 passes was 42 %, with 0.01 35 %; with 0.05 no class was learned.
 SEGMENTATION = {"iterations": 1750, "accumulate": 1, "lr": 0.003, "lr_steps": [1400]}
 
 PROTOCOLS: dict[str, type[recipe.Strict]] = {
@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def prepare(folder: Path) -> None:
-    """Data sets, indices and proposals, on both cores; what is there already stays."""
+    """Make data sets, indices and proposals on both cores; keep what exists."""
     demo = read_yaml(ROOT / "config" / "demo.yaml")
     folder.mkdir(parents=True, exist_ok=True)
     for name, sizes in DATASETS.items():
@@ -118,7 +118,7 @@ def prepare(folder: Path) -> None:
 
 
 def protocols(folder: Path) -> None:
-    """The settings of the stages, as files."""
+    """Write the settings of the stages to files."""
     evaluations = read_yaml(ROOT / "config" / "demo.yaml")["evaluations"]
     changed: dict[str, dict[str, Any]] = {"proposals": {}, "detection": DETECTION, "segmentation": SEGMENTATION}
     for name, model in PROTOCOLS.items():
@@ -126,18 +126,18 @@ def protocols(folder: Path) -> None:
 
 
 def protocol(folder: Path, name: str) -> Path:
-    """Where a stage's settings are."""
+    """Return the file of a stage's settings."""
     return folder / f"{name}.protocol.yaml"
 
 
 def pretraining() -> dict[str, Any]:
-    """The recipe of both arms."""
+    """Return the recipe of both arms."""
     recipes: dict[str, dict[str, Any]] = read_yaml(ROOT / "config" / "demo.yaml")["runs"]
     return recipes["supervised"] | PRETRAINING
 
 
 def make_index(folder: Path) -> None:
-    """The training images with their annotated labels, and with the same labels shuffled."""
+    """Index the training images with their annotated labels, and with the same labels shuffled."""
     annotated = folder / "annotated.npz"
     stage(
         folder / "log.txt", "uic_core.data.index", "--dataset", folder / "imagenet.yaml", "--split", "train",
@@ -147,13 +147,13 @@ def make_index(folder: Path) -> None:
 
 
 def shuffle(index: Index) -> Index:
-    """The same images, their labels dealt out anew: nothing can be learned from them but by heart."""
+    """Return the same images with shuffled labels, which can only be memorised."""
     labels = np.random.default_rng(0).permutation(index.labels)
     return replace(index, labels=labels, fingerprint=hashlib.sha256(labels.tobytes()).hexdigest()[:16])
 
 
 def enlarge(root: Path, target: Path) -> None:
-    """A segmentation data set with every image and mask ENLARGED times as wide and high."""
+    """Copy a segmentation data set, with every image and mask ENLARGED times as wide and high."""
     for path in sorted((root / "VOC2012").rglob("*.*")):
         out = target / path.relative_to(root)
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +167,7 @@ def enlarge(root: Path, target: Path) -> None:
 
 
 def pretrain_and_detect(folder: Path, arm: str) -> dict[str, float]:
-    """Pretraining and detection of an arm, on one core; minutes of each."""
+    """Run pretraining and detection of an arm on one core; return the minutes of each."""
     own = folder / arm
     own.mkdir(exist_ok=True)
     recipe.save(parse_run(pretraining(), arm), own / "recipe.yaml")
@@ -182,7 +182,7 @@ def pretrain_and_detect(folder: Path, arm: str) -> dict[str, float]:
 
 
 def segment(folder: Path, arm: str) -> dict[str, float]:
-    """Segmentation of an arm, on both cores; its minutes."""
+    """Run segmentation of an arm on both cores; return its minutes."""
     return timed(
         folder / arm, "segmentation", "uic_core.openmmlab.segmentation", *task(folder, arm, "segmentation"),
         "--dataset", folder / "voc_segmentation.yaml", threads=2,
@@ -190,7 +190,7 @@ def segment(folder: Path, arm: str) -> dict[str, float]:
 
 
 def task(folder: Path, arm: str, name: str) -> tuple[object, ...]:
-    """What both tasks' stages are told."""
+    """Return the arguments common to both tasks' stages."""
     own = folder / arm
     return (
         "--run", arm, "--checkpoint", own / "checkpoint.safetensors", "--protocol", protocol(folder, name),
@@ -199,17 +199,17 @@ def task(folder: Path, arm: str, name: str) -> tuple[object, ...]:
 
 
 def timed(own: Path, name: str, module: str, *arguments: object, threads: int = 1) -> dict[str, float]:
-    """Run a stage; its minutes, under its name."""
+    """Run a stage; return its minutes under its name."""
     started = time.monotonic()
     stage(own / f"{name}.log", module, *arguments, threads=threads)
     return {name: (time.monotonic() - started) / 60}
 
 
 def stage(log: Path, module: str, *arguments: object, threads: int = 1) -> None:
-    """Run a stage in a process of its own.
+    """Run a stage in its own process.
 
     Raises:
-        SystemExit: it failed; what it said is shown.
+        SystemExit: it failed; the end of its log is printed.
     """
     environment = os.environ | {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS")}
     with log.open("a") as file:

@@ -1,4 +1,4 @@
-"""The whole experiment matrix, typed: what config/paper.yaml and config/demo.yaml may say. Imports no torch."""
+"""The schema of the experiment matrix: what config/paper.yaml and config/demo.yaml may say. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 
 class Config(Strict):
-    """One paper, one config."""
+    """The whole config."""
 
     scale: Literal["paper", "demo"]
     results: str = Field(min_length=1, description="folder of everything that is made, beside the data sets")
@@ -35,29 +35,29 @@ class Config(Strict):
 
     @property
     def tables_file(self) -> Path:
-        """Where `tables` is: a path that is not absolute is one in the clone."""
+        """Return the path of `tables`; a relative path starts at the clone."""
         return _ROOT / self.tables
 
     @property
     def published_file(self) -> Path:
-        """Where `published` is, likewise."""
+        """Return the path of `published`, likewise."""
         return _ROOT / self.published
 
     def repeats(self, run: str) -> list[str]:
-        """The names of all runs of a recipe: itself, and one for each further seed."""
+        """Return the names of all runs of a recipe: itself, and one for each further seed."""
         return [run, *(seeded(run, seed) for seed in self.seeds.get(run, []))]
 
 
 def seeded(run: str, seed: int) -> str:
-    """The name of a run with another seed."""
+    """Return the name of a run with another seed."""
     return f"{run}_seed{seed}"
 
 
 def validate(value: dict[str, Any], source: str) -> Config:
-    """Validate a whole config, and what one key demands of another.
+    """Validate a whole config, including conditions between keys.
 
     Raises:
-        InputError: every mistake, each with file and key; an unknown run is answered with the known ones.
+        InputError: the mistakes, each with file and key; for an unknown run, the known ones.
     """
     config = _with_seeds(parse(Config, value, source), source)
     if odd := re.search(r"[^\w./+@=,:-]", config.results):
@@ -121,7 +121,7 @@ def validate(value: dict[str, Any], source: str) -> Config:
 
 
 def _with_seeds(config: Config, source: str) -> Config:
-    """The config with a run for every further seed. Further fine-tuning starts from the run of the same seed."""
+    """Add a run for every further seed. Further fine-tuning starts from the run of the same seed."""
     runs = dict(config.runs)
     for name, seeds in config.seeds.items():
         where = f"{source}: seeds.{name}"
@@ -143,7 +143,7 @@ def _with_seeds(config: Config, source: str) -> Config:
 
 
 def _check_evaluations(config: Config, where: str) -> None:
-    """What would otherwise come out after days of pretraining."""
+    """Find mistakes that would otherwise appear after days of pretraining."""
     for name in EVALUATIONS:
         try:
             config.evaluations.one(name).check(name, config)

@@ -1,8 +1,8 @@
-"""Augmentation: the crop's box, drawn where the image is decoded; everything else on the device, a batch at a time.
+"""Augmentation. The crop box is drawn where the image is decoded; the rest runs on the device, batch by batch.
 
-All randomness comes in as uniform numbers (`randomness.uniforms`), so a view depends on seed, epoch and image alone.
-Every image has its own parameters; the order of the four colour operations is drawn per image too, as torchvision's
-ColorJitter does. Between the operations pixels stay float: nothing is rounded to 8 bits.
+All randomness comes from uniform numbers (`randomness.uniforms`), so a view depends only on seed, epoch and image.
+Each image has its own parameters and its own order of the four colour operations, as in torchvision's ColorJitter.
+Pixels stay float between the operations: nothing is rounded to 8 bits.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 UNIFORMS = 10
-"""What `augment` takes an image: flip?, jitter?, brightness, contrast, saturation, hue, order, grey?, blur?, sigma."""
+"""What `augment` takes per image: flip?, jitter?, brightness, contrast, saturation, hue, order, grey?, blur?, sigma."""
 
 _ATTEMPTS = 10
 CROP_UNIFORMS = 2 * _ATTEMPTS + 2
-"""Numbers `crop_box` takes: area and shape of each attempt, then the place (x, y)."""
+"""Numbers for `crop_box`: area and aspect ratio of each attempt, then the position (x, y)."""
 
 _GREY = (0.2989, 0.587, 0.114)
 _ORDERS = np.array(list(itertools.permutations(range(4))))
@@ -45,11 +45,11 @@ def crop_box(
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> tuple[int, int, int, int]:
-    """The box of a RandomResizedCrop, distributed as torchvision's.
+    """Return the box of a RandomResizedCrop, with torchvision's distribution.
 
-    The area is uniform in `scale` (parts of the image's), the aspect ratio (width / height) log-uniform in `ratio`;
-    the first of ten such pairs that fits is placed uniformly, and if none fits, the centre is taken with the ratio
-    clipped.
+    The area is uniform in `scale` (share of the image's area), the aspect ratio (width / height) log-uniform in
+    `ratio`. The first of ten such pairs that fits is placed uniformly. If none fits, the box is the centre, with the
+    ratio clipped.
 
     Args:
         u: CROP_UNIFORMS numbers in [0, 1).
@@ -77,7 +77,7 @@ def crop_box(
 
 
 def normalize(batch: Tensor) -> Tensor:
-    """uint8 [B, 3, H, W] to float32, scaled to [0, 1], then ImageNet's mean and standard deviation taken out."""
+    """Convert uint8 [B, 3, H, W] to float32 in [0, 1] and standardise with ImageNet's mean and standard deviation."""
     assert batch.dtype == torch.uint8, f"normalize takes uint8 images, got {batch.dtype}"
     return _standardize(batch.float().div_(255))
 
@@ -86,9 +86,9 @@ def normalize(batch: Tensor) -> Tensor:
 def augment(batch: Tensor, uniforms: NDArray[np.float64] | Tensor, kind: Augmentation) -> Tensor:
     """Augment cropped images on their device (PROTOCOL section 2).
 
-    standard: horizontal flip with probability .5. strong: then colour jitter (.8, .8, .8, .2) with p .8, greyscale
+    standard: horizontal flip with probability .5. strong: also colour jitter (.8, .8, .8, .2) with p .8, greyscale
     with p .2, Gaussian blur with p .5, sigma uniform in [.1, 2) pixels, odd kernel (23 at 224). Blur is drawn per
-    image as in SimCLR; the official UIC code draws once a batch, with an even kernel.
+    image as in SimCLR; the official UIC code draws it once per batch and uses an even kernel.
 
     Args:
         batch: uint8 [B, 3, S, S].
@@ -105,7 +105,7 @@ def augment(batch: Tensor, uniforms: NDArray[np.float64] | Tensor, kind: Augment
         if kind == "standard":
             return normalize(images)
         pixels = images.float() / 255
-        # factors are 1 ± strength, the hue shift ± strength turns
+        # Factors are within 1 ± strength; the hue shift is within ± strength turns.
         factors = _STRENGTH * (2 * u[:, 2:6] - 1) + np.array([1, 1, 1, 0])
         order = _ORDERS[(u[:, 6] * len(_ORDERS)).astype(int)]
         pixels = jitter(pixels, factors, order, u[:, 1] < 0.8)
@@ -118,21 +118,21 @@ def augment(batch: Tensor, uniforms: NDArray[np.float64] | Tensor, kind: Augment
 
 
 def flip(images: Tensor, chosen: NDArray[np.bool_]) -> Tensor:
-    """Mirror the chosen ones (bool [B]) of [B, C, H, W] left to right."""
+    """Mirror the `chosen` (bool [B]) images of [B, C, H, W] left to right."""
     images, rows = images.clone(), _to(images, np.flatnonzero(chosen))
     images[rows] = images[rows].flip(-1)
     return images
 
 
 def jitter(images: Tensor, factors: NDArray[np.float64], order: NDArray[np.int64], chosen: NDArray[np.bool_]) -> Tensor:
-    """Brightness, contrast, saturation and hue of [B, 3, H, W] in [0, 1], each image with its own factors and order.
+    """Change brightness, contrast, saturation and hue of [B, 3, H, W] in [0, 1], with factors and order per image.
 
-    The first three blend the image with another one (black, its mean grey, its greyscale), so one step of the order
-    serves them together; a factor of 1 changes nothing. Hue costs most and is computed only where it is due.
+    The first three blend the image with another one (black, its mean grey, its greyscale), so each step of the order
+    computes them together; a factor of 1 changes nothing. Hue costs most and is computed only where needed.
 
     Args:
         factors: [B, 4]; three factors ≥ 0 and a hue shift in turns (-.5 to .5).
-        order: [B, 4], a permutation of 0…3 (columns of `factors`) an image.
+        order: [B, 4], per image a permutation of 0…3 (columns of `factors`).
         chosen: bool [B]; the other images stay as they are.
     """
     every = np.arange(len(images))
@@ -152,10 +152,10 @@ def jitter(images: Tensor, factors: NDArray[np.float64], order: NDArray[np.int64
 
 
 def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
-    """Turn the hue of [B, 3, H, W] in [0, 1] by `turns` [B], 1 being the full circle; HSV value and saturation stay.
+    """Rotate the hue of [B, 3, H, W] in [0, 1] by `turns` [B] (1: full circle); HSV value and saturation stay.
 
-    With V the largest channel and C the spread of the channels, the channel at angle n of the hexagon is
-    V - C·clamp(min(k, 4 - k), 0, 1), k = (n + hue) mod 6 and n = 5, 3, 1 for red, green, blue.
+    V is the largest channel, C the range of the channels. The channel at angle n of the hexagon is
+    V - C·clamp(min(k, 4 - k), 0, 1) with k = (n + hue) mod 6 and n = 5, 3, 1 for red, green, blue.
     """
     red, green, blue = images.unbind(1)
     value = images.amax(1)
@@ -172,17 +172,17 @@ def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
 
 
 def greyscale(images: Tensor, chosen: NDArray[np.bool_]) -> Tensor:
-    """Replace the chosen ones (bool [B]) of [B, 3, H, W] by their luma in all three channels."""
+    """Replace the `chosen` (bool [B]) images of [B, 3, H, W] by their luma in all three channels."""
     return torch.where(_to(images, chosen)[:, None, None, None], _grey(images), images)
 
 
 def kernel_size(side: int) -> int:
-    """Odd blur kernel for images of `side` pixels: 23 at 224, as in SimCLR, in proportion elsewhere, at least 3."""
+    """Return the odd blur kernel size for `side` pixels: 23 at 224 as in SimCLR, else in proportion, at least 3."""
     return max(3, 2 * round((23 * side / 224 - 1) / 2) + 1)
 
 
 def gaussian_blur(images: Tensor, sigma: NDArray[np.float64]) -> Tensor:
-    """Blur float images [B, C, S, S] with a Gaussian of their own `sigma` [B] (pixels); edges are reflected."""
+    """Blur float images [B, C, S, S], each with its own Gaussian `sigma` [B] (pixels); edges are reflected."""
     count, channels, side, _ = images.shape
     reach = kernel_size(side) // 2
     offsets = np.arange(-reach, reach + 1)
@@ -196,9 +196,9 @@ def gaussian_blur(images: Tensor, sigma: NDArray[np.float64]) -> Tensor:
 
 
 def _standardize(pixels: Tensor) -> Tensor:
-    """In place, as on a CPU memory for another batch costs as much as the arithmetic.
+    """Standardise in place: on a CPU, memory for another batch costs as much as the arithmetic.
 
-    Mean and deviation of every pixel, in the images' layout: three values an inner loop would be slower.
+    Mean and deviation are expanded to every pixel, in the images' layout: inner loops over three values are slower.
     """
     mean, std = (torch.empty_like(pixels[:1]).copy_(values) for values in _moments(pixels.device, pixels.dtype))
     return pixels.sub_(mean).div_(std)
@@ -206,7 +206,7 @@ def _standardize(pixels: Tensor) -> Tensor:
 
 @functools.cache
 def _moments(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Mean and deviation, [3, 1, 1] each; copied to the device once, as a copy waits for what runs there."""
+    """Return mean and deviation, [3, 1, 1] each; copied to the device once, as a copy waits for running kernels."""
     mean, std = torch.tensor([MEAN, STD], dtype=dtype)[:, :, None, None].to(device)
     return mean, std
 
@@ -217,6 +217,6 @@ def _grey(images: Tensor) -> Tensor:
 
 
 def _to(images: Tensor, values: NDArray[np.generic]) -> Tensor:
-    """Parameters to the images' device; floating ones in the images' precision."""
+    """Copy parameters to the images' device; convert floats to the images' precision."""
     tensor = devices.onto(images.device, values)
     return tensor.to(images.dtype) if tensor.is_floating_point() else tensor

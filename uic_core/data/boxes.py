@@ -1,4 +1,4 @@
-"""Boxes: left, top, right, bottom in pixels, the last pixel included. Imports numpy alone."""
+"""Boxes: left, top, right, bottom in pixels; the last pixel is included. Imports only numpy."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 MATCH = 0.5
-"""A box finds an object that it overlaps by more than this (intersection over union), as VOC counts."""
+"""A box matches an object if their intersection over union exceeds this, as in VOC."""
 
 
 def overlaps(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Intersection over union of every box of `a` [n, 4] with every one of `b` [m, 4]: [n, m], last pixel included."""
+    """Return the intersection over union of all boxes `a` [n, 4] with all boxes `b` [m, 4], as [n, m]."""
     a, b = a[:, None, :].astype(np.float64), b[None, :, :].astype(np.float64)
     sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]) + 1
     common = np.clip(sides, 0, None).prod(axis=-1)
@@ -19,10 +19,10 @@ def overlaps(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.flo
 
 
 def offsets(boxes: NDArray[np.floating], truths: NDArray[np.floating]) -> NDArray[np.float64]:
-    """What box regression learns: how each of `boxes` [n, 4] must change to become its box of `truths` [n, 4].
+    """Return the targets of box regression: the change from each of `boxes` [n, 4] to its box in `truths` [n, 4].
 
     Returns:
-        [n, 4]: shift of the centre to the right and down, in widths and heights of the box; logarithms of the ratios of
+        [n, 4]: shift of the centre right and down, in widths and heights of the box; logarithms of the ratios of
         width and of height (Girshick et al. 2014, eqs. 6 to 9).
     """
     boxes, truths = boxes.astype(np.float64), truths.astype(np.float64)
@@ -32,10 +32,10 @@ def offsets(boxes: NDArray[np.floating], truths: NDArray[np.floating]) -> NDArra
 
 
 def to_edges(boxes: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Boxes [n, 4] by their edges: right and bottom are where the last pixel ends, as OpenMMLab's geometry has them."""
+    """Convert boxes [n, 4] to edges: right and bottom become the end of the last pixel, as in OpenMMLab."""
     return boxes + np.array([0, 0, 1, 1], boxes.dtype)
 
 
 def from_edges(boxes: NDArray[np.floating]) -> NDArray[np.floating]:
-    """The inverse of `to_edges`."""
+    """Invert `to_edges`."""
     return boxes - np.array([0, 0, 1, 1], boxes.dtype)

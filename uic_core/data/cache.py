@@ -1,7 +1,7 @@
-"""The cache: a data set's images at a smaller size, side by side in a few large files, made once for every later epoch.
+"""The cache: a data set's images at a smaller size, in a few large files, made once for all epochs.
 
-Decoding is what training waits for when the network is small: from shorter side 256 it costs a third, and nothing at
-all from plain pixels (ImageNet: about 45 GB as JPEG, 330 GB as pixels). Optional, since the images are resampled twice.
+With a small network, training waits for decoding. JPEGs of shorter side 256 cost a third as much to decode, raw pixels
+nothing (ImageNet: about 45 GB as JPEG, 330 GB as pixels). The cache is optional: it resamples the images twice.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from uic_core.errors import InputError, stage
 from uic_core.files import atomic
 
 PART = 4096
-"""Images a file: small enough that an interrupted build loses seconds, large enough for shared file systems."""
+"""Images per file: an interrupted build loses only seconds, and the files are large enough for shared file systems."""
 
 _QUALITY = 90
 _COLUMNS = ("length", "width", "height", "crc")
 
 
 def encode(path: Path, format: Format, side: int) -> tuple[bytes, int, int]:
-    """An image with its shorter side at `side` pixels (never enlarged): its bytes, width and height.
+    """Resize an image to shorter side `side` (pixels, never enlarged); return its bytes, width and height.
 
     Raises:
-        InputError: an unreadable image.
+        InputError: the image is unreadable.
     """
     size = (0, 0)
 
@@ -59,13 +59,13 @@ def encode(path: Path, format: Format, side: int) -> tuple[bytes, int, int]:
 
 
 def write_part(file: Path, images: list[Path], format: Format, side: int) -> NDArray[np.int64]:
-    """Write a part of the cache, or find it whole from an earlier call; every byte is read back from the file.
+    """Write a part of the cache unless an earlier call completed it; verify it by reading every byte back.
 
     Returns:
-        int64 [n, 4]: length, width, height and CRC-32 of each of its images.
+        int64 [n, 4]: length, width, height and CRC-32 of each image.
 
     Raises:
-        InputError: an unreadable image, a full disk, a file that does not give back what was written to it.
+        InputError: an image is unreadable, the disk is full, or the file differs from what was written to it.
     """
     table = file.with_suffix(".npz")
     known = _read_table(table)
@@ -90,7 +90,7 @@ def build(index: Index, root: Path, format: Format, side: int, processes: int = 
     """Write the cache of an index's images under `root`; parts that an earlier call left are kept.
 
     Returns:
-        The same images, to be read from the cache. Its fingerprint changes with any of their bytes.
+        The index, reading from the cache. Its fingerprint changes with any byte of the cached images.
 
     Raises:
         InputError: see `write_part`.
@@ -123,7 +123,7 @@ def build(index: Index, root: Path, format: Format, side: int, processes: int = 
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The stage: write the cache of an index's images, and an index that reads from it."""
+    """Write the cache of an index's images, and an index that reads from it."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--index", type=Path, required=True, help="index of the images")
     parser.add_argument("--format", choices=get_args(Format), required=True)
@@ -141,7 +141,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _read_table(path: Path) -> NDArray[np.int64] | None:
-    """A part's table; None where there is none, or none that can be read."""
+    """Return a part's table; None if it is missing or unreadable."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             table: NDArray[np.int64] = arrays["table"]
@@ -151,7 +151,7 @@ def _read_table(path: Path) -> NDArray[np.int64] | None:
 
 
 def _is_whole(file: Path, table: NDArray[np.int64]) -> bool:
-    """Whether a file holds exactly the images that its table counts."""
+    """Return whether a file contains exactly the images of its table."""
     try:
         with open(file, "rb") as data:
             same = all(zlib.crc32(data.read(length)) == crc for length, _, _, crc in table.tolist())

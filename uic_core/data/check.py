@@ -1,8 +1,8 @@
-"""Stage `check`: is the data set all there, before any work is spent on it?
+"""Stage `check`: checks that a data set is complete before any work is spent on it.
 
-Counts and lists only, so it is quick for ImageNet too (names are listed, nothing is decoded; the stage `index`
-decodes every image). Every error names the config key and the path, what was expected and found, and the remedy;
-all errors of a data set are told at once. Imports no torch.
+ImageNet's files are only listed and counted, so the check is quick (the stage `index` decodes every image). Every
+error names the config key, the path, what was expected and found, and the remedy. All errors of a data set are
+reported at once. Imports no torch.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _MINI_SIZE = (84, 84)
 
 
 class _Findings:
-    """Collects what is there and what is wrong, so that all of it can be told at once; `key` is the data set's."""
+    """Collects findings and problems, to report all of them at once; `key` is the data set's config key."""
 
     def __init__(self, key: str, processes: int) -> None:
         self.key, self.processes = key, processes
@@ -48,28 +48,28 @@ class _Findings:
         self.problems: list[str] = []
 
     def wrong(self, key: str, path: Path, what: str) -> None:
-        """Note a problem with a config key of the data set."""
+        """Record a problem with a config key of the data set."""
         self.problems.append(f"{self.key}.{key}: {path}: {what}")
 
     def count(self, key: str, path: Path, what: str, expected: int, found: int) -> None:
-        """Note how many there are; a problem if that is not the expected number."""
+        """Record a count; it is a problem if it is not the expected one."""
         self.lines.append(f"{path}: {found} {what}")
         if expected != found:
             self.wrong(key, path, f"expected {expected} {what}, found {found}")
 
     def decode(self, key: str, files: Iterable[Path]) -> None:
-        """Note every image that cannot be read. ImageNet's and miniImageNet's are decoded when they are indexed."""
+        """Record every unreadable image. The stage `index` decodes the images of ImageNet and miniImageNet."""
         for problem in unreadable([str(file) for file in files], self.processes):
             self.problems.append(f"{self.key}.{key}: {problem}")
 
     def same_size(self, key: str, path: Path, said: tuple[int, int], image: Path) -> None:
-        """Note an annotation or mask that is of another (width, height) than its image."""
+        """Record an annotation or mask whose (width, height) differs from its image's."""
         found = _size(image)
         if found is not None and found != said:
             self.wrong(key, path, f"is for {said[0]}×{said[1]} pixels, but {image.name} is {found[0]}×{found[1]}")
 
     def missing(self, key: str, folder: Path, what: str, names: Iterable[str]) -> None:
-        """Note listed files that are not there, if any."""
+        """Record listed files that are missing, if any."""
         missing = sorted(names)
         if missing:
             shown = ", ".join(missing[:_SHOWN]) + (", …" if len(missing) > _SHOWN else "")
@@ -80,11 +80,11 @@ def check(dataset: Dataset, processes: int = 1) -> str:
     """Compare a data set on disk with the config.
 
     Returns:
-        What was found, a line each.
+        What was found, one finding per line.
 
     Raises:
-        InputError: everything that is missing, left over or damaged, a line each with config key, path, expected
-            against found; the last line is the remedy.
+        InputError: something is missing, left over or damaged; one line each with config key, path, expected and
+            found; the last line is the remedy.
     """
     root = Path(dataset.section.root)
     findings = _Findings(dataset.key, processes)
@@ -109,7 +109,7 @@ def check(dataset: Dataset, processes: int = 1) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The stage: check a data set, write what was found."""
+    """Compare a data set on disk with the config; write what was found."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--dataset", type=Path, required=True, help="YAML of a uic_core.data.dataset.Dataset")
     parser.add_argument("--out", type=Path, required=True, help="text file: what was found")
@@ -207,7 +207,7 @@ def _miniimagenet(section: MiniImageNet, root: Path, findings: _Findings) -> Non
             continue
         findings.count(key, table, "classes", classes, len(index.classes))
         sizes = np.bincount(index.labels, minlength=len(index.classes)).tolist()
-        if split == "test":  # the one that is evaluated on; "84×84" and "224×224" both start from it
+        if split == "test":  # evaluated on; "84×84" and "224×224" both start from it
             others = [file for file in map(index.file, range(len(index))) if _size(file) != _MINI_SIZE]
             if others:
                 what = f"{len(others)} images are not {_MINI_SIZE[0]}×{_MINI_SIZE[1]} pixels, as {others[0].name}"
@@ -224,7 +224,7 @@ def _miniimagenet(section: MiniImageNet, root: Path, findings: _Findings) -> Non
 def _listed(
     path: Path, read: Callable[[], tuple[str, ...]], keys: tuple[str, str], expected: int, findings: _Findings
 ) -> set[str]:
-    """The ids of a list, counted; the keys are those of the list's name and of its size."""
+    """Read and count the ids of a list; `keys` are the config keys of its name and its size."""
     try:
         listed = read()
     except InputError as error:
@@ -235,7 +235,7 @@ def _listed(
 
 
 def _size(file: Path) -> tuple[int, int] | None:
-    """Width and height, upright, as the file's head says; None where it says nothing (others name such files)."""
+    """Return upright (width, height) from the file's header; None if unreadable (other checks report such files)."""
     try:
         with Image.open(file, formats=reader.FORMATS) as image:
             lying = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
@@ -245,7 +245,7 @@ def _size(file: Path) -> tuple[int, int] | None:
 
 
 def _stems(folder: Path) -> set[str]:
-    """Names without suffix of what is in a folder; none if there is no such folder (then all are missing)."""
+    """Return the file names of a folder without suffix; empty if there is no such folder (then all are missing)."""
     return {Path(name).stem for name in _names(folder)}
 
 

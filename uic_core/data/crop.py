@@ -1,4 +1,4 @@
-"""Parts of decoded images to square crops."""
+"""Resize boxes of decoded images to square crops."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from uic_core.data import reader
 
 
 def crop(pixels: NDArray[np.uint8], box: reader.Box, out: Tensor) -> None:
-    """Resize a box of an image to a square, antialiased bilinear.
+    """Resize a box of an image to a square (antialiased bilinear).
 
-    A box of whole pixels is cut out first and resized by torch, as torchvision does it, in a fifth of Pillow's time
-    and within one grey level of it. Other boxes go through Pillow, which knows fractions of pixels.
+    A box of whole pixels is cut out and then resized by torch, as in torchvision: in a fifth of Pillow's time, and
+    within one grey level of Pillow's result. Pillow resizes other boxes, as it supports fractions of pixels.
 
     Args:
         pixels: uint8 [height, width, 3].
@@ -31,6 +31,6 @@ def crop(pixels: NDArray[np.uint8], box: reader.Box, out: Tensor) -> None:
     if cut.shape == out.shape:
         out.copy_(cut)
         return
-    # What F.interpolate(antialias=True) calls. It would make a planar image, in twice the time, to be copied then.
+    # F.interpolate(antialias=True) calls this, but makes a planar image, to be copied afterwards: twice the time.
     source, target = (image.permute(2, 0, 1)[None] for image in (cut, out))
     torch.ops.aten._upsample_bilinear2d_aa.out(source, [size, size], False, None, None, out=target)

@@ -1,4 +1,4 @@
-"""What a config says of the data sets: where they are and what they must hold. Imports no torch."""
+"""Config sections of the data sets: where they are and what they must contain. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from uic_core.recipe import Strict
 
 
 class ImageFolder(Strict):
-    """Images in class folders: <root>/train/<class>/* and <root>/val/<class>/*, as ImageNet has them.
+    """Images in class folders: <root>/train/<class>/* and <root>/val/<class>/*, as in ImageNet.
 
-    Without classes, for data that is only pretrained on, the images lie in <root>/train itself.
+    Data without classes, for pretraining only, has its images in <root>/train itself.
     """
 
     root: str = Field(min_length=1)
@@ -41,7 +41,7 @@ class Voc07(Strict):
 
 
 class VocSegmentation(Strict):
-    """<root>/VOC2012: JPEGImages, SegmentationClass and lists in ImageSets/Segmentation; SBD's folder to train on."""
+    """<root>/VOC2012: JPEGImages, SegmentationClass and lists in ImageSets/Segmentation; SBD's folder for training."""
 
     root: str = Field(min_length=1)
     sbd: str = Field(description="SBD's dataset/ with img/, cls/ and the train_list; '' trains on VOC2012's own masks")
@@ -71,7 +71,7 @@ _OTHERS = ("voc07", "voc_segmentation", "miniimagenet")
 
 
 class Dataset(Strict):
-    """One of the data sets, as a file of its own: a change to another one reruns nothing here."""
+    """One data set, saved in its own file, so that changes to other data sets rerun nothing here."""
 
     name: str
     generated: bool
@@ -80,12 +80,12 @@ class Dataset(Strict):
 
     @property
     def key(self) -> str:
-        """Its place in the config."""
+        """Return its config key."""
         return f"datasets.{'folders.' * isinstance(self.section, ImageFolder)}{self.name}"
 
 
 class Cache(Strict):
-    """Training images of `folders` once more, smaller, for pretraining and probes; see uic_core/data/cache.py."""
+    """Smaller copies of the training images of `folders`, for pretraining and probes (uic_core/data/cache.py)."""
 
     format: Literal["none", "jpeg", "uint8"]
     side: int = Field(ge=64, description="shorter side, pixels; larger images are resized to it")
@@ -93,7 +93,7 @@ class Cache(Strict):
 
 
 class Datasets(Strict):
-    """Where the data sets are and what they must hold; `generated` makes them first, at these very sizes."""
+    """Where the data sets are and what they must contain; `generated` creates them first, in these sizes."""
 
     generated: bool
     seed: int = Field(ge=0)
@@ -114,14 +114,14 @@ class Datasets(Strict):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of all data sets."""
+        """Return the names of all data sets."""
         return (*self.folders, *_OTHERS)
 
     def folder(self, name: str, key: str) -> ImageFolder:
-        """A data set of class folders by its name, which `key` of the config gives.
+        """Return a data set of class folders by name; `key` is the config key that gives the name.
 
         Raises:
-            ValueError: "<key>: <what is wrong>", with the names there are.
+            ValueError: "<key>: <what is wrong>", with the known names.
         """
         if name not in self.folders:
             near = difflib.get_close_matches(name, self.folders, n=1, cutoff=0.0)
@@ -130,10 +130,10 @@ class Datasets(Strict):
         return self.folders[name]
 
     def train_list(self, name: str) -> tuple[str, str]:
-        """The job (rule, data set) that lists a data set's training images."""
+        """Return the job (rule, data set) that lists a data set's training images."""
         return "index" if self.cache.format == "none" else "cache", name
 
     def one(self, name: str) -> Dataset:
-        """A data set by its name."""
+        """Return a data set by name."""
         section = self.folders[name] if name in self.folders else getattr(self, name)
         return Dataset(name=name, generated=self.generated, seed=self.seed, section=section)

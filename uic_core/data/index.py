@@ -1,6 +1,6 @@
-"""The index: which files a data set has, in which order, with which annotated labels; and the stage that makes it.
+"""The index: the files of a data set in a fixed order, with annotated labels; and the stage that makes it.
 
-Every later stage counts images by their position in the index. Imports no torch: the report reads indexes too.
+Every later stage identifies images by their position in the index. Imports no torch: the report reads indexes too.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Index:
         labels: int32 array [N], annotated class 0…len(classes)-1, for evaluation only.
         classes: class names, sorted.
         fingerprint: 16 hex digits; changes with any path, label or file size.
-        pixels: where training reads the images instead of their files, if they are cached.
+        pixels: the cached images that training reads instead of the files, if there is a cache.
     """
 
     name: str
@@ -56,19 +56,19 @@ class Index:
         return len(self.paths)
 
     def file(self, position: int) -> Path:
-        """The path of the image at a position."""
+        """Return the path of the image at a position."""
         return self.root / str(self.paths[position])
 
     def read_part(
         self, position: int, choose: Callable[[int, int], reader.Box], size: int
     ) -> tuple[NDArray[np.uint8], reader.Box]:
-        """What a square crop of an image needs, from its file or from the cache (see `reader.read_part`)."""
+        """Read what a square crop of an image needs, from its file or the cache (see `reader.read_part`)."""
         if self.pixels is not None:
             return self.pixels.read_part(position, choose, size)
         return reader.read_part(self.file(position), choose, size)
 
     def subset(self, count: int, seed: int) -> Index:
-        """The first `count` images of a seeded shuffle, in index order; 0 means all of them.
+        """Return the first `count` images of a seeded shuffle, in index order; 0 means all.
 
         Raises:
             InputError: the index has fewer images.
@@ -106,7 +106,7 @@ class Index:
         """Read what `save` wrote; pickled content is refused.
 
         Raises:
-            InputError: missing, damaged, of another form, or with a path that leaves the root.
+            InputError: the file is missing, damaged or of another format, or a path leaves the root.
         """
         remedy = "delete the file and run snakemake again"
         try:
@@ -138,13 +138,13 @@ class Index:
 
 
 def build_folder(root: Path, split: str, name: str) -> Index:
-    """List `<root>/<split>/<class>/<image>`; whatever lies in a class folder counts as an image.
+    """List `<root>/<split>/<class>/<image>`; everything in a class folder counts as an image.
 
     Args:
-        name: of the data set.
+        name: the data set's name.
 
     Raises:
-        InputError: no such folder, no class folders, an empty class, or files outside class folders; all at once.
+        InputError: no such folder; no class folders; or (reported together) empty classes, files outside classes.
     """
     folder = Path(root) / split
     classes: list[str] = []
@@ -163,7 +163,7 @@ def build_folder(root: Path, split: str, name: str) -> Index:
 
 
 def build_unlabelled(root: Path, split: str, name: str) -> Index:
-    """List `<root>/<split>/<image>`, all of one class, `unlabelled`. Raises InputError for a folder among them."""
+    """List `<root>/<split>/<image>` as one class, `unlabelled`. Raises InputError if it is empty or has folders."""
     folder = Path(root) / split
     entries = _scan(folder)
     for entry in entries:
@@ -181,7 +181,7 @@ def build_miniimagenet(root: Path, split: str) -> Index:
     """List `<root>/images/<filename>` of `<root>/<split>.csv` (columns filename, label).
 
     Raises:
-        InputError: the list is missing, of another form, empty, has a file twice or one outside `images`.
+        InputError: the list is missing, malformed or empty, or has a file twice or one outside `images`.
     """
     table = Path(root) / f"{split}.csv"
     try:
@@ -204,7 +204,7 @@ def build_miniimagenet(root: Path, split: str) -> Index:
 
 
 def unreadable(files: Sequence[str], processes: int = 1) -> list[str]:
-    """Decode every file; a message for each that is truncated or no image."""
+    """Decode every file; return a message for each that is truncated or not an image."""
     if processes == 1:
         problems: Iterable[str | None] = [_problem(file) for file in files]
     else:
@@ -217,14 +217,14 @@ def check_images(index: Index, processes: int = 1) -> None:
     """Decode every image.
 
     Raises:
-        InputError: one line for every file that is truncated or no image, after all of them were tried.
+        InputError: one line for each file that is truncated or not an image, after all files were tried.
     """
     files = [str(index.root / path) for path in index.paths.tolist()]
     _raise_all(index.name, len(index), unreadable(files, processes))
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The stage: list a data set, decode every image once, write the index."""
+    """List a data set, decode every image once, write the index."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--dataset", type=Path, required=True, help="YAML of a uic_core.data.dataset.Dataset")
     parser.add_argument("--split", required=True, help="train, val or, of miniImageNet, test")
@@ -243,11 +243,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def build(dataset: Dataset, split: str) -> Index:
-    """List a split of class folders or of miniImageNet and hold it against the sizes that the config states.
+    """List a split of class folders or of miniImageNet and compare it with the sizes in the config.
 
     Raises:
-        InputError: see the builders; another data set or split; another number of classes or images, expected
-            against found.
+        InputError: see the builders; no index is made of this data set or split; the number of classes or images
+            is wrong (expected and found).
     """
     section = dataset.section
     if isinstance(section, ImageFolder) and split in ("train", "val"):
@@ -280,7 +280,7 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _build(name: str, root: Path, rows: list[tuple[str, str]]) -> Index:
-    """Sort, number the classes, take the fingerprint. Raises InputError with all missing files."""
+    """Sort, number the classes, compute the fingerprint. Raises InputError with all missing files."""
     rows = sorted(rows)
     classes = tuple(sorted({label for _, label in rows}))
     number = {label: position for position, label in enumerate(classes)}
@@ -302,7 +302,7 @@ def _build(name: str, root: Path, rows: list[tuple[str, str]]) -> Index:
 
 
 def _pixels(value: dict[str, Any], path: Path) -> Pixels:
-    """The cache's part of an index's arrays."""
+    """Return the cached pixels among an index's arrays."""
     columns = {key: value[key].astype(np.int64) for key, kind in _PIXELS.items() if kind == "i"}
     shapes = {column.shape for column in columns.values()}
     found = Pixels(Path(str(value["folder"])), str(value["format"]), **columns)  # type: ignore[arg-type]

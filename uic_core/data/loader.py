@@ -1,6 +1,6 @@
-"""The loader: positions in, uint8 batches on the training device out, decoded by processes that live as long as it.
+"""The loader turns positions into uint8 batches on the training device. Its worker processes live as long as it does.
 
-What a batch holds depends on (seed, epoch, image) and the view only, never on the number of workers.
+A batch depends only on (seed, epoch, image) and the view, never on the number of workers.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from uic_core.run.randomness import uniforms
 
 View = Literal["resized_crop", "random_crop", "center_crop"]
 
-# Crops draw from a stream of their own: with the plain seed they would repeat the numbers of the augmentation.
+# Crops have their own random stream: with the plain seed they would repeat the numbers of the augmentation.
 _CROP_STREAM = 1 << 32
 _NOT_REGISTERED = 713  # cudaErrorHostMemoryNotRegistered
-_AHEAD = 2  # batches that each worker is asked for in advance
-_HELD = 2  # batches that are with the consumer, the last one among them
+_AHEAD = 2  # batches requested from each worker in advance
+_HELD = 2  # batches that the consumer has, including the last one
 
 
 class Loader:
@@ -44,9 +44,9 @@ class Loader:
     Args:
         size: side S of the crops, pixels.
         resize: shorter side before random and centre crops, pixels, ≥ size.
-        batch_size: most images of a batch.
+        batch_size: largest number of images in a batch.
         workers: decoding processes; 0 decodes in this one. They start with the first batch and end with `close`.
-        device: where the batches are wanted.
+        device: where the batches are put.
     """
 
     def __init__(
@@ -80,17 +80,17 @@ class Loader:
     ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
         """Yield the images of `order`, in this order; the last batch may be smaller.
 
-        resized_crop: torchvision's RandomResizedCrop. random_crop: shorter side to `resize`, then a crop anywhere.
-        center_crop: the same, the crop in the middle; seed and epoch do not matter.
-        One pass at a time; a pass may be left early.
+        resized_crop: torchvision's RandomResizedCrop. random_crop: shorter side to `resize`, then a random crop.
+        center_crop: the same with the centre crop; seed and epoch do not matter.
+        Only one pass at a time; a pass may be abandoned early.
 
         Args:
-            order: positions in the index, any of them any number of times, shape [n]; of N images, position + N·r
-                asks for another view of the same image, r = 1, 2, …
+            order: positions in the index, each any number of times, shape [n]. With N images, position + N·r
+                (r = 1, 2, …) requests another view of the same image.
 
         Yields:
             (uint8 [B, 3, S, S] on the device, channels last; their part of the order, int64 [B]). On the CPU the
-            next batch may overwrite the images: whoever keeps them clones them.
+            next batch may overwrite the images: clone them to keep them.
 
         Raises:
             InputError: an image cannot be read; names the file.
@@ -101,10 +101,10 @@ class Loader:
     def stream(
         self, batches: Iterable[NDArray[np.int64]], view: View, seed: int, epoch: int
     ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
-        """As `batches`, with each batch's part of the order made when a worker is free to decode it.
+        """Like `batches`, but each batch's part of the order is made when a worker is free to decode it.
 
         Args:
-            batches: parts of an order, int64 [B] each, B <= batch_size; asked for a few batches ahead.
+            batches: parts of an order, int64 [B] each, B <= batch_size; requested a few batches ahead.
         """
         assert self._loader is not None, "the loader is closed"
         self._passes += 1
@@ -124,15 +124,15 @@ class Loader:
 
 
 def answers(decoder: Dataset[Any], requests: Sequence[Any], workers: int, largest: int) -> Iterator[Any]:
-    """Yield a decoder's answers to requests, in order; for evaluations, whose batches have forms of their own.
+    """Yield a decoder's answers to requests, in order; for evaluations, whose batches have their own formats.
 
     Args:
-        decoder: its item of a request is a whole batch, on the CPU, or the text of an error.
+        decoder: maps a request to a whole batch, on the CPU, or to the text of an error.
         workers: decoding processes; 0 decodes in this one.
         largest: bytes of the largest batch; the workers pass batches through /dev/shm.
 
     Raises:
-        InputError: an answer is a text.
+        InputError: an answer is an error's text.
     """
     loader: DataLoader[Any] = DataLoader(
         decoder,
@@ -150,10 +150,10 @@ def answers(decoder: Dataset[Any], requests: Sequence[Any], workers: int, larges
 
 
 class _Slots:
-    """Memory that workers decode into and the device copies from, used in turns.
+    """Slots of memory, used in turn: workers decode into them and the device copies from them.
 
-    Shared with the workers, so that no batch is copied between processes, and known to the GPU's driver, so that it
-    fetches batches by itself while the CPU goes on. Anonymous: /dev/shm is small in many containers.
+    The memory is shared with the workers, so no batch is copied between processes. It is registered with the GPU's
+    driver, so the GPU copies batches while the CPU goes on. It is anonymous: /dev/shm is small in many containers.
 
     Attributes:
         images: uint8 [slots, batch_size, S, S, 3].
@@ -170,13 +170,13 @@ class _Slots:
             torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(self.images.data_ptr(), self.images.numel(), 0))
 
     def take(self, slot: int, count: int) -> Tensor:
-        """The first images of a slot, on the device."""
+        """Return the first `count` images of a slot, on the device."""
         images = self.images[slot, :count].permute(0, 3, 1, 2)
         if self._device.type == "cpu":
             return images
         if self._stream is None:
             return images.to(self._device)
-        # On a stream of its own the copy runs beside the step before.
+        # On its own stream the copy runs in parallel with the previous step.
         with torch.cuda.stream(self._stream):
             images = images.to(self._device, non_blocking=True)
             self._copied[slot] = torch.cuda.Event()
@@ -192,7 +192,7 @@ class _Slots:
             self._copied.pop(slot).synchronize()
 
     def close(self) -> None:
-        """Wait for the last copies; the driver lets the memory go."""
+        """Wait for the last copies and unregister the memory."""
         for slot in list(self._copied):
             self.free(slot)
         if self._stream is not None:
@@ -201,8 +201,8 @@ class _Slots:
             if code != _NOT_REGISTERED:
                 torch.cuda.check_error(code)
                 return
-            # An H200's driver said so once: there is nothing to let go. The next kernel would report that error as its
-            # own, so it is one that may fail.
+            # An H200's driver once said that the memory was not registered. The next kernel would raise that error
+            # as its own, so run one that may fail.
             with contextlib.suppress(RuntimeError):
                 torch.zeros((), device=self._device)
 
@@ -216,13 +216,13 @@ class _Request:
     epoch: int
 
 
-# A slot with what it holds. An unreadable file travels as its message: an exception would arrive wrapped in the
-# worker's traceback.
+# A slot and its part of the order. An unreadable file is returned as a message: an exception would arrive wrapped in
+# the worker's traceback.
 _Answer = tuple[int, NDArray[np.int64]] | str
 
 
 class _Requests(Sampler[_Request]):
-    """What the workers are to do next: requests carry all that changes, since workers keep the first pass's state."""
+    """The workers' next requests. They carry everything that changes, as workers keep the state of the first pass."""
 
     def __init__(self, slots: _Slots) -> None:
         self.items: Iterator[tuple[NDArray[np.int64], View, int, int]] = iter(())
@@ -267,16 +267,16 @@ class _Decoder(Dataset[_Answer]):
 
 
 def _as_it_is(answer: Any) -> Any:
-    """DataLoader would make tensors of arrays, each in a shared memory of its own."""
+    """Keep arrays: DataLoader would make tensors of them, each in its own shared memory."""
     return answer
 
 
 def ignore_foreign_sigterm(_: int) -> None:
-    """Leave it to the parent when a worker ends.
+    """Make a worker ignore SIGTERM unless its parent sends it.
 
-    SLURM and torchrun send SIGTERM to every process of a job. The parent answers by saving its state, for which it
-    may need its workers; a worker that died of the signal would instead raise in the middle of the step. The parent's
-    own SIGTERM still counts, and workers notice by themselves when the parent is gone.
+    SLURM and torchrun send SIGTERM to every process of a job. The parent then saves its state and may need its
+    workers for that; a worker killed by the signal would raise an error in the middle of the step. Workers notice by
+    themselves when the parent is gone.
     """
     parent = os.getppid()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

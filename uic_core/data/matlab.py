@@ -1,4 +1,4 @@
-"""MATLAB's .mat files: SBD's masks and the original proposals. Arrays only; everything read here is hostile."""
+"""Read MATLAB's .mat files: SBD's masks and the original proposals. Arrays only; the files are not trusted."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from uic_core.errors import InputError
 
 
 def variables(path: Path, *names: str) -> dict[str, NDArray[Any]]:
-    """Read variables as scipy gives them: a cell array has dtype object, a struct has fields.
+    """Read variables as scipy returns them: a cell array has dtype object, a struct has fields.
 
     Raises:
-        InputError: missing, no MATLAB file (or one of version 7.3, which is HDF5), or without one of the variables.
+        InputError: the file is missing, not MATLAB (or version 7.3, which is HDF5), or lacks one of the variables.
     """
-    from scipy.io import loadmat  # here and not above: few stages read such files, and it takes a while to import
+    from scipy.io import loadmat  # imported here, as few stages need it and the import is slow
 
     try:
         data = path.read_bytes()
@@ -25,7 +25,7 @@ def variables(path: Path, *names: str) -> dict[str, NDArray[Any]]:
         raise InputError(f"{path}: cannot be read ({error.strerror}); copy it again") from error
     try:
         found = loadmat(io.BytesIO(data), variable_names=names)
-    except Exception as error:  # a damaged file raises whatever its reader stumbled over
+    except Exception as error:  # a damaged file can raise any exception
         raise InputError(
             f"{path}: is no MATLAB file of version 7 or before ({type(error).__name__}: {error}); copy it again"
         ) from error

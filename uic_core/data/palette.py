@@ -1,4 +1,4 @@
-"""The colours in which PASCAL VOC shows its classes. Imports numpy alone."""
+"""PASCAL VOC's class colours. Imports only numpy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 def palette() -> NDArray[np.uint8]:
-    """uint8 [256, 3]: the bits of the class number, dealt out to red, green and blue from the top bit down."""
+    """Return uint8 [256, 3]: the class number's bits go to red, green and blue in turn and fill them from the top."""
     numbers = np.arange(256)[:, None]
     colours = np.zeros((256, 3), np.uint8)
     for place in range(3):

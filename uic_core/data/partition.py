@@ -1,7 +1,6 @@
-"""Images by class: a partition is one int32 array, for up to 2^31 images, and its groups another.
+"""Images by class: a partition is one int32 array, for up to 2^31 images, and its groups are another.
 
-That is all there is for an image, eight bytes; whatever else is needed on the way is made for a segment of the images
-at a time.
+An image takes only these eight bytes: all temporary arrays cover one segment of the images at a time.
 """
 
 from __future__ import annotations
@@ -15,17 +14,17 @@ from numpy.typing import NDArray
 Labels = NDArray[np.int32]
 
 SEGMENT = 1 << 18
-"""Images handled at a time."""
+"""Images processed at a time."""
 
 
 @dataclass
 class Groups:
-    """The images class by class.
+    """The images grouped by class.
 
     Attributes:
-        members: int32 [N], positions of images; those of a class lie together.
-        starts: int64 [K], where in `members` a class begins.
-        sizes: int64 [K], how many members it has.
+        members: int32 [N], positions of images, class by class.
+        starts: int64 [K], where each class begins in `members`.
+        sizes: int64 [K], number of members of each class.
     """
 
     members: NDArray[np.int32]
@@ -33,16 +32,16 @@ class Groups:
     sizes: NDArray[np.int64]
 
     def of(self, number: int) -> NDArray[np.int32]:
-        """A class's members: a view."""
+        """Return a class's members (a view)."""
         return self.members[self.starts[number] : self.starts[number] + self.sizes[number]]
 
     def empty(self) -> int:
-        """Classes without a member."""
+        """Return the number of empty classes."""
         return int((self.sizes == 0).sum())
 
 
 def class_sizes(labels: NDArray[np.integer], classes: int) -> NDArray[np.int64]:
-    """Images a class, [classes]."""
+    """Count the images per class, [classes]."""
     sizes = np.zeros(classes, np.int64)
     for part in _segments(labels):
         sizes += np.bincount(part, minlength=classes)
@@ -50,9 +49,9 @@ def class_sizes(labels: NDArray[np.integer], classes: int) -> NDArray[np.int64]:
 
 
 def group(labels: Labels, classes: int, rng: np.random.Generator | None = None) -> Groups:
-    """Group the images by class, each class's in random order, or ascending without `rng`.
+    """Group the images by class; within a class in random order, or ascending without `rng`.
 
-    A shuffle and a stable sort, for as many classes at a time as fit into a segment, and for at least one.
+    Shuffles and stably sorts as many classes at a time as fit into a segment, but at least one.
 
     Args:
         labels: int32 [N], 0 … classes - 1.
@@ -64,7 +63,7 @@ def group(labels: Labels, classes: int, rng: np.random.Generator | None = None) 
     first = 0
     while first < classes:
         last = max(first + 1, int(np.searchsorted(ends, starts[first] + SEGMENT, "right")))
-        last = min(last, first + (1 << 16))  # sixteen bits are sorted in linear time
+        last = min(last, first + (1 << 16))  # 16-bit keys are sorted in linear time
         inside = np.concatenate([_positions(part, at, first, last) for at, part in _numbered(labels)])
         if rng is not None:
             inside = rng.permutation(inside)
@@ -77,14 +76,14 @@ def group(labels: Labels, classes: int, rng: np.random.Generator | None = None) 
 def nmi(groups: Groups, other: NDArray[np.integer]) -> float:
     """Normalised mutual information with the geometric normaliser, 0 … 1 (PROTOCOL section 3).
 
-    scikit-learn's value, without the seconds that its import costs every job and its many copies of the labels.
+    Same value as scikit-learn's, without its import, which costs every job seconds, and its many copies of the labels.
 
     Args:
         groups: one partition of N >= 1 images.
-        other: the other one, class numbers >= 0, shape [N].
+        other: the other partition, class numbers >= 0, shape [N].
 
     Returns:
-        I(one; other) / sqrt(H(one) H(other)); 1 where both have a single class, 0 where only one has.
+        I(one; other) / sqrt(H(one) H(other)); 1 if both have a single class, 0 if only one has.
     """
     width = int(other.max()) + 1
     parts = [_entropy(groups.sizes), _entropy(class_sizes(other, width))]
@@ -95,10 +94,10 @@ def nmi(groups: Groups, other: NDArray[np.integer]) -> float:
 
 
 def _joint_entropies(groups: Groups, other: NDArray[np.integer], width: int) -> Iterator[float]:
-    """The addends of the joint entropy, from some classes at a time."""
+    """Yield terms of the joint entropy, for some classes at a time."""
     images = len(other)
     numbers = np.flatnonzero(groups.sizes)
-    numbers = numbers[np.argsort(groups.starts[numbers])]  # as they lie
+    numbers = numbers[np.argsort(groups.starts[numbers])]  # in the order of `members`
     ends = np.cumsum(groups.sizes[numbers])
     first = done = 0
     while first < len(numbers):

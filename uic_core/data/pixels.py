@@ -1,7 +1,4 @@
-"""Images of an index once more, small and side by side in a few large files: what the cache stage makes of a data set.
-
-Imports no torch.
-"""
+"""The cached images of an index: smaller copies in a few large files, made by the stage `cache`. Imports no torch."""
 
 from __future__ import annotations
 
@@ -23,12 +20,12 @@ Format = Literal["jpeg", "uint8"]
 
 @dataclass(frozen=True)
 class Pixels:
-    """Where each image of an index lies.
+    """Where each image of an index is in the cache.
 
     Attributes:
-        folder: holds the part files.
-        format: jpeg, or uint8 for the pixels as they are (height, width, channel).
-        part, offset, length: file number, first byte and bytes of each image, int64 [N].
+        folder: contains the part files.
+        format: jpeg, or uint8 for raw pixels (height, width, channel).
+        part, offset, length: file number, first byte and number of bytes of each image, int64 [N].
         width, height: int64 [N], pixels.
     """
 
@@ -41,14 +38,14 @@ class Pixels:
     height: NDArray[np.int64]
 
     def subset(self, chosen: NDArray[np.int64]) -> Pixels:
-        """The images at some positions."""
+        """Return the images at some positions."""
         arrays = (self.part, self.offset, self.length, self.width, self.height)
         return Pixels(self.folder, self.format, *(array[chosen] for array in arrays))
 
     def read_part(
         self, position: int, choose: Callable[[int, int], reader.Box], size: int
     ) -> tuple[NDArray[np.uint8], reader.Box]:
-        """As `reader.read_part`, of the image at a position.
+        """Like `reader.read_part`, for the image at a position.
 
         Raises:
             InputError: a file of the cache is missing or too short; names it.
@@ -75,10 +72,10 @@ def part_file(folder: Path, number: int) -> Path:
 
 @functools.cache
 def _mapped(file: Path) -> NDArray[np.uint8]:
-    """A file's bytes, shared by all processes that read it."""
+    """Map a file's bytes, shared by all processes that read it."""
     try:
-        return np.asarray(np.memmap(file, np.uint8, mode="c"))  # "c": torch asks for memory that it might write to
+        return np.asarray(np.memmap(file, np.uint8, mode="c"))  # "c": torch asks for writable memory
     except (OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno == errno.EMFILE:  # a map keeps its file open
+        if isinstance(error, OSError) and error.errno == errno.EMFILE:  # a mapped file stays open
             raise InputError(f"{file}: too many open files in this process; raise the limit: ulimit -n 4096") from error
         raise InputError(f"{file}: cannot be read ({error}); run snakemake again to make the cache") from error

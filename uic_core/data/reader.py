@@ -1,8 +1,8 @@
-"""Image files to uint8 RGB arrays: one way of reading, everywhere. Imports no torch: the report shows images too.
+"""Read image files to uint8 RGB arrays, the same way everywhere. Imports no torch: the report shows images too.
 
-Upright (EXIF orientation applied), then RGB: grey is repeated, palettes are looked up, transparency is laid over
-white, CMYK goes through Pillow's conversion, 16-bit grey keeps its high byte. Animations give their first frame.
-A crop is always a box of the upright image that is resized to a square in one antialiased bilinear step.
+Images are turned upright (EXIF orientation), then converted to RGB: grey is repeated, palettes are looked up,
+transparency is laid over white, CMYK uses Pillow's conversion, 16-bit grey keeps its high byte. Animations give their
+first frame. A crop is always a box of the upright image, resized to a square in one antialiased bilinear step.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from uic_core.errors import InputError
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels of the upright image; right and bottom are exclusive, fractions allowed."""
 
-# A closed list: among Pillow's other formats are some that start programs (EPS) or are rarely fuzzed.
+# A closed list: some of Pillow's other formats start programs (EPS) or are rarely fuzzed.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -32,33 +32,33 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# A JPEG is decoded at 1/2, 1/4 or 1/8 only while the crop stays at least this many times the output's side: what is
-# left for the bilinear filter then keeps the mean difference near one grey level of 255, at half the time or less.
+# A JPEG is decoded at 1/2, 1/4 or 1/8 only if the crop still has at least this many times the output's side. The
+# bilinear filter does the rest: the mean difference stays near one grey level of 255, in half the time or less.
 _SPARE = 1.5
 
 
 def read_rgb(path: Path) -> Image.Image:
-    """Read an image whole, upright, mode RGB.
+    """Read a whole image, upright, in mode RGB.
 
     Raises:
-        InputError: missing, truncated, or no image; names the file.
+        InputError: missing, truncated or not an image; names the file.
     """
     with _open(path) as image:
         return _decode(image, path)
 
 
 def read_part(path: Path, choose: Callable[[int, int], Box], size: int) -> tuple[NDArray[np.uint8], Box]:
-    """Read what a square crop needs: JPEGs at reduced size where the crop is large.
+    """Read what a square crop needs; a JPEG is decoded at reduced size if the crop is large.
 
     Args:
         choose: called with the upright image's (width, height), returns the box to read.
-        size: side S of the crop that will be made of it, pixels.
+        size: side S of the crop that will be made, pixels.
 
     Returns:
         uint8 array [height, width, 3] of the whole image, perhaps reduced, and the box in its pixels.
 
     Raises:
-        InputError: missing, truncated, or no image; names the file.
+        InputError: missing, truncated or not an image; names the file.
     """
     try:
         data = path.read_bytes()
@@ -73,17 +73,17 @@ def read_part(path: Path, choose: Callable[[int, int], Box], size: int) -> tuple
         if pixels is not None:
             left, top, right, bottom = (edge / reduction for edge in box)
             return pixels, (left, top, min(right, pixels.shape[1]), min(bottom, pixels.shape[0]))
-    # Pillow knows more kinds of files, what can be saved of a damaged one, and what is wrong with it.
+    # Pillow reads more formats, recovers what it can of damaged files, and says what is wrong with them.
     with _open(path, data) as image:
         pixels = np.array(_decode(image, path))
     return pixels, choose(pixels.shape[1], pixels.shape[0])
 
 
 def check(path: Path) -> None:
-    """Decode a whole file, JPEGs at 1/8 size: every byte is read, few pixels are made.
+    """Decode a whole file, a JPEG at 1/8 size: every byte is read, but few pixels are made.
 
     Raises:
-        InputError: missing, truncated, or no image; names the file.
+        InputError: missing, truncated or not an image; names the file.
     """
     with _open(path) as image:
         image.draft("", (image.width // 8, image.height // 8))
@@ -93,14 +93,14 @@ def check(path: Path) -> None:
 def decode_jpeg(
     data: bytes | NDArray[np.uint8], width: int, height: int, reduction: int = 1
 ) -> NDArray[np.uint8] | None:
-    """Pixels of a JPEG with one or three channels, the same as Pillow's in half the time.
+    """Decode a JPEG with one or three channels to the same pixels as Pillow, in half the time.
 
     Args:
         width, height: those of the file, pixels.
-        reduction: 1, 2, 4 or 8, to divide them by, rounding up.
+        reduction: 1, 2, 4 or 8; divides width and height, rounding up.
 
     Returns:
-        uint8 [height, width, 3]; None if the file is damaged or not what was said.
+        uint8 [height, width, 3]; None if the file is damaged or of another size.
     """
     width, height = -(-width // reduction), -(-height // reduction)
     try:
@@ -115,8 +115,8 @@ def decode_jpeg(
 def resized_crop(image: Image.Image, box: Box, size: int) -> NDArray[np.uint8]:
     """Resize a box of an RGB image to a square.
 
-    Where torchvision's resized_crop repeats the crop's edge, the filter here sees the true neighbours beyond it:
-    the outermost ring of pixels differs, the inside does not.
+    Beyond the crop's edge the filter uses the true neighbours, while torchvision's resized_crop repeats the edge: the
+    outermost ring of pixels differs, the inside does not.
 
     Returns:
         uint8 array [3, size, size].
@@ -126,20 +126,20 @@ def resized_crop(image: Image.Image, box: Box, size: int) -> NDArray[np.uint8]:
 
 
 def scaled_size(width: int, height: int, resize: int) -> tuple[int, int]:
-    """(width, height) after the shorter side became `resize`; the longer one is rounded down, as in torchvision."""
+    """Return (width, height) with shorter side `resize`; the longer side is rounded down, as in torchvision."""
     shorter = min(width, height)
     return resize * width // shorter, resize * height // shorter
 
 
 def shorter_side(image: Image.Image, resize: int) -> Image.Image:
-    """The whole image, its shorter side resized to `resize` pixels, up or down (antialiased bilinear)."""
+    """Resize the whole image to a shorter side of `resize` pixels, up or down (antialiased bilinear)."""
     return image.resize(scaled_size(*image.size, resize), Image.Resampling.BILINEAR)
 
 
 def window(width: int, height: int, resize: int, crop: int, left: int, top: int) -> Box:
-    """The box that becomes the crop at (left, top) of the image with shorter side `resize`.
+    """Return the box that becomes the crop at (left, top) of the image with shorter side `resize`.
 
-    Reading this box gives the same pixels as resizing the whole image and cropping after, at a part of the cost.
+    Resizing this box gives the same pixels as resizing the whole image and then cropping, at a fraction of the cost.
     """
     scaled_width, scaled_height = scaled_size(width, height, resize)
     across, down = width / scaled_width, height / scaled_height
@@ -148,14 +148,14 @@ def window(width: int, height: int, resize: int, crop: int, left: int, top: int)
 
 
 def center_window(width: int, height: int, resize: int, crop: int) -> Box:
-    """The box that becomes the centre crop (side `crop`) of the image with shorter side `resize`."""
+    """Return the box that becomes the centre crop (side `crop`) of the image with shorter side `resize`."""
     assert crop <= resize, f"a crop of {crop} does not fit into a shorter side of {resize}"
     scaled_width, scaled_height = scaled_size(width, height, resize)
     return window(width, height, resize, crop, round((scaled_width - crop) / 2), round((scaled_height - crop) / 2))
 
 
 def center_crop(image: Image.Image, resize: int, crop: int) -> NDArray[np.uint8]:
-    """Shorter side to `resize`, then the centre square of side `crop`.
+    """Resize the shorter side to `resize`, then cut out the centre square of side `crop`.
 
     Returns:
         uint8 array [3, crop, crop].
@@ -164,10 +164,10 @@ def center_crop(image: Image.Image, resize: int, crop: int) -> NDArray[np.uint8]
 
 
 def ten_crop(image: Image.Image, resize: int, crop: int) -> NDArray[np.uint8]:
-    """Shorter side to `resize`; its four corners and centre, then those of the mirrored image (PROTOCOL section 4).
+    """Resize the shorter side; return four corners and centre, then those of the mirrored image (PROTOCOL section 4).
 
-    As torchvision's TenCrop, in its order. The mirrored image is cut anew: where an odd number of columns is left over,
-    its centre crop lies one column beside the mirrored centre crop.
+    Same crops and order as torchvision's TenCrop. The mirrored image is cropped anew: if an odd number of columns is
+    left over, its centre crop is one column off the mirrored centre crop.
 
     Returns:
         uint8 array [10, 3, crop, crop].
@@ -181,13 +181,13 @@ def ten_crop(image: Image.Image, resize: int, crop: int) -> NDArray[np.uint8]:
 
 
 def _open(path: Path, data: bytes | None = None) -> Image.Image:
-    """Read the header, so that size and orientation are known; only JPEGs can wait with their pixels."""
+    """Read the header, for size and orientation. JPEGs decode their pixels later; other formats cannot."""
     try:
         image = Image.open(path if data is None else io.BytesIO(data), formats=FORMATS)
         if not _is_jpeg(image):
             image.load()
         return image
-    except Exception as error:  # a decoder fed with outside bytes raises nearly anything
+    except Exception as error:  # a decoder can raise almost anything on untrusted bytes
         raise _unreadable(path, error) from error
 
 
@@ -215,19 +215,19 @@ def _is_jpeg(image: Image.Image) -> bool:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1 to 8; 1 where there is none or it makes no sense, as viewers do."""
+    """Return the EXIF orientation, 1 to 8; 1 if it is missing or invalid, as in image viewers."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # broken metadata beside good pixels
+    except Exception:  # metadata may be broken though the pixels are good
         return 1
     return value if value in _UPRIGHT else 1
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height of a JPEG that needs no conversion to become upright RGB; None for anything else."""
+    """Return (width, height) of a JPEG that needs no conversion to upright RGB; None for anything else."""
     place = 2 if data.startswith(b"\xff\xd8") else len(data)
-    while data[place : place + 2] != b"\xff\xda":  # the segments before the picture
-        if data[place : place + 1] != b"\xff" or data[place + 4 : place + 10] == b"Exif\0\0":  # perhaps to be turned
+    while data[place : place + 2] != b"\xff\xda":  # the segments before the image data
+        if data[place : place + 1] != b"\xff" or data[place + 4 : place + 10] == b"Exif\0\0":  # may need rotation
             return None
         place += 2 + int.from_bytes(data[place + 2 : place + 4])
     try:

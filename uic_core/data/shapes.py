@@ -1,9 +1,9 @@
-"""How the demo's objects look: a class is an outline filled with a texture; everything else is chance.
+"""Draw the demo's objects: a class is an outline filled with a texture; everything else is random.
 
-Colours, position, scale, tilt, phase, stretch, waviness, light and background are drawn per image, so colour tells
-nothing and a network has to see texture (early layers) and outline (later ones). Brightness and contrast vary little:
-a network that labels its own images would else sort them by contrast first, and now and then stay there.
-All drawing is numpy at SUPERSAMPLING times the size, averaged down: antialiased, and the same bytes each time.
+Colours, position, scale, tilt, phase, stretch, waviness, light and background are drawn per image. So colour carries
+no information: a network has to see texture (early layers) and outline (later ones). Brightness and contrast vary
+little; otherwise a network that labels its own images would sort them by contrast first, and sometimes stop there.
+Images are drawn with numpy at SUPERSAMPLING times the size and averaged: antialiased, and the same bytes each time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Plane = NDArray[np.floating[Any]]
 SUPERSAMPLING = 2
 _TAU = 2 * np.pi
 _TILT = np.deg2rad(18)
-"""Largest tilt: upright stripes stay upright, slanted ones slanted. Flips turn no class into another."""
+"""Largest tilt: upright stripes stay upright, slanted ones slanted. A flip never changes the class."""
 
 
 def _polygon(x: Plane, y: Plane, radius: float, corners: int, turn: float) -> Plane:
@@ -90,8 +90,8 @@ def _bricks(u: Plane, v: Plane) -> Plane:
     return np.asarray(0.12 - np.minimum(np.minimum(x, 1 - x) / 0.55, np.minimum(y, 1 - y)))
 
 
-# Each texture maps coordinates in its periods to a field whose sign picks one of the object's two colours. Its usual
-# period, in object radii, goes with it: fine or coarse is what a network that knows nothing yet sees first.
+# Each texture maps coordinates, in units of its period, to a field whose sign picks one of the object's two colours.
+# The number is its usual period in object radii: an untrained network first distinguishes fine from coarse.
 TEXTURES: dict[str, tuple[Callable[[Plane, Plane], Plane], float]] = {
     "rows": (lambda u, v: np.sin(_TAU * v), 0.26),
     "columns": (lambda u, v: np.sin(_TAU * u), 0.44),
@@ -106,11 +106,11 @@ TEXTURES: dict[str, tuple[Callable[[Plane, Plane], Plane], float]] = {
 }
 
 KINDS = len(OUTLINES) * len(TEXTURES)
-"""How many classes can be told apart."""
+"""Number of distinguishable classes."""
 
 
 def kind(number: int) -> tuple[str, str]:
-    """(outline, texture) of class `number` in 0…KINDS-1; every pair comes once, neighbours differ in both."""
+    """Return (outline, texture) of class `number` in 0…KINDS-1; every pair occurs once, neighbours differ in both."""
     assert 0 <= number < KINDS
     lap, texture = divmod(number, len(TEXTURES))
     return list(OUTLINES)[(texture + 3 * lap) % len(OUTLINES)], list(TEXTURES)[texture]
@@ -118,7 +118,7 @@ def kind(number: int) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Thing:
-    """One object of class `number`, in pixels: centre (x, y) and radius, and how strong its contrast is (0…1)."""
+    """One object of class `number`: centre (x, y) and radius in pixels, and its contrast (0…1)."""
 
     number: int
     x: float
@@ -133,12 +133,12 @@ def draw(
     """Draw a scene; later things cover earlier ones.
 
     Args:
-        random: everything that is left to chance comes from here.
-        hint: how strongly the background carries the first thing's texture, as a habitat does; 0 not at all.
+        random: the source of all randomness.
+        hint: how strongly the background shows the first thing's texture, like a habitat; 0: not at all.
 
     Returns:
-        (image, covers): uint8 [height, width, 3], and bool [n, height, width]: where each thing is, whether it
-        is covered by a later one or not.
+        (image, covers): uint8 [height, width, 3], and bool [n, height, width]: where each thing is, even where a
+        later one covers it.
     """
     sample = np.arange(max(width, height) * SUPERSAMPLING, dtype=np.float32) / SUPERSAMPLING + 0.5 / SUPERSAMPLING
     x, y = np.meshgrid(sample[: width * SUPERSAMPLING], sample[: height * SUPERSAMPLING])
@@ -162,12 +162,12 @@ def draw(
 def _thing(
     random: np.random.Generator, thing: Thing, x: Plane, y: Plane
 ) -> tuple[NDArray[np.bool_], Plane, NDArray[np.bool_]]:
-    """Where a thing is, its pattern (0 or 1) all over the canvas, and where its rim is."""
+    """Return where a thing is, its pattern (0 or 1) on the whole canvas, and where its rim is."""
     outline, texture = kind(thing.number)
     tilt, stretch = random.uniform(-_TILT, _TILT), random.uniform(0.86, 1.16)
     cos, sin = np.float32(np.cos(tilt) / thing.radius), np.float32(np.sin(tilt) / thing.radius)
     dx, dy = x - np.float32(thing.x), y - np.float32(thing.y)
-    # Waviness keeps two objects of a class from being copies of each other.
+    # Waviness makes two objects of a class differ.
     phases, bend = random.uniform(0, _TAU, 2), random.uniform(0, 0.05)
     a = (cos * dx + sin * dy) * np.float32(stretch)
     b = (cos * dy - sin * dx) / np.float32(stretch)
@@ -183,34 +183,34 @@ def _thing(
 
 
 def _colours(random: np.random.Generator, contrast: float) -> tuple[Plane, Plane]:
-    """A dark and a light colour of random hues, far apart in mean brightness (what Sobel sees) and swapped at will."""
+    """Return a dark and a light colour (by mean brightness, which Sobel sees) of random hues, in random order."""
     middle, gap = random.uniform(0.46, 0.54), 0.5 * contrast * random.uniform(0.95, 1.05)
     pair = [_colour(random, middle - gap / 2), _colour(random, middle + gap / 2)]
     return (pair[0], pair[1]) if random.random() < 0.5 else (pair[1], pair[0])
 
 
 def _colour(random: np.random.Generator, brightness: float) -> Plane:
-    """A random hue of a given mean brightness: float32 [3]."""
+    """Return a random hue of a given mean brightness: float32 [3]."""
     hue = random.uniform(-1, 1, 3)
     colour = brightness + random.uniform(0.05, 0.25) * (hue - hue.mean())
     return np.asarray(np.clip(colour, 0, 1), np.float32)
 
 
 def _background(random: np.random.Generator, x: Plane, y: Plane) -> Plane:
-    """Two near colours flowing into each other: [height, width, 3]."""
+    """Return a gradient between two similar colours: [height, width, 3]."""
     first, second = _colour(random, random.uniform(0.44, 0.56)), _colour(random, random.uniform(0.44, 0.56))
     return np.asarray(first + (second - first) * (0.5 + 0.5 * _slope(random, x, y)[..., None]), np.float32)
 
 
 def _slope(random: np.random.Generator, x: Plane, y: Plane) -> Plane:
-    """A smooth field in [-1, 1] that rises in a random direction."""
+    """Return a smooth field in [-1, 1] that rises in a random direction."""
     angle, phase = random.uniform(0, _TAU, 2)
     length = np.hypot(x.max(), y.max())
     return np.asarray(np.sin((x * np.cos(angle) + y * np.sin(angle)) * (np.pi / length) + phase), np.float32)
 
 
 def _shrink(canvas: Plane) -> Plane:
-    """Mean of every SUPERSAMPLING² block: [H, W, …] to [H/s, W/s, …]."""
+    """Average every SUPERSAMPLING² block: [H, W, …] to [H/s, W/s, …]."""
     height, width = canvas.shape[0] // SUPERSAMPLING, canvas.shape[1] // SUPERSAMPLING
     blocks = canvas.reshape(height, SUPERSAMPLING, width, SUPERSAMPLING, *canvas.shape[2:])
     return np.asarray(blocks.mean(axis=(1, 3)), np.float32)

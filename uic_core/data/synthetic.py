@@ -1,9 +1,9 @@
-"""Stage `synthetic`: makes the demo's data sets, in the real layouts, so that the code that reads them is the real one.
+"""Stage `synthetic`: makes the demo's data sets in the real layouts, so that the real code reads them.
 
-Class k shows the same outline and texture in the ImageNet-like and in the VOC-like sets, so pretraining transfers;
-the miniImageNet-like set shows pairs of outline and texture that no other set has. Every picture depends on (seed,
-data set, its number) alone: the bytes are the same whatever the number of processes. A data set is made in a
-folder beside its own, which then takes the final name in one step.
+Class k has the same outline and texture in the ImageNet-like and the VOC-like sets, so pretraining transfers. The
+miniImageNet-like set has pairs of outline and texture that no other set has. A picture depends only on (seed, data
+set, its number), so its bytes do not depend on the number of processes. A data set is made in a temporary folder,
+which is then renamed in one step.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from uic_core.errors import InputError, stage
 from uic_core.files import write_json
 
 MANIFEST = "generated.json"
-"""Written last: settings and every file with its size. A folder that has it is complete, and ours."""
+"""Settings, and every file with its size. It is written last: a folder with it is complete and was made here."""
 
-_VERSION = 1  # raise it when a picture would look different: old data sets are then made again
+_VERSION = 1  # raise this if pictures change: old data sets are then made again
 _SCENE = (160, 120)
-# With objects from half the shorter side up and a habitat of 0.1, most random crops show too little of the class
-# for UIC to start from random labels in the demo's few epochs (NMI t/labels 0.07 after 17, against 0.14 after 12).
+# With objects from half the shorter side up and a habitat of 0.1, most random crops show too little of the class:
+# UIC does not start from random labels in the demo's few epochs (NMI t/labels 0.07 after 17, against 0.14 after 12).
 _FILL = (0.7, 1.0)
 _HABITAT = 0.45
-_DIFFICULT = 0.22  # of the objects that may be; about a tenth of all
+_DIFFICULT = 0.22  # share of the objects that may be difficult; about a tenth of all
 _EXIF_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One image to draw: class numbers of what it shows, the seed, and where its files go."""
+    """One image to draw: class numbers of its objects, the seed, and the path of its files."""
 
     path: str
     seed: tuple[int, ...]
@@ -55,7 +55,7 @@ class Picture:
 
 @dataclass
 class Plan:
-    """All that a data set will hold, known before the first picture is drawn."""
+    """All that a data set will contain, known before the first picture is drawn."""
 
     home: Path
     settings: dict[str, Any]
@@ -65,10 +65,10 @@ class Plan:
 
 
 def plan(dataset: Dataset) -> Plan:
-    """Lay out a data set: every picture, and the lists that need no picture.
+    """Plan a data set: every picture, and the lists that need no picture.
 
     Raises:
-        InputError: more classes asked for than the shapes can tell apart, or a list name with a path in it.
+        InputError: more classes than distinguishable shapes, or a path in a list name.
     """
     name, seed, section = dataset.name, dataset.seed, dataset.section
     settings = {
@@ -84,26 +84,26 @@ def plan(dataset: Dataset) -> Plan:
 
 
 def generate(dataset: Dataset, processes: int = 1) -> bool:
-    """Make a data set unless it stands complete already.
+    """Make a data set unless it is already complete.
 
     Returns:
         Whether anything was made.
 
     Raises:
-        InputError: the folder holds files that were not made here; they are left alone.
+        InputError: the folder has files that were not made here; they are not touched.
     """
     drawing = plan(dataset)
     home = drawing.home
     if _stands(drawing):
         return False
     partial = home.with_name(f".{home.name}.partial")
-    if partial.exists():  # of a run that was killed: only this stage writes there
+    if partial.exists():  # left by a killed run: only this stage writes there
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
     try:
         _fill(partial, drawing, processes)
         if home.exists():
-            shutil.rmtree(home)  # _stands made sure that every file in it was made here
+            shutil.rmtree(home)  # _stands checked that every file in it was made here
         os.replace(partial, home)
     except OSError as error:
         raise InputError(f"{home}: cannot be written ({error.strerror}); make room and run again") from error
@@ -113,7 +113,7 @@ def generate(dataset: Dataset, processes: int = 1) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The stage: make a data set, or see that it is there."""
+    """Generate a data set unless it is already complete."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--dataset", type=Path, required=True, help="YAML of a uic_core.data.dataset.Dataset")
     parser.add_argument("--threads", type=int, default=1, help="processes that draw")
@@ -125,7 +125,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _stands(drawing: Plan) -> bool:
-    """Whether the data set is there, whole, at these settings. Refuses a folder with anybody else's files."""
+    """Return whether the data set is complete with these settings. Refuse a folder with files not made here."""
     home = drawing.home
     if not home.exists():
         return False
@@ -186,14 +186,14 @@ def _folder(drawing: Plan, section: ImageFolder, seed: int) -> None:
         for number in range(count):
             label = number % section.classes
             name = f"{_wnid(label)}_{number}" if split == "train" else f"ILSVRC2012_val_{number + 1:08d}"
-            # As in the real set: some images are grey (of every class), one is CMYK, one is stored lying on its side.
+            # As in the real set: some images (of every class) are grey, one is CMYK, one is stored rotated.
             variant = {3: "cmyk", 5: "turned"}.get(number) or ("grey" if number % 37 == 7 else "plain")
             path, own = f"{split}/{_wnid(label)}/{name}.JPEG", (seed, 0, split == "val", number)
             drawing.pictures.append(Picture(path, own, (label,), variant))
 
 
 def _mini(drawing: Plan, section: MiniImageNet, seed: int) -> None:
-    first = len(voc.CLASSES)  # after the classes that ImageNet-like and VOC-like sets share
+    first = len(voc.CLASSES)  # after the classes shared by the ImageNet-like and VOC-like sets
     counts = {"train": section.train_classes, "val": section.val_classes, "test": section.test_classes}
     _check_classes("datasets.miniimagenet: all classes", first + sum(counts.values()))
     for split, classes in counts.items():
@@ -260,7 +260,7 @@ def _wnid(label: int) -> str:
 
 
 def _scene_classes(seed: int, dataset: int, number: int, place: int) -> tuple[int, ...]:
-    """One to three classes; the first goes through all of them in turn, so each split shows every class."""
+    """Return one to three classes; the first one cycles through all classes, so each split shows every class."""
     random = np.random.default_rng((seed, dataset, number, 1))
     others = random.integers(0, len(voc.CLASSES), random.choice(3, p=(0.4, 0.35, 0.25)))
     return (place % len(voc.CLASSES), *others.tolist())
@@ -270,7 +270,7 @@ def _scene_classes(seed: int, dataset: int, number: int, place: int) -> tuple[in
 
 
 def _draw(picture: Picture) -> dict[str, bytes]:
-    """One object in an image of its own size (miniImageNet: 84×84); grey, CMYK or turned if the picture says so."""
+    """Draw one object in an image of random size (miniImageNet: 84×84); grey, CMYK or rotated as `variant` says."""
     random = np.random.default_rng(picture.seed)
     width, height = (84, 84) if picture.variant == "small" else random.integers(72, 129, 2).tolist()
     radius = min(width, height) * random.uniform(*_FILL) / 2
@@ -287,15 +287,15 @@ def _draw(picture: Picture) -> dict[str, bytes]:
         return {picture.path: _jpeg(image.convert("CMYK"), quality)}
     if picture.variant == "turned":
         exif = Image.Exif()
-        exif[_EXIF_ORIENTATION] = 6  # "turn me clockwise to see me upright"
+        exif[_EXIF_ORIENTATION] = 6  # viewers rotate the image clockwise
         return {picture.path: _jpeg(image.transpose(Image.Transpose.ROTATE_90), quality, exif)}
     return {picture.path: _jpeg(image, quality)}
 
 
 def _scene(picture: Picture) -> list[tuple[shapes.Thing, bool]]:
-    """The things of a scene and whether each is difficult: small and faint. The first one never is.
+    """Return the things of a scene and whether each is difficult (small and faint). The first one never is.
 
-    A thing that finds no place where it hardly touches the others is left out.
+    A thing is left out if no place is found where it hardly touches the others.
     """
     random = np.random.default_rng((*picture.seed, 2))
     scene: list[tuple[shapes.Thing, bool]] = []
@@ -312,13 +312,13 @@ def _scene(picture: Picture) -> list[tuple[shapes.Thing, bool]]:
 
 
 def _presence(scene: list[tuple[shapes.Thing, bool]], label: int) -> int:
-    """What VOC's lists by class say of an image: 1 shown, 0 shown by difficult objects only, -1 not shown."""
+    """Return an image's value in VOC's class lists: 1 shown, 0 only as difficult objects, -1 not shown."""
     seen = [difficult for thing, difficult in scene if thing.number == label]
     return -1 if not seen else 0 if all(seen) else 1
 
 
 def _draw_scene(picture: Picture) -> tuple[bytes, NDArray[np.bool_]]:
-    """The JPEG, and bool [n, height, width]: what is seen of each thing."""
+    """Return the JPEG, and bool [n, height, width]: the visible part of each thing."""
     random = np.random.default_rng(picture.seed)
     pixels, covers = shapes.draw(random, *_SCENE, [thing for thing, _ in _scene(picture)])
     for number in range(len(covers)):

@@ -1,8 +1,8 @@
-"""The PASCAL VOC layout: image lists, object annotations, segmentation masks. Everything read here is hostile.
+"""The PASCAL VOC layout: image lists, object annotations, segmentation masks. The files are not trusted.
 
-`root` is always the devkit folder, the one that holds VOC2007/ and VOC2012/. Detection and classification read
-VOC2007 (lists in ImageSets/Main), segmentation reads VOC2012 (lists in ImageSets/Segmentation) and may train on SBD
-(Hariharan et al. 2011): the folder with img/, cls/ and train.txt, whose masks are MATLAB's. Imports no torch.
+`root` is always the devkit folder, which contains VOC2007/ and VOC2012/. Detection and classification read VOC2007
+(lists in ImageSets/Main). Segmentation reads VOC2012 (lists in ImageSets/Segmentation) and may train on SBD
+(Hariharan et al. 2011), a folder with img/, cls/ and train.txt and MATLAB masks. Imports no torch.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CLASSES_SEGMENTATION = ("background", *CLASSES)
 """The 21 classes of the masks; a mask's value is a position in this tuple, or IGNORED."""
 
 IGNORED = 255
-"""Mask value of object borders, and multi-label target of a class with difficult objects only."""
+"""Mask value of object borders, and multi-label target of a class with only difficult objects."""
 
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
@@ -50,8 +50,8 @@ class Annotation:
 
     Attributes:
         width, height: the image's size in pixels.
-        boxes: float32 [n, 4], left, top, right, bottom; the first pixel is 0 and the last one belongs to the box
-            (VOC's own numbers, which start at 1, minus 1).
+        boxes: float32 [n, 4], left, top, right, bottom; pixels count from 0 (in VOC's files from 1), and the last
+            pixel is included.
         labels: int64 [n], positions in CLASSES.
         difficult: bool [n].
     """
@@ -68,9 +68,9 @@ class Segmentation:
     """A list of images with class masks: VOC2012's own, or SBD's.
 
     Attributes:
-        path: the list, one image id a line.
+        path: the list, one image id per line.
         images, masks: folders of <id>.jpg and of <id><suffix>.
-        suffix: .png, or .mat where SBD is as its authors give it.
+        suffix: .png, or .mat for SBD in its original form.
     """
 
     path: Path
@@ -79,7 +79,7 @@ class Segmentation:
     suffix: str = ".png"
 
     def ids(self) -> tuple[str, ...]:
-        """Image ids in the list's order. Raises InputError as `read_list` does."""
+        """Return image ids in the list's order. Raises InputError as `read_list` does."""
         source = "VOC2012" if self.suffix == ".png" else "SBD's dataset folder"
         return _read_ids(self.path, f"expected one image id a line; {source} has such lists")
 
@@ -93,10 +93,10 @@ class Segmentation:
 
 
 def segmentation_lists(root: Path, sbd: str, train: str, val: str) -> tuple[Segmentation, Segmentation]:
-    """The lists to train and to test on, by their names without `.txt`.
+    """Return the training and test lists, by their names without `.txt`.
 
     Args:
-        sbd: the folder that holds SBD's img/, cls/ and lists, to train on; "" trains on VOC2012's own masks.
+        sbd: folder with SBD's img/, cls/ and lists, for training; "" trains on VOC2012's own masks.
     """
 
     def own(split: str) -> Segmentation:
@@ -106,7 +106,7 @@ def segmentation_lists(root: Path, sbd: str, train: str, val: str) -> tuple[Segm
     if not sbd:
         return own(train), own(val)
     folder = Path(sbd)
-    # SBD comes as .mat; many have converted it.
+    # SBD's masks are .mat files; many users have converted them.
     suffix = ".mat" if next((folder / "cls").glob("*.mat"), None) else ".png"
     path = folder / f"{check_id(train, 'SBD list')}.txt"
     return Segmentation(path, folder / "img", folder / "cls", suffix), own(val)
@@ -116,7 +116,7 @@ def check_id(image: str, source: str) -> str:
     """Return an image id or list name unchanged if it is a plain name.
 
     Raises:
-        InputError: it is empty, or could leave the data set's folder; `source` says where it stood.
+        InputError: it is empty, or could leave the data set's folder; `source` says where it is from.
     """
     if not _ID.fullmatch(image):
         raise InputError(f"{source}: {image!r} is no plain name of letters, digits, '_', '-' and '.'; correct it")
@@ -150,7 +150,7 @@ def read_list(root: Path, kind: Kind, split: str) -> tuple[str, ...]:
         kind: Main reads VOC2007, Segmentation reads VOC2012.
 
     Raises:
-        InputError: no such list, no text, no ids in it, an id twice, or an id that is no plain name.
+        InputError: the list is missing, not text or empty, or has an id twice or one that is not a plain name.
     """
     return _read_ids(list_path(root, kind, split), _remedy(kind))
 
@@ -179,8 +179,8 @@ def read_annotation(path: Path) -> Annotation:
     """Read the objects of one image from VOC's XML.
 
     Raises:
-        InputError: the file is missing, no XML, has no size, no objects, a class that VOC does not have, or a box
-            that is empty or reaches outside the image, or <difficult> that is neither 0 nor 1.
+        InputError: the file is missing or not XML, or has no size, no objects, an unknown class, a box that is empty
+            or reaches outside the image, or a <difficult> that is neither 0 nor 1.
     """
     tree = _read_xml(path)
     width, height = (_number(path, tree, f"size/{side}") for side in ("width", "height"))
@@ -214,11 +214,11 @@ def read_annotation(path: Path) -> Annotation:
 
 
 def multilabels(root: Path, split: str) -> tuple[tuple[str, ...], NDArray[np.uint8]]:
-    """Which classes each VOC2007 image of a split shows (PROTOCOL section 5).
+    """Return which classes each VOC2007 image of a split shows (PROTOCOL section 5).
 
     Returns:
-        (ids, targets): targets is uint8 [n, 20]; 1 the class has an object that is not difficult, 255 it has
-        difficult objects only (neither trained nor counted), 0 it has none.
+        (ids, targets): targets is uint8 [n, 20]: 1 if the class has an object that is not difficult, 255 if it has
+        only difficult objects (ignored in training and evaluation), 0 if it has none.
 
     Raises:
         InputError: as `read_list` and `read_annotation` do.
@@ -236,10 +236,10 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
     """Read a class mask: VOC's PNG, or SBD's .mat (field Segmentation of the struct GTcls).
 
     Returns:
-        uint8 [height, width]: positions in CLASSES_SEGMENTATION, or 255 where nothing is counted.
+        uint8 [height, width]: positions in CLASSES_SEGMENTATION, or 255 for ignored pixels.
 
     Raises:
-        InputError: missing, truncated, no palette or grey PNG, not SBD's, or with a value that is no class.
+        InputError: missing, truncated, not a palette or grey PNG, not SBD's, or with a value that is not a class.
     """
     mask = _sbd_mask(path) if path.suffix == ".mat" else _png_mask(path)
     unknown = sorted(set(np.unique(mask).tolist()) - {*range(len(CLASSES_SEGMENTATION)), IGNORED})
@@ -270,10 +270,10 @@ def _sbd_mask(path: Path) -> NDArray[Any]:
 
 
 def fingerprint(root: Path, year: Year, lists: Sequence[str]) -> str:
-    """Identify what the named lists of a year hold: 16 hex digits of a SHA-256.
+    """Return a fingerprint of the named lists of a year: 16 hex digits of a SHA-256.
 
-    It changes with an id, its order or split, an annotation's bytes (2007) or a mask's (2012), an image's size in
-    bytes.
+    It changes with an id, its position or split, the bytes of an annotation (2007) or mask (2012), and the size in
+    bytes of an image.
 
     Args:
         lists: splits of ImageSets/Main (2007) or ImageSets/Segmentation (2012), e.g. ("trainval", "test").
@@ -291,12 +291,12 @@ def fingerprint(root: Path, year: Year, lists: Sequence[str]) -> str:
 
 
 def segmentation_fingerprint(lists: Sequence[Segmentation]) -> str:
-    """As `fingerprint`, of lists that may lie in SBD's folder: the same for VOC2012's own."""
+    """Like `fingerprint`, for lists that may be in SBD's folder; the same value for VOC2012's own lists."""
     return _digest((one.path.stem, image, one.image(image), one.mask(image)) for one in lists for image in one.ids())
 
 
 def _digest(files: Iterable[tuple[str, str, Path, Path]]) -> str:
-    """Of (split, id, image, annotation or mask), in order."""
+    """Hash (split, id, image, annotation or mask), in order."""
     digest, last = hashlib.sha256(), ""
     for split, image, file, truth in files:
         if split != last:

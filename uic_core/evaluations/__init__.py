@@ -1,4 +1,4 @@
-"""The evaluations, by name. A new one is a file of this package, a line here, a stage and a rule. Imports no torch."""
+"""The evaluations by name. A new one takes a file here, a line below, a stage and a rule. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = [
 
 
 class Evaluations(Strict):
-    """The config's `evaluations`: a section each, and one for the proposals, which detection shares among runs."""
+    """The config's `evaluations`: one section each, and one for the proposals, which all detection jobs share."""
 
     linear_probe: LinearProbe
     clusters: Clusters
@@ -30,7 +30,7 @@ class Evaluations(Strict):
     fewshot: Fewshot
 
     def one(self, name: str) -> Evaluation:
-        """An evaluation's section by its name, one of EVALUATIONS."""
+        """Return an evaluation's section by its name in EVALUATIONS."""
         section = getattr(self, name)
         assert isinstance(section, Evaluation), name
         return section

@@ -1,4 +1,4 @@
-"""A run's pseudo-labels against the annotations."""
+"""Comparison of a run's pseudo-labels with annotations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from uic_core.recipe import External, Recipe
 
 
 class Clusters(Evaluation):
-    """Pseudo-labels against annotations (Table 1, Figs. 3 and 4)."""
+    """Pseudo-labels compared with annotations (Table 1, Figs. 3 and 4)."""
 
     resources: ClassVar[Resources] = Resources(memory=8, minutes=30, cpus=1, gpus=0)
 
@@ -20,7 +20,7 @@ class Clusters(Evaluation):
     min_images: int = Field(ge=1, description="smaller classes are not considered for Fig. 4")
 
     def refuses(self, run: str, recipe: Recipe | External) -> str:
-        """A run that was trained elsewhere has no pseudo-labels."""
+        """Refuse a run trained elsewhere: it has no pseudo-labels."""
         if not isinstance(recipe, External):
             return ""
         return (

@@ -14,12 +14,12 @@ from uic_core.models.probe_pool import probe_pool
 from uic_core.recipe import External, Recipe
 
 BACKWARD = 2
-"""Times the forward pass, for what is trained."""
+"""Cost of the backward pass of trained layers, in forward passes."""
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """FLOPs of a forward pass of one image: of the convolutions, and of the classifier with the top layer."""
+    """FLOPs of one image's forward pass, in the convolutions and in the classifier with the top layer."""
 
     features: float
     classifier: float
@@ -37,14 +37,14 @@ class Arithmetic:
 
 
 def arithmetic(recipe: Recipe | External, image_size: int = 0) -> Arithmetic:
-    """Count a run's network, at its own image size or at another one, pixels."""
+    """Count a run's network, at its own image size or another one (pixels)."""
     classes = 1000 if isinstance(recipe, External) else recipe.classes
     return count(recipe.arch, classes, image_size or recipe.image_size, recipe.sobel)
 
 
 @functools.cache
 def probed(arch: str, image_size: int, sobel: bool, layers: tuple[str, ...], classes: int) -> tuple[float, float, int]:
-    """FLOPs per image of the layers up to the deepest probed one, and of all heads; bytes of the heads."""
+    """Return FLOPs per image up to the deepest probed layer, FLOPs of all heads, and bytes of the heads."""
     with torch.device("meta"):
         built = build(arch, classes=2, image_size=image_size, sobel=sobel).eval()
         images = torch.empty(1, 3, image_size, image_size)
@@ -56,12 +56,12 @@ def probed(arch: str, image_size: int, sobel: bool, layers: tuple[str, ...], cla
 
 @functools.cache
 def count(arch: str, classes: int, image_size: int, sobel: bool) -> Arithmetic:
-    """Count a network. Arguments as uic_core.models.build."""
+    """Count a network. Arguments as in uic_core.models.build."""
     with torch.device("meta"):
         built = build(arch, classes=classes, image_size=image_size, sobel=sobel).eval()
         images = torch.empty(1, 3, image_size, image_size)
         features = _flops(built.maps, images)
-        # autocast knows no meta tensors: the top layer by itself
+        # autocast does not support meta tensors, so the top layer is counted separately
         whole = _flops(built.embed, images) + 2.0 * built.embedding_size * classes
     return Arithmetic(features, whole - features, sum(parameter.numel() for parameter in built.parameters()))
 

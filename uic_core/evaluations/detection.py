@@ -1,4 +1,4 @@
-"""Fast R-CNN on VOC07, and the proposals that it is given."""
+"""Fast R-CNN on VOC07, and its proposals."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Proposals(Strict):
-    """Selective search (PROTOCOL section 6), or what others found by it."""
+    """Selective search (PROTOCOL section 6), or its published results."""
 
     source: str = Field(description="folder of Fast R-CNN's voc_2007_<split>.mat; '' searches with the keys below")
     mode: Literal["fast", "quality"]
@@ -73,7 +73,7 @@ class Detection(Evaluation):
         return (("proposals", "trainval"), ("proposals", "test"))
 
     def work(self, config: Config, recipe: Recipe | External) -> Work:
-        """Training at each scale equally often, and a test of all proposals."""
+        """Count training at each scale equally often, and a test of all proposals."""
         from uic_core.evaluations import counting
 
         size, area, tested = counting.arithmetic(recipe), recipe.image_size**2, config.datasets.voc07.test_images
@@ -86,12 +86,12 @@ class Detection(Evaluation):
         return Work(drawn * (1 + counting.BACKWARD) * image + tested * test, drawn + tested)
 
     def refuses(self, run: str, recipe: Recipe | External) -> str:
-        """An architecture without fc6."""
+        """Refuse an architecture without fc6."""
         return without_fc6("detection", run, recipe.arch)
 
 
 def _pixels(side: int, most: int) -> float:
-    """Pixels of a VOC image whose shorter side becomes `side`, its longer one at most `most`."""
+    """Return the pixels of a VOC image resized to shorter side `side`, longer side at most `most`."""
     longer, shorter = VOC_IMAGE
     factor = min(side / shorter, most / longer)
     return longer * shorter * factor**2

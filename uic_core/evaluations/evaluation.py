@@ -1,4 +1,4 @@
-"""What the suite must know of an evaluation without running it. Imports no torch."""
+"""What the suite must know about an evaluation without running it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
     from uic_core.config import Config
 
 Environment = Literal["core", "openmmlab", "report"]
-"""Which packages a job imports before it starts: a file of envs/."""
+"""The packages that a job imports when it starts: a file in envs/."""
 
 VOC_IMAGE = (500, 375)
-"""Pixels of a usual VOC image."""
+"""Width and height of a typical VOC image, pixels."""
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What the job of an evaluation asks for.
+    """What the job of an evaluation requests.
 
     Attributes:
-        memory: gigabytes, at its first attempt.
-        minutes: at its first attempt.
+        memory: gigabytes, at the first attempt.
+        minutes: at the first attempt.
         cpus, gpus: on one node.
     """
 
@@ -39,7 +39,7 @@ class Work(NamedTuple):
 
     Attributes:
         flops: 2 × multiply-adds.
-        images: decoded.
+        images: number of decoded images.
     """
 
     flops: float = 0.0
@@ -47,32 +47,32 @@ class Work(NamedTuple):
 
 
 class Evaluation(Strict):
-    """A section of the config's `evaluations`, and what the suite must know of the evaluation.
+    """A section of the config's `evaluations`, and what the suite must know about the evaluation.
 
-    The rule and the stage have the name of the file that describes it here.
+    The rule and the stage have the name of its file in this package.
     """
 
     resources: ClassVar[Resources]
     environment: ClassVar[Environment] = "core"
 
     def needs(self, config: Config) -> tuple[tuple[str, str], ...]:
-        """Jobs (rule, data set or split) that it waits for, besides the run's checkpoint."""
+        """Return the jobs (rule, data set or split) that it needs besides the run's checkpoint."""
         return ()
 
     def work(self, config: Config, recipe: Recipe | External) -> Work:
-        """What it computes for a run. Imports torch."""
+        """Return what it computes for a run. Imports torch."""
         return Work()
 
     def layers_key(self, arch: str) -> str:
-        """The key of the layers it looks at, below its own section; '' if it has none."""
+        """Return the key of its layers, within its section; '' if it has none."""
         return ""
 
     def values_of(self, arch: str) -> list[str]:
-        """The values that it makes of these layers."""
+        """Return the names of its values for an architecture."""
         return []
 
     def refuses(self, run: str, recipe: Recipe | External) -> str:
-        """Why it cannot evaluate a run, and what to do about it; '' if it can."""
+        """Return why it cannot evaluate a run, and the remedy; '' if it can."""
         return ""
 
     def check(self, name: str, config: Config) -> None:
@@ -80,13 +80,13 @@ class Evaluation(Strict):
 
 
 def check_steps(steps: list[int], key: str, end: int) -> None:
-    """Refuse learning-rate steps that never come, or not in this order."""
+    """Refuse learning-rate steps that are out of range or do not increase."""
     if steps != sorted(set(steps)) or any(not 0 < step < end for step in steps):
         raise ValueError(f"lr_steps: {steps} must rise and lie between 0 and {key} ({end})")
 
 
 def check_layers(layers: dict[str, list[str]], known: dict[str, tuple[str, ...]]) -> None:
-    """Refuse layers that an architecture does not have, none, and one twice."""
+    """Refuse an unknown layer, an empty list, and a layer named twice."""
     for arch, names in layers.items():
         unknown = [name for name in names if name not in known[arch]]
         if unknown or not names or len(set(names)) < len(names):
@@ -95,14 +95,14 @@ def check_layers(layers: dict[str, list[str]], known: dict[str, tuple[str, ...]]
 
 
 def check_archs(key: str, stated: dict[str, object], config: Config) -> None:
-    """Refuse a key by architecture that has nothing for one that runs use."""
+    """Refuse a key that lacks an entry for an architecture that runs use."""
     for arch in sorted({recipe.arch for recipe in config.runs.values()}):
         if arch not in stated:
             raise ValueError(f"{key}: nothing for {arch}, which runs use; add a line")
 
 
 def without_fc6(evaluation: str, run: str, arch: str) -> str:
-    """Why Fast R-CNN and FCN-32s cannot evaluate a run; '' if its architecture has an fc6."""
+    """Return why Fast R-CNN and FCN-32s cannot evaluate a run; '' if its architecture has an fc6."""
     if ARCHS[arch].windows:
         return ""
     return f"{evaluation} takes {with_fc6()}, and run {run} is {arch}; name the column under `absent` of its row"

@@ -50,7 +50,7 @@ class Fewshot(Evaluation):
         return (("index", "miniimagenet"),)
 
     def work(self, config: Config, recipe: Recipe | External) -> Work:
-        """A forward pass of every test image at each resolution."""
+        """Count a forward pass of every test image at each resolution."""
         from uic_core.evaluations import counting
 
         data = config.datasets.miniimagenet
@@ -60,16 +60,16 @@ class Fewshot(Evaluation):
         return Work(flops, images * len(self.resolutions))
 
     def layers_key(self, arch: str) -> str:
-        """Its own layers of each architecture."""
+        """Return the key of an architecture's layers."""
         return f"layers.{arch}"
 
     def values_of(self, arch: str) -> list[str]:
-        """The accuracy of each layer at each resolution."""
+        """Return one accuracy for each layer at each resolution."""
         values = [f"{view}/{layer}" for view in self.resolutions for layer in self.layers.get(arch, [])]
         return values or ["nothing"]
 
     def check(self, name: str, config: Config) -> None:
-        """miniImageNet holds an episode, and both resolutions are there."""
+        """Check that miniImageNet can fill an episode and that both resolutions are given."""
         check_archs("layers", dict(self.layers), config)
         data = config.datasets.miniimagenet
         if self.ways > data.test_classes:

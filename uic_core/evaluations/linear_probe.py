@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from uic_core.config import Config
 
 SNAPSHOT_BYTES = 2 << 30
-"""Heads of past epochs that await their test; where one more epoch's would exceed this, all are tested."""
+"""Limit for the heads of past epochs that wait for their test; before it is exceeded, all are tested."""
 
-_CROPS = 10  # of a tested image
+_CROPS = 10  # per tested image
 
 
 class LinearProbe(Evaluation):
@@ -50,7 +50,7 @@ class LinearProbe(Evaluation):
         return tuple(dict.fromkeys((config.datasets.train_list(self.data), ("index", self.data))))
 
     def work(self, config: Config, recipe: Recipe | External) -> Work:
-        """Training and ten-crop tests of the probes of all layers."""
+        """Count training and ten-crop tests of the probes of all layers."""
         from uic_core.evaluations import counting
 
         data, arch = config.datasets.folders[self.data], recipe.arch
@@ -65,15 +65,15 @@ class LinearProbe(Evaluation):
         return Work(flops, drawn + passes * tested)
 
     def layers_key(self, arch: str) -> str:
-        """Its own layers of each architecture."""
+        """Return the key of an architecture's layers."""
         return f"layers.{arch}"
 
     def values_of(self, arch: str) -> list[str]:
-        """Top-1 and top-5 of the best epoch and of the last one, for each layer."""
+        """Return top-1 and top-5 of the best and of the last epoch, for each layer."""
         return [f"{layer}{kind}" for kind in ("", "/top5", "/last", "/last/top5") for layer in self.layers[arch]]
 
     def check(self, name: str, config: Config) -> None:
-        """Its data set is there and large enough, and every architecture has its lines."""
+        """Check that its data set exists and is large enough, and that every architecture has its entries."""
         data = config.datasets.folder(self.data, "data")
         if not data.val_images:
             raise ValueError(f"data: {self.data} has no validation images; name another data set")

@@ -46,11 +46,11 @@ class Segmentation(Evaluation):
         return self
 
     def needs(self, config: Config) -> tuple[tuple[str, str], ...]:
-        """A whole VOC12."""
+        """The complete VOC12."""
         return (("check", "voc_segmentation"),)
 
     def work(self, config: Config, recipe: Recipe | External) -> Work:
-        """Training and test on whole, padded images."""
+        """Count training and test on whole, padded images."""
         from uic_core.evaluations import counting
 
         size, tested = counting.arithmetic(recipe), config.datasets.voc_segmentation.val_images
@@ -60,7 +60,7 @@ class Segmentation(Evaluation):
         return Work((drawn * (1 + counting.BACKWARD) + tested) * image, drawn + tested)
 
     def refuses(self, run: str, recipe: Recipe | External) -> str:
-        """An architecture without fc6, or too small a padding for it."""
+        """Refuse an architecture without fc6, or with too little padding."""
         if reason := without_fc6("segmentation", run, recipe.arch):
             return reason
         least = ARCHS[recipe.arch].least_pad(recipe.image_size)

@@ -32,11 +32,11 @@ class VocClassification(Evaluation):
     seed: int = Field(ge=0)
 
     def needs(self, config: Config) -> tuple[tuple[str, str], ...]:
-        """A whole VOC07."""
+        """The complete VOC07."""
         return (("check", "voc07"),)
 
     def work(self, config: Config, recipe: Recipe | External) -> Work:
-        """Training, and a forward pass of every crop of the test images."""
+        """Count training, and a forward pass of every crop of the test images."""
         from uic_core.evaluations import counting
 
         size = counting.arithmetic(recipe, self.image_size)
@@ -45,7 +45,7 @@ class VocClassification(Evaluation):
         return Work(drawn * step + tested * self.crops * size.forward, drawn + tested)
 
     def check(self, name: str, config: Config) -> None:
-        """The section's name says what it trains."""
+        """Check that `train` agrees with the section's name."""
         what = name.removeprefix("voc_classification_")
         if self.train != what:
             raise ValueError(f"train: must be {what}, not {self.train}")

@@ -1,4 +1,4 @@
-"""What the jobs of a config cost: arithmetic, images decoded, bytes left (PROTOCOL section 9, counted for any size)."""
+"""Costs of a config's jobs: operations, decoded images, bytes on disk (PROTOCOL section 9, for any size)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from uic_core.evaluations.evaluation import Environment
 from uic_core.methods import METHODS
 from uic_core.recipe import External
 
-# Gigabytes that the rules ask for, at their first attempt; those of evaluations: uic_core/evaluations.
+# Gigabytes that the rules request at the first attempt. Those of evaluations are in uic_core/evaluations.
 _MEMORY = {
     "synthetic": 2, "check": 4, "index": 8, "cache": 16, "pretrain": 64, "finetune": 64, "external": 8, "proposals": 16,
     "table": 1, "fig": 2,
 }  # fmt: skip
-_CACHE = {"jpeg": 0.4, "uint8": 3.0}  # bytes a pixel (uic_core/data/cache.py)
-_ASPECT = 1.31  # of ImageNet's images, longer side over shorter
+_CACHE = {"jpeg": 0.4, "uint8": 3.0}  # bytes per pixel (uic_core/data/cache.py)
+_ASPECT = 1.31  # longer side over shorter side of ImageNet's images
 
 
 @dataclass(frozen=True)
@@ -24,19 +24,19 @@ class Job:
     """One job of the workflow.
 
     Attributes:
-        rule, run: its name; '' where it is not about a run.
-        needs: keys (rule, run) of the jobs before it.
-        environment: which packages it imports before it starts.
-        arch: the network that `flops` are spent in.
-        flops: 2 × multiply-adds, all of the job.
-        images: decoded.
-        searched: images that selective search goes through.
-        bytes: left on disk, and as resume states on the way.
-        gpus: that it takes, if it takes any.
-        exact: part of a pretraining's `flops` that is done in float32, its centre-crop passes. An evaluation is in
-            float32 as a whole.
-        memory: gigabytes that an evaluation asks for; 0: by the rule.
-        cpus: that it takes on a cluster.
+        rule, run: its key; `run` may also be a data set, a split, or ''.
+        needs: keys (rule, run) of the jobs that it waits for.
+        environment: the packages that it imports when it starts.
+        arch: the network that computes `flops`.
+        flops: 2 × multiply-adds, of the whole job.
+        images: number of decoded images.
+        searched: number of images for selective search.
+        bytes: written to disk, including resume states.
+        gpus: number of GPUs, if it uses any.
+        exact: the float32 part of a pretraining's `flops`: its centre-crop passes. An evaluation is entirely in
+            float32.
+        memory: gigabytes that an evaluation requests; 0: as its rule says.
+        cpus: number of CPUs on a cluster.
     """
 
     rule: str
@@ -60,16 +60,16 @@ class Job:
 
     @property
     def gpu(self) -> bool:
-        """Whether it asks for a GPU."""
+        """Whether it requests a GPU."""
         return bool(self.arch)
 
     def gigabytes(self) -> float:
-        """Memory that it asks for."""
+        """Return the memory that it requests."""
         return self.memory or next(size for rule, size in _MEMORY.items() if self.rule.startswith(rule))
 
 
 def training(config: Config, run: str) -> Job:
-    """The job that makes a run's checkpoint."""
+    """Return the job that makes a run's checkpoint."""
     recipe = config.runs[run]
     if isinstance(recipe, External):
         size = arithmetic(recipe)
@@ -84,13 +84,13 @@ def training(config: Config, run: str) -> Job:
         recipe.stage, run, needs, "core", recipe.arch,
         flops=images * (passes.training * size.training + passes.centre_crop * size.forward),
         exact=images * passes.centre_crop * size.forward, images=images * sum(passes),
-        # weights and labels; two states of weights, momentum, labels and their groups
+        # weights and labels; two resume states of weights, momentum, labels and their groups
         bytes=4 * size.parameters + 4 * images + 2 * (8 * size.parameters + 12 * images), gpus=recipe.gpus, cpus=16,
     )  # fmt: skip
 
 
 def evaluation(config: Config, run: str, name: str) -> Job:
-    """The job that evaluates a run."""
+    """Return the job that evaluates a run."""
     recipe, section = config.runs[run], config.evaluations.one(name)
     asked, work = section.resources, section.work(config, recipe)
     needs = ((recipe.stage, run), *section.needs(config))
@@ -101,7 +101,7 @@ def evaluation(config: Config, run: str, name: str) -> Job:
 
 
 def preparation(config: Config) -> list[Job]:
-    """What comes before the first run, and is shared by all: checks, indexes, the cache, proposals."""
+    """Return the jobs before the first run, which all runs share: checks, indexes, the cache, proposals."""
     data, proposals = config.datasets, config.evaluations.proposals
     mini = sum((data.miniimagenet.train_classes, data.miniimagenet.val_classes, data.miniimagenet.test_classes))
     counts = {

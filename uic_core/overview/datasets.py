@@ -1,4 +1,4 @@
-"""`make check-data`: every data set that a config names, without starting the workflow. Imports no torch."""
+"""`make check-data`: check every data set of a config without starting the workflow. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from uic_core.files import read_yaml
 
 
 def verdicts(config: Config, processes: int) -> dict[str, tuple[bool, str]]:
-    """For each data set: whether all of it is there, and what was found, or is wrong and where to get it."""
+    """Return for each data set whether it is complete, and what was found, or what is wrong and where to get it."""
     found: dict[str, tuple[bool, str]] = {}
     for name in config.datasets.names:
         dataset = config.datasets.one(name)
@@ -29,7 +29,7 @@ def verdicts(config: Config, processes: int) -> dict[str, tuple[bool, str]]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Print what is there and what is missing; exit status 2 where something is."""
+    """Print what is there and what is missing; exit with status 2 if anything is missing."""
     parser = argparse.ArgumentParser(prog="python -m uic_core.overview.datasets", description=__doc__)
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="processes that decode VOC's images")

@@ -1,4 +1,4 @@
-"""Rates of this machine for `make plan`: a few training steps, a few images, and how long a stage takes to start."""
+"""Measure this machine's rates for `make plan`: training steps, image decoding, and the start of a stage."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from uic_core.recipe import Training
 from uic_core.run import devices
 from uic_core.run.precision import autocast, resolve
 
-_SECONDS = 3.0  # of measuring, for each rate
+_SECONDS = 3.0  # to measure each rate
 _IMAGES = 64
-# A stage of each environment, for how long its imports take.
+# One stage of each environment, to measure its import time.
 _STAGES = {"core": "uic_core.pretrain", "openmmlab": "uic_core.openmmlab.detection", "report": "uic_core.report.tables"}
-_WORKFLOW_SECONDS = 1.0  # that Snakemake takes for a job besides
+_WORKFLOW_SECONDS = 1.0  # Snakemake's own time per job
 
 
 def measured(config: Config, gpus: int, cpus: int) -> Rates:
-    """Rates at the config's own sizes; on a machine without a GPU with one job a CPU, all of them at once.
+    """Measure rates at the config's own sizes; without a GPU, with one job per CPU, all at once.
 
     Args:
-        gpus: that the plan is for, if this machine has one.
-        cpus: of this machine.
+        gpus: number of GPUs to plan for, if this machine has one.
+        cpus: number of CPUs of this machine.
     """
     device = devices.current()
     gpu = device.type == "cuda"
@@ -78,7 +78,7 @@ def _mean(pool: ProcessPoolExecutor, copies: int, measure: Callable[[int], float
 
 
 def _training_rate(recipe: Training, precision_name: str, _: int) -> float:
-    """FLOP/s of forward, backward and SGD at a recipe's size; in its own precision where none is named."""
+    """Return FLOP/s of forward, backward and SGD at a recipe's size; '' means the recipe's own precision."""
     device = devices.current()
     if device.type == "cpu":
         torch.set_num_threads(1)
@@ -103,12 +103,12 @@ def _training_rate(recipe: Training, precision_name: str, _: int) -> float:
 
 
 def _decoding_rate(root: str, config: Config, _: int) -> float:
-    """Images a second that one process decodes and crops."""
+    """Return the images per second that one process decodes and crops."""
     torch.set_num_threads(1)
     recipe = next(iter(config.runs.values()))
     files = sorted((Path(root) / "train").glob("*/*"))[:_IMAGES]
     if not files:
-        return 750.0  # not there yet: bench/RESULTS.md
+        return 750.0  # no images yet: the rate in bench/RESULTS.md
 
     def read() -> None:
         for file in files:
@@ -118,7 +118,7 @@ def _decoding_rate(root: str, config: Config, _: int) -> float:
 
 
 def _a_second(work: Callable[[], None]) -> float:
-    """How often `work` can be done a second."""
+    """Return how often `work` runs per second."""
     work()
     done, started = 0, time.perf_counter()
     while time.perf_counter() - started < _SECONDS:

@@ -1,7 +1,7 @@
-"""`make plan`: what a config will take, before the first GPU hour: jobs, GPU-hours, disk, memory, wall time on n GPUs.
+"""`make plan`: predict a config's jobs, GPU-hours, disk, memory and wall time on n GPUs before any training starts.
 
-Costs are counted, rates are measured here (--measure) or those of a named GPU. A job lasts as long as the slower of its
-arithmetic and its decoding, with one CPU their sum, after the seconds that it takes to start.
+Costs are counted; rates are measured here (--measure) or assumed for a GPU (--peak). A job takes its start time plus
+the longer of its arithmetic and its decoding, or their sum with one CPU.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Key = tuple[str, str]
 
 
 def jobs_of(config: Config, pairs: Iterable[Key], tables: Sequence[str] = ()) -> dict[Key, Job]:
-    """The jobs that make the metrics of `pairs` (run, evaluation), with all that they need, and then `tables`."""
+    """Return the jobs that make the metrics of `pairs` (run, evaluation), all jobs they need, and then `tables`."""
     prepared = {job.key: job for job in preparation(config)}
     found: dict[Key, Job] = {}
 
@@ -49,7 +49,7 @@ def jobs_of(config: Config, pairs: Iterable[Key], tables: Sequence[str] = ()) ->
 
 
 def everything(config: Config) -> dict[Key, Job]:
-    """All jobs of a config, its figures too."""
+    """Return all jobs of a config, including its figures."""
     pairs = all_needed(config.tables_file)
     shown = [f"table{number}" for number in read_tables(config.tables_file)]
     shown += [f"fig{number}" for number in read_figures(config.tables_file)]
@@ -58,7 +58,7 @@ def everything(config: Config) -> dict[Key, Job]:
 
 
 def wall(jobs: dict[Key, Job], rates: Rates) -> float:
-    """Seconds until all jobs are done on the slots: list scheduling, what the longest chain hangs on first."""
+    """Return the seconds until all jobs are done on the slots (list scheduling, longest remaining chain first)."""
     seconds = {key: rates.seconds(job) for key, job in jobs.items()}
     after: dict[Key, list[Key]] = {key: [] for key in jobs}
     waiting = {}
@@ -68,7 +68,7 @@ def wall(jobs: dict[Key, Job], rates: Rates) -> float:
         for need in needs:
             after[need].append(key)
     rank: dict[Key, float] = {}
-    for key in reversed(list(jobs)):  # a job comes after what it needs
+    for key in reversed(list(jobs)):  # a job comes after the jobs it needs
         rank[key] = seconds[key] + max((rank[each] for each in after[key]), default=0.0)
     ready = [(-rank[key], key) for key in jobs if not waiting[key]]
     heapq.heapify(ready)
@@ -79,7 +79,7 @@ def wall(jobs: dict[Key, Job], rates: Rates) -> float:
         while ready:
             priority, key = heapq.heappop(ready)
             takes = rates.taken(jobs[key])
-            if takes > free or (takes and held):  # GPUs are kept free for the next in line that wants several
+            if takes > free or (takes and held):  # keep GPUs free for the next job that needs several
                 held.append((priority, key))
                 continue
             free -= takes
@@ -96,7 +96,7 @@ def wall(jobs: dict[Key, Job], rates: Rates) -> float:
 
 
 def report(config: Config, rates: Rates) -> str:
-    """The plan as text."""
+    """Return the plan as text."""
     pairs = {number: needed(config.tables_file, number) for number in read_tables(config.tables_file)}
     jobs = everything(config)
     unit = "GPU-hours" if rates.gpu else "CPU-hours"
@@ -135,7 +135,7 @@ def _seeds(config: Config) -> set[str]:
 
 
 def _sums(jobs: Iterable[Job], rates: Rates) -> tuple[float, float, float, float]:
-    """Hours on the slots, hours of the longest job, gigabytes left on disk, gigabytes of memory of the largest job."""
+    """Return hours on the slots, hours of the longest job, gigabytes on disk, gigabytes of the largest job's memory."""
     jobs = list(jobs)
     hours = [rates.seconds(job) / 3600 for job in jobs]
     counted = sum(each * rates.taken(job) for each, job in zip(hours, jobs, strict=True))

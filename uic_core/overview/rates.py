@@ -1,4 +1,4 @@
-"""How fast a machine does the jobs that `make plan` counts: rates assumed of a named GPU."""
+"""How fast a machine runs the jobs of `make plan`; rates assumed for a GPU."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from uic_core.config import Config
 from uic_core.models import ARCHS
 from uic_core.overview.costs import Job
 
-_MOST_CPUS = 64  # of a job of several GPUs (workflow/rules/common.smk)
-# Share of the bf16 matrix rate that float32 reaches: on A100 and H100 its own rate is a sixteenth, and convolutions
-# reach about 60 % of that (an assumption; --measure measures).
+_MOST_CPUS = 64  # of a job with several GPUs (workflow/rules/common.smk)
+# Share of the bf16 matrix rate that float32 reaches: on A100 and H100 the float32 rate is a sixteenth of it, and
+# convolutions reach about 60 % of that (assumed; --measure measures it).
 _EXACT = 0.6 / 16
 
 
@@ -20,14 +20,14 @@ class Rates:
 
     Attributes:
         flops: FLOP/s that training reaches, by architecture.
-        exact: the same in float32, which evaluations are done in.
-        decode: images a CPU-second.
-        search: seconds of selective search an image and CPU.
-        start: seconds until a job works, by environment.
-        cpus: of a job that takes many.
-        slots: GPUs; without any, CPUs, and then every job takes one.
+        exact: the same in float32, which evaluations use.
+        decode: images per CPU-second.
+        search: CPU-seconds of selective search per image.
+        start: seconds until a job does its work, by environment.
+        cpus: CPUs of a job that takes many.
+        slots: number of GPUs; without a GPU, of CPUs, and every job takes one.
         gpu: whether `slots` are GPUs.
-        said: where the rates are from, for the reader.
+        said: text that says where the rates are from.
     """
 
     flops: dict[str, float]
@@ -41,7 +41,7 @@ class Rates:
     said: str
 
     def seconds(self, job: Job) -> float:
-        """How long a job takes."""
+        """Return how long a job takes."""
         gpus = self.taken(job) if self.gpu else 1
         arithmetic = 0.0
         if job.arch:
@@ -55,12 +55,12 @@ class Rates:
         return self.start[job.environment] + work + job.searched * self.search / cpus
 
     def taken(self, job: Job) -> int:
-        """Slots that a job takes: its GPUs, no more than there are; without GPUs one."""
+        """Return the slots that a job takes: its GPUs, at most all there are; without GPUs one."""
         return min(job.gpus, self.slots) * job.gpu if self.gpu else 1
 
 
 def assumed(config: Config, peak: float, gpus: int) -> Rates:
-    """Rates of a GPU whose bf16 matrix rate is `peak` TFLOP/s, with 16 CPUs for a wide job (bench/RESULTS.md)."""
+    """Return rates of a GPU of `peak` TFLOP/s (bf16 matrices), with 16 CPUs for a large job (bench/RESULTS.md)."""
     archs = {recipe.arch for recipe in config.runs.values()}
     flops = {arch: ARCHS[arch].matrix_share * peak * 1e12 for arch in archs}
     exact = dict.fromkeys(flops, _EXACT * peak * 1e12)

@@ -1,7 +1,7 @@
-"""`make status`: how far a results folder has come. Reads, writes nothing, imports no torch.
+"""`make status`: show the progress of a results folder. Only reads; imports no torch.
 
-A run's epochs are those of its last saved state; the jobs are those that squeue knows, where there is one; a failure is
-a log that ends in an error, or a job that SLURM killed, while the file it was to make is not there.
+A run's epochs come from its last saved state, the jobs from squeue, if there is one. A failure is a missing output
+file whose log ends in an error, or whose job SLURM killed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _KILLED = re.compile("oom.kill|out of memory|DUE TO (TIME LIMIT|NODE FAILURE)", 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run: whether it is trained, how many epochs of how many, and which of its evaluations are there."""
+    """A run: whether it is trained, its finished epochs `of` all, and which evaluations are present."""
 
     name: str
     trained: bool
@@ -40,7 +40,7 @@ class RunStatus:
 
 
 def runs(config: Config) -> list[RunStatus]:
-    """The status of every run that a table or a figure shows, and of those they start from."""
+    """Return the status of every run that a table or figure shows, and of the runs they start from."""
     evaluations: dict[str, list[str]] = {}
     for run, evaluation in all_needed(config.tables_file):
         for name in config.repeats(run):
@@ -64,7 +64,7 @@ def _run(config: Config, name: str, evaluations: list[str]) -> RunStatus:
 
 
 def _epochs(folder: Path) -> int:
-    """Finished epochs by the newest state in a run's folder; 0 where there is none, or it is just being written."""
+    """Return the finished epochs by the newest readable state in a run's folder; 0 if there is none."""
     found = [0]
     for path in folder.glob("state.*.safetensors"):
         try:
@@ -77,10 +77,10 @@ def _epochs(folder: Path) -> int:
 
 
 def failures(config: Config, queue: Collection[str] = ()) -> Iterator[tuple[Path, list[str]]]:
-    """Logs that end in an error whose job has not been done since, with their last lines; killed jobs with SLURM's.
+    """Yield logs of unfinished jobs that end in an error or that SLURM killed, with their last lines (and SLURM's).
 
     Args:
-        queue: numbers of the jobs in it; SLURM starts some again that it killed.
+        queue: numbers of the queued jobs; SLURM restarts some of the jobs that it killed.
     """
     logs = Path(config.results) / "logs"
     killed = dict(_killed(queue))
@@ -95,7 +95,7 @@ def failures(config: Config, queue: Collection[str] = ()) -> Iterator[tuple[Path
 
 
 def _killed(queue: Collection[str]) -> Iterator[tuple[Path, str]]:
-    """(log of the stage, SLURM's last word) of each rule and wildcards whose last job in this folder was killed."""
+    """Yield (stage log, SLURM's last message) of each rule and wildcards whose last job in this folder was killed."""
     jobs: dict[Path, list[Path]] = {}
     for path in Path(".snakemake", "slurm_logs").glob("rule_*/**/*.log"):
         jobs.setdefault(path.parent, []).append(path)
@@ -109,7 +109,7 @@ def _killed(queue: Collection[str]) -> Iterator[tuple[Path, str]]:
 
 
 def _made_by(config: Config, log: Path) -> Path:
-    """The file that the job of a log makes."""
+    """Return the file that the job of a log makes."""
     results, owner, job = Path(config.results), log.parent.name, log.stem
     if owner == "data":
         kind, _, name = job.partition("_")
@@ -130,9 +130,9 @@ def _made_by(config: Config, log: Path) -> Path:
 
 
 def jobs() -> list[list[str]] | None:
-    """[number, state, time so far, rule and wildcards] of the jobs that Snakemake has in SLURM's queue from here.
+    """Return [number, state, elapsed time, rule and wildcards] of the jobs in SLURM's queue from this folder.
 
-    None: there is a queue, and it does not answer.
+    Returns None if there is a queue and it does not answer.
     """
     if not shutil.which("squeue"):
         return []
@@ -148,7 +148,7 @@ def jobs() -> list[list[str]] | None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Print runs, epochs, evaluations, jobs in the queue, and failures with the ends of their logs."""
+    """Print runs, epochs, evaluations, queued jobs, and failures with the ends of their logs."""
     parser = argparse.ArgumentParser(prog="python -m uic_core.overview.status", description=__doc__)
     parser.add_argument("--config", type=Path, required=True)
     options = parser.parse_args(arguments)

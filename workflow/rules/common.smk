@@ -1,4 +1,4 @@
-# Python functions that rules ask: reading the config, and finding files. Those about SLURM are in cluster.smk.
+# Python functions for the rules: they read the config and find files. Those for SLURM are in cluster.smk.
 import json
 import os
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-# The checkout is the package's home: no installation is needed to run from a clone.
+# The package is imported from the checkout: a clone runs without installation.
 sys.path.insert(0, str(workflow.basedir))
 
 from uic_core.config import validate  # noqa: E402
@@ -19,9 +19,9 @@ from uic_core.models import ARCHS  # noqa: E402
 from uic_core.recipe import load  # noqa: E402
 from uic_core.report.cells import all_needed, check_cells, needed, read_figures, read_tables  # noqa: E402
 
-# What a table's cell sums up, in figures (of sample images) and tables (of classes) of their own. One label a result in
-# the report: of a second one that has two values in a category, Snakemake's page makes a toggle, and shows nothing at
-# all where not every combination exists.
+# Tasks with their own figure (sample images) and table (all classes); a table's cell only summarises them. Each result
+# has one label in the report: Snakemake's page turns a second label with two values in a category into a toggle, and
+# shows nothing at all if a combination is missing.
 TASKS = {
     "detection": {"figure": "Detections on sample images", "table": "Detection: AP of every class"},
     "segmentation": {"figure": "Segmentations of sample images", "table": "Segmentation: IU of every class"},
@@ -29,8 +29,8 @@ TASKS = {
 
 
 def validated_config():
-    """The merged config as uic_core.config.Config; refuses what Snakemake's own YAML reading lets pass."""
-    # With --replace-workflow-config only the command line's files count; else they are merged over the default.
+    """Return the merged config as uic_core.config.Config; refuse errors that Snakemake's YAML reader lets pass."""
+    # With --replace-workflow-config only the command line's files count; otherwise they are merged over the default.
     replaced = workflow.config_settings.replace_workflow_config
     files = list(workflow.overwrite_configfiles or [])
     if not (files and replaced):
@@ -46,7 +46,7 @@ def validated_config():
 
 
 def refuse_other_scale():
-    """The demo must not train over the paper's checkpoints, nor the other way round."""
+    """Refuse to overwrite the paper's checkpoints with the demo's, or the reverse."""
     try:
         made = {load(Dataset, file).generated for file in Path(CONFIG.results).glob("data/*.yaml")}
     except InputError as error:
@@ -59,9 +59,9 @@ def refuse_other_scale():
 
 
 def prepare_shell():
-    """Every job finds uic_core, none of ~/.local's packages, and, without conda, the Python that runs Snakemake."""
+    """Let jobs find uic_core, no packages of ~/.local and, without conda, the Python that runs Snakemake."""
     prefix = f"export PYTHONPATH={str(workflow.basedir)!r} PYTHONNOUSERSITE=1; "
-    # Training allocates the same large tensors every step: in huge pages a CPU does 15 to 25 % more images a second.
+    # Training allocates the same large tensors every step: huge pages give 15 to 25 % more images per second on a CPU.
     prefix += 'export GLIBC_TUNABLES="${{GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}}"; '
     prefix += f"source {str(Path(workflow.basedir, 'workflow', 'launch.sh'))!r}; "
     if not {str(method) for method in workflow.deployment_settings.deployment_method} & {"conda", "apptainer"}:
@@ -70,40 +70,38 @@ def prepare_shell():
 
 
 def minutes(amount):
-    """A job's time, of which every retry asks more; not more than a day, which clusters grant."""
+    """Return a job's time: every retry requests more, up to a day, which clusters grant."""
     return lambda wildcards, attempt: min(amount * attempt, max(amount, 1440))
 
 
 def megabytes(amount):
-    """A job's memory, of which every retry asks more; not more than nodes with GPUs have."""
+    """Return a job's memory: every retry requests more, up to what nodes with GPUs have."""
     return lambda wildcards, attempt: min(amount * attempt, max(amount, 128000))
 
 
 def asked(evaluation):
-    """What an evaluation's job asks for (uic_core/evaluations)."""
+    """Return what an evaluation's job requests (uic_core/evaluations)."""
     return EVALUATIONS[evaluation].resources
 
 
 def memory_of(evaluation):
-    """Its memory, as `megabytes`."""
+    """Return its memory, as `megabytes` does."""
     return megabytes(1000 * asked(evaluation).memory)
 
 
 def runtime_of(evaluation):
-    """Its time, as `minutes`."""
+    """Return its time, as `minutes` does."""
     return minutes(asked(evaluation).minutes)
 
 
 def time_limit(wildcards, attempt):
-    """Minutes of a training job, by its recipe: as long as a slow GPU (10 TFLOP/s) or slow CPUs (50 images/s each) take.
-
-    At most a day, after which it queues again and goes on; of less, every retry asks more.
-    """
+    """Return a training job's minutes: what a slow GPU (10 TFLOP/s) or slow CPUs (50 images/s each) take."""
     recipe = CONFIG.runs[wildcards.run]
     images = METHODS[recipe.method].passes(recipe).training
     images *= recipe.images_of(CONFIG.datasets.folders[recipe.data].train_images)
     arithmetic = ARCHS[recipe.arch].training_gflop * (recipe.image_size / 224) ** 2 / 10_000 / gpus(wildcards)
     seconds = images * max(arithmetic, 1 / (50 * cpus(wildcards)))
+    # Every retry requests more, up to a day. After a day the job queues again and continues.
     return min(1440, round(30 + seconds / 60) * attempt)
 
 
@@ -113,28 +111,28 @@ def gpus(wildcards):
 
 
 def cpus(wildcards):
-    """CPUs of a training job: 16 a GPU, at most what half of a large node has."""
+    """CPUs of a training job: 16 per GPU, at most half of a large node's."""
     return min(64, 16 * gpus(wildcards))
 
 
 def section(name):
-    """One section of the config as JSON: the params that decide what reruns."""
+    """Return a section of the config as JSON; as params, it decides what reruns."""
     return json.dumps(getattr(CONFIG.evaluations, name).model_dump())
 
 
 def runs(stage):
-    """Wildcard pattern of the runs whose checkpoint a stage makes."""
+    """Return the wildcard pattern of the runs whose checkpoint a stage makes."""
     names = [name for name, recipe in CONFIG.runs.items() if recipe.stage == stage]
     return "|".join(names) or "no_run"
 
 
 def source_checkpoint(wildcards):
-    """Checkpoint that further fine-tuning starts from."""
+    """Return the checkpoint that further fine-tuning starts from."""
     return f"{RESULTS}/runs/{CONFIG.runs[wildcards.run].start}/checkpoint.safetensors"
 
 
 def external_checkpoint(wildcards):
-    """The file of a run that was trained elsewhere."""
+    """Return the file of a run that was trained elsewhere."""
     path = CONFIG.runs[wildcards.run].path
     if not os.path.exists(path):
         raise WorkflowError(f"runs.{wildcards.run}.path: {path} is not there; correct it in the config")
@@ -142,60 +140,60 @@ def external_checkpoint(wildcards):
 
 
 def generated(wildcards):
-    """The generated data set's receipt in the demo; nothing to wait for with real data."""
+    """Return the marker file of a generated data set; nothing for real data."""
     return f"{RESULTS}/data/{wildcards.dataset}.generated" if CONFIG.datasets.generated else []
 
 
 def train_index(data):
-    """A data set's training images: from their files, or from the cache if the config asks for one."""
+    """Return the index of a data set's training images: their files, or the cache if the config has one."""
     cached = "" if CONFIG.datasets.cache.format == "none" else "_cached"
     return f"{RESULTS}/index/{data}_train{cached}.npz"
 
 
 def run_index(wildcards):
-    """The images that a run trains on."""
+    """Return the index of the images that a run trains on."""
     return train_index(CONFIG.runs[wildcards.run].data)
 
 
 def labelled_index(run):
-    """The images of a run's pseudo-labels, from their files."""
+    """Return the index of the images of a run's pseudo-labels, not cached."""
     if CONFIG.runs[run].stage == "external":
         raise WorkflowError(f"runs.{run}: was trained elsewhere, so there are no pseudo-labels to look at")
     return f"{RESULTS}/index/{CONFIG.runs[run].data}_train.npz"
 
 
 def tasks():
-    """Those of TASKS that a table shows."""
+    """Return those of TASKS that a table shows."""
     return [task for task in TASKS if task in {evaluation for _, evaluation in all_needed(CONFIG.tables_file)}]
 
 
 def shows(number):
-    """What a table shows, in a few words."""
+    """Return what a table shows, in a few words."""
     return TABLES[number].title.partition(".")[0]
 
 
 def metrics_of(*tables):
-    """The metrics files the given tables take a cell from."""
+    """Return the metrics files that the given tables take a cell from."""
     pairs = {pair for table in tables for pair in needed(CONFIG.tables_file, table)}
     several = {run: ".seeds" for run in CONFIG.seeds if CONFIG.seeds[run]}
     return sorted(f"{RESULTS}/metrics/{run}/{evaluation}{several.get(run, '')}.json" for run, evaluation in pairs)
 
 
 def metrics_of_seeds(wildcards):
-    """One evaluation of a run with each of its seeds."""
+    """Return the metrics files of one evaluation of a run, one per seed."""
     return [f"{RESULTS}/metrics/{run}/{wildcards.evaluation}.json" for run in CONFIG.repeats(wildcards.run)]
 
 
 def metrics_of_run(wildcards):
-    """Every metrics file of a run that a table shows."""
+    """Return every metrics file of a run that a table shows."""
     return [file for file in metrics_of(*TABLES) if Path(file).parent.name == wildcards.run]
 
 
 def task_metrics(task):
-    """Detection's or segmentation's metrics files that a table takes a cell from."""
+    """Return a task's metrics files that a table takes a cell from."""
     return [file for file in metrics_of(*TABLES) if Path(file).name.split(".")[0] == task]
 
 
 def task_samples(task):
-    """What it found in sample images, for the same runs; of several seeds, the run's own."""
+    """Return the task's results on sample images, for the same runs; with several seeds, the run's own."""
     return [f"{Path(file).parent}/{task}_samples.npz" for file in task_metrics(task)]

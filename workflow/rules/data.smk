@@ -63,7 +63,7 @@ if CONFIG.datasets.generated:
             "python -m uic_core.data.synthetic --dataset {input} --threads {threads} > {log} 2>&1"
 
 
-# Before the first GPU hour of any run: what is wrong with a data set should be known while somebody is still looking.
+# Runs before any training: errors in a data set should be reported while somebody is still watching.
 rule check:
     input:
         generated,

@@ -1,7 +1,7 @@
-# Metrics -> tables and figures. Each is a target of its own: `snakemake table4`, `snakemake fig3`.
+# Metrics -> tables and figures. Each is its own target: `snakemake table4`, `snakemake fig3`.
 #   in   results/metrics/<run>/<evaluation>.json, the files that config `tables` and `published` name
-#   out  results/metrics/<run>/<evaluation>.seeds.json for runs of several seeds, results/tables/table<n>.{md,csv,tex,html},
-#        results/figures/fig<n>.{png,svg}; on request results/export/<run>/
+#   out  results/metrics/<run>/<evaluation>.seeds.json for runs with several seeds,
+#        results/tables/table<n>.{md,csv,tex,html}, results/figures/fig<n>.{png,svg}; on request results/export/<run>/
 
 
 rule seeds:
@@ -152,8 +152,8 @@ rule summary:
         " --benchmarks {params.benchmarks} --times {output.times} --out {output.readme} > {log} 2>&1"
 
 
-# What can be shown today, `–` and the reason where a number is missing: `snakemake partial`. No outputs are declared,
-# so it always runs and never stands in for the full tables.
+# `snakemake partial` makes the tables from what exists, with `–` and the reason for each missing number. It declares no
+# outputs, so it always runs and never replaces the full tables.
 rule partial:
     input:
         tables=str(CONFIG.tables_file),

@@ -1,5 +1,5 @@
-# Detection and segmentation -> pictures of sample images, numbers of every class: what Table 4 sums up. Each is a target
-# of its own: `snakemake fig_detection`, `snakemake table_segmentation`.
+# Detection and segmentation -> figures of sample images and tables of all classes, which Table 4 summarises. Each is
+# its own target: `snakemake fig_detection`, `snakemake table_segmentation`.
 #   in   results/metrics/<run>/<task>.json, <task>_samples.npz of the runs in a table, the config's `tables`
 #   out  results/figures/<task>.{png,svg}, results/tables/<task>.{md,csv,html}
 
