@@ -106,7 +106,7 @@ def _decoding_rate(root: str, config: Config, _: int) -> float:
     """Return the images per second that one process decodes and crops."""
     torch.set_num_threads(1)
     recipe = next(iter(config.runs.values()))
-    files = sorted((Path(root) / "train").glob("*/*"))[:_IMAGES]
+    files = sorted(path for path in (Path(root) / "train").rglob("*") if path.is_file())[:_IMAGES]
     if not files:
         return 750.0  # no images yet: the rate in bench/RESULTS.md
 

@@ -120,13 +120,18 @@ def _made_by(config: Config, log: Path) -> Path:
             return results / suffix[kind][0] / f"{name}{suffix[kind][1]}"
         return results / "proposals" / f"voc07_{name}.npz" if kind == "proposals" else results / "data" / f"{job}.yaml"
     if owner == "report":
-        return next(results.glob(f"*/{job}.md"), results / "figures" / f"{job}.png")
+        if job == "summary":
+            return results / "README.md"
+        name = job.partition("_")[2] or job  # table_detection makes detection.md
+        return results / "tables" / f"{name}.md" if job.startswith("table") else results / "figures" / f"{name}.png"
     if owner == "protocols":
         return results / "protocols" / f"{job}.yaml"
-    trained = job in ("pretrain", "finetune", "external")
-    return (
-        results / "runs" / owner / "checkpoint.safetensors" if trained else results / "metrics" / owner / f"{job}.json"
-    )
+    if job in ("pretrain", "finetune", "external"):
+        return results / "runs" / owner / "checkpoint.safetensors"
+    if job in ("recipe", "export"):
+        return results / {"recipe": f"runs/{owner}/recipe.yaml", "export": f"export/{owner}/README.md"}[job]
+    name = f"{job.removeprefix('seeds_')}.seeds" if job.startswith("seeds_") else job
+    return results / "metrics" / owner / f"{name}.json"
 
 
 def jobs() -> list[list[str]] | None:
