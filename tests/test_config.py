@@ -50,7 +50,7 @@ DEEPCLUSTER = {  # the numbers of its published code
     "method": "deepcluster", "classes": 10000, "lr": 0.05, "schedule": "constant", "weight_decay": 0.00001,
     "balanced": True, "pca": 256, "kmeans_iterations": 20,
 }  # fmt: skip
-RUNS = {  # PROTOCOL section 2
+RUNS = {  # docs/protocol.md, Pretraining
     "uic_3k": UIC,
     "uic_5k": UIC | {"classes": 5000},
     "uic_10k": UIC | {"classes": 10000},
@@ -421,7 +421,7 @@ def test_a_results_folder_that_shells_take_apart_is_refused(paper, folder):
 
 
 def test_runs_take_the_gpus_that_their_batch_was_meant_for(paper):
-    """PROTOCOL section 2: 1024 images are 128 on each of 8 GPUs; AlexNet's 256 are on one."""
+    """docs/protocol.md, Pretraining: 1024 images are 128 on each of 8 GPUs; AlexNet's 256 are on one."""
     config = validate(paper, "paper")
     for name, run in config.runs.items():
         assert run.gpus == (8 if run.arch in ("vgg16", "resnet50", "resnet50_mlp") else 1), name

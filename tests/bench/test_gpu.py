@@ -10,7 +10,7 @@ from uic_core.models import ARCHS
 
 @pytest.mark.parametrize(("arch", "giga"), [("alexnet", 6.5), ("resnet50", 24.3)])
 def test_a_step_costs_what_the_protocol_says(arch, giga):
-    """PROTOCOL section 9: forward and backward of an image at 224 pixels, 3,000 classes."""
+    """Forward and backward of an image at 224 pixels, 3,000 classes."""
     recipe, _ = trained(arch, 224, 2, 3000, 3000)
     assert gpu.flops(recipe) / 1e9 == pytest.approx(giga, rel=0.02)
     assert ARCHS[arch].training_gflop == giga

@@ -226,7 +226,7 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("crop", "expected"), [(224, [64896, 64896, 43264, 9216]), (84, [6144, 6144, 4096, 256])])
 def test_dimensions_are_the_papers(network: Network, crop: int, expected: list[int]) -> None:
-    """PROTOCOL section 8; the network was built for 64 pixels, its convolutions take any size."""
+    """docs/protocol.md, Table 5; the network was built for 64 pixels, its convolutions take any size."""
     with torch.no_grad():
         taps = network.taps(torch.zeros(1, 3, crop, crop), ["conv3", "conv4", "conv5"])
     found = [tap.numel() for tap in taps.values()] + [network.pool_last(taps["conv5"]).numel()]

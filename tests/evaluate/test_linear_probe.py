@@ -179,7 +179,7 @@ def test_training_equals_a_plain_loop(alexnet: Network, indexes: tuple[Index, In
 
 
 def test_heads_see_the_papers_poolings_at_224(alexnet: Network) -> None:
-    """PROTOCOL section 1: kernel, stride and padding of each layer; convolutions take any size."""
+    """docs/protocol.md, Networks: kernel, stride and padding of each layer; convolutions take any size."""
     images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     windows = dict(zip(LAYERS, [(6, 6, 3), (4, 4, 0), (3, 3, 1), (3, 3, 1), (2, 2, 0)], strict=True))
     seen: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""UIC's label bookkeeping against a naive transcription of PROTOCOL section 2, and its properties."""
+"""UIC's label bookkeeping against a naive transcription of docs/protocol.md, Pretraining, and its properties."""
 
 import collections
 import tracemalloc

@@ -1,4 +1,4 @@
-"""An epoch's order against a naive transcription of PROTOCOL section 2, step 3, and its properties."""
+"""An epoch's order against a naive transcription of docs/protocol.md, Pretraining, and its properties."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The networks are those of PROTOCOL section 1: shapes, counts, initial weights, Sobel, taps."""
+"""The networks are those of docs/protocol.md, Networks: shapes, counts, initial weights, Sobel, taps."""
 
 import pytest
 import torch
@@ -133,7 +133,7 @@ def test_taps_are_the_activations_after_the_relu_and_before_the_pooling(arch, de
         assert torch.equal(taps[f"conv{number}"], seen[f"bn{number}"].clamp(min=0))
 
 
-POOLS = [  # PROTOCOL section 1: channels, side at 224, kernel, stride, padding, numbers after it
+POOLS = [  # docs/protocol.md, Networks: channels, side at 224, kernel, stride, padding, numbers after it
     ("alexnet", "conv1", 96, 55, 6, 6, 3, 9600),
     ("alexnet", "conv2", 256, 27, 4, 4, 0, 9216),
     ("alexnet", "conv3", 384, 13, 3, 3, 1, 9600),
@@ -214,7 +214,7 @@ def test_sobel_sees_no_flat_colour():
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_initial_weights(arch):
-    """PROTOCOL section 1: convolutions N(0, sqrt(2 / (k² out))), linear layers N(0, .01), biases 0, BN 1 and 0."""
+    """protocol.md, Networks: convolutions N(0, sqrt(2 / (k² out))), linear layers N(0, .01), biases 0, BN 1 and 0."""
     torch.manual_seed(0)
     network = build(arch, classes=100, image_size=64, sobel=False)
     kinds = set()
@@ -279,7 +279,7 @@ def test_probes_of_larger_maps_see_as_many_places_as_at_224(case):
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_the_description_is_the_networks(arch):
-    """What is known without building it: operations (PROTOCOL section 9), embedding, layers."""
+    """What is known without building it: operations, embedding, layers."""
     described = ARCHS[arch]
     with torch.device("meta"):
         network = build(arch, classes=1000, image_size=224, sobel=False)

@@ -1,4 +1,4 @@
-"""The paper's numbers (PROTOCOL sections 6 and 7) as they reach mmdet and mmseg from config/paper.yaml."""
+"""The numbers of protocol.md (Detection, Segmentation) as they reach mmdet and mmseg from config/paper.yaml."""
 
 from __future__ import annotations
 

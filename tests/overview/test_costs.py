@@ -1,4 +1,4 @@
-"""Costs are PROTOCOL section 9's, and follow the config."""
+"""Costs are the plan's, and follow the config."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_uic_takes_no_pass_of_its_own_and_deepcluster_one_an_epoch(paper: Config
     assert deepcluster.images == 2 * images * paper.runs["deepcluster"].epochs
     size = count("alexnet", paper.runs["deepcluster"].classes, 224, True)
     assert deepcluster.flops == deepcluster.images / 2 * (size.training + size.forward)
-    # PROTOCOL section 9: the extra forward is .33 of training compute
+    # the extra forward is .33 of training compute
     assert size.forward / size.training == pytest.approx(0.33, abs=0.01)
 
 

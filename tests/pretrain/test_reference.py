@@ -1,7 +1,7 @@
 """Training held against one plain loop, which knows the paper's rules and nothing of the suite's loop.
 
 Crops and augmentation are torchvision's; the network, the loss, SGD, and the rules for labels and order are written out
-from PROTOCOL sections 1 and 2. The suite's are random numbers and permutations, held by test_randomness.py,
+from protocol.md, Networks and Pretraining. The suite's are random numbers and permutations, held by test_randomness.py,
 test_order.py and test_labels.py, and k-means, held by test_pretrain.py.
 """
 

@@ -92,7 +92,7 @@ def test_every_published_number_is_of_a_table() -> None:
 
 
 def test_rows_shared_by_tables_have_the_same_numbers() -> None:
-    # Property of the paper (PROTOCOL section 3): these rows are one and the same result.
+    # Property of the paper (docs/protocol.md, Table 1): these rows are one and the same result.
     read = {n: cells.read_published(PUBLISHED, n, table) for n, table in cells.read_tables(TABLES).items()}
     for column in ("conv3", "conv4", "conv5"):
         ours = {read[1]["UIC 3k (FFT)", column].text, read[2]["UIC 3k, ✓", column].text, read[3]["Ours", column].text}

@@ -84,7 +84,7 @@ def normalize(batch: Tensor) -> Tensor:
 
 @torch.no_grad()
 def augment(batch: Tensor, uniforms: NDArray[np.float64] | Tensor, kind: Augmentation) -> Tensor:
-    """Augment cropped images on their device (PROTOCOL section 2).
+    """Augment cropped images on their device (docs/protocol.md, Pretraining).
 
     standard: horizontal flip with probability .5. strong: also colour jitter (.8, .8, .8, .2) with p .8, greyscale
     with p .2, Gaussian blur with p .5, sigma uniform in [.1, 2) pixels, odd kernel (23 at 224). Blur is drawn per

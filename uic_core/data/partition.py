@@ -74,7 +74,7 @@ def group(labels: Labels, classes: int, rng: np.random.Generator | None = None) 
 
 
 def nmi(groups: Groups, other: NDArray[np.integer]) -> float:
-    """Normalised mutual information with the geometric normaliser, 0 … 1 (PROTOCOL section 3).
+    """Normalised mutual information with the geometric normaliser, 0 … 1 (docs/protocol.md, Table 1).
 
     Same value as scikit-learn's, without its import, which costs every job seconds, and its many copies of the labels.
 

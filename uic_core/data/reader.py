@@ -164,7 +164,7 @@ def center_crop(image: Image.Image, resize: int, crop: int) -> NDArray[np.uint8]
 
 
 def ten_crop(image: Image.Image, resize: int, crop: int) -> NDArray[np.uint8]:
-    """Resize the shorter side; return four corners and centre, then those of the mirrored image (PROTOCOL section 4).
+    """Resize the shorter side; return four corners and centre, then those of the mirrored image.
 
     Same crops and order as torchvision's TenCrop. The mirrored image is cropped anew: if an odd number of columns is
     left over, its centre crop is one column off the mirrored centre crop.

@@ -214,7 +214,7 @@ def read_annotation(path: Path) -> Annotation:
 
 
 def multilabels(root: Path, split: str) -> tuple[tuple[str, ...], NDArray[np.uint8]]:
-    """Return which classes each VOC2007 image of a split shows (PROTOCOL section 5).
+    """Return which classes each VOC2007 image of a split shows (docs/protocol.md, Table 4).
 
     Returns:
         (ids, targets): targets is uint8 [n, 20]: 1 if the class has an object that is not difficult, 255 if it has

@@ -33,7 +33,7 @@ def average_precision(scores: NDArray[np.floating], positive: NDArray[np.bool_])
 
 
 def class_average_precisions(scores: NDArray[np.floating], targets: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Compute the average precision of every class (PROTOCOL section 5).
+    """Compute the average precision of every class (docs/protocol.md, Table 4).
 
     Args:
         scores: [n, C], finite.

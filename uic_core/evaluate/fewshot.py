@@ -1,4 +1,4 @@
-"""Stage `fewshot`: prototypical few-shot classification on frozen features of miniImageNet (PROTOCOL section 8).
+"""Stage `fewshot`: prototypical few-shot classification on frozen features of miniImageNet (docs/protocol.md, Table 5).
 
 Makes Table 5. Expected for UIC 3k: 65.05 at 224, conv5+MP, and 52.43 at 84, conv3; chance is 20 for 5 ways. Note that
 the unlabelled ImageNet images include the test classes. Cost at paper scale (12,000 images, two resolutions, 2000

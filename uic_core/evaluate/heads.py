@@ -1,4 +1,4 @@
-"""The heads of linear probes, and the activations they classify (PROTOCOL section 4)."""
+"""The heads of linear probes, and the activations they classify (docs/protocol.md, Linear probes)."""
 
 from __future__ import annotations
 

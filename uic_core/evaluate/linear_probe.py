@@ -1,4 +1,4 @@
-"""Stage `linear_probe`: linear classifiers on frozen layers of a network (PROTOCOL section 4).
+"""Stage `linear_probe`: linear classifiers on frozen layers of a network (docs/protocol.md, Linear probes).
 
 Makes Tables 1, 2, 3, 6 and 7. Expected for AlexNet on ImageNet, conv1 to conv5: 12.8 34.3 41.6 41.5 39.0 after UIC and
 further fine-tuning, 19.3 36.3 44.2 48.3 50.5 with annotated labels, 11.6 17.1 16.9 16.3 14.1 with random weights.

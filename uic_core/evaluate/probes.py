@@ -1,4 +1,4 @@
-"""Train and test linear probes (PROTOCOL section 4).
+"""Train and test linear probes (docs/protocol.md, Linear probes).
 
 One trunk serves all layers: it runs once per batch, up to the deepest probed layer, and each layer's head learns from
 its own activations with its own loss. A head's input depends only on seed, epoch and image, so the result equals that

@@ -1,4 +1,4 @@
-"""Ten-crop testing: four corners and the centre of an image and of its mirror image (PROTOCOL section 4)."""
+"""Ten-crop testing: four corners and the centre of an image and of its mirror image (protocol.md, Linear probes)."""
 
 from __future__ import annotations
 

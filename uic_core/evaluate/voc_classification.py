@@ -1,4 +1,4 @@
-"""Stage `voc_classification`: multi-label classification of VOC07 on a pretrained network (PROTOCOL section 5).
+"""Stage `voc_classification`: multi-label classification of VOC07 on a pretrained network (docs/protocol.md, Table 4).
 
 Makes Table 4, columns Classification FC6-8 (`train: fc6_8`) and ALL (`train: all`). Expected for DeepCluster's AlexNet:
 72.0 with `batch_norm: affine_trained`, 70.4 with `frozen`. Cost at paper scale: 80k (150k) iterations of 16 images;

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Proposals(Strict):
-    """Selective search (PROTOCOL section 6), or its published results."""
+    """Selective search (docs/protocol.md, Detection), or its published results."""
 
     source: str = Field(description="folder of Fast R-CNN's voc_2007_<split>.mat; '' searches with the keys below")
     mode: Literal["fast", "quality"]
@@ -33,7 +33,7 @@ class Proposals(Strict):
 
 
 class Detection(Evaluation):
-    """Fast R-CNN through mmdet (PROTOCOL section 6)."""
+    """Fast R-CNN through mmdet (docs/protocol.md, Detection)."""
 
     resources: ClassVar[Resources] = Resources(memory=32, minutes=1440)
     environment: ClassVar[Environment] = "openmmlab"

@@ -28,7 +28,7 @@ class Resolution(Strict):
 
 
 class Fewshot(Evaluation):
-    """Prototypical evaluation (PROTOCOL section 8). Resolution 'upsampled' is Table 5's 224, 'native' its 84."""
+    """Prototypical evaluation (docs/protocol.md, Table 5). Resolution 'upsampled' is Table 5's 224, 'native' its 84."""
 
     resources: ClassVar[Resources] = Resources(memory=16, minutes=240)
 

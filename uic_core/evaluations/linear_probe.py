@@ -21,7 +21,7 @@ _CROPS = 10  # per tested image
 
 
 class LinearProbe(Evaluation):
-    """Linear classifiers on frozen layers (PROTOCOL section 4)."""
+    """Linear classifiers on frozen layers (docs/protocol.md, Linear probes)."""
 
     resources: ClassVar[Resources] = Resources(memory=64, minutes=1440, cpus=16)
 

@@ -25,7 +25,7 @@ _STRIDE = 32  # of FCN-32s' scores
 
 
 class Segmentation(Evaluation):
-    """FCN-32s through mmseg (PROTOCOL section 7)."""
+    """FCN-32s through mmseg (docs/protocol.md, Segmentation)."""
 
     resources: ClassVar[Resources] = Resources(memory=32, minutes=1440)
     environment: ClassVar[Environment] = "openmmlab"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class VocClassification(Evaluation):
-    """Multi-label VOC07 classification (PROTOCOL section 5)."""
+    """Multi-label VOC07 classification (docs/protocol.md, Table 4)."""
 
     resources: ClassVar[Resources] = Resources(memory=32, minutes=1440)
 

@@ -1,4 +1,4 @@
-"""UIC's labels (PROTOCOL section 2): the initial draw, filling empty classes, the update in a step.
+"""UIC's labels (docs/protocol.md, Pretraining): the initial draw, filling empty classes, the update in a step.
 
 Labels are a partition of the images (uic_core.data.partition).
 """

@@ -62,7 +62,7 @@ class Passes(NamedTuple):
 
 
 def draw_uniform(recipe: Recipe, annotated: Labels, inference: Inference) -> Labels:
-    """Draw a uniform label for every image (PROTOCOL section 2, step 1)."""
+    """Draw a uniform label for every image (docs/protocol.md, Pretraining)."""
     return labels.draw_initial(len(annotated), recipe.classes, recipe.seed)
 
 

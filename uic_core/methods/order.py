@@ -53,7 +53,7 @@ class Shuffled:
 
 
 class Balanced:
-    """Every class equally often (PROTOCOL section 2, step 3).
+    """Every class equally often (docs/protocol.md, Pretraining).
 
     Each class gets int(N / K) + 1 slots, drawn with replacement only if it has no more members than that. All slots
     are put in random order and cut to N. K counts the classes that have members. Repeated draws are different views.

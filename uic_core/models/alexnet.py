@@ -1,4 +1,4 @@
-"""AlexNet with batch norm instead of local response normalisation, no groups (PROTOCOL section 1); torchvision's."""
+"""AlexNet with batch norm instead of local response normalisation, no groups (protocol.md, Networks); torchvision's."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class Build(Protocol):
 
 @dataclass(frozen=True)
 class Pool:
-    """Max-pooling of a probed layer to about 9,600 numbers (PROTOCOL section 1), for an input of 224 pixels.
+    """Max-pooling of a probed layer to about 9,600 numbers (docs/protocol.md, Networks), for an input of 224 pixels.
 
     Attributes:
         side: side of the layer's map.
@@ -48,7 +48,7 @@ class Architecture:
     Attributes:
         build: builds a network.
         embedding_size: D, the length of the top layer's input.
-        training_gflop: 10⁹ operations of forward and backward for an image of 224 pixels (PROTOCOL section 9).
+        training_gflop: 10⁹ operations of forward and backward for an image of 224 pixels.
         matrix_share: share of a GPU's bf16 matrix rate that training reaches.
         probe_layers: layers for linear probes, each with its pooling, or None if its output is a vector.
         fewshot_layers: layers for few-shot classification.

@@ -1,4 +1,4 @@
-"""Max-pooling that reduces a layer's activation to about 9,600 numbers for a linear probe (PROTOCOL section 1)."""
+"""Max-pooling that reduces a layer's activation to about 9,600 numbers for a linear probe (protocol.md, Networks)."""
 
 from __future__ import annotations
 

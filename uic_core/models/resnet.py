@@ -1,4 +1,4 @@
-"""ResNet50, also with a two-layer MLP head that linear probes keep (PROTOCOL section 1, paper section 5.2)."""
+"""ResNet50, also with a two-layer MLP head that linear probes keep (docs/protocol.md, Networks, paper section 5.2)."""
 
 from __future__ import annotations
 

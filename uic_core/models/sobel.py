@@ -1,4 +1,4 @@
-"""Greyscale and two fixed Sobel filters before the first convolution (PROTOCOL section 1)."""
+"""Greyscale and two fixed Sobel filters before the first convolution (docs/protocol.md, Networks)."""
 
 from __future__ import annotations
 

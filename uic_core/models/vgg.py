@@ -1,4 +1,4 @@
-"""VGG16 with batch norm, configuration D (PROTOCOL section 1)."""
+"""VGG16 with batch norm, configuration D (docs/protocol.md, Networks)."""
 
 from __future__ import annotations
 

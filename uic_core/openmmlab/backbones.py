@@ -44,7 +44,7 @@ def classifier_kernel(network: Network) -> tuple[int, int, int]:
     """Shape of fc6: (channels C, side k of the last map, hidden width); its input is C·k·k, 256·6·6 at 224.
 
     Raises:
-        InputError: the architecture has no fc6 and fc7, which PROTOCOL sections 6 and 7 require.
+        InputError: the architecture has no fc6 and fc7, which docs/protocol.md, Detection and Segmentation require.
     """
     if not hasattr(network.classifier, "fc6"):
         raise InputError(f"arch {network.arch} has no fc6 and fc7; detection and segmentation take {models.with_fc6()}")
@@ -62,9 +62,9 @@ class UicBackbone(BaseModule):
     AlexNet and VGG16 return one map. Their pools use ceil mode, as in Caffe, so that they cover the pixels at the right
     and lower edges.
     Without `pad` the map is the output of the ReLU before the last pool, stride 16. The padding is that of Fast R-CNN's
-    networks (PROTOCOL section 6): each layer is padded by half its kernel, which aligns the first cell with the first
+    networks (protocol.md): each layer is padded by half its kernel, which aligns the first cell with the first
     pixel. Only AlexNet changes: 5 at conv1, 1 at both pools.
-    With `pad` the network is that of FCN-32s (PROTOCOL section 7): conv1 is padded by `pad`, the last pool is kept,
+    With `pad` the network is that of FCN-32s (protocol.md): conv1 is padded by `pad`, the last pool is kept,
     stride 32. It also returns the images, because the head needs their size for cropping.
     ResNet50 returns the maps of its four stages, strides 4, 8, 16, 32 and 256, 512, 1024, 2048 channels, like mmdet's
     and mmseg's own ResNet.

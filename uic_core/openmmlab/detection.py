@@ -1,4 +1,4 @@
-"""Stage `detection`: Fast R-CNN on VOC07 from a pretrained checkpoint, through mmdet (PROTOCOL section 6, Table 4).
+"""Stage `detection`: Fast R-CNN on VOC07 from a pretrained checkpoint, through mmdet (protocol.md, Detection, Table 4).
 
 Our choices, where no source decides: BN is frozen. The test's score threshold is .001, while Fast R-CNN's code uses
 .05; both keep 100 boxes per image. Boxes with lower scores rank last, so this AP is never below that at .05, and short

@@ -1,4 +1,4 @@
-"""Registered mmdet components for Fast R-CNN as in PROTOCOL section 6; everything else is mmdet's own.
+"""Registered mmdet components for Fast R-CNN as in docs/protocol.md, Detection; everything else is mmdet's own.
 
 VOC's boxes include their last pixel, in the original image. mmdet's right and bottom are the edges where a box ends,
 one pixel further; `to_edges` adds that pixel. Boxes stay in the original image's pixels, so that mmdet's overlaps,

@@ -1,4 +1,4 @@
-"""Registered mmseg components for FCN-32s as in PROTOCOL section 7, and its geometry; the rest is mmseg's own.
+"""Registered mmseg components for FCN-32s as in protocol.md, Segmentation, and its geometry; the rest is mmseg's own.
 
 Imported through `custom_imports` of the config that uic_core.openmmlab.segmentation writes.
 """

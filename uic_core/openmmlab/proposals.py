@@ -1,4 +1,4 @@
-"""Stage `proposals`: run selective search on a VOC07 split (PROTOCOL section 6), or read the boxes that Fast R-CNN's
+"""Stage `proposals`: run selective search on a VOC07 split, or read the boxes that Fast R-CNN's
 authors found with it and published as MATLAB files. The same inputs give the same bytes.
 
 A proposal file is an .npz without pickle: `ids` (unicode), `offsets` int64 [images + 1], `boxes` float32 [total, 4],

@@ -1,4 +1,4 @@
-"""Mean and deviation of the box regression targets of a training set (PROTOCOL section 6). Imports only numpy."""
+"""Mean and deviation of the box regression targets of a training set (protocol.md, Detection). Imports only numpy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage `segmentation`: FCN-32s from a pretrained checkpoint, through mmseg (PROTOCOL section 7, Table 4).
+"""Stage `segmentation`: FCN-32s from a pretrained checkpoint, through mmseg (docs/protocol.md, Segmentation, Table 4).
 
 As in FCN's code, images keep their size and are not flipped, and the score layer starts at zero. Its bias alone has
 twice the learning rate and no weight decay. The loss is the mean over counted pixels, as in FCN's AlexNet

@@ -1,4 +1,4 @@
-"""Average precision of detections as VOC 2007 defines it (PROTOCOL section 6). Imports only numpy.
+"""Average precision of detections as VOC 2007 defines it (docs/protocol.md, Detection). Imports only numpy.
 
 mmdet computes it in float32, where a recall of 3/5 reaches 0.6; this changes a class's AP by up to 9 points.
 """

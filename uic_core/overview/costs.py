@@ -1,4 +1,4 @@
-"""Costs of a config's jobs: operations, decoded images, bytes on disk (PROTOCOL section 9, for any size)."""
+"""Costs of a config's jobs: operations, decoded images, bytes on disk, for any size."""
 
 from __future__ import annotations
 

@@ -385,7 +385,7 @@ def check(recipe: Recipe, index: Index, method: Method[Any]) -> None:
 
 
 def learning_rate(recipe: Training, epoch: int) -> float:
-    """Learning rate of an epoch, 0 <= epoch < recipe.epochs (PROTOCOL section 2: stepped per epoch, to 0)."""
+    """Learning rate of an epoch, 0 <= epoch < recipe.epochs (protocol.md, Pretraining: stepped per epoch, to 0)."""
     done = epoch / recipe.epochs
     factor = {"linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done)), "constant": 1.0}[recipe.schedule]
     return recipe.lr * factor
