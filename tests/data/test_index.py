@@ -1,4 +1,4 @@
-"""The index: order, labels, fingerprint, its file, and data sets that are not as they should be (FAULTS 10, 11)."""
+"""The index: order, labels, fingerprint, its file, and data sets that are not as they should be."""
 
 import os
 import subprocess

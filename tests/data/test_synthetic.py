@@ -323,7 +323,7 @@ def test_settings_that_cannot_be_drawn_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_no_room_is_named_and_nothing_stays(tmp_path: Path, processes: str) -> None:
-    """A limit on the size of files is what a test can have of a full disk without being root (FAULTS row 5)."""
+    """A limit on the size of files is what a test can have of a full disk without being root."""
     recipe.save(at(tmp_path).one("voc_segmentation"), tmp_path / "voc_segmentation.yaml")
     program = f"""
 import resource, signal

@@ -298,7 +298,7 @@ def test_history_is_that_of_all_epochs(copied, undisturbed):
 
 
 def test_a_process_given_up_for_dead_writes_nothing_into_its_successors_run(tmp_path, index, undisturbed):
-    """Snakemake was killed, its job was not: the next Snakemake starts another in its place (FAULTS row 20)."""
+    """Snakemake was killed, its job was not: the next Snakemake starts another in its place."""
     orphan = Run(tmp_path, index)
     process = orphan.start("--save-every", "0")
     orphan.until_state(process)

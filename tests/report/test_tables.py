@@ -1,4 +1,4 @@
-"""Tables show exactly what the metrics and the paper say; what is missing is named (FAULTS row 17)."""
+"""Tables show exactly what the metrics and the paper say; what is missing is named."""
 
 from __future__ import annotations
 
@@ -252,7 +252,7 @@ def test_missing_metrics_fail_the_table_and_show_in_the_partial_one(
 
 
 def test_no_room_is_named_and_leaves_no_half_table(matrix: Matrix, tmp_path: Path) -> None:
-    """A limit on the size of files is what a test can have of a full disk without being root (FAULTS row 5)."""
+    """A limit on the size of files is what a test can have of a full disk without being root."""
     arguments = ["--table", "5", "--scale", "demo", "--tables", str(TABLES), "--published", str(PUBLISHED)]
     arguments += ["--metrics", *map(str, needed(matrix, 5)), "--out", "t.md", "--csv", "t.csv", "--html", "t.html"]
     program = f"""

@@ -1,4 +1,4 @@
-"""What Snakemake is told of its SLURM jobs, in states that a healthy cluster cannot show (FAULTS row 23).
+"""What Snakemake is told of its SLURM jobs, in states that a healthy cluster cannot show.
 
 squeue, sacct, sbatch and scancel are stand-ins on the PATH; tests/slurm asks real ones.
 """

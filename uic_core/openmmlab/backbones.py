@@ -228,7 +228,7 @@ class LoadRgb(BaseTransform):  # type: ignore[misc]
 
 @HOOKS.register_module()
 class StopIfNotFinite(Hook):  # type: ignore[misc]
-    """Stop if the loss is not finite (FAULTS row 7), checked every `interval` iterations and at the last one."""
+    """Stop if the loss is not finite, checked every `interval` iterations and at the last one."""
 
     def __init__(self, interval: int) -> None:
         self.interval = interval

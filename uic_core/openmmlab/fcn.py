@@ -162,7 +162,7 @@ class VocSegmentation(SeededDraws, PascalVOCDataset):  # type: ignore[misc]
 
 @TRANSFORMS.register_module()
 class LoadMask(BaseTransform):  # type: ignore[misc]
-    """Read `seg_map_path` strictly (FAULTS row 18). Raises InputError if a mask has values that are not classes."""
+    """Read `seg_map_path` strictly. Raises InputError if a mask has values that are not classes."""
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Add `gt_seg_map`, uint8 [H, W]; 255 is ignored."""

@@ -63,7 +63,7 @@ class Proposals:
 
 
 def load(path: Path, fingerprint: str, sizes: Mapping[str, tuple[int, int]]) -> Proposals:
-    """Read a proposal file and check that it belongs to the given images (FAULTS row 18).
+    """Read a proposal file and check that it belongs to the given images.
 
     Args:
         fingerprint: `voc.fingerprint` of the split.
