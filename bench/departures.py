@@ -34,7 +34,11 @@ from uic_core.models import build
 from uic_core.run import randomness
 
 PROBE = LinearProbe.model_validate(
-    {"layers": {"alexnet": ["conv1", "conv2", "conv3", "conv4", "conv5"]}, "crop": {"alexnet": "random_crop"}}
+    {
+        "data": "imagenet",
+        "layers": {"alexnet": [f"conv{number}" for number in range(1, 6)]},
+        "crop": {"alexnet": "random_crop"},
+    }
     | {"images": {"alexnet": 0}, "val_images": {"alexnet": 0}, "epochs": 6, "batch_size": 64, "lr": 0.005}
     | {"lr_steps": [3, 5], "momentum": 0.9, "weight_decay": 0.0, "batch_norm": False, "seed": 0}
 )

@@ -53,6 +53,7 @@ def protocol(**changes: Any) -> LinearProbe:
         "momentum": 0.9,
         "weight_decay": 0.0,
         "batch_norm": False,
+        "data": "imagenet",
         "seed": 0,
     }
     return recipe.parse(LinearProbe, settings | changes, "test")

@@ -45,7 +45,8 @@ SCRIPT = """
     linear_probe.main()
 """
 PROTOCOL: dict[str, Any] = {
-    "layers": {"alexnet": ["conv1", "conv5"]}, "crop": {"alexnet": "random_crop"}, "images": {"alexnet": 46},
+    "data": "imagenet", "layers": {"alexnet": ["conv1", "conv5"]}, "crop": {"alexnet": "random_crop"},
+    "images": {"alexnet": 46},
     "val_images": {"alexnet": 0}, "epochs": 5, "batch_size": 9, "lr": 0.002, "lr_steps": [3], "momentum": 0.9,
     "weight_decay": 1e-3, "batch_norm": False, "seed": 0,
 }  # fmt: skip
