@@ -329,7 +329,7 @@ def test_the_report_is_one_file_with_every_table_and_figure(finished):
     times = (finished.folder / "results/times.html").read_bytes()
     assert base64.b64encode(times).decode() in html
     assert b"<code>pretrain</code>" in times
-    for caption in ("Table 4: transfer to PASCAL VOC", "Fig. 4: images of the pseudo-classes"):
+    for caption in ("Table 4: Transfer to PASCAL VOC", "Fig. 4: Images of the pseudo-classes"):
         assert caption in html
 
 
@@ -415,7 +415,7 @@ def test_requests_follow_the_recipe_and_stay_below_a_day_and_a_node():
     nodes = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name in wanted]
     finetuned = recipe(method="finetune", image_size=224, resize=256, images=1281167, epochs=30)
     runs = {"one": finetuned, "eight": finetuned.model_copy(update={"batch_size": 1024, "arch": "vgg16"})}
-    datasets = SimpleNamespace(imagenet=SimpleNamespace(train_images=0))
+    datasets = SimpleNamespace(folders={"imagenet": SimpleNamespace(train_images=0)})
     found: dict = {"CONFIG": SimpleNamespace(runs=runs, datasets=datasets), "ARCHS": ARCHS, "METHODS": METHODS}
     exec(compile(ast.Module(nodes, []), "common.smk", "exec"), found)
     for amount, asked in ((10, [10, 20, 30]), (720, [720, 1440, 1440]), (2000, [2000, 2000, 2000])):
@@ -499,10 +499,11 @@ def test_a_corrupt_checkpoint_stops_its_evaluations_alone_and_is_named(copy):
 def test_an_absent_data_root_stops_before_any_training(tmp_path):
     config = small_config()
     config["datasets"] |= {"generated": False}
+    config["datasets"]["folders"]["imagenet"]["source"] = "ILSVRC-2012"
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(config))
     process = snakemake("table1", folder=tmp_path, config=tmp_path / "small.yaml")
     assert process.returncode != 0
-    assert "datasets.imagenet.root: data/demo/imagenet: there is no such folder" in process.stderr
+    assert "datasets.folders.imagenet.root: data/demo/imagenet: there is no such folder" in process.stderr
     assert "remedy: get ILSVRC-2012" in process.stderr
     assert not list((tmp_path / "results").glob("runs/*/checkpoint.safetensors"))
 

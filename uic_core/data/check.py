@@ -98,7 +98,8 @@ def check(dataset: Dataset, processes: int = 1) -> str:
         section = dataset.section
         remedy = _SOURCES.get(dataset.name, "")
         if isinstance(section, ImageFolder):
-            remedy = f"get {section.source} and unpack it as {_CLASSES if section.classes else _UNLABELLED}"
+            layout = _CLASSES if section.classes else _UNLABELLED
+            remedy = f"get {section.source or 'the images'} and unpack them as {layout}"
         if dataset.generated:
             remedy = (
                 f"python -m uic_core.data.synthetic --dataset <results>/data/{dataset.name}.yaml makes a data set that "
