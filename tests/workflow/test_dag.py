@@ -525,3 +525,21 @@ def test_a_wrong_config_stops_before_any_job(copy, change, message):
     assert message in process.stderr
     assert "small.yaml" in process.stderr
     assert "Traceback" not in process.stderr
+
+
+def test_an_experiment_has_its_own_runs_and_tables(tmp_path):
+    """Another tables file: its one table, no figure of pseudo-labels, nothing of what no table shows."""
+    column = {"name": "conv5", "evaluation": "linear_probe", "value": "conv5"}
+    row = {"name": "Mine", "run": "mine", "extra": True}
+    table = {"title": "Mine", "stub": "Run", "tolerance": 1.0, "columns": [column], "rows": [row]}
+    (tmp_path / "tables.yaml").write_text(yaml.safe_dump({"tables": {12: table}}))
+    (tmp_path / "published.csv").write_text("table,row,column,value,source\n")
+    config = small_config()
+    config["runs"] = {"mine": config["runs"]["uic_3k"]}
+    config |= {"tables": str(tmp_path / "tables.yaml"), "published": str(tmp_path / "published.csv")}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(config))
+    process = snakemake("-n", folder=tmp_path, config=tmp_path / "small.yaml")
+    assert process.returncode == 0, process.stderr
+    counts = dict(re.findall(r"^(\w+) +(\d+)$", process.stdout, flags=re.MULTILINE))
+    assert counts["pretrain"] == counts["linear_probe"] == counts["table12"] == "1"
+    assert not counts.keys() & {"clusters", "detection", "segmentation", "fewshot", "fig3", "table_detection", "table1"}

@@ -59,7 +59,7 @@ class Trainer:
 
     def __init__(
         self, recipe: Training, index: Index, network: Network, start: str, ranks: Ranks, workers: int,
-        save_every: float, threads: int = 1, method: Method[Any] | None = None,
+        save_every: float, threads: int = 1,
     ) -> None:  # fmt: skip
         """Set up a run.
 
@@ -68,13 +68,12 @@ class Trainer:
             workers: number of decoding processes; 0 decodes in this one.
             save_every: seconds between states within an epoch.
             threads: CPUs for work of rank 0 while all others wait.
-            method: replaces the recipe's method.
 
         Raises:
             InputError: the recipe does not fit the index.
         """
         self.recipe, self.ranks = recipe, ranks
-        self.method = method or METHODS[recipe.method]
+        self.method = METHODS[recipe.method]
         self.index = index.subset(recipe.images, recipe.seed)
         check(recipe, self.index, self.method)
         ranks.bounds(len(self.index), recipe.batch_size)  # raises now, not after a pass over all images
