@@ -216,6 +216,20 @@ def test_a_folded_head_computes_the_same(batch_norm: bool) -> None:
     assert torch.equal(weight, kept)
 
 
+def test_a_test_says_how_far_it_is_and_goes_on_from_there(
+    alexnet: Network, indexes: tuple[Index, Index], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A state saved within a test holds the number of images tested; no image counts twice, or not at all."""
+    monkeypatch.setattr(ten_crop, "_IMAGES", 5)
+    snapshots = [{"conv5": (torch.randn(4, 2304) / 9, torch.randn(4))}]
+    batches = list(ten_crop.hits(alexnet, snapshots, indexes[1], resize=73))
+    assert [tested for tested, _ in batches] == [5, 10, 12]
+    rest = list(ten_crop.hits(alexnet, snapshots, indexes[1], resize=73, first=5))
+    assert [tested for tested, _ in rest] == [10, 12]
+    for (_, found), (_, expected) in zip(rest, batches[1:], strict=True):
+        assert torch.equal(found, expected)
+
+
 def test_accuracy_is_that_of_each_image_by_itself(alexnet: Network, indexes: tuple[Index, Index]) -> None:
     """Ten crops from torchvision's definition, softmax and mean, one image, one layer, one epoch at a time."""
     index = indexes[1]
