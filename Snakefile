@@ -68,6 +68,6 @@ rule all:
     input:
         expand(f"{RESULTS}/tables/table{{number}}.md", number=TABLES),
         expand(f"{RESULTS}/figures/fig{{number}}.png", number=FIGURES),
-        expand(f"{RESULTS}/tables/{{task}}.md", task=tasks()),
-        expand(f"{RESULTS}/figures/{{task}}.png", task=tasks()),
+        expand(f"{RESULTS}/tables/{{task}}.md", task=by_class(CONFIG.tables_file)),
+        expand(f"{RESULTS}/figures/{{task}}.png", task=by_class(CONFIG.tables_file)),
         f"{RESULTS}/README.md",

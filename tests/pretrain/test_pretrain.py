@@ -51,14 +51,13 @@ def altered(monkeypatch):
 def noted(name, found):
     """A method's loss, which notes (logits, targets) of each step."""
 
+    before = METHODS[name].loss
+
     def loss(made, logits, targets):
         found.append((logits.detach().clone(), targets.numpy().copy()))
-        return METHODS_BEFORE[name].loss(made, logits, targets)
+        return before(made, logits, targets)
 
     return loss
-
-
-METHODS_BEFORE = dict(METHODS)
 
 
 def outputs(folder):

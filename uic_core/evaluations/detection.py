@@ -37,6 +37,7 @@ class Detection(Evaluation):
 
     resources: ClassVar[Resources] = Resources(memory=32, minutes=1440)
     environment: ClassVar[Environment] = "openmmlab"
+    by_class: ClassVar[bool] = True
 
     train_scales: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
     train_max: int = Field(ge=32)

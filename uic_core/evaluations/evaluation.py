@@ -54,6 +54,8 @@ class Evaluation(Strict):
 
     resources: ClassVar[Resources]
     environment: ClassVar[Environment] = "core"
+    by_class: ClassVar[bool] = False
+    """Its numbers of every class have a table of their own, and its results on sample images a figure."""
 
     def needs(self, config: Config) -> tuple[tuple[str, str], ...]:
         """Return the jobs (rule, data set or split) that it needs besides the run's checkpoint."""
@@ -63,12 +65,8 @@ class Evaluation(Strict):
         """Return what it computes for a run. Imports torch."""
         return Work()
 
-    def layers_key(self, arch: str) -> str:
-        """Return the key of its layers, within its section; '' if it has none."""
-        return ""
-
     def values_of(self, arch: str) -> list[str]:
-        """Return the names of its values for an architecture."""
+        """Return the names of the values it makes of an architecture's entry in its key `layers`, if it has one."""
         return []
 
     def refuses(self, run: str, recipe: Recipe | External) -> str:

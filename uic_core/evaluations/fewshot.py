@@ -59,10 +59,6 @@ class Fewshot(Evaluation):
         flops = sum(images * pixel * each.crop**2 for each in self.resolutions.values())
         return Work(flops, images * len(self.resolutions))
 
-    def layers_key(self, arch: str) -> str:
-        """Return the key of an architecture's layers."""
-        return f"layers.{arch}"
-
     def values_of(self, arch: str) -> list[str]:
         """Return one accuracy for each layer at each resolution."""
         values = [f"{view}/{layer}" for view in self.resolutions for layer in self.layers.get(arch, [])]

@@ -64,10 +64,6 @@ class LinearProbe(Evaluation):
         flops = drawn * (trunk + (1 + counting.BACKWARD) * heads) + crops * (passes * trunk + self.epochs * heads)
         return Work(flops, drawn + passes * tested)
 
-    def layers_key(self, arch: str) -> str:
-        """Return the key of an architecture's layers."""
-        return f"layers.{arch}"
-
     def values_of(self, arch: str) -> list[str]:
         """Return top-1 and top-5 of the best and of the last epoch, for each layer."""
         return [f"{layer}{kind}" for kind in ("", "/top5", "/last", "/last/top5") for layer in self.layers[arch]]

@@ -29,6 +29,7 @@ class Segmentation(Evaluation):
 
     resources: ClassVar[Resources] = Resources(memory=32, minutes=1440)
     environment: ClassVar[Environment] = "openmmlab"
+    by_class: ClassVar[bool] = True
 
     pad: int = Field(ge=0, description="zero padding of conv1, pixels; 100 in FCN-32s")
     iterations: int = Field(ge=1, description="forward-backward passes, not optimiser steps")

@@ -9,9 +9,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from uic_core.data.partition import Groups, Labels
-from uic_core.methods.method import Inference, Method, Passes, balanced, shuffled
-from uic_core.methods.order import Order
+from uic_core.data.partition import Labels
+from uic_core.methods.method import Inference, Method, Passes, balanced_or_shuffled
 from uic_core.recipe import Training
 
 
@@ -33,15 +32,10 @@ def labels(recipe: Finetune, epoch: int, present: Labels, inference: Inference) 
     return present if epoch else None
 
 
-def order(recipe: Finetune, epoch: int, present: Labels, groups: Groups) -> Order:
-    """Balanced as in pretraining, or shuffled if the recipe says so."""
-    return (balanced if recipe.balanced else shuffled)(recipe, epoch, present, groups)
-
-
 METHOD = Method(
     recipe=Finetune,
     first_labels=first_labels,
     labels=labels,
-    order=order,
+    order=balanced_or_shuffled,
     passes=lambda recipe: Passes(recipe.epochs, 1),
 )

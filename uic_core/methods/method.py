@@ -81,6 +81,14 @@ def shuffled(recipe: Recipe, epoch: int, present: Labels, groups: Groups) -> Ord
     return Shuffled(present, recipe.seed, epoch)
 
 
+def balanced_or_shuffled(recipe: Any, epoch: int, present: Labels, groups: Groups) -> Order:
+    """Follow the recipe's key `balanced`. Targets of an epoch do not change when labels do.
+
+    A balanced order takes them from the groups, and a shuffled one draws each image once.
+    """
+    return (balanced if recipe.balanced else shuffled)(recipe, epoch, present, groups)
+
+
 def augmented(recipe: Any, crops: Tensor, numbers: NDArray[np.float64]) -> Tensor:
     """Crops uint8 [B, 3, S, S] → one augmented view of each by the recipe, normalised, float [B, 3, S, S]."""
     from uic_core.data.augment import augment

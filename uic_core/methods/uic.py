@@ -6,10 +6,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from uic_core.data.partition import Groups, Labels
+from uic_core.data.partition import Labels
 from uic_core.methods.labels import split_empty
-from uic_core.methods.method import Inference, Method, Passes, balanced, shuffled
-from uic_core.methods.order import Order
+from uic_core.methods.method import Inference, Method, Passes, balanced_or_shuffled
 from uic_core.recipe import Training
 
 
@@ -29,16 +28,11 @@ def labels(recipe: Uic, epoch: int, present: Labels, inference: Inference) -> La
     return inference.predict() if epoch and recipe.label_view == "center_crop" else None
 
 
-def order(recipe: Uic, epoch: int, present: Labels, groups: Groups) -> Order:
-    """Targets do not change when labels do: groups stay fixed, and a shuffled order draws each image once."""
-    return (balanced if recipe.balanced else shuffled)(recipe, epoch, present, groups)
-
-
 METHOD = Method(
     recipe=Uic,
     labels=labels,
     learns=lambda recipe: recipe.label_view == "training",
     fill_empty=split_empty,
-    order=order,
+    order=balanced_or_shuffled,
     passes=lambda recipe: Passes(recipe.epochs, recipe.epochs if recipe.label_view == "center_crop" else 0),
 )

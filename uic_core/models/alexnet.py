@@ -80,7 +80,11 @@ ALEXNET = Architecture(
         "conv5": Pool(13, 2, 2, 0, 6),
     },
     fewshot_layers=(*_CONV, f"conv5{MAX_POOLED}"),  # conv5+MP: pool5, 3×3 with stride 2, of conv5 after its ReLU
-    windows=((11, 4, 2), (3, 2, 0), (5, 1, 2), (3, 2, 0), (3, 1, 1), (3, 1, 1), (3, 1, 1), (3, 2, 0)),
+    windows=tuple(
+        window
+        for _, kernel, stride, padding, pool in CONVS
+        for window in ((kernel, stride, padding), *[(3, 2, 0)] * pool)
+    ),
     frozen=("conv1",),
     formats=("uic_core", "deepcluster", "selflabel", "torchvision"),
 )

@@ -71,10 +71,9 @@ class Job:
 def training(config: Config, run: str) -> Job:
     """Return the job that makes a run's checkpoint."""
     recipe = config.runs[run]
-    if isinstance(recipe, External):
-        size = arithmetic(recipe)
-        return Job("external", run, (), "core", bytes=4 * size.parameters)
     size = arithmetic(recipe)
+    if isinstance(recipe, External):
+        return Job("external", run, (), "core", bytes=4 * size.parameters)
     images = recipe.images_of(config.datasets.folders[recipe.data].train_images)
     passes = METHODS[recipe.method].passes(recipe)
     needs: tuple[tuple[str, str], ...] = (config.datasets.train_list(recipe.data),)

@@ -21,10 +21,8 @@ from uic_core.files import read_yaml
 from uic_core.overview.costs import Job, evaluation, preparation, training
 from uic_core.overview.rates import Rates, assumed
 from uic_core.recipe import External
-from uic_core.report.cells import all_needed, check_cells, needed, read_figures, read_tables
+from uic_core.report.cells import all_needed, by_class, check_cells, needed, read_figures, read_tables
 
-TASKS = ("detection", "segmentation")
-"""Evaluations with a figure and a table of their own in the report."""
 Key = tuple[str, str]
 
 
@@ -53,7 +51,7 @@ def everything(config: Config) -> dict[Key, Job]:
     pairs = all_needed(config.tables_file)
     shown = [f"table{number}" for number in read_tables(config.tables_file)]
     shown += [f"fig{number}" for number in read_figures(config.tables_file)]
-    shown += [f"{kind}_{task}" for task in TASKS if task in {name for _, name in pairs} for kind in ("fig", "table")]
+    shown += [f"{kind}_{task}" for task in by_class(config.tables_file) for kind in ("fig", "table")]
     return jobs_of(config, pairs, shown)
 
 

@@ -26,7 +26,6 @@ from uic_core.errors import InputError
 from uic_core.files import atomic, write_text
 from uic_core.methods import METHODS
 from uic_core.methods.labels import draw_initial, update
-from uic_core.methods.method import Method
 from uic_core.methods.order import Order
 from uic_core.models.network import Network
 from uic_core.pretrain.centre_crops import CentreCrops
@@ -75,7 +74,7 @@ class Trainer:
         self.recipe, self.ranks = recipe, ranks
         self.method = METHODS[recipe.method]
         self.index = index.subset(recipe.images, recipe.seed)
-        check(recipe, self.index, self.method)
+        check(recipe, self.index)
         ranks.bounds(len(self.index), recipe.batch_size)  # raises now, not after a pass over all images
         self.identity = {"recipe": recipe.model_dump(), "hash": recipe.hash(), "data": self.index.fingerprint}
         self.identity["start"] = start
@@ -354,7 +353,7 @@ class _Step:
 
 def keep_initial(recipe: Recipe, index: Index, network: Network, folder: Path) -> None:
     """Write the results of a run that does not train: its initial weights and labels, and an empty history."""
-    check(recipe, index, METHODS[recipe.method])
+    check(recipe, index)
     write_history(folder, [])
     write_results(folder, recipe, network, index, draw_initial(len(index), recipe.classes, recipe.seed), {})
 
@@ -373,12 +372,12 @@ def write_history(folder: Path, history: list[dict[str, Any]]) -> None:
     write_text(folder / "history.jsonl", "".join(json.dumps(line) + "\n" for line in history))
 
 
-def check(recipe: Recipe, index: Index, method: Method[Any]) -> None:
+def check(recipe: Recipe, index: Index) -> None:
     """Refuse a recipe whose classes do not fit the images. Raises InputError."""
     if recipe.classes > len(index):
         raise InputError(f"classes: {recipe.classes} for the {len(index)} images of {index.name}; lower classes")
     try:
-        method.check(recipe, len(index.classes))
+        METHODS[recipe.method].check(recipe, len(index.classes))
     except ValueError as error:
         raise InputError(f"{index.name}: {error}") from None
 

@@ -194,6 +194,12 @@ def all_needed(tables_yaml: Path) -> list[tuple[str, str]]:
     return list(dict.fromkeys(pairs))
 
 
+def by_class(tables_yaml: Path) -> list[str]:
+    """List the evaluations in a table whose classes and sample images are shown, too. Raises as `read_tables`."""
+    shown = {evaluation for _, evaluation in all_needed(tables_yaml)}
+    return [name for name, evaluation in EVALUATIONS.items() if evaluation.by_class and name in shown]
+
+
 def check_cells(tables_yaml: Path, config: Config) -> None:
     """Check that a config can fill every computed cell; otherwise the error would appear only after the last job.
 
@@ -222,7 +228,7 @@ def check_cells(tables_yaml: Path, config: Config) -> None:
             if values and source.value not in values:
                 raise InputError(
                     f"{where}: takes '{source.value}', which evaluations.{source.evaluation}."
-                    f"{section.layers_key(run.arch)} of the config does not make (it makes: {', '.join(values)}); "
+                    f"layers.{run.arch} of the config does not make (it makes: {', '.join(values)}); "
                     "add the layer there, or correct the cell"
                 )
 

@@ -11,7 +11,7 @@ import pandas as pd
 from uic_core.errors import InputError, stage
 from uic_core.files import write_text
 from uic_core.report import times
-from uic_core.report.cells import all_needed, read_figures, read_tables
+from uic_core.report.cells import by_class, read_figures, read_tables
 from uic_core.report.page import Block, Grid, Quote, Text, to_html, to_markdown
 from uic_core.report.tables import DEMO
 
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with stage():
         titles = {number: table.title for number, table in read_tables(options.tables).items()}
         figures = {int(number): figure.title for number, figure in read_figures(options.tables).items()}
-        tasks = {evaluation for _, evaluation in all_needed(options.tables)}
+        tasks = by_class(options.tables)
         csvs = dict(zip(titles, options.csv, strict=True))
         write_text(options.times, to_html("Jobs", times.page(options.benchmarks)))
         write_text(options.out, to_markdown(page(titles, csvs, figures, tasks, options.scale)))

@@ -17,7 +17,7 @@ from uic_core.files import read_yaml  # noqa: E402
 from uic_core.methods import METHODS  # noqa: E402
 from uic_core.models import ARCHS  # noqa: E402
 from uic_core.recipe import load  # noqa: E402
-from uic_core.report.cells import all_needed, check_cells, needed, read_figures, read_tables  # noqa: E402
+from uic_core.report.cells import by_class, check_cells, needed, read_figures, read_tables  # noqa: E402
 
 # Tasks with their own figure (sample images) and table (all classes); a table's cell only summarises them. Each result
 # has one label in the report: Snakemake's page turns a second label with two values in a category into a toggle, and
@@ -160,11 +160,6 @@ def labelled_index(run):
     if CONFIG.runs[run].stage == "external":
         raise WorkflowError(f"runs.{run}: was trained elsewhere, so there are no pseudo-labels to look at")
     return f"{RESULTS}/index/{CONFIG.runs[run].data}_train.npz"
-
-
-def tasks():
-    """Return those of TASKS that a table shows."""
-    return [task for task in TASKS if task in {evaluation for _, evaluation in all_needed(CONFIG.tables_file)}]
 
 
 def shows(number):

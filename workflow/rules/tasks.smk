@@ -4,7 +4,7 @@
 #   out  results/figures/<task>.{png,svg}, results/tables/<task>.{md,csv,html}
 
 
-for task in tasks():
+for task in by_class(CONFIG.tables_file):
 
     rule:
         name:
