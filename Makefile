@@ -15,7 +15,7 @@ GPU := $(if $(shell nvidia-smi -L 2>/dev/null),--resources gpu=2)
 TESTS := tests
 CONFIG := config/paper.yaml
 
-.PHONY: help setup demo test test-slurm test-gpu check bench mutants voc-sanity plan check-data status lock clean
+.PHONY: help setup demo test test-slurm test-gpu check bench mutants faults voc-sanity plan check-data status lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -55,6 +55,9 @@ bench-%: setup
 mutants: setup  ## small faults, planted where numbers are decided, that the tests miss: an hour; COUNT=60 SEED=0 MODULES=…
 	@$(BIN)/python -m bench.mutants $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED)) \
 		$(if $(MODULES),--modules $(MODULES))
+
+faults: setup  ## what each fault of the list ends in, a line a row; ROWS="37 61" for some
+	@$(TEST_ENVIRONMENT) $(BIN)/python -m bench.faults $(ROWS)
 
 voc-sanity: setup  ## whether detection and segmentation learn what can be learned: an hour, a line a bar
 	@$(HUGE_PAGES) $(BIN)/python -m bench.voc_sanity

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -59,6 +60,12 @@ def demo_data(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     for name in names:
         synthetic.generate(datasets.one(name))
     return SimpleNamespace(datasets=datasets, **{name: folder / name for name in names})
+
+
+@pytest.fixture
+def seen(record_property: Callable[[str, object], None]) -> Callable[[object], None]:
+    """Record what a test of a fault saw, usually a message: `make faults` prints it."""
+    return lambda text: record_property("seen", " ".join(str(text).split()))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
