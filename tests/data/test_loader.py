@@ -150,6 +150,26 @@ def test_two_passes_at_once_are_our_mistake(loader: Loader):
         next(first)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_slow_consumer_sees_no_slot_that_was_used_again(index: Index, plain: Loader, device: str):
+    """The workers run ahead by all slots, and on a GPU the copies lag behind them."""
+    loader = Loader(index, SIZE, RESIZE, 4, 2, torch.device(device))
+    order = np.tile(np.arange(14), 6)
+    seen = []
+    for images, _ in loader.batches(order, "resized_crop", 1, 0):
+        if device == "cuda":
+            with torch.cuda.stream(loader._slots._stream):
+                torch.cuda._sleep(20_000_000)  # the next copy waits for it
+        else:
+            time.sleep(0.02)
+        seen.append(images.clone())
+    got = torch.cat(seen).cpu()
+    want = torch.cat([images.clone() for images, _ in plain.batches(order, "resized_crop", 1, 0)])
+    assert torch.equal(got, want)
+    loader.close()
+    assert torch.zeros(1, device=device).sum().item() == 0  # closing left no error behind
+
+
 def test_unknown_positions_are_our_mistake(plain: Loader):
     with pytest.raises(AssertionError, match="unknown positions"):
         collect(plain, [-1])

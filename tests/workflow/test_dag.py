@@ -473,7 +473,7 @@ def test_every_data_set_of_the_results_is_looked_at_before_anything_is_written(t
 
 def test_an_unreadable_image_stops_before_any_training_and_nothing_made_is_lost(copy):
     """As a data set that was changed under a finished folder: the check runs again and fails."""
-    image = next((copy.folder / "data/demo/VOCdevkit07/VOC2007/JPEGImages").iterdir())
+    image = next((copy.folder / "data/datasets/voc07/VOC2007/JPEGImages").iterdir())
     replace(image, image.read_bytes()[:-200])
     kept = {file: file.read_bytes() for file in (copy.folder / "results").glob("runs/*/*.*")}
     process = snakemake("--forcerun", "check", "--until", "check", folder=copy.folder, config=copy.config)
@@ -503,7 +503,7 @@ def test_an_absent_data_root_stops_before_any_training(tmp_path):
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(config))
     process = snakemake("table1", folder=tmp_path, config=tmp_path / "small.yaml")
     assert process.returncode != 0
-    assert "datasets.folders.imagenet.root: data/demo/imagenet: there is no such folder" in process.stderr
+    assert "datasets.folders.imagenet.root: data/datasets/imagenet: there is no such folder" in process.stderr
     assert "remedy: get ILSVRC-2012" in process.stderr
     assert not list((tmp_path / "results").glob("runs/*/checkpoint.safetensors"))
 

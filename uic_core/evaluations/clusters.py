@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -18,6 +18,10 @@ class Clusters(Evaluation):
     grid_classes: int = Field(ge=1, description="pseudo-classes shown in Fig. 4")
     grid_images: int = Field(ge=1, description="images of each")
     min_images: int = Field(ge=1, description="smaller classes are not considered for Fig. 4")
+
+    def few(self) -> dict[str, Any]:
+        """A small grid."""
+        return {"grid_classes": 2, "grid_images": 3, "min_images": 2}
 
     def refuses(self, run: str, recipe: Recipe | External) -> str:
         """Refuse a run trained elsewhere: it has no pseudo-labels."""

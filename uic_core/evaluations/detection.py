@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -85,6 +85,10 @@ class Detection(Evaluation):
         test = size.features * _pixels(self.test_scale, self.test_max) / area
         test += size.classifier * config.evaluations.proposals.max_boxes
         return Work(drawn * (1 + counting.BACKWARD) * image + tested * test, drawn + tested)
+
+    def few(self) -> dict[str, Any]:
+        """Three steps."""
+        return {"iterations": 3, "lr_steps": [2]}
 
     def refuses(self, run: str, recipe: Recipe | External) -> str:
         """Refuse an architecture without fc6."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from uic_core.models import ARCHS, with_fc6
 from uic_core.recipe import External, Recipe, Strict
@@ -72,6 +72,10 @@ class Evaluation(Strict):
     def refuses(self, run: str, recipe: Recipe | External) -> str:
         """Return why it cannot evaluate a run, and the remedy; '' if it can."""
         return ""
+
+    def few(self) -> dict[str, Any]:
+        """Return the keys that `make smoke` changes, for a few steps."""
+        return {}
 
     def check(self, name: str, config: Config) -> None:
         """Compare the section `name` with the rest of the config. Raises ValueError, "<key>: <what is wrong>"."""

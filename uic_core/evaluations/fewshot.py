@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -63,6 +63,10 @@ class Fewshot(Evaluation):
         """Return one accuracy for each layer at each resolution."""
         values = [f"{view}/{layer}" for view in self.resolutions for layer in self.layers.get(arch, [])]
         return values or ["nothing"]
+
+    def few(self) -> dict[str, Any]:
+        """Twenty episodes."""
+        return {"episodes": 20}
 
     def check(self, name: str, config: Config) -> None:
         """Check that miniImageNet can fill an episode and that both resolutions are given."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -67,6 +67,11 @@ class LinearProbe(Evaluation):
     def values_of(self, arch: str) -> list[str]:
         """Return top-1 and top-5 of the best and of the last epoch, for each layer."""
         return [f"{layer}{kind}" for kind in ("", "/top5", "/last", "/last/top5") for layer in self.layers[arch]]
+
+    def few(self) -> dict[str, Any]:
+        """Two epochs of 16 images, tested on all."""
+        few = {"images": dict.fromkeys(self.images, 16), "val_images": dict.fromkeys(self.val_images, 0)}
+        return few | {"epochs": 2, "lr_steps": [1]}
 
     def check(self, name: str, config: Config) -> None:
         """Check that its data set exists and is large enough, and that every architecture has its entries."""

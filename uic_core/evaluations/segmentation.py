@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -59,6 +59,10 @@ class Segmentation(Evaluation):
         image = size.features * width * height / recipe.image_size**2 + size.classifier * width * height / _STRIDE**2
         drawn = self.iterations * self.batch_size
         return Work((drawn * (1 + counting.BACKWARD) + tested) * image, drawn + tested)
+
+    def few(self) -> dict[str, Any]:
+        """Two steps of two passes."""
+        return {"iterations": 4, "accumulate": 2, "lr_steps": [2]}
 
     def refuses(self, run: str, recipe: Recipe | External) -> str:
         """Refuse an architecture without fc6, or with too little padding."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -43,6 +43,10 @@ class VocClassification(Evaluation):
         step = size.training if self.train == "all" else size.forward + counting.BACKWARD * size.classifier
         drawn, tested = self.iterations * self.batch_size, config.datasets.voc07.test_images
         return Work(drawn * step + tested * self.crops * size.forward, drawn + tested)
+
+    def few(self) -> dict[str, Any]:
+        """Three steps."""
+        return {"iterations": 3, "crops": 2}
 
     def check(self, name: str, config: Config) -> None:
         """Check that `train` agrees with the section's name."""

@@ -1,0 +1,104 @@
+"""`make smoke`: a small config whose data sets are links into real layouts, and what it finds before any job."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from uic_core.config import Config, validate
+from uic_core.data.check import check
+from uic_core.files import read_yaml
+from uic_core.overview import smoke
+
+DEMO = Path(__file__).parents[2] / "config" / "demo.yaml"
+
+
+@pytest.fixture
+def real(demo_data: SimpleNamespace, tmp_path: Path) -> dict[str, Any]:
+    """A config on data sets that were not generated for it; segmentation trains on SBD."""
+    config: dict[str, Any] = read_yaml(DEMO) | {"results": str(tmp_path / "results")}
+    config["datasets"] = demo_data.datasets.model_dump() | {"generated": False}
+    sbd, own = tmp_path / "sbd", demo_data.voc_segmentation / "VOC2012"
+    shutil.copytree(own / "JPEGImages", sbd / "img")
+    shutil.copytree(own / "SegmentationClass", sbd / "cls")
+    shutil.copy(own / "ImageSets/Segmentation/train.txt", sbd / "train.txt")
+    config["datasets"]["voc_segmentation"]["sbd"] = str(sbd)
+    for recipe in config["runs"].values():
+        recipe |= {"classes": 4, "images": 0} if "images" in recipe else {"classes": 4}
+    probe = config["evaluations"]["linear_probe"]
+    probe |= {key: dict.fromkeys(probe[key], 0) for key in ("images", "val_images")}
+    return config
+
+
+def made(config: dict[str, Any], tmp_path: Path) -> Config:
+    """Run the program; return the config that it writes."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(config))
+    smoke.main(["--config", str(path)])
+    written = tmp_path / "results" / "smoke" / "config.yaml"
+    return validate(read_yaml(written), str(written))
+
+
+def refused(config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as ended:
+        made(config, tmp_path)
+    assert ended.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_every_data_set_is_whole_and_made_of_links(real, tmp_path):
+    small = made(real, tmp_path)
+    assert not small.datasets.generated
+    for name in small.datasets.names:
+        check(small.datasets.one(name))  # as the workflow's first jobs do
+    image = next((Path(small.datasets.folders["imagenet"].root) / "train").glob("*/*"))
+    assert image.is_symlink()
+    assert Path(real["datasets"]["folders"]["imagenet"]["root"]) in image.resolve().parents
+    assert small.datasets.voc07.trainval_images <= 10
+    assert Path(small.datasets.voc_segmentation.sbd, "train.txt").read_text().count("\n") == 6
+    made(real, tmp_path)  # a second time
+
+
+def test_all_runs_and_evaluations_stay_and_are_short(real, tmp_path):
+    real["seeds"] = {"uic_3k": [1, 2]}
+    small = made(real, tmp_path)
+    assert set(small.runs) == set(real["runs"])
+    assert small.seeds == {}
+    assert {recipe.epochs for recipe in small.runs.values() if hasattr(recipe, "epochs")} == {2}
+    assert small.evaluations.detection.iterations == 3
+    assert small.evaluations.detection.train_scales == real["evaluations"]["detection"]["train_scales"]
+    assert small.evaluations.proposals.source == ""
+    assert small.results == str(tmp_path / "results" / "smoke")
+
+
+def test_the_papers_config_gets_smaller_with_generated_data():
+    config = read_yaml(DEMO.with_name("paper.yaml"))
+    config["datasets"]["generated"], config["scale"] = True, "demo"
+    small = smoke.smaller(validate(config, "paper.yaml"), Path("results/smoke"))
+    again = validate(small.model_dump(), "smoke")
+    assert again.runs["uic_vgg16_strong"].images == 16
+    assert again.runs["uic_3k"].image_size == 224
+
+
+def test_a_missing_folder_is_named_with_its_key(real, tmp_path, capsys):
+    real["datasets"]["folders"]["imagenet"]["root"] = str(tmp_path / "nowhere")
+    message = refused(real, tmp_path, capsys)
+    assert "datasets.folders.imagenet: " in message
+    assert f"'{tmp_path}/nowhere/train'; make check-data checks the whole data set" in message
+
+
+def test_a_missing_annotation_is_named_with_its_key(real, tmp_path, capsys):
+    real["datasets"]["voc07"]["root"] = str(tmp_path)
+    assert "datasets.voc07.root: " in refused(real, tmp_path, capsys)
+
+
+def test_a_disk_too_small_for_the_full_config_is_refused(real, tmp_path, capsys):
+    real["datasets"]["cache"] |= {"format": "uint8", "side": 10_000_000, "root": str(tmp_path / "cache")}
+    message = refused(real, tmp_path, capsys)
+    assert f"datasets.cache.root: {tmp_path}/cache: all runs and evaluations write" in message
+    assert "name a folder on a larger disk" in message
