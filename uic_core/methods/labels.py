@@ -14,12 +14,12 @@ from uic_core.data.partition import Groups, Labels
 
 
 def draw_initial(images: int, classes: int, seed: int) -> Labels:
-    """Draw independent uniform labels 0 … classes - 1, shape [images] (step 1)."""
+    """Draw independent uniform labels 0 … classes - 1, shape [images] (docs/protocol.md, Pretraining)."""
     return np.random.default_rng([seed, 5]).integers(0, classes, images, dtype=np.int32)
 
 
 def split_empty(groups: Groups, labels: Labels) -> None:
-    """Give every empty class half of a large class, in place (step 2; paper section 4.2).
+    """Give every empty class half of a large class, in place (paper section 4.2).
 
     For each empty class, in ascending order, the second half of the currently largest class (the first of equals)
     moves to it. Members are in random order, so it is a random half.
@@ -42,5 +42,5 @@ def split_empty(groups: Groups, labels: Labels) -> None:
 
 
 def update(labels: Labels, positions: NDArray[np.int64], predictions: NDArray[np.integer]) -> None:
-    """Write the predictions of a step, in place. If an image was drawn several times, its last draw counts (step 4)."""
+    """Write the predictions of a step, in place. If an image was drawn several times, its last draw counts."""
     labels[positions] = predictions

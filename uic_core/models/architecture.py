@@ -26,7 +26,7 @@ class Build(Protocol):
 
 @dataclass(frozen=True)
 class Pool:
-    """Max-pooling of a probed layer to about 9,600 numbers (docs/protocol.md, Networks), for an input of 224 pixels.
+    """Max-pooling of a probed layer to about 9,600 numbers (docs/protocol.md, Linear probes), for an input of 224 pixels.
 
     Attributes:
         side: side of the layer's map.
