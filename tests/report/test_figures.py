@@ -14,6 +14,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from uic_core.data.index import Index, build_folder
+from uic_core.files import sha256
 from uic_core.report import figures
 from uic_core.run import metrics
 
@@ -40,6 +41,7 @@ def made(tmp_path: Path, make_metrics: Callable[..., metrics.Metrics]) -> Simple
     np.savez(tmp_path / "clusters.npz", **arrays)
     content = make_metrics("uic_3k", "clusters", {"nmi": metrics.Value(value=30.0, unit="%")}).model_dump()
     content["dataset"]["fingerprint"] = index.fingerprint
+    content["provenance"]["files"] = {"arrays": sha256(tmp_path / "clusters.npz")[:16]}
     metrics.write(tmp_path / "clusters.json", metrics.Metrics.model_validate(content))
     return SimpleNamespace(folder=tmp_path, index=index, arrays=arrays, clusters=figures.Clusters(**arrays))
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from uic_core import checkpoint
 from uic_core.data.index import Index
 from uic_core.errors import InputError, stage
-from uic_core.files import sha256
 from uic_core.methods import load_run
 from uic_core.models import build
 from uic_core.pretrain.loop import Trainer, keep_initial
@@ -45,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
         index = Index.load(options.train_index)
         randomness.seed_everything(recipe.seed)
         if options.pretrained:
-            network, _ = checkpoint.load(options.pretrained)
+            network, _, origin = checkpoint.of_run(recipe.start, options.pretrained)
             found = {"arch": network.arch, "sobel": network.uses_sobel}
             found |= {"classes": network.classes, "image_size": network.image_size}
             for key, value in found.items():
@@ -56,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
                     )
         else:
             network = build(recipe.arch, classes=recipe.classes, image_size=recipe.image_size, sobel=recipe.sobel)
-        start = sha256(options.pretrained)[:16] if options.pretrained else "fresh"
+        start = origin.checkpoint[:16] if options.pretrained else "fresh"
         if not isinstance(recipe, Training):
             if not ranks.rank:
                 keep_initial(recipe, index, network, options.out)
