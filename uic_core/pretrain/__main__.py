@@ -16,7 +16,7 @@ from uic_core.methods import load_run
 from uic_core.models import build
 from uic_core.pretrain.loop import Trainer, keep_initial
 from uic_core.recipe import External, Training
-from uic_core.run import cpus, devices, parallel, randomness
+from uic_core.run import cpus, devices, metrics, parallel, randomness
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -30,6 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
     cpus.add_threads(parser)
     options = parser.parse_args(arguments)
     with stage(), parallel.group(devices.current()) as ranks:
+        metrics.code()  # now: when the training ends, the clone may be at another commit
         recipe = load_run(options.recipe)
         if isinstance(recipe, External):
             raise InputError(f"{options.recipe}: method external does not train; give it to uic_core.pretrain.external")
