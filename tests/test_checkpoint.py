@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -9,8 +10,11 @@ import torch
 
 from tests.recipes import recipe
 from uic_core import checkpoint
+from uic_core import recipe as recipes
 from uic_core.errors import InputError
+from uic_core.files import sha256, unchanged
 from uic_core.models import build
+from uic_core.run import trained
 
 
 @pytest.fixture
@@ -96,3 +100,64 @@ def test_not_finite_weights_are_not_saved(saved):
     with pytest.raises(InputError, match=r"weight top\.bias is not finite"):
         checkpoint.save(path, network, recipe, {})
     assert path.read_bytes() == before
+
+
+def test_fault_28_the_hash_is_that_of_the_bytes_that_were_read(saved, tmp_path, monkeypatch):
+    path, network, made = saved
+    before = sha256(path)
+    with torch.no_grad():
+        network.top.bias += 1
+    checkpoint.save(tmp_path / "other", network, made, {})
+    whole = Path.read_bytes
+
+    def replaced_after_reading(self):
+        content = whole(self)
+        if self == path:
+            (tmp_path / "other").replace(path)
+        return content
+
+    monkeypatch.setattr(Path, "read_bytes", replaced_after_reading)
+    loaded, _, origin = checkpoint.of_run("run", path)
+    assert origin.checkpoint == before != sha256(path)
+    assert torch.equal(loaded.top.bias, network.top.bias - 1)
+
+
+def test_fault_28_a_file_replaced_while_it_is_read_is_an_error(tmp_path, seen):
+    path = tmp_path / "labels.npy"
+    path.write_bytes(b"one")
+    with pytest.raises(InputError) as error, unchanged(labels=path):
+        path.write_bytes(b"two")
+    seen(error.value)
+    assert str(error.value) == f"{path}: was replaced while it was read; run the same command again"
+
+
+def test_fault_29_a_checkpoint_of_another_run_or_seed_is_refused(saved, tmp_path, seen):
+    path, _, made = saved
+    recipes.save(made, tmp_path / "recipe.yaml")
+    assert checkpoint.of_run("run", path)[2].seeds == (made.seed,)
+    recipes.save(made.model_copy(update={"seed": 1}), tmp_path / "recipe.yaml")
+    with pytest.raises(InputError) as error:
+        checkpoint.of_run("run", path)
+    seen(error.value)
+    assert str(error.value) == (
+        f"{path}: is not the checkpoint of {tmp_path / 'recipe.yaml'} (seed: 3, not 1); put this run's checkpoint "
+        "back, or delete the file and run snakemake to train it again"
+    )
+
+
+def test_fault_29_a_file_that_the_training_did_not_write_is_refused(saved, seen):
+    path = saved[0]
+    digest = sha256(path)
+    assert trained.check(path, digest) == ""
+    trained.write(path.parent, [path.name])
+    assert trained.check(path, digest)
+    assert trained.check(path.parent / "labels.npy", "0") == ""  # not named there
+    rewrite(path, lambda tensors, header: tensors["top.bias"].add_(1))  # of the same recipe, from elsewhere
+    with pytest.raises(InputError, match="is not the file that the run's training wrote") as error:
+        checkpoint.of_run("run", path)
+    seen(error.value)
+    (path.parent / trained.NAME).unlink()  # the remedy
+    assert checkpoint.of_run("run", path)[2].trained_by == ""
+    (path.parent / trained.NAME).write_text("{}")
+    with pytest.raises(InputError, match=r"training\.json: is damaged \(ValidationError\); delete it"):
+        trained.check(path, digest)

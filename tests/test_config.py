@@ -314,6 +314,16 @@ def test_mistakes_are_named(paper, path, value, message):
     assert str(error.value).startswith("config/mine.yaml: ")
 
 
+def test_fault_31_generated_images_are_not_held_against_the_paper(paper, seen):
+    with pytest.raises(InputError) as error:
+        validate(_broken(paper, "datasets.generated", True), "config/mine.yaml")
+    seen(error.value)
+    assert str(error.value) == (
+        "config/mine.yaml: datasets.generated: true with scale: paper would hold generated images against the paper's "
+        "numbers; set scale: demo, or generated: false"
+    )
+
+
 def test_further_seeds_are_runs_of_their_own(paper):
     paper = copy.deepcopy(paper)
     paper["seeds"] = {"uic_3k": [1, 7], "uic_3k_fft": [7, 8]}

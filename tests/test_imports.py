@@ -14,7 +14,7 @@ ABOVE = {
     "recipe": {"models"},
     "config": {"recipe", "data", "methods", "evaluations"},
     "protocol": {"recipe", "data", "methods", "evaluations"},
-    "checkpoint": {"recipe", "models", "methods"},
+    "checkpoint": {"recipe", "models", "methods", "run"},
 }
 MAY_IMPORT = {
     "": set(),

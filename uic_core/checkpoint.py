@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import torch
 
 from uic_core.errors import InputError
 from uic_core.files import atomic
-from uic_core.methods import parse_run
+from uic_core.methods import load_run, parse_run
 from uic_core.models import build
 from uic_core.models.network import Network
 from uic_core.recipe import External, Recipe
+from uic_core.run import metrics, trained
 
 FORMAT = "uic_core/2"
 """The only key of the header: safetensors writes several keys in a different order each time."""
@@ -43,6 +45,33 @@ def save(path: Path, network: Network, recipe: Recipe | External, extra: dict[st
         safetensors.torch.save_file(tensors, temporary, metadata={FORMAT: header})
 
 
+def of_run(run: str, path: Path) -> tuple[Network, Recipe | External, metrics.Origin]:
+    """Read a run's checkpoint as `load`, and what an evaluation records of it.
+
+    The file is held against recipe.yaml and training.json, where they lie beside it.
+
+    Raises:
+        InputError: as `load`; or the file is another run's: its recipe is not that of recipe.yaml, or its bytes are not
+            those of training.json.
+    """
+    network, recipe, digest = read(path)
+    beside = path.parent / "recipe.yaml"
+    if beside.exists():
+        own, there = load_run(beside).model_dump(), recipe.model_dump()
+        differing = [
+            f"{key}: {there.get(key)}, not {own.get(key)}" for key in (own | there) if own.get(key) != there.get(key)
+        ]
+        if differing:
+            raise InputError(
+                f"{path}: is not the checkpoint of {beside} ({'; '.join(differing)}); put this run's checkpoint back, "
+                "or delete the file and run snakemake to train it again"
+            )
+    seeds = () if isinstance(recipe, External) else (recipe.seed,)
+    made_by = trained.check(path, digest)
+    metrics.code()  # now, not when a long evaluation ends: the clone may be at another commit by then
+    return network, recipe, metrics.Origin(run, digest, recipe.hash(), network.coverage, seeds, made_by)
+
+
 def load(path: Path) -> tuple[Network, Recipe | External]:
     """Read a checkpoint: the network in eval mode, float32, on the CPU, and its recipe.
 
@@ -52,14 +81,22 @@ def load(path: Path) -> tuple[Network, Recipe | External]:
         InputError: the file is missing, corrupt, no safetensors (pickles are never opened) or not from this suite;
             its weights are not those of the recipe's network; or a weight has another type or is not finite.
     """
+    return read(path)[:2]
+
+
+def read(path: Path) -> tuple[Network, Recipe | External, str]:
+    """Read a checkpoint as `load`, and the SHA-256 of the bytes that were read. Raises InputError as `load`."""
     remedy = "remake it by running snakemake for its run"
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        # All bytes at once: another file may take this one's place at any time.
+        content = path.read_bytes()
+        tensors = safetensors.torch.load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
+        digest = hashlib.sha256(content).hexdigest()
+        del content
     except FileNotFoundError as error:
         raise InputError(f"{path}: is not there; {remedy}") from error
-    except (OSError, safetensors.SafetensorError) as error:
+    except (OSError, safetensors.SafetensorError, KeyError) as error:  # KeyError: a type of numbers that torch lacks
         raise InputError(f"{path}: is no whole safetensors file ({error}); {remedy}") from error
     if FORMAT not in header:
         raise InputError(f"{path}: is not a checkpoint of this suite (its header lacks {FORMAT}); {remedy}")
@@ -85,7 +122,7 @@ def load(path: Path) -> tuple[Network, Recipe | External]:
         if not torch.isfinite(tensor).all():
             raise InputError(f"{path}: weight {name} is not finite; {remedy}")
     network.load_state_dict(tensors)
-    return network.eval(), recipe
+    return network.eval(), recipe, digest
 
 
 def _read_header(text: str, path: Path, remedy: str) -> tuple[Recipe | External, float]:

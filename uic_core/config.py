@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -47,6 +48,11 @@ class Config(Strict):
         """Return the names of all runs of a recipe: itself, and one for each further seed."""
         return [run, *(seeded(run, seed) for seed in self.seeds.get(run, []))]
 
+    def hashes(self, runs: Iterable[str]) -> list[str]:
+        """Return `run=hash` of the recipes of runs and of their further seeds, each once."""
+        names = dict.fromkeys(name for run in runs for name in self.repeats(run))
+        return [f"{name}={self.runs[name].hash()}" for name in names]
+
 
 def seeded(run: str, seed: int) -> str:
     """Return the name of a run with another seed."""
@@ -60,6 +66,11 @@ def validate(value: dict[str, Any], source: str) -> Config:
         InputError: the mistakes, each with file and key; for an unknown run, the known ones.
     """
     config = _with_seeds(parse(Config, value, source), source)
+    if config.scale == "paper" and config.datasets.generated:
+        raise InputError(
+            f"{source}: datasets.generated: true with scale: paper would hold generated images against the paper's "
+            "numbers; set scale: demo, or generated: false"
+        )
     if odd := re.search(r"[^\w./+@=,:-]", config.results):
         raise InputError(
             f"{source}: results: {config.results!r} holds {odd[0]!r}, which the rules' shells would take apart; name a "

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,25 @@ def sha256(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def unchanged(**paths: Path) -> Iterator[dict[str, str]]:
+    """Yield the SHA-256 of files that the block reads, by name.
+
+    Raises:
+        InputError: a file has other bytes at the end of the block.
+    """
+    hashes = {name: sha256(path) for name, path in paths.items() if path.is_file()}
+    yield hashes
+    demand_unchanged(paths, hashes)
+
+
+def demand_unchanged(paths: Mapping[str, Path], hashes: Mapping[str, str]) -> None:
+    """Check that files still have the SHA-256 of `hashes`. Raises InputError: one has other bytes now."""
+    for name, digest in hashes.items():
+        if sha256(paths[name]) != digest:
+            raise InputError(f"{paths[name]}: was replaced while it was read; run the same command again")
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,10 +21,11 @@ from uic_core.data.index import Index
 from uic_core.errors import InputError
 from uic_core.evaluate import clusters
 from uic_core.evaluations import Clusters
-from uic_core.files import read_yaml
+from uic_core.files import read_yaml, sha256
 from uic_core.methods import parse_run
 from uic_core.models import build
 from uic_core.report import figures
+from uic_core.run import trained
 
 
 def protocol(**changes: Any) -> Clusters:
@@ -303,6 +305,25 @@ def test_stage_refuses_labels_of_another_run(
     assert stop.value.code == 2
     assert "labels.npy: labels 120 images, but the run trained on 90" in capsys.readouterr().err
     assert not (tmp_path / "metrics").exists()
+
+
+def test_fault_28_the_labels_hash_and_fault_29_another_runs_labels(
+    saved: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str], seen: Callable[[object], None]
+) -> None:
+    """Labels of a run with as many images and classes: only training.json tells them apart."""
+    index = index_of(np.arange(120) % 5)
+    labels = index.subset(90, 3).labels.copy()
+    out, _ = run(saved, tmp_path, index, labels)
+    files = json.loads(out.read_text())["provenance"]["files"]
+    assert files["labels"] == sha256(tmp_path / "labels.npy")[:16]
+    assert files.keys() == {"labels", "history", "arrays"}
+    trained.write(tmp_path, ["labels.npy", "history.jsonl"])
+    run(saved, tmp_path, index, labels)
+    with pytest.raises(SystemExit):
+        run(saved, tmp_path, index, np.roll(labels, 1))
+    message = capsys.readouterr().err
+    seen(message)
+    assert "labels.npy: is not the file that the run's training wrote" in message
 
 
 def test_an_index_smaller_than_the_run_is_named(

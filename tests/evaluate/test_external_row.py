@@ -76,9 +76,8 @@ def test_an_extra_row_of_an_external_run(
         ("mine", evaluation) for evaluation in evaluations
     }
     paths = []
-    (tmp_path / "weights").write_bytes(b"weights")
     for evaluation, values in evaluations.items():
-        came = metrics.provenance(recipe_hash="r", checkpoint=tmp_path / "weights", coverage=0.97, seed=0)
+        came = metrics.provenance(metrics.Origin("mine", "c", "r", 0.97, (), ""), seed=0)
         metrics.write(
             path := tmp_path / f"{evaluation}.json",
             metrics.Metrics(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
@@ -107,6 +108,20 @@ def test_separable_images_are_always_right(colored: tuple[Index, Index]) -> None
     assert found["avgpool"].value == 100
     assert found["avgpool/last"].value == 100
     assert found["avgpool/top5"].value == 100
+    assert found["avgpool"].remark == ""
+
+
+def test_fault_67_a_probe_that_diverges_says_so(
+    colored: tuple[Index, Index], capsys: pytest.CaptureFixture[str], seen: Callable[[object], None]
+) -> None:
+    settings = protocol(lr=1.0, weight_decay=4.0, lr_steps=[])  # SGD of momentum .9 is stable up to lr · decay = 3.8
+    found = linear_probe.values(probes.Probes(MeanColor(), *colored, settings, 66).run(), 200)
+    seen(found["avgpool"].remark)
+    assert re.fullmatch(
+        r"diverged: the training loss went from [\d,.]+ to [\d,.]+, a guess has 1\.4; lr 1", found["avgpool"].remark
+    )
+    assert found["avgpool/last"].remark == found["avgpool"].remark
+    assert "lr 1  loss: avgpool" in capsys.readouterr().out
 
 
 def test_shuffled_labels_are_at_chance(colored: tuple[Index, Index]) -> None:

@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +29,7 @@ from uic_core.files import read_yaml
 from uic_core.methods import parse_run
 from uic_core.models import build
 from uic_core.models.network import Network
-from uic_core.run import randomness
+from uic_core.run import metrics, randomness
 
 
 def protocol(**changes: Any) -> VocClassification:
@@ -268,6 +269,21 @@ def test_learns_colours_but_not_shuffled_labels(tmp_path: Path) -> None:
         found = voc_classification.values(voc_classification.predict(network, files[30:], settings), targets[30:])
         assert low * 100 <= found["map"].value <= high * 100
         assert list(found) == ["map", "ap/aeroplane", "ap/bicycle", "ap/bird"]  # the others have no positives
+
+
+def test_fault_67_training_returns_the_loss_that_it_ended_with(tmp_path: Path, seen: Callable[[object], None]) -> None:
+    files = colour_files(tmp_path, np.arange(8) % 3)
+    targets = np.eye(20, dtype=np.uint8)[np.arange(8) % 3]
+    guess = 20 * math.log(2)
+    for decay, diverges in ((0.0, False), (40.0, True)):  # SGD of momentum .9 is stable up to lr · decay = 3.8
+        settings = protocol(iterations=20, lr=0.1, weight_decay=decay, lr_halved_every=100)
+        torch.manual_seed(0)
+        ended = voc_classification.train(freeze(tiny()), files, targets, settings)
+        remark = metrics.diverged(guess, ended, guess, settings.lr)
+        assert bool(remark) == diverges
+    seen(remark)
+    found = voc_classification.values(np.random.default_rng(0).random((8, 20), np.float32), targets, remark)
+    assert {value.remark for value in found.values()} == {remark}
 
 
 def test_neither_cache_nor_workers_change_a_crop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

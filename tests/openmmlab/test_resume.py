@@ -17,6 +17,9 @@ import numpy as np
 import pytest
 import safetensors
 import torch
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
 
 from tests import recipes
 from uic_core import checkpoint, evaluations, models, recipe
@@ -104,14 +107,14 @@ class Task:
 
     def until_trained(self, process: subprocess.Popen[bytes]) -> None:
         """Until the state at the training's end is saved: by the last iteration, then by the hook after all of them."""
-        last = (DETECTION if self.name == "detection" else SEGMENTATION)["iterations"]
+        last = 2 * DETECTION["iterations"] if self.name == "detection" else SEGMENTATION["iterations"]  # images
         done: list[int] = []
         while done != [last, last]:
             assert process.poll() is None, self.log.read_text()
             done = []
             for path in (self.folder / "work").glob("state.*.safetensors"):
                 with contextlib.suppress(RuntimeError, OSError), safetensors.safe_open(path, "pt") as file:  # replaced
-                    done.append(json.loads(file.metadata()["state"])["iteration"])
+                    done.append(json.loads(file.metadata()["state"])["images"])
 
     def weights(self) -> dict[str, torch.Tensor]:
         """What mmengine keeps of the end of the training."""
@@ -255,8 +258,8 @@ def test_a_state_that_is_not_finite_replaces_no_good_one(tmp_path: Path) -> None
     model = torch.nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     runner = SimpleNamespace(
-        model=model, iter=0, optim_wrapper=SimpleNamespace(optimizer=optimizer), param_schedulers=[],
-        logger=SimpleNamespace(info=print),
+        model=model, iter=0, train_dataloader=SimpleNamespace(batch_size=1), param_schedulers=[],
+        optim_wrapper=SimpleNamespace(optimizer=optimizer), logger=SimpleNamespace(info=print),
     )  # fmt: skip
     state = State(tmp_path, {}, "a")
     hook = Resume(state, ALONE, Signals(), 0, 1, 0, torch.device("cpu"))
@@ -268,6 +271,92 @@ def test_a_state_that_is_not_finite_replaces_no_good_one(tmp_path: Path) -> None
         hook.after_train_iter(runner, 1)
     assert state.path.read_bytes() == good
     assert not state.previous.exists()
+
+
+class _Mean(BaseModel):
+    """A mean that learns the images' mean; keeps the images it has seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = torch.nn.Parameter(torch.zeros(1))
+        self.seen: list[int] = []
+
+    def forward(self, x: torch.Tensor, mode: str = "loss") -> dict[str, torch.Tensor]:
+        self.seen += x.flatten().int().tolist()
+        return {"loss": (self.mean - x).square().mean()}
+
+
+class _Items:
+    def __len__(self) -> int:
+        return 7
+
+    def __getitem__(self, draw: int) -> torch.Tensor:
+        return torch.tensor([float(draw)])
+
+
+class _Half(Ranks):
+    """The first of two processes, of which the other always agrees."""
+
+    def agree(self, values: list[int], device: torch.device) -> bool:
+        return True
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        return values
+
+
+def train(folder: Path, ranks: Ranks, iterations: int, accumulate: int, stop: int = 0) -> tuple[list[int], list[float]]:
+    """Train as segmentation does, on one CPU: the draws that were seen, and the learning rate of every iteration."""
+    loader = {"batch_size": 1, "num_workers": 0, "dataset": _Items(), "sampler": {"type": Draws, "seed": 0}}
+    model, rates = _Mean(), []
+    runner = Runner(
+        model, str(folder), loader, train_cfg={"type": "IterBasedTrainLoop", "max_iters": iterations},
+        optim_wrapper={"optimizer": {"type": "SGD", "lr": 1e-3, "momentum": 0.9}, "accumulative_counts": accumulate},
+        param_scheduler=[{"type": "MultiStepLR", "by_epoch": False, "milestones": [iterations // 2], "gamma": 0.1}],
+        log_level="ERROR", experiment_name=f"{ranks.world}_{stop}",
+    )  # fmt: skip
+    signals = SimpleNamespace(caught=None)
+
+    class Watch(Hook):
+        def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+            rates.append(runner.optim_wrapper.optimizer.param_groups[0]["lr"])
+            signals.caught = "SIGTERM" if stop == runner.iter + 1 else None
+
+    resume = Resume(State(folder, {}, "a"), ranks, signals, 0, accumulate, 1e9, torch.device("cpu"))
+    runner.register_hook(Watch())
+    runner.register_hook(resume, priority="LOWEST")
+    with contextlib.suppress(Interrupted):
+        runner.train()
+    return model.seen, rates
+
+
+def test_fault_27_a_segmentation_goes_on_in_another_number_of_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: Any
+) -> None:
+    # 40 passes in all, four a step; 24 by one process, the rest by two, of which this is the first.
+    whole, _ = train(tmp_path / "whole", ALONE, 40, 4)
+    first, _ = train(tmp_path / "half", ALONE, 40, 4, stop=24)
+    assert first == whole[:24]
+    monkeypatch.setattr("uic_core.openmmlab.resume.get_dist_info", lambda: (0, 2))
+    rest, rates = train(tmp_path / "half", _Half(0, 2), 20, 2)
+    assert rest == whole[24::2]  # the other process has those between
+    assert rates == pytest.approx([1e-4] * 8)  # the rate has fallen after 20 passes
+    # And back: what two processes left ends no training early.
+    path = next((tmp_path / "half").glob("state.a.safetensors"))
+    with safetensors.safe_open(path, "pt") as file:
+        content = json.loads(file.metadata()["state"])
+    assert content["images"] == 40
+    assert content["loss"] > 0  # decides whether the numbers are marked as those of a training that diverged
+    monkeypatch.setattr("uic_core.openmmlab.resume.get_dist_info", lambda: (0, 1))
+    again, _ = train(tmp_path / "half", ALONE, 40, 4)
+    assert again == []
+    with pytest.raises(InputError, match=r"trained on 40 images; .* 24 in all; take 1 process") as error:
+        train(tmp_path / "half", ALONE, 24, 4)
+    seen(error.value)
+    state = State(tmp_path / "old", {}, "a")
+    state.folder.mkdir()
+    state.save({}, {"iteration": 24, "lr": [1e-4], "schedulers": []})
+    with pytest.raises(InputError, match="an earlier version saved it, without the number of processes; remove"):
+        train(tmp_path / "old", ALONE, 40, 4)
 
 
 def test_draws_cover_every_image_once_a_pass_and_go_on_where_they_were() -> None:

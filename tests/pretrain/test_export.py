@@ -127,9 +127,12 @@ def test_alexnet_loads_into_the_openmmlab_backbone(tmp_path: Path) -> None:
     assert torch.equal(backbone(x)[0], network.taps(x, ["conv5"])["conv5"])
 
 
-def test_the_model_card_says_recipe_metrics_commit_and_hashes(tmp_path: Path) -> None:
-    (tmp_path / "weights").write_bytes(b"weights")
-    came = metrics.provenance(recipe_hash="r", checkpoint=tmp_path / "weights", coverage=1.0, seed=0)
+def test_the_model_card_says_recipe_metrics_commit_and_hashes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exported(tmp_path, "alexnet", True)
+    digest = sha256(tmp_path / "checkpoint.safetensors")
+    came = metrics.provenance(metrics.Origin("mine", digest, "r", 1.0, (), ""), seed=0)
     found = metrics.Metrics(
         evaluation="linear_probe",
         run="mine",
@@ -140,6 +143,11 @@ def test_the_model_card_says_recipe_metrics_commit_and_hashes(tmp_path: Path) ->
     )
     metrics.write(tmp_path / "linear_probe.json", found)
     _, out = exported(tmp_path, "alexnet", True, "--metrics", str(tmp_path / "linear_probe.json"))
+    made_of_another = found.model_copy(update={"provenance": came.model_copy(update={"checkpoint_hash": "0" * 16})})
+    metrics.write(tmp_path / "other.json", made_of_another)
+    with pytest.raises(SystemExit):
+        exported(tmp_path, "alexnet", True, "--metrics", str(tmp_path / "other.json"))
+    assert "other.json: is of another checkpoint than" in capsys.readouterr().err
     card = (out / "README.md").read_text()
     assert f"| linear_probe | conv5 | 41.2 % ± 0.5 | imagenet | {came.commit} | {came.date} |" in card
     assert "arch: alexnet\n" in card

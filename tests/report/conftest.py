@@ -37,7 +37,7 @@ def make_metrics(paper: Config) -> Callable[..., metrics.Metrics]:
         data = {"detection": "voc07", "segmentation": "voc_segmentation", "fewshot": "miniimagenet_test"}
         facts: dict[str, Any] = {
             "commit": "0123456789ab", "dirty": False, "date": "2026-01-02", "recipe_hash": "r", "checkpoint_hash": "c",
-            "coverage": 1.0,
+            "coverage": 1.0, "trained_by": "0123456789ab", "run_seeds": [0],
             "seed": 0, "versions": {}, "hardware": "cpu", "wall_seconds": 1.0, "peak_memory_mb": 1.0,
         }  # fmt: skip
         return metrics.Metrics(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,9 @@ from defusedxml import ElementTree
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from tests.resealed import rewrite
 from uic_core.data.index import Index, build_folder
+from uic_core.files import sha256
 from uic_core.report import figures
 from uic_core.run import metrics
 
@@ -41,7 +44,15 @@ def made(tmp_path: Path, make_metrics: Callable[..., metrics.Metrics]) -> Simple
     content = make_metrics("uic_3k", "clusters", {"nmi": metrics.Value(value=30.0, unit="%")}).model_dump()
     content["dataset"]["fingerprint"] = index.fingerprint
     metrics.write(tmp_path / "clusters.json", metrics.Metrics.model_validate(content))
+    belong_together(tmp_path)
     return SimpleNamespace(folder=tmp_path, index=index, arrays=arrays, clusters=figures.Clusters(**arrays))
+
+
+def belong_together(folder: Path) -> None:
+    """Write the arrays' hash into the metrics, as the stage that makes both does."""
+    content = json.loads((folder / "clusters.json").read_text())
+    content["provenance"]["files"] = {"arrays": sha256(folder / "clusters.npz")[:16]}
+    rewrite(folder / "clusters.json", json.dumps(content))
 
 
 def run(made: SimpleNamespace, number: int, scale: str = "demo") -> tuple[bytes, bytes]:
@@ -143,11 +154,24 @@ def test_unfit_arrays_are_named(
 ) -> None:
     arrays = {**made.arrays, name: value}
     np.savez(made.folder / "clusters.npz", **{key: array for key, array in arrays.items() if array is not None})
+    belong_together(made.folder)
     with pytest.raises(SystemExit) as caught:
         run(made, 4)
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
     assert not (made.folder / "f.png").exists()
+
+
+def test_fault_30_arrays_that_were_not_written_with_the_metrics_are_refused(
+    made: SimpleNamespace, capsys: pytest.CaptureFixture[str], seen: Callable[[object], None]
+) -> None:
+    np.savez(made.folder / "clusters.npz", **made.arrays | {"class_sizes": np.array([2, 3, 4, 2, 1])})
+    with pytest.raises(SystemExit):
+        run(made, 3)
+    message = capsys.readouterr().err
+    seen(message)
+    assert "clusters.npz: is not the file that was written with" in message
+    assert "clusters.json; delete both and run snakemake again" in message
 
 
 def test_clusters_of_another_index_and_lost_images_are_named(

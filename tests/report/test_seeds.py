@@ -5,6 +5,7 @@ import statistics
 
 import pytest
 
+from tests.resealed import rewrite
 from uic_core.errors import InputError
 from uic_core.report import seeds, tables
 from uic_core.report.cells import Table
@@ -56,7 +57,7 @@ def test_mean_and_deviation_of_the_seeds(paths, tmp_path):
 def test_what_was_made_differently_has_no_mean(paths, tmp_path, capsys, change, what):
     value = json.loads(paths[1].read_text())
     change(value)
-    paths[1].write_text(json.dumps(value))
+    rewrite(paths[1], json.dumps(value))
     with pytest.raises(SystemExit) as ended:
         seeds.main(["--metrics", *map(str, paths), "--out", str(tmp_path / "out.json")])
     assert ended.value.code == 2
@@ -69,7 +70,7 @@ def test_the_number_of_processes_may_differ_where_it_changes_nothing(paths, batc
     for path, processes in zip(paths, (1, 4, 1), strict=True):
         value = json.loads(path.read_text())
         value["protocol"] |= {"processes": processes, "batch_norm": batch_norm}
-        path.write_text(json.dumps(value))
+        rewrite(path, json.dumps(value))
     if batch_norm:  # each process normalises by its own images
         with pytest.raises(InputError, match=r"protocol\.processes is not that of"):
             seeds.merge(paths)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.resealed import resealed, rewrite
 from uic_core.report import cells, tables
 from uic_core.run import metrics
 
@@ -86,7 +87,9 @@ def test_every_cell_is_the_metrics_value_beside_the_papers(number: int, matrix: 
 def test_first_line_says_demo_and_last_line_where_it_is_from(matrix: Matrix, tmp_path: Path) -> None:
     markdown, _ = run(1, needed(matrix, 1), tmp_path)
     assert markdown.startswith("> **Demo data.** Our numbers come from generated images, not ImageNet")
-    assert markdown.endswith("Scale: demo. Commit: 0123456789ab. Date: 2026-01-02. Seed: 0.\n")
+    assert markdown.endswith(
+        "Scale: demo. Commit: 0123456789ab. Date: 2026-01-02. Seeds of the training: 0. Seeds of the evaluation: 0.\n"
+    )
     assert "Data: imagenet `00ff00ff00ff00ff` (train 2,000, val 400)." in markdown
     assert "**Demo data.**" not in run(1, needed(matrix, 1), tmp_path, scale="paper")[0]
 
@@ -107,7 +110,7 @@ def test_suspect_cells_and_switches_have_footnotes(matrix: Matrix, tmp_path: Pat
     assert f"63.1{note[1]}" in markdown
     assert "ᵃ Convolutions frozen, scale and shift of batch norm trained" in markdown
     for path in needed(matrix, 4):
-        path.write_text(path.read_text().replace("affine_trained", "frozen"))
+        rewrite(path, path.read_text().replace("affine_trained", "frozen"))
     assert "ᵃ Convolutions and batch norm frozen" in run(4, needed(matrix, 4), tmp_path)[0]
     assert "The annotated classes of the miniImageNet test set" in run(5, needed(matrix, 5), tmp_path)[0]
     assert "splits its name in two" in run(7, needed(matrix, 7), tmp_path)[0]
@@ -115,7 +118,7 @@ def test_suspect_cells_and_switches_have_footnotes(matrix: Matrix, tmp_path: Pat
 
 def test_runs_that_differ_in_a_switch_are_told_apart(matrix: Matrix, tmp_path: Path) -> None:
     path = matrix["deepcluster", "voc_classification_fc6_8"]
-    path.write_text(path.read_text().replace("affine_trained", "frozen"))
+    rewrite(path, path.read_text().replace("affine_trained", "frozen"))
     markdown, _ = run(4, needed(matrix, 4), tmp_path)
     assert "deepcluster: Convolutions and batch norm frozen" in markdown
     assert "supervised, random_rgb, random_sobel, uic_3k_fft: Convolutions frozen" in markdown
@@ -123,7 +126,7 @@ def test_runs_that_differ_in_a_switch_are_told_apart(matrix: Matrix, tmp_path: P
 
 def test_an_unexplained_switch_is_named(matrix: Matrix, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = matrix["deepcluster", "voc_classification_fc6_8"]
-    path.write_text(path.read_text().replace("affine_trained", "melted"))
+    rewrite(path, path.read_text().replace("affine_trained", "melted"))
     message = fails(capsys, 4, needed(matrix, 4), tmp_path)
     assert "deepcluster/voc_classification_fc6_8: protocol.batch_norm is melted" in message
     assert "known: affine_trained, frozen" in message
@@ -140,7 +143,7 @@ def test_mixed_commits_dates_and_seeds_are_told(
     )
     markdown, records = run(5, needed(matrix, 5), tmp_path)
     assert "**Mixed commits**, 0123456789ab: uic_3k/fewshot; ffff (dirty): deepcluster/fewshot." in markdown
-    assert "Date: 2026-01-02 to 2026-02-03. Seeds: 0, 7." in markdown
+    assert "Date: 2026-01-02 to 2026-02-03. Seeds of the training: 0. Seeds of the evaluation: 0, 7." in markdown
     assert {record["commit"] for record in records} == {"0123456789ab", "ffff-dirty"}
 
 
@@ -155,7 +158,7 @@ def test_papers_scale_holds_ours_against_the_papers(matrix: Matrix, tmp_path: Pa
         (39.6, "+1.1 ✗", "no"),
         (30.0, "−8.5 ✗", "no"),
     ):
-        path.write_text(text.replace(str(value), str(ours)))
+        rewrite(path, text.replace(str(value), str(ours)))
         markdown, records = run(6, needed(matrix, 6), tmp_path, scale="paper")
         assert f"**{ours:.1f}** (38.5, {shown})" in markdown
         (record,) = [record for record in records if record["ours"] == str(ours)]
@@ -201,13 +204,13 @@ def test_one_run_from_two_recipes_or_checkpoints_is_told(
 ) -> None:
     assert "**Mixed" not in run(1, needed(matrix, 1), tmp_path)[0]
     path = matrix["uic_3k", "clusters"]
-    path.write_text(path.read_text().replace(damage, re.sub(r'"\w"$', '"other"', damage)))
+    rewrite(path, path.read_text().replace(damage, re.sub(r'"\w"$', '"other"', damage)))
     assert told in run(1, needed(matrix, 1), tmp_path)[0]
 
 
 def test_one_evaluation_with_two_settings_is_told(matrix: Matrix, tmp_path: Path) -> None:
     path = matrix["deepcluster", "voc_classification_all"]
-    path.write_text(path.read_text().replace("affine_trained", "frozen"))
+    rewrite(path, path.read_text().replace("affine_trained", "frozen"))
     markdown, _ = run(4, needed(matrix, 4), tmp_path)
     assert '**Mixed settings** of voc_classification_all, batch_norm: "affine_trained": supervised' in markdown
     assert '; "frozen": deepcluster.' in markdown
@@ -223,7 +226,7 @@ def test_the_papers_matrix_mixes_nothing(number: int, matrix: Matrix, tmp_path: 
 
 def test_probes_of_one_architecture_with_two_crops_are_told(matrix: Matrix, tmp_path: Path) -> None:
     path = matrix["uic_5k", "linear_probe"]
-    path.write_text(path.read_text().replace("random_crop", "resized_crop"))
+    rewrite(path, path.read_text().replace("random_crop", "resized_crop"))
     markdown, _ = run(1, needed(matrix, 1), tmp_path, scale="paper")
     assert '**Mixed settings** of linear_probe, crop: "random_crop": uic_3k, uic_10k' in markdown
     assert '; "resized_crop": uic_5k.' in markdown
@@ -231,7 +234,7 @@ def test_probes_of_one_architecture_with_two_crops_are_told(matrix: Matrix, tmp_
 
 def test_different_data_in_one_column_is_told(matrix: Matrix, tmp_path: Path) -> None:
     path = matrix["deepcluster", "fewshot"]
-    path.write_text(path.read_text().replace("00ff00ff00ff00ff", "1111111111111111"))
+    rewrite(path, path.read_text().replace("00ff00ff00ff00ff", "1111111111111111"))
     markdown, _ = run(5, needed(matrix, 5), tmp_path)
     assert "**Different data in one column**: fewshot on miniimagenet_test" in markdown
 
@@ -281,8 +284,8 @@ tables.main({arguments!r})
         (lambda text: text[: len(text) // 2], "is not JSON"),
         (lambda text: "", "is not JSON"),
         (lambda text: text.replace('"unit": "%",', "", 1), "unit: Field required"),
-        (lambda text: text.replace('"nmi"', '"ari"'), "no value 'nmi' (there are: ari)"),
-        (lambda text: text.replace('"unit": "%"', '"unit": "bits"'), "values.nmi: unit 'bits' is not %"),
+        (lambda text: resealed(text.replace('"nmi"', '"ari"')), "no value 'nmi' (there are: ari)"),
+        (lambda text: resealed(text.replace('"unit": "%"', '"unit": "bits"')), "values.nmi: unit 'bits' is not %"),
     ],
 )
 def test_an_unfit_file_is_named(

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -527,17 +528,40 @@ def test_a_wrong_config_stops_before_any_job(copy, change, message):
     assert "Traceback" not in process.stderr
 
 
-def test_an_experiment_has_its_own_runs_and_tables(tmp_path):
-    """Another tables file: its one table, no figure of pseudo-labels, nothing of what no table shows."""
+def experiment(folder: Path) -> dict[str, Any]:
+    """A config with one run, `mine`, and a tables file with one table, of its linear probe of conv5."""
     column = {"name": "conv5", "evaluation": "linear_probe", "value": "conv5"}
     row = {"name": "Mine", "run": "mine", "extra": True}
     table = {"title": "Mine", "stub": "Run", "tolerance": 1.0, "columns": [column], "rows": [row]}
-    (tmp_path / "tables.yaml").write_text(yaml.safe_dump({"tables": {12: table}}))
-    (tmp_path / "published.csv").write_text("table,row,column,value,source\n")
+    (folder / "tables.yaml").write_text(yaml.safe_dump({"tables": {12: table}}))
+    (folder / "published.csv").write_text("table,row,column,value,source\n")
     config = small_config()
     config["runs"] = {"mine": config["runs"]["uic_3k"]}
-    config |= {"tables": str(tmp_path / "tables.yaml"), "published": str(tmp_path / "published.csv")}
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(config))
+    config |= {"tables": str(folder / "tables.yaml"), "published": str(folder / "published.csv")}
+    (folder / "small.yaml").write_text(yaml.safe_dump(config))
+    return config
+
+
+def test_fault_33_partial_tables_are_made_each_time(tmp_path, seen):
+    recipe_hash = validate(experiment(tmp_path), "small.yaml").runs["mine"].hash()
+    origin = metrics.Origin("mine", "c", recipe_hash, 1.0, (0,), "")
+    found = metrics.Metrics(
+        evaluation="linear_probe", run="mine", dataset=metrics.Dataset(name="imagenet", fingerprint="0", sizes={}),
+        values={}, protocol={"batch_norm": False}, provenance=metrics.provenance(origin, seed=0),
+    )  # fmt: skip
+    for number in (40.0, 50.0):
+        values = {"conv5": metrics.Value(value=number, unit="%")}
+        metrics.write(tmp_path / "results/metrics/mine/linear_probe.json", found.model_copy(update={"values": values}))
+        process = snakemake("partial", folder=tmp_path, config=tmp_path / "small.yaml")
+        assert process.returncode == 0, process.stderr
+        table = (tmp_path / "results/tables/partial/table12.md").read_text()
+        seen(table.splitlines()[-8:])
+        assert f"| **Mine** | **{number}** |" in re.sub(" +", " ", table)
+
+
+def test_an_experiment_has_its_own_runs_and_tables(tmp_path):
+    """Another tables file: its one table, no figure of pseudo-labels, nothing of what no table shows."""
+    experiment(tmp_path)
     process = snakemake("-n", folder=tmp_path, config=tmp_path / "small.yaml")
     assert process.returncode == 0, process.stderr
     counts = dict(re.findall(r"^(\w+) +(\d+)$", process.stdout, flags=re.MULTILINE))

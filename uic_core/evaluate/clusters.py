@@ -20,8 +20,8 @@ from uic_core.data.index import Index
 from uic_core.data.partition import class_sizes, group, nmi
 from uic_core.errors import InputError, stage
 from uic_core.evaluations import Clusters
-from uic_core.files import atomic
-from uic_core.run import metrics
+from uic_core.files import atomic, sha256, unchanged
+from uic_core.run import metrics, trained
 
 
 @dataclass(frozen=True)
@@ -204,12 +204,15 @@ def main(arguments: list[str] | None = None) -> None:
     with stage():
         protocol = recipe.load(Clusters, options.protocol)
         index = Index.load(options.train_index)
-        network, trained_by = checkpoint.load(options.checkpoint)
+        _, trained_by, origin = checkpoint.of_run(options.run, options.checkpoint)
         if isinstance(trained_by, recipe.External):
             raise InputError(f"{options.checkpoint}: was trained elsewhere, so there are no pseudo-labels to look at")
         labelled = index.subset(trained_by.images_of(0), trained_by.seed)
-        labels = read_labels(options.labels, len(labelled), trained_by.classes)
-        history = read_history(options.history)
+        with unchanged(labels=options.labels, history=options.history) as hashes:
+            labels = read_labels(options.labels, len(labelled), trained_by.classes)
+            history = read_history(options.history)
+        for name, digest in hashes.items():
+            trained.check(getattr(options, name), digest)
         values, arrays = evaluate(labels, labelled, trained_by.classes, protocol)
         empty = history["empty_by_epoch"]  # at the start of each epoch; empty for an untrained run
         for name, count in {"most": empty.max(initial=0), "last": empty[-1:].sum()}.items():
@@ -217,12 +220,11 @@ def main(arguments: list[str] | None = None) -> None:
         with atomic(options.arrays) as temporary:
             np.savez_compressed(temporary, **(_in_whole_index(arrays, labelled, index) | history))
         metrics.record(
-            options.out, "clusters", options.run, options.checkpoint, recipe_hash=trained_by.hash(),
-            coverage=network.coverage,
+            options.out, "clusters", origin,
             dataset=metrics.Dataset(name=index.name, fingerprint=index.fingerprint, sizes={"train": len(labelled)}),
             values=values,
             protocol={**protocol.model_dump(), "nmi": "geometric normaliser", "classes": trained_by.classes},
-            seed=trained_by.seed,
+            seed=trained_by.seed, files=hashes | {"arrays": sha256(options.arrays)},
         )  # fmt: skip
         print(f"{options.run}: NMI {values['nmi'].value:.1f} %, {values['empty_classes'].value:.0f} empty classes")
 

@@ -292,7 +292,7 @@ def main(arguments: list[str] | None = None) -> None:
         protocol = recipe.load(Fewshot, options.protocol)
         index = Index.load(options.index)
         randomness.seed_everything(protocol.seed)
-        network, trained_by = checkpoint.load(options.checkpoint)
+        network, _, origin = checkpoint.of_run(options.run, options.checkpoint)
         options.out.parent.mkdir(parents=True, exist_ok=True)
         network = network.to(devices.current())
         values, dimensions = evaluate(network, index, protocol, options.out.parent, options.threads - 1)
@@ -302,8 +302,7 @@ def main(arguments: list[str] | None = None) -> None:
             "dimensions": dimensions,
         }
         metrics.record(
-            options.out, "fewshot", options.run, options.checkpoint, recipe_hash=trained_by.hash(),
-            coverage=network.coverage,
+            options.out, "fewshot", origin,
             dataset=metrics.Dataset(name=index.name, fingerprint=index.fingerprint, sizes={"test": len(index)}),
             values=values, protocol=protocol.model_dump() | settings, seed=protocol.seed, hardware=devices.hardware(),
         )  # fmt: skip

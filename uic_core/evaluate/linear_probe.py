@@ -27,7 +27,6 @@ from uic_core.errors import stage
 from uic_core.evaluate.probes import Curve, Probes, settings
 from uic_core.evaluate.ten_crop import CROPS
 from uic_core.evaluations import LinearProbe
-from uic_core.files import sha256
 from uic_core.run import cpus, devices, metrics, parallel, randomness
 from uic_core.run.saved_state import Saver, State
 from uic_core.run.signals import Signals
@@ -46,11 +45,11 @@ def values(curves: dict[str, Curve], images: int) -> dict[str, metrics.Value]:
     found = {}
     for layer, curve in curves.items():
         best = int(curve.top1.argmax())
-        found[layer] = _percent(curve.top1[best], images)
-        found[f"{layer}/top5"] = _percent(curve.top5[best], images)
+        found[layer] = _percent(curve.top1[best], images, curve.remark)
+        found[f"{layer}/top5"] = _percent(curve.top5[best], images, curve.remark)
         found[f"{layer}/best_epoch"] = metrics.Value(value=best + 1, unit="epoch")
-        found[f"{layer}/last"] = _percent(curve.top1[-1], images)
-        found[f"{layer}/last/top5"] = _percent(curve.top5[-1], images)
+        found[f"{layer}/last"] = _percent(curve.top1[-1], images, curve.remark)
+        found[f"{layer}/last/top5"] = _percent(curve.top5[-1], images, curve.remark)
     return found
 
 
@@ -69,14 +68,14 @@ def main(arguments: list[str] | None = None) -> None:
     with stage(), parallel.group(devices.current()) as ranks, Signals() as signals:
         protocol = recipe.load(LinearProbe, options.protocol)
         randomness.seed_everything(protocol.seed)
-        network, trained_by = checkpoint.load(options.checkpoint)
+        network, trained_by, origin = checkpoint.of_run(options.run, options.checkpoint)
         network = network.to(devices.current(), memory_format=torch.channels_last)  # type: ignore[call-overload]
         layers, crop = settings(network, protocol)
         arch = trained_by.arch
         train_index = Index.load(options.train_index).subset(protocol.images[arch], protocol.seed)
         val_index = Index.load(options.val_index).subset(protocol.val_images[arch], protocol.seed)
         identity = {
-            "checkpoint": sha256(options.checkpoint),
+            "checkpoint": origin.checkpoint,
             "protocol": protocol.model_dump(),
             "train": train_index.fingerprint,
             "val": val_index.fingerprint,
@@ -104,8 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
             if not ranks.rank:
                 state.check_owner()
                 metrics.record(
-                    options.out, "linear_probe", options.run, options.checkpoint, recipe_hash=trained_by.hash(),
-                    coverage=network.coverage,
+                    options.out, "linear_probe", origin,
                     dataset=metrics.Dataset(
                         name=train_index.name.removesuffix("_train"),
                         fingerprint=f"{train_index.fingerprint}+{val_index.fingerprint}",
@@ -117,12 +115,15 @@ def main(arguments: list[str] | None = None) -> None:
                 state.remove()
         shown = "  ".join(f"{layer} {found[layer].value:.1f}" for layer in layers)
         probes.say(f"{options.run}: top-1 % over {len(val_index)} validation images: {shown}")
+        for layer in layers:
+            if found[layer].remark:
+                probes.say(f"{layer} {found[layer].remark}; lower linear_probe.lr")
         ranks.barrier()
 
 
-def _percent(share: float, images: int) -> metrics.Value:
+def _percent(share: float, images: int, remark: str) -> metrics.Value:
     interval = 1.96 * math.sqrt(share * (1 - share) / images)
-    return metrics.Value(value=100 * float(share), unit="%", ci95=100 * interval, n=images)
+    return metrics.Value(value=100 * float(share), unit="%", ci95=100 * interval, n=images, remark=remark)
 
 
 if __name__ == "__main__":

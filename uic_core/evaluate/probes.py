@@ -43,10 +43,14 @@ states contain these heads too."""
 
 @dataclass(frozen=True)
 class Curve:
-    """Validation accuracy of one layer's head after each epoch, 0..1: float64 [epochs] each."""
+    """Validation accuracy of one layer's head after each epoch, 0..1: float64 [epochs] each.
+
+    `remark` says that the training diverged, and is '' otherwise.
+    """
 
     top1: NDArray[np.float64]
     top5: NDArray[np.float64]
+    remark: str = ""
 
 
 def settings(network: Network, protocol: LinearProbe) -> tuple[list[str], str]:
@@ -81,6 +85,7 @@ class Probes:
         tested: number of validation images on which `waiting` has been tested.
         hits: int64 [L, 2, E], how many of these were classified correctly, top-1 and top-5.
         curves: accuracy after each tested epoch, 0..1, float64 [L, 2, epochs].
+        losses: mean training loss of each layer in each finished epoch.
         earlier_seconds: time spent by earlier processes whose state this one resumed.
     """
 
@@ -136,6 +141,7 @@ class Probes:
         self.waiting: list[dict[str, Affine]] = []
         self.hits = torch.zeros(0, dtype=torch.int64)
         self.curves = np.zeros((len(self.layers), 2, 0))
+        self.losses: list[list[float]] = []
         self.earlier_seconds = 0.0
         self._requested: Tensor | None = None
         if saver is not None:
@@ -161,7 +167,8 @@ class Probes:
                     self.train_epoch()
                 self._pause(EPOCH_SECONDS)
         return {
-            layer: Curve(top1=top1, top5=top5) for layer, (top1, top5) in zip(self.layers, self.curves, strict=True)
+            layer: Curve(top1, top5, self._remark(number))
+            for number, (layer, (top1, top5)) in enumerate(zip(self.layers, self.curves, strict=True))
         }
 
     def train_epoch(self) -> None:
@@ -248,13 +255,20 @@ class Probes:
             if not (math.isfinite(means[layer]) and all(torch.isfinite(tensor).all() for tensor in tensors)):
                 raise InputError(
                     f"linear_probe: {layer}: loss {means[layer]} or a weight of the head is not finite in epoch "
-                    f"{self.epoch + 1}; check the checkpoint's weights, or lower linear_probe.lr"
+                    f"{self.epoch + 1}, lr {lr:g}; check the checkpoint's weights, or lower linear_probe.lr"
                 )
         shown = "  ".join(f"{layer} {mean:.4f}" for layer, mean in means.items())
         self.epoch, self.step = self.epoch + 1, 0
         self.loss.zero_()
+        self.losses.append(list(means.values()))
         self.waiting.append(snapshot)
         self.say(f"epoch {self.epoch}/{self.protocol.epochs}  lr {lr:g}  loss: {shown}  {rate:.0f} images/s")
+
+    def _remark(self, layer: int) -> str:
+        if not self.losses:
+            return ""
+        guess = math.log(len(self.train_index.classes))
+        return metrics.diverged(self.losses[0][layer], self.losses[-1][layer], guess, self.protocol.lr)
 
     def _must_test(self) -> bool:
         """True if heads await a test, and training is over or one more epoch's heads would exceed SNAPSHOT_BYTES."""
@@ -300,7 +314,9 @@ class Probes:
         tensors |= {"loss": self.loss, "hits": self.hits, "curves": torch.from_numpy(self.curves)}
         content: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "tested": self.tested}
         content["seconds"] = self.earlier_seconds + metrics.seconds()
-        self.saver.state.save(tensors, content | {"waiting": len(self.waiting), "ranks": self.ranks.world})
+        self.saver.state.save(
+            tensors, content | {"waiting": len(self.waiting), "losses": self.losses, "ranks": self.ranks.world}
+        )
 
     def _restore(self, saver: Saver) -> None:
         found = saver.state.load(self.say)
@@ -318,5 +334,6 @@ class Probes:
         ]
         self.loss, self.hits, self.curves = on_device["loss"], on_device["hits"], tensors["curves"].numpy()
         self.epoch, self.step, self.tested = content["epoch"], content["step"], content["tested"]
+        self.losses = content.get("losses", [])  # states of earlier versions have none
         self.earlier_seconds = content["seconds"]
         self.say(f"{path}: going on from {self._position()}{self.ranks.changed(content['ranks'])}")

@@ -12,6 +12,7 @@ statistics never change.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +102,7 @@ def loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 def train(
     network: Network, files: Sequence[Path], targets: NDArray[np.uint8], protocol: VocClassification, workers: int = 0
-) -> None:
+) -> float:
     """Train a prepared network in place, on its device.
 
     Images come in consecutive seeded shuffles. Crop and flip depend only on (seed, iteration, image), dropout on
@@ -111,6 +112,9 @@ def train(
         files: the n images.
         targets: uint8 [n, 20] of 1, 0 and 255 (`voc.multilabels`).
         workers: decoding processes; 0 decodes in this one.
+
+    Returns:
+        Mean loss over the last tenth of the iterations.
 
     Raises:
         InputError: an image cannot be read (names the file), or a gradient is not finite (names the iteration).
@@ -125,6 +129,8 @@ def train(
     device = trained[0].device
     order = _order(len(files), protocol)
     requests = [_Request(positions, (step,)) for step, positions in enumerate(order)]
+    tenth = max(1, protocol.iterations // 10)
+    last = torch.zeros((), device=device)
     for step, crops in enumerate(_crops(files, requests, protocol, workers)):
         lr = protocol.lr * 0.5 ** (step // protocol.lr_halved_every)
         for group in optimizer.param_groups:
@@ -140,11 +146,14 @@ def train(
                 "check the checkpoint's weights, or lower lr"
             )
         optimizer.step()
-        if (step + 1) % max(1, protocol.iterations // 10) == 0:
+        if step >= protocol.iterations - tenth:
+            last += batch_loss.detach() / tenth
+        if (step + 1) % tenth == 0:
             print(f"iteration {step + 1}/{protocol.iterations}: loss {batch_loss.item():.4f}, lr {lr:g}", flush=True)
     after = _untrained(network)
     changed = [name for name, value in before.items() if not torch.equal(value, after[name])]
     assert not changed, f"training changed what it must not: {changed}"
+    return last.item()
 
 
 @torch.no_grad()
@@ -181,7 +190,7 @@ def predict(
     return scores
 
 
-def values(scores: NDArray[np.float32], targets: NDArray[np.uint8]) -> dict[str, metrics.Value]:
+def values(scores: NDArray[np.float32], targets: NDArray[np.uint8], remark: str = "") -> dict[str, metrics.Value]:
     """Compute each class's AP and their mean (mAP), in percent.
 
     A class without a positive test image has no AP, so it has no value and does not enter the mean. This happens in
@@ -189,6 +198,7 @@ def values(scores: NDArray[np.float32], targets: NDArray[np.uint8]) -> dict[str,
 
     Args:
         scores, targets: [n, 20], from `predict` and `voc.multilabels`.
+        remark: on every value.
 
     Raises:
         InputError: no class has a positive image.
@@ -197,10 +207,10 @@ def values(scores: NDArray[np.float32], targets: NDArray[np.uint8]) -> dict[str,
     if np.isnan(precisions).all():
         raise InputError("voc_classification: no test image shows an object that is not difficult; check the test list")
     counted = (targets != voc.IGNORED).sum(0)
-    result = {"map": metrics.Value(value=float(np.nanmean(precisions)), unit="%", n=len(targets))}
+    result = {"map": metrics.Value(value=float(np.nanmean(precisions)), unit="%", n=len(targets), remark=remark)}
     for name, precision, n in zip(voc.CLASSES, precisions, counted, strict=True):
         if np.isfinite(precision):
-            result[f"ap/{name}"] = metrics.Value(value=float(precision), unit="%", n=int(n))
+            result[f"ap/{name}"] = metrics.Value(value=float(precision), unit="%", n=int(n), remark=remark)
     return result
 
 
@@ -222,21 +232,23 @@ def main(arguments: list[str] | None = None) -> None:
             split: [voc.image_path(options.voc, 2007, image) for image in ids] for split, (ids, _) in splits.items()
         }
         randomness.seed_everything(protocol.seed)
-        pretrained, trained_by = checkpoint.load(options.checkpoint)
+        pretrained, _, origin = checkpoint.of_run(options.run, options.checkpoint)
         network = prepare(pretrained, protocol).to(devices.current())
-        coverage = pretrained.coverage
         del pretrained
         workers = options.threads - 1
-        train(network, files["trainval"], splits["trainval"][1], protocol, workers)
-        found = values(predict(network, files["test"], protocol, workers), splits["test"][1])
+        ended = train(network, files["trainval"], splits["trainval"][1], protocol, workers)
+        guess = len(voc.CLASSES) * math.log(2)
+        remark = metrics.diverged(guess, ended, guess, protocol.lr)
+        found = values(predict(network, files["test"], protocol, workers), splits["test"][1], remark)
         sizes = {split: len(names) for split, names in files.items()}
         metrics.record(
-            options.out, f"voc_classification_{protocol.train}", options.run, options.checkpoint,
-            recipe_hash=trained_by.hash(), coverage=coverage,
+            options.out, f"voc_classification_{protocol.train}", origin,
             dataset=metrics.Dataset(name="voc07", fingerprint=fingerprint, sizes=sizes), values=found,
             protocol=_settings(protocol, found), seed=protocol.seed, hardware=devices.hardware(),
         )  # fmt: skip
         print(f"{options.run}: mAP {found['map'].value:.1f} % over {len(files['test'])} test images")
+        if remark:
+            print(f"voc_classification_{protocol.train} {remark}; lower its lr")
 
 
 def _settings(protocol: VocClassification, found: dict[str, metrics.Value]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class Build(Protocol):
 
 @dataclass(frozen=True)
 class Pool:
-    """Max-pooling of a probed layer to about 9,600 numbers (docs/protocol.md, Linear probes), for an input of 224 pixels.
+    """Max-pooling of a probed layer to about 9,600 numbers, for inputs of 224 pixels (docs/protocol.md, Linear probes).
 
     Attributes:
         side: side of the layer's map.

@@ -74,7 +74,7 @@ class UicBackbone(BaseModule):
         sobel: True if conv1 takes Sobel responses.
         frozen: names of layers (conv1; for ResNet50 also layer1 …) that are not trained.
         pad: zero padding of conv1, pixels, or None.
-        init_cfg: `dict(type="UicCheckpoint", checkpoint=…)`.
+        init_cfg: from `pretrained`, or `dict(type="UicCheckpoint", checkpoint=…)`.
 
     Raises:
         InputError: ResNet50 with `pad`.
@@ -168,6 +168,11 @@ def _shape(tensors: dict[str, Tensor], name: str) -> list[int] | None:
     return list(tensors[name].shape) if name in tensors else None
 
 
+def pretrained(checkpoint: Path, digest: str) -> dict[str, Any]:
+    """Config of a `UicCheckpoint`. `digest` is the SHA-256 that the file must have when it is read; '' takes any."""
+    return {"type": "UicCheckpoint", "checkpoint": str(checkpoint), "digest": digest}
+
+
 @WEIGHT_INITIALIZERS.register_module()
 class UicCheckpoint:
     """mmengine initializer `dict(type="UicCheckpoint", checkpoint=PATH)`: loads a checkpoint's tensors into a module.
@@ -176,14 +181,16 @@ class UicCheckpoint:
     exported `openmmlab.safetensors` initialises only the backbone.
     """
 
-    def __init__(self, checkpoint: str) -> None:
-        self.checkpoint = Path(checkpoint)
+    def __init__(self, checkpoint: str, digest: str = "") -> None:
+        self.checkpoint, self.digest = Path(checkpoint), digest
 
     def __call__(self, module: Any) -> None:
-        """Raises InputError: the checkpoint is missing, damaged or foreign, or lacks weights that the module needs."""
+        """Raises InputError: the checkpoint is missing, damaged, foreign, replaced or lacks weights of the module."""
         weights = _exported(self.checkpoint)
         if weights is None:
-            network, _ = checkpoints.load(self.checkpoint)
+            network, _, digest = checkpoints.read(self.checkpoint)
+            if self.digest and digest != self.digest:
+                raise InputError(f"{self.checkpoint}: was replaced while it was read; run the same command again")
             module.load_network(network)
         elif hasattr(module, "load_exported"):
             module.load_exported(weights, self.checkpoint)

@@ -18,7 +18,7 @@ from uic_core import checkpoint, evaluations, recipe, samples
 from uic_core.data import voc
 from uic_core.data.boxes import from_edges
 from uic_core.errors import InputError, stage
-from uic_core.files import sha256
+from uic_core.files import demand_unchanged, sha256
 from uic_core.models import ARCHS
 from uic_core.models.network import Network
 from uic_core.openmmlab import backbones, proposals, regression, runner
@@ -38,6 +38,7 @@ def build_config(
     targets: regression.Statistics,
     work_dir: Path,
     workers: int = 0,
+    digest: str = "",
 ) -> dict[str, Any]:
     """Build the complete mmengine config, of plain values only, so that mmdet's tools can read its copy in `work_dir`.
 
@@ -47,6 +48,7 @@ def build_config(
         files: proposal files by split, trainval and test.
         targets: mean and deviation of the training set's box regression targets.
         workers: decoding processes; 0 decodes in this one.
+        digest: SHA-256 that `weights` must have when they are read; '' takes any.
 
     Raises:
         InputError: the architecture has no fc6; or the images of a batch do not divide over the processes.
@@ -63,7 +65,7 @@ def build_config(
     content = runner.training(protocol, work_dir, 1, biases) | {
         "default_scope": "mmdet",
         "custom_imports": {"imports": [f"uic_core.openmmlab.{name}" for name in ("backbones", "fast_rcnn", "observe")]},
-        "model": _model(network, weights, protocol, targets),
+        "model": _model(network, backbones.pretrained(weights, digest), protocol, targets),
         "train_dataloader": runner.dataloader(
             _dataset(root, "trainval", files["trainval"], train_resize, flip=True) | {"seed": protocol.seed},
             protocol.images_per_batch // runner.world(),
@@ -85,10 +87,9 @@ def build_config(
 
 
 def _model(
-    network: Network, weights: Path, protocol: evaluations.Detection, targets: regression.Statistics
+    network: Network, pretrained: dict[str, Any], protocol: evaluations.Detection, targets: regression.Statistics
 ) -> dict[str, Any]:
     channels, side, hidden = backbones.classifier_kernel(network)
-    pretrained = {"type": "UicCheckpoint", "checkpoint": str(weights)}
     rcnn_train = {
         # as in Fast R-CNN, RoIs with IoU below .1 are neither foreground nor background
         "assigner": {
@@ -222,8 +223,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     with stage(), parallel.group(devices.current()) as ranks:
         protocol = recipe.load(evaluations.Detection, options.protocol)
-        network, run_recipe = checkpoint.load(options.checkpoint)
+        network, _, origin = checkpoint.of_run(options.run, options.checkpoint)
         files = {"trainval": options.train_proposals, "test": options.test_proposals}
+        hashes = {split: sha256(path) for split, path in files.items() if path.is_file()}
         sizes = {split: len(voc.read_list(options.voc, "Main", split)) for split in files}
         found = {split: proposals.open_for(options.voc, split, path) for split, path in files.items()}
         if found["trainval"].settings != found["test"].settings:
@@ -232,18 +234,18 @@ def main(arguments: list[str] | None = None) -> None:
         targets = regression.statistics(_examples(options.voc, found["trainval"]), len(voc.CLASSES))
         content = build_config(
             network, options.checkpoint, protocol, options.voc, files, targets, options.work_dir,
-            cpus.workers(options.threads),
+            cpus.workers(options.threads), origin.checkpoint,
         )  # fmt: skip
         fingerprint = voc.fingerprint(options.voc, 2007, list(files))
-        identity = {"checkpoint": sha256(options.checkpoint), "protocol": protocol.model_dump(), "data": fingerprint}
-        identity["proposals"] = {split: sha256(path) for split, path in files.items()}
-        with runner.train_and_test(content, identity, ranks, options.save_every) as (values, kept):
+        identity = {"checkpoint": origin.checkpoint, "protocol": protocol.model_dump(), "data": fingerprint}
+        identity["proposals"] = hashes
+        with runner.train_and_test(content, identity, ranks, options.save_every, sizes["test"]) as (values, kept):
             if ranks.rank:
                 return
+            demand_unchanged(files, hashes)
             samples.Samples(
                 options.run, fingerprint, voc.CLASSES, tuple(kept), tuple(_detected(kept[image]) for image in kept)
             ).save(options.samples)
-            shown = {name: metrics.Value(value=value, unit="%", n=sizes["test"]) for name, value in values.items()}
             settings = {
                 "proposals": found["test"].settings.model_dump(),
                 "roi_size": backbones.classifier_kernel(network)[1],
@@ -255,11 +257,11 @@ def main(arguments: list[str] | None = None) -> None:
                 "processes": ranks.world,
             }
             metrics.record(
-                options.out, "detection", options.run, options.checkpoint, recipe_hash=run_recipe.hash(),
-                coverage=network.coverage,
+                options.out, "detection", origin,
                 dataset=metrics.Dataset(name="voc07", fingerprint=fingerprint, sizes=sizes),
-                values=shown | {"proposal_recall": metrics.Value(value=100 * covered, unit="%", n=objects)},
+                values=values | {"proposal_recall": metrics.Value(value=100 * covered, unit="%", n=objects)},
                 protocol=protocol.model_dump() | settings, seed=protocol.seed, hardware=devices.hardware(),
+                files={f"proposals_{split}": digest for split, digest in hashes.items()},
             )  # fmt: skip
 
 

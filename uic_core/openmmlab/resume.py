@@ -80,6 +80,9 @@ class Resume(Hook):
         accumulate: iterations per optimiser step; states are saved only after a step.
         every: seconds between states.
         device: for the process group's tensors.
+
+    Attributes:
+        loss: mean over the last twentieth of the training, set at its end.
     """
 
     def __init__(
@@ -92,28 +95,57 @@ class Resume(Hook):
         every: float,
         device: torch.device,
     ) -> None:
+        self.loss = 0.0
         self._state, self._ranks, self._seed, self._accumulate = state, ranks, seed, accumulate
         self._saver, self._device = Saver(state, ranks, signals, every), device
 
     def before_train(self, runner: Any) -> None:
         """Restore model, optimiser and schedule from the newest state, if there is one.
 
+        A segmentation's iterations are passes of one process, of which two processes make half as many. So a state
+        counts images over all processes.
+
         Raises:
-            InputError: the state has other settings, weights or data; or there are states, but none is readable.
+            InputError: the state has other settings, weights or data; there are states, but none is readable; or its
+                images are no whole number of this group's iterations, or more than the training has.
         """
         found = self._state.load(runner.logger.info)
         demand_same(self._state, found, self._ranks, self._device)
         if found is None:
             return
         path, content, tensors = found
+        iteration = self._iteration(runner, path, content)
         unwrapped(runner).load_state_dict(part(tensors, "model."))
         restore_momenta(runner.optim_wrapper.optimizer, _parameters(runner), tensors)
         for group, lr in zip(runner.optim_wrapper.optimizer.param_groups, content["lr"], strict=True):
             group["lr"] = lr
-        for scheduler, values in zip(runner.param_schedulers, content["schedulers"], strict=True):
-            vars(scheduler).update(values)
-        runner.train_loop._iter = runner.optim_wrapper._inner_count = content["iteration"]
-        runner.logger.info(f"{path}: going on from iteration {content['iteration'] + 1}")
+        for scheduler in runner.param_schedulers:  # stepped once an iteration
+            vars(scheduler).update(last_step=iteration, _global_step=iteration)
+        runner.train_loop._iter = runner.optim_wrapper._inner_count = iteration
+        self.loss = content["loss"]
+        changed = self._ranks.changed(content["processes"])
+        runner.logger.info(f"{path}: going on from iteration {iteration + 1}{changed}")
+
+    def _iteration(self, runner: Any, path: Path, content: dict[str, Any]) -> int:
+        """The iterations of this group of processes that make the images of a state."""
+        if "images" not in content:
+            raise InputError(
+                f"{path}: an earlier version saved it, without the number of processes; remove the file to start afresh"
+            )
+        images, iterations = self._images(runner), int(runner.train_loop.max_iters)
+        steps, rest = divmod(int(content["images"]), images * self._accumulate)
+        iteration = steps * self._accumulate
+        if rest or iteration > iterations:
+            raise InputError(
+                f"{path}: {content['processes']} process(es) trained on {content['images']:,} images; "
+                f"{self._ranks.world} process(es) take {images * self._accumulate:,} images a step and "
+                f"{images * iterations:,} in all; take {content['processes']} process(es)"
+            )
+        return iteration
+
+    def _images(self, runner: Any) -> int:
+        """Images of an iteration, over all processes."""
+        return int(runner.train_dataloader.batch_size) * self._ranks.world
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         """Seed RoI sampling and dropout from the iteration, so that they do not depend on earlier iterations."""
@@ -132,6 +164,9 @@ class Resume(Hook):
 
     def after_train(self, runner: Any) -> None:
         """Save, so that a job killed during its test does not train again."""
+        losses = runner.message_hub.log_scalars.get("train/loss")
+        if losses is not None:  # there are none if the training had ended before
+            self.loss = float(losses.mean(max(1, runner.max_iters // 20)))
         if not self._ranks.rank:
             self._save(runner, runner.iter)
 
@@ -158,11 +193,11 @@ class Resume(Hook):
                     f"before iteration {iteration + 1}: {name} is not finite, the training diverged; lower its lr in "
                     "the config (the last good state is kept)"
                 )
-        counters = ("last_step", "_global_step")
         content = {
-            "iteration": iteration,
+            "images": iteration * self._images(runner),
+            "processes": self._ranks.world,
+            "loss": self.loss,
             "lr": [group["lr"] for group in runner.optim_wrapper.optimizer.param_groups],
-            "schedulers": [{name: getattr(each, name) for name in counters} for each in runner.param_schedulers],
         }
         self._state.save(tensors, content)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +16,10 @@ from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
 
 from uic_core import evaluations
+from uic_core.data.voc import CLASSES_SEGMENTATION
 from uic_core.openmmlab.observe import KeepSamples
 from uic_core.openmmlab.resume import Resume, state_of
-from uic_core.run import devices
+from uic_core.run import devices, metrics
 from uic_core.run.parallel import Ranks
 from uic_core.run.randomness import seed_everything
 from uic_core.run.signals import Signals
@@ -112,8 +114,8 @@ def dataloader(dataset: dict[str, Any], batch_size: int, workers: int, *, train:
 
 @contextlib.contextmanager
 def train_and_test(
-    content: dict[str, Any], identity: dict[str, Any], ranks: Ranks, save_every: float
-) -> Iterator[tuple[dict[str, float], dict[str, dict[str, Any]]]]:
+    content: dict[str, Any], identity: dict[str, Any], ranks: Ranks, save_every: float, tested: int
+) -> Iterator[tuple[dict[str, metrics.Value], dict[str, dict[str, Any]]]]:
     """Train, then test. On one CPU the same config gives the same numbers; on a GPU RoI pooling sums in any order.
 
     An interrupted training resumes from the state in `work_dir`, which is removed when the block ends. Logs, the last
@@ -123,9 +125,11 @@ def train_and_test(
         content: the config.
         identity: settings, weights and data that a state must match to be resumed.
         save_every: seconds between states.
+        tested: number of test images.
 
     Yields:
-        The test metrics by name, without the evaluator's prefix, and the samples kept by `KeepSamples`.
+        The test metrics in percent by name, without the evaluator's prefix, with a remark if the training diverged; and
+        the samples kept by `KeepSamples`.
 
     Raises:
         InputError: another process has taken over the folder.
@@ -144,7 +148,14 @@ def train_and_test(
         runner.register_hook(resume, priority="LOWEST")
         assert runner.test_loop  # builds the test data now, so that errors in it appear before the training
         runner.train()
-        values = {name: float(value) for name, value in runner.test().items()}
+        guess = math.log(len(CLASSES_SEGMENTATION))  # the background is a class in both tasks
+        remark = metrics.diverged(guess, resume.loss, guess, cfg.optim_wrapper.optimizer.lr)
+        values = {
+            name: metrics.Value(value=float(value), unit="%", n=tested, remark=remark)
+            for name, value in runner.test().items()
+        }
+        if remark:
+            runner.logger.warning(f"{remark}; lower its lr in the config")
         state.check_owner()
         yield values, next(each.kept for each in runner.test_evaluator.metrics if isinstance(each, KeepSamples))
         if not ranks.rank:

@@ -18,7 +18,6 @@ from uic_core import checkpoint, evaluations, recipe, samples
 from uic_core.data import voc
 from uic_core.data.dataset import Dataset, VocSegmentation
 from uic_core.errors import InputError, stage
-from uic_core.files import sha256
 from uic_core.models.network import Network
 from uic_core.openmmlab import backbones, fcn, runner
 from uic_core.run import cpus, devices, metrics, parallel
@@ -31,6 +30,7 @@ def build_config(
     data: VocSegmentation,
     work_dir: Path,
     workers: int = 0,
+    digest: str = "",
 ) -> dict[str, Any]:
     """Build the complete mmengine config, of plain values only, so that mmseg's tools can read its copy in `work_dir`.
 
@@ -38,6 +38,7 @@ def build_config(
         network: gives the architecture; its weights are read from `weights` when the model is initialised.
         data: the folder that contains VOC2012/, SBD's folder if SBD is used, and the names of the two lists.
         workers: decoding processes; 0 decodes in this one.
+        digest: SHA-256 that `weights` must have when they are read; '' takes any.
 
     Raises:
         InputError: the padding leaves pixels without a score, the architecture has no fc6, or the numbers of passes do
@@ -55,7 +56,7 @@ def build_config(
     return runner.training(protocol, work_dir, protocol.accumulate // runner.world(), biases) | {
         "default_scope": "mmseg",
         "custom_imports": {"imports": [f"uic_core.openmmlab.{name}" for name in ("backbones", "fcn", "observe")]},
-        "model": _model(network, weights, protocol.pad),
+        "model": _model(network, backbones.pretrained(weights, digest), protocol.pad),
         "train_dataloader": runner.dataloader(
             _dataset(train, test=False) | {"seed": protocol.seed},
             protocol.batch_size,
@@ -68,9 +69,8 @@ def build_config(
     }
 
 
-def _model(network: Network, weights: Path, pad: int) -> dict[str, Any]:
+def _model(network: Network, pretrained: dict[str, Any], pad: int) -> dict[str, Any]:
     channels, kernel, hidden = backbones.classifier_kernel(network)
-    pretrained = {"type": "UicCheckpoint", "checkpoint": str(weights)}
     backbone = {"type": "UicBackbone", "arch": network.arch, "sobel": network.uses_sobel, "pad": pad}
     bilinear, crop = fcn.placement(MODELS.build(backbone).features, kernel)
     return {
@@ -130,7 +130,7 @@ def main(arguments: list[str] | None = None) -> None:
         data = recipe.load(Dataset, options.dataset).section
         if not isinstance(data, VocSegmentation):
             raise InputError(f"{options.dataset}: is not voc_segmentation; give that data set's file")
-        network, run_recipe = checkpoint.load(options.checkpoint)
+        network, _, origin = checkpoint.of_run(options.run, options.checkpoint)
         lists = lists_of(data)
         sizes = {one.path.stem: len(one.ids()) for one in lists}
         # check all masks first, so that a bad one does not end a training after days
@@ -138,11 +138,14 @@ def main(arguments: list[str] | None = None) -> None:
             for image in one.ids():
                 voc.read_mask(one.mask(image))
         workers = cpus.workers(options.threads)
-        content = build_config(network, options.checkpoint, protocol, data, options.work_dir, workers)
+        content = build_config(
+            network, options.checkpoint, protocol, data, options.work_dir, workers, origin.checkpoint
+        )
         fingerprint = voc.segmentation_fingerprint(lists)
-        identity = {"checkpoint": sha256(options.checkpoint), "protocol": protocol.model_dump(), "data": fingerprint}
+        identity = {"checkpoint": origin.checkpoint, "protocol": protocol.model_dump(), "data": fingerprint}
         head = content["model"]["decode_head"]
-        with runner.train_and_test(content, identity, ranks, options.save_every) as (values, kept):
+        tested = sizes[data.val_list]
+        with runner.train_and_test(content, identity, ranks, options.save_every, tested) as (values, kept):
             if ranks.rank:
                 return
             samples.Samples(
@@ -162,12 +165,10 @@ def main(arguments: list[str] | None = None) -> None:
                 "loss": "mean over counted pixels",
                 "processes": ranks.world,
             }
-            tested = sizes[data.val_list]
             metrics.record(
-                options.out, "segmentation", options.run, options.checkpoint, recipe_hash=run_recipe.hash(),
-                coverage=network.coverage,
+                options.out, "segmentation", origin,
                 dataset=metrics.Dataset(name="voc_segmentation", fingerprint=fingerprint, sizes=sizes),
-                values={name: metrics.Value(value=value, unit="%", n=tested) for name, value in values.items()},
+                values=values,
                 protocol=protocol.model_dump() | settings, seed=protocol.seed, hardware=devices.hardware(),
             )  # fmt: skip
 

@@ -122,7 +122,8 @@ def _datasets(config: Config, folder: Path) -> Datasets:
     if not data.generated:
         listed = {split: len(_covering(data.voc07, split)) for split in listed}
     mini = {
-        "root": str(folder / "miniimagenet"), "train_classes": min(2, data.miniimagenet.train_classes), "val_classes": 1,
+        "root": str(folder / "miniimagenet"),
+        "train_classes": min(2, data.miniimagenet.train_classes), "val_classes": 1,
         "test_classes": max(5, fewshot.ways), "images_per_class": max(20, fewshot.shots + fewshot.queries),
     }  # fmt: skip
     changed: dict[str, Any] = {

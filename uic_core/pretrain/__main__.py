@@ -12,12 +12,11 @@ from pathlib import Path
 from uic_core import checkpoint
 from uic_core.data.index import Index
 from uic_core.errors import InputError, stage
-from uic_core.files import sha256
 from uic_core.methods import load_run
 from uic_core.models import build
 from uic_core.pretrain.loop import Trainer, keep_initial
 from uic_core.recipe import External, Training
-from uic_core.run import cpus, devices, parallel, randomness
+from uic_core.run import cpus, devices, metrics, parallel, randomness
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -31,6 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
     cpus.add_threads(parser)
     options = parser.parse_args(arguments)
     with stage(), parallel.group(devices.current()) as ranks:
+        metrics.code()  # now: when the training ends, the clone may be at another commit
         recipe = load_run(options.recipe)
         if isinstance(recipe, External):
             raise InputError(f"{options.recipe}: method external does not train; give it to uic_core.pretrain.external")
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
         index = Index.load(options.train_index)
         randomness.seed_everything(recipe.seed)
         if options.pretrained:
-            network, _ = checkpoint.load(options.pretrained)
+            network, _, origin = checkpoint.of_run(recipe.start, options.pretrained)
             found = {"arch": network.arch, "sobel": network.uses_sobel}
             found |= {"classes": network.classes, "image_size": network.image_size}
             for key, value in found.items():
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
                     )
         else:
             network = build(recipe.arch, classes=recipe.classes, image_size=recipe.image_size, sobel=recipe.sobel)
-        start = sha256(options.pretrained)[:16] if options.pretrained else "fresh"
+        start = origin.checkpoint[:16] if options.pretrained else "fresh"
         if not isinstance(recipe, Training):
             if not ranks.rank:
                 keep_initial(recipe, index, network, options.out)

@@ -17,7 +17,7 @@ import yaml
 from torch import Tensor
 
 from uic_core import checkpoint
-from uic_core.errors import stage
+from uic_core.errors import InputError, stage
 from uic_core.files import atomic, sha256, write_text
 from uic_core.models import ARCHS, formats
 from uic_core.models.network import Network
@@ -108,9 +108,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     options = parser.parse_args(arguments)
     with stage():
-        network, recipe = checkpoint.load(options.checkpoint)
+        network, recipe, origin = checkpoint.of_run(options.run, options.checkpoint)
         every = [metrics_file.read(path) for path in options.metrics]
-        hashes = {"checkpoint.safetensors (the source)": sha256(options.checkpoint)}
+        for path, metrics in zip(options.metrics, every, strict=True):
+            if origin.checkpoint[:16] not in metrics.provenance.checkpoint_hash.split("+"):
+                raise InputError(f"{path}: is of another checkpoint than {options.checkpoint}; run snakemake again")
+        hashes = {"checkpoint.safetensors (the source)": origin.checkpoint}
         for name, weights in zip(FILES, (torchvision_weights(network), openmmlab_weights(network)), strict=True):
             with atomic(options.out / name) as temporary:
                 safetensors.torch.save_file({key: tensor.contiguous() for key, tensor in weights.items()}, temporary)
@@ -122,8 +125,10 @@ def main(arguments: list[str] | None = None) -> None:
 def _shown(value: Value) -> str:
     number = f"{value.value:.1f} {value.unit}"
     if value.std is not None:
-        return f"{number} ± {value.std:.1f} over {value.seeds} seeds"
-    return number if value.ci95 is None else f"{number} ± {value.ci95:.1f}"
+        number += f" ± {value.std:.1f} over {value.seeds} seeds"
+    elif value.ci95 is not None:
+        number += f" ± {value.ci95:.1f}"
+    return f"{number}; {value.remark}" if value.remark else number
 
 
 _LOAD_RESNET = """```python

@@ -25,7 +25,7 @@ from uic_core.models import ARCHS, build, formats
 from uic_core.models.network import Network
 from uic_core.models.sobel import Sobel
 from uic_core.recipe import External
-from uic_core.run import randomness
+from uic_core.run import randomness, trained
 
 _KEYS = ("state_dict", "model")
 """Keys of the state dict in files of training scripts that hold more than that."""
@@ -153,6 +153,7 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             network, remarks = convert(read_tensors(options.source), recipe, str(options.source))
         checkpoint.save(options.out, network, recipe, {"source": sha256(options.source)})
+        trained.write(options.out.parent, [options.out.name])
         for remark in remarks:
             print(f"{options.source}: {remark}")
 

@@ -33,7 +33,7 @@ from uic_core.pretrain.merge import merge_labels
 from uic_core.pretrain.progress import Progress
 from uic_core.pretrain.state import Position, RunState, restore, save
 from uic_core.recipe import Recipe, Training
-from uic_core.run import devices, randomness, saved_state
+from uic_core.run import devices, randomness, saved_state, trained
 from uic_core.run.parallel import Ranks
 from uic_core.run.precision import autocast, prepare, resolve
 from uic_core.run.saved_state import Saver, State
@@ -42,6 +42,7 @@ from uic_core.run.signals import Signals
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+RESULTS = ("checkpoint.safetensors", "labels.npy", "history.jsonl")
 _BATCHES = 64  # batches of the order that are drawn at a time
 
 
@@ -108,7 +109,7 @@ class Trainer:
         self._writer: SummaryWriter | None = None
 
     def run(self, folder: Path) -> None:
-        """Train to the end of the recipe and write labels.npy, history.jsonl and checkpoint.safetensors.
+        """Train to the end of the recipe and write labels.npy, history.jsonl, checkpoint.safetensors, training.json.
 
         Resumes from the state of an interrupted run of the same recipe on the same images.
 
@@ -126,6 +127,7 @@ class Trainer:
                 self._write_history()
                 extra = {"precision": self.precision_name}
                 write_results(folder, self.recipe, self.network, self.index, self.run_state.labels, extra)
+                trained.write(folder, RESULTS, devices.hardware(), self.ranks.world)
                 state.remove()
         if self._writer is not None:
             self._writer.close()
@@ -356,6 +358,7 @@ def keep_initial(recipe: Recipe, index: Index, network: Network, folder: Path) -
     check(recipe, index)
     write_history(folder, [])
     write_results(folder, recipe, network, index, draw_initial(len(index), recipe.classes, recipe.seed), {})
+    trained.write(folder, RESULTS)
 
 
 def write_results(

@@ -79,6 +79,7 @@ class Ordering(Strict):
 
     above: str
     below: list[str] = Field(min_length=1)
+    iterations: dict[str, int] = Field(default_factory=dict, description="the paper's, by column")
 
 
 class Table(Strict):
@@ -301,6 +302,8 @@ def _check(table: Table, where: str) -> None:
     if table.ordering:
         for name in (table.ordering.above, *table.ordering.below):
             _known(f"{where}.ordering", "row", name, rows)
+        for name in table.ordering.iterations:
+            _known(f"{where}.ordering.iterations", "column", name, numbers)
     for switch in table.switches:
         _known(f"{where}.switches", "evaluation", switch.evaluation, EVALUATIONS)
         if switch.column:

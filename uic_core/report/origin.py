@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import get_args
 
 from uic_core.evaluations import Evaluations
@@ -26,6 +26,22 @@ _BY_ARCH = {
 }
 
 
+def foreign(metrics: Metrics, recipes: Mapping[str, str]) -> str:
+    """Say that metrics are of another recipe than the config's; '' if they are not.
+
+    Args:
+        recipes: run → hash of its recipe in the config; other runs are not checked.
+    """
+    runs = metrics.protocol.get("runs", [metrics.run])  # of several seeds
+    wanted = "+".join(dict.fromkeys(recipes.get(run, "") for run in runs))
+    found = metrics.provenance.recipe_hash
+    if found == wanted or not all(wanted.split("+")):
+        return ""
+    return (
+        f"is of recipe {found}, but run '{metrics.run}' of the config has {wanted}; run snakemake to evaluate it again"
+    )
+
+
 def foot(metrics: Sequence[Metrics], scale: str) -> list[str]:
     """Write foot lines: data sets, scale, commit, date, seed, and warnings about mixed metrics in one table."""
     if not metrics:
@@ -42,14 +58,33 @@ def foot(metrics: Sequence[Metrics], scale: str) -> list[str]:
     if differing:
         lines.append(f"**Different data in one column**: {', '.join(differing)}; see the fingerprints.")
     dates = sorted({item.provenance.date for item in metrics})
-    seeds = sorted({item.provenance.seed for item in metrics})
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     lines += _mixed(metrics)
-    lines.append(
-        f"Scale: {scale}. {_commits(metrics)} Date: {when}. "
-        f"Seed{'s' if len(seeds) > 1 else ''}: {', '.join(map(str, seeds))}."
-    )
+    if trainers := _trainers(metrics):
+        lines.append(trainers)
+    lines.append(f"Scale: {scale}. {_commits(metrics)} Date: {when}. {_seeds(metrics)}")
     return lines
+
+
+def _seeds(metrics: Sequence[Metrics]) -> str:
+    """The seeds of the trainings, by run if they differ, and those of the evaluations."""
+    trained: dict[str, list[str]] = {}
+    for run, item in {item.run: item for item in metrics}.items():
+        seeds = item.provenance.run_seeds
+        trained.setdefault(", ".join(map(str, seeds)) or "unknown, trained elsewhere", []).append(run)
+    told = [f"{seeds} ({', '.join(runs)})" if len(trained) > 1 else seeds for seeds, runs in trained.items()]
+    evaluated = ", ".join(map(str, sorted({item.provenance.seed for item in metrics})))
+    return f"Seeds of the training: {'; '.join(told)}. Seeds of the evaluation: {evaluated}."
+
+
+def _trainers(metrics: Sequence[Metrics]) -> str:
+    """A line for runs that other code trained than evaluated them; '' if there are none."""
+    others: dict[str, dict[str, None]] = {}
+    for item in metrics:
+        if item.provenance.trained_by != commit(item, "-dirty"):
+            others.setdefault(item.provenance.trained_by or "unknown", {})[item.run] = None
+    told = "; ".join(f"{trained_by}: {', '.join(runs)}" for trained_by, runs in others.items())
+    return f"**Trained by another commit than evaluated**, {told}." if told else ""
 
 
 def _commits(metrics: Sequence[Metrics]) -> str:

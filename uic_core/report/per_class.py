@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,13 +39,15 @@ TASKS = {
 }
 
 
-def read(task: str, paths: Sequence[Path], labels: dict[str, str]) -> list[Metrics]:
-    """Read the metrics of every run, in the order of `labels`.
+def read(
+    task: str, paths: Sequence[Path], labels: dict[str, str], recipes: Mapping[str, str] | None = None
+) -> list[Metrics]:
+    """Read the metrics of every run, in the order of `labels`. `recipes` are those of `tables.collect`.
 
     Raises:
         InputError: a file cannot be read or lacks the mean, or a run has no metrics of this task.
     """
-    found, problems = collect(paths)
+    found, problems = collect(paths, recipes)
     if problems:
         raise InputError("\n".join(problems))
     lacking = [run for run in labels if (run, task) not in found]
@@ -83,6 +85,11 @@ def page(task: str, every: Sequence[Metrics], labels: dict[str, str], scale: str
         Text(f"**{facts.title}.** The last line is Table 4's number."),
         Grid(["Class", *labels.values()], lines, ["left", *["right"] * len(labels)]),
         Text(told, foot=True),
+        *(
+            Text(f"{label}: {metrics.values[facts.mean].remark}.", foot=True)
+            for label, metrics in zip(labels.values(), every, strict=True)
+            if metrics.values[facts.mean].remark
+        ),
         *(Text(line, foot=True) for line in foot(every, scale)),
     ]
 
@@ -111,13 +118,15 @@ def main(arguments: list[str] | None = None) -> None:
         "--tables", type=Path, required=True, help="config/tables.yaml: which runs, what they are called"
     )
     parser.add_argument("--scale", choices=("demo", "paper"), required=True)
+    parser.add_argument("--recipes", nargs="*", default=[], help="run=hash: numbers of another recipe are refused")
     parser.add_argument("--out", type=Path, required=True, help="Markdown")
     parser.add_argument("--csv", type=Path, required=True)
     parser.add_argument("--html", type=Path, required=True)
     options = parser.parse_args(arguments)
     with stage():
         labels = shown_runs(options.tables, options.task)
-        every = read(options.task, options.metrics, labels)
+        recipes = dict(each.split("=") for each in options.recipes)
+        every = read(options.task, options.metrics, labels, recipes)
         blocks = page(options.task, every, labels, options.scale)
         write_text(options.csv, to_csv(options.task, every))
         write_text(options.html, to_html(TASKS[options.task].title, blocks))

@@ -35,6 +35,9 @@ def merge(paths: Sequence[Path]) -> Metrics:
             "commit": "+".join(dict.fromkeys(each.commit for each in provenances)),
             "dirty": any(each.dirty for each in provenances),
             "date": max(each.date for each in provenances),
+            "trained_by": "+".join(dict.fromkeys(each.trained_by for each in provenances)),
+            "run_seeds": [seed for each in provenances for seed in each.run_seeds],
+            "files": {},
             "recipe_hash": "+".join(dict.fromkeys(each.recipe_hash for each in provenances)),
             "checkpoint_hash": "+".join(each.checkpoint_hash for each in provenances),
             "wall_seconds": sum(each.wall_seconds for each in provenances),
@@ -65,6 +68,7 @@ def _mean(values: list[Value]) -> Value:
         unit=values[0].unit,
         n=values[0].n,
         std=statistics.stdev(numbers) if len(numbers) > 1 else 0.0,
+        remark="; ".join(dict.fromkeys(value.remark for value in values if value.remark)),
         seeds=len(numbers),
     )
 

@@ -20,7 +20,7 @@ _TASKS = {
     "segmentation": ("Segmentation", "Masks of sample images", "IU of every class"),
 }
 _FOLDERS = {
-    "runs/<run>/": "`recipe.yaml`, `checkpoint.safetensors`, `labels.npy`, `history.jsonl`; resume state beside them",
+    "runs/<run>/": "`recipe.yaml`, `checkpoint.safetensors`, `labels.npy`, `history.jsonl`, `training.json`; states",
     "metrics/<run>/<evaluation>.json": "what an evaluation says of a checkpoint: values, protocol, provenance",
     "metrics/<run>/<task>_samples.npz": "what detection and segmentation found in six test images",
     "tables/, figures/": "what the paper shows; `tables/partial/` by `snakemake partial`",

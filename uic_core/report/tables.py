@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from uic_core.errors import InputError, stage
 from uic_core.files import write_text
 from uic_core.report import ordering
 from uic_core.report.cells import Published, Row, Source, Table, read_published, table
-from uic_core.report.origin import commit, foot
+from uic_core.report.origin import commit, foot, foreign
 from uic_core.report.page import Block, Grid, Points, Quote, Text, to_html, to_latex, to_markdown
 from uic_core.run import metrics as metrics_file
 from uic_core.run.metrics import Metrics, Value
@@ -70,11 +70,16 @@ class Filled:
     problems: list[str]
 
 
-def collect(paths: Sequence[Path]) -> tuple[dict[Key, tuple[Path, Metrics]], list[str]]:
+def collect(
+    paths: Sequence[Path], recipes: Mapping[str, str] | None = None
+) -> tuple[dict[Key, tuple[Path, Metrics]], list[str]]:
     """Read metrics files; run and evaluation come from each file's content, not from its name.
 
+    Args:
+        recipes: run → hash of its recipe; files of other recipes are left out.
+
     Returns:
-        (run, evaluation) → (path, metrics), and one message for each unreadable file.
+        (run, evaluation) → (path, metrics), and one message for each file that is unreadable or left out.
 
     Raises:
         InputError: two files have the same run and evaluation.
@@ -86,6 +91,9 @@ def collect(paths: Sequence[Path]) -> tuple[dict[Key, tuple[Path, Metrics]], lis
             metrics = metrics_file.read(path)
         except InputError as error:
             problems.append(str(error))
+            continue
+        if reason := foreign(metrics, recipes or {}):
+            problems.append(f"{path}: {reason}")
             continue
         key = (metrics.run, metrics.evaluation)
         if key in found:
@@ -104,6 +112,7 @@ def fill(
     scale: str,
     *,
     partial: bool = False,
+    recipes: Mapping[str, str] | None = None,
 ) -> Filled:
     """Fill a table with its numbers.
 
@@ -112,11 +121,12 @@ def fill(
         paths: metrics JSONs; files that the table does not need are ignored.
         scale: 'demo' or 'paper'.
         partial: leave cells without metrics empty, with the reason, instead of failing.
+        recipes: run → hash of its recipe; numbers of another recipe are not shown.
 
     Raises:
         InputError: one line for each missing or unsuitable file, run or value (not if `partial`).
     """
-    found, problems = collect(paths)
+    found, problems = collect(paths, recipes)
     sources = table.sources()
     cells: dict[Key, Cell] = {}
     for row in table.rows:
@@ -134,13 +144,21 @@ def fill(
         problems.extend(problem)
         if text:
             notes.append(("", column_name, text))
-    if scale == "demo" and (
-        text := ordering.note(table, {key: each.ours.value for key, each in cells.items() if each.ours})
-    ):
+    marked = {key: cell.ours.remark for key, cell in cells.items() if cell.ours and cell.ours.remark}
+    text = "; ".join(f"{row}, {column}: {remark}" for (row, column), remark in marked.items())
+    notes += [(row, column, f"{text}.") for row, column in marked]
+    if scale == "demo" and (text := _ordering(table, cells)):
         notes.append(("", "", text))
     if problems and not partial:
         raise InputError(f"table {number}: " + f"\ntable {number}: ".join(problems))
     return Filled(number, table, scale, cells, notes, problems)
+
+
+def _ordering(table: Table, cells: dict[Key, Cell]) -> str:
+    values = {key: cell.ours for key, cell in cells.items() if cell.ours}
+    settings = {key[1]: cell.metrics.protocol for key, cell in cells.items() if cell.metrics}
+    iterations = {column: each["iterations"] for column, each in settings.items() if "iterations" in each}
+    return ordering.note(table, values, iterations)
 
 
 def _cell(key: Key, paper: Published | None, source: Source | None, found: dict[Key, tuple[Path, Metrics]]) -> Cell:
@@ -320,6 +338,7 @@ def _record(filled: Filled, cell: Cell) -> dict[str, object]:
         "run": cell.source and cell.source.run,
         "evaluation": cell.source and cell.source.evaluation,
         "commit": cell.metrics and commit(cell.metrics, "-dirty"),
+        "remark": (cell.ours and cell.ours.remark) or None,
     }
 
 
@@ -335,12 +354,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--csv", type=Path, required=True)
     parser.add_argument("--html", type=Path, help="a page of its own, for the HTML report")
     parser.add_argument("--tex", type=Path, help="a table environment, to be input")
+    parser.add_argument("--recipes", nargs="*", default=[], help="run=hash: numbers of another recipe are not shown")
     parser.add_argument("--partial", action="store_true", help="show – and the reason where metrics are missing")
     options = parser.parse_args(arguments)
     with stage():
         declared = table(options.tables, options.table)
         published = read_published(options.published, options.table, declared)
-        filled = fill(options.table, declared, published, options.metrics, options.scale, partial=options.partial)
+        recipes = dict(each.split("=") for each in options.recipes)
+        filled = fill(
+            options.table, declared, published, options.metrics, options.scale, partial=options.partial, recipes=recipes
+        )
         write_text(options.csv, to_csv(filled))
         if options.html:
             write_text(options.html, to_html(f"Table {options.table}", page(filled)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import math
 import os
@@ -10,34 +11,45 @@ import platform
 import resource
 import subprocess
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from uic_core.errors import InputError
-from uic_core.files import sha256, write_json
+from uic_core.files import write_json
+
+_CODE = ("Snakefile", "envs", "uic_core", "workflow")
+"""What decides numbers: only changes here make the code `dirty`. Config and profiles are there to be edited."""
+
+_ROUNDING = 1e-6  # points that the rounding of a sum may lie outside 0..100
 
 _STARTED = time.monotonic()  # start of the process: each stage is a process
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Record(BaseModel):
+    """Base of what stages record as JSON: frozen, no unknown keys, no conversion of text to numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class Value(_Model):
+class Value(Record):
     """One number. Percentages are 0..100. `ci95` is the half width of the 95 % interval over `n` samples.
 
-    With several `seeds`, `value` is their mean and `std` their standard deviation (n - 1).
+    With several `seeds`, `value` is their mean and `std` their standard deviation (n - 1). `remark` is what a reader
+    must know before he reads the number, e.g. that its training diverged; tables print it.
     """
 
     value: float
     unit: str
-    ci95: float | None = None
-    n: int | None = None
-    std: float | None = None
-    seeds: int | None = None
+    ci95: float | None = Field(None, ge=0)
+    n: int | None = Field(None, ge=0)
+    std: float | None = Field(None, ge=0)
+    seeds: int | None = Field(None, ge=1)
+    remark: str = ""
 
     @field_validator("value", "ci95", "std")
     @classmethod
@@ -46,8 +58,14 @@ class Value(_Model):
             raise ValueError(f"is {number}, not a finite number")
         return number
 
+    @model_validator(mode="after")
+    def _percentage(self) -> Value:
+        if self.unit.startswith("%") and not -_ROUNDING <= self.value <= 100 + _ROUNDING:
+            raise ValueError(f"is {self.value} {self.unit}, not 0 to 100")
+        return self
 
-class Dataset(_Model):
+
+class Dataset(Record):
     """The evaluated data set: the fingerprint of its index and the number of images per split."""
 
     name: str
@@ -55,27 +73,52 @@ class Dataset(_Model):
     sizes: dict[str, int]
 
 
-class Provenance(_Model):
+@dataclass(frozen=True)
+class Origin:
+    """What an evaluation looks at: a run's checkpoint, as `uic_core.checkpoint.of_run` read it.
+
+    Attributes:
+        checkpoint: SHA-256 of the bytes that were read.
+        recipe: hash of the run's recipe.
+        coverage: share of the network's weights that the checkpoint filled, 0..1.
+        seeds: the seed that the run was trained with; none if it was trained elsewhere.
+        trained_by: commit of the code that made the checkpoint; '' if unknown.
+    """
+
+    run: str
+    checkpoint: str
+    recipe: str
+    coverage: float
+    seeds: tuple[int, ...]
+    trained_by: str
+
+
+class Provenance(Record):
     """Origin of a number, sufficient to reproduce it.
 
-    `coverage` is the share of the network's weights that its checkpoint filled. It is below 1 only for checkpoints of
-    other code bases, whose top layer may be missing.
+    `commit` is the evaluation's code, `trained_by` that of the training, '' if unknown. `seed` is the evaluation's,
+    `run_seeds` are those of the training, none if it was done elsewhere. `coverage` is the share of the network's
+    weights that its checkpoint filled. It is below 1 only for checkpoints of other code bases, whose top layer may be
+    missing. `files` holds the first 16 hex digits of the SHA-256 of files that were read or written beside the metrics.
     """
 
     commit: str
     dirty: bool
+    trained_by: str
     date: str
     recipe_hash: str
     checkpoint_hash: str
-    coverage: float
+    coverage: float = Field(ge=0, le=1)
     seed: int
+    run_seeds: list[int]
+    files: dict[str, str] = Field(default_factory=dict)
     versions: dict[str, str]
     hardware: str
     wall_seconds: float
     peak_memory_mb: float
 
 
-class Metrics(_Model):
+class Metrics(Record):
     """The whole file: `values` maps a table's column to its number, `protocol` holds every setting that affects it."""
 
     evaluation: str
@@ -92,65 +135,94 @@ def seconds() -> float:
 
 
 def provenance(
-    *, recipe_hash: str, checkpoint: Path, coverage: float, seed: int, hardware: str = "", earlier_seconds: float = 0.0
+    origin: Origin,
+    *,
+    seed: int,
+    hardware: str = "",
+    earlier_seconds: float = 0.0,
+    files: Mapping[str, str] | None = None,
 ) -> Provenance:
     """Collect the provenance of the current process.
 
     Args:
         hardware: name of the accelerator; default: name of the CPU.
         earlier_seconds: run time of interrupted processes that this one resumed. Memory counts this process only.
+        files: SHA-256 by name.
     """
-    commit, dirty = _git()
+    commit, dirty = code()
     kilobytes = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return Provenance(
         commit=commit,
         dirty=dirty,
-        date=time.strftime("%Y-%m-%d", time.gmtime()),
-        recipe_hash=recipe_hash,
-        checkpoint_hash=sha256(checkpoint)[:16],
-        coverage=coverage,
+        trained_by=origin.trained_by,
+        date=today(),
+        recipe_hash=origin.recipe,
+        checkpoint_hash=origin.checkpoint[:16],
+        coverage=origin.coverage,
         seed=seed,
-        versions=_versions(),
-        hardware=hardware or f"{_cpu()} ({os.cpu_count()} cores)",
+        run_seeds=list(origin.seeds),
+        files={name: digest[:16] for name, digest in (files or {}).items()},
+        versions=versions(),
+        hardware=hardware or cpu(),
         wall_seconds=round(earlier_seconds + seconds(), 2),
         peak_memory_mb=round(kilobytes / 1024, 1),
     )
 
 
 def record(
-    path: Path, evaluation: str, run: str, checkpoint: Path, *, recipe_hash: str, coverage: float, dataset: Dataset,
-    values: dict[str, Value], protocol: dict[str, Any], seed: int, hardware: str = "", earlier_seconds: float = 0.0,
+    path: Path, evaluation: str, origin: Origin, *, dataset: Dataset, values: dict[str, Value],
+    protocol: dict[str, Any], seed: int, hardware: str = "", earlier_seconds: float = 0.0,
+    files: Mapping[str, str] | None = None,
 ) -> None:  # fmt: skip
     """Write what an evaluation found of a run's checkpoint, with the provenance of this process.
 
     Args:
         protocol: every setting that changes the values.
-        hardware, earlier_seconds: as in `provenance`.
+        hardware, earlier_seconds, files: as in `provenance`.
     """
-    made = provenance(
-        recipe_hash=recipe_hash, checkpoint=checkpoint, coverage=coverage, seed=seed, hardware=hardware,
-        earlier_seconds=earlier_seconds,
-    )  # fmt: skip
-    write(
-        path,
-        Metrics(evaluation=evaluation, run=run, dataset=dataset, values=values, protocol=protocol, provenance=made),
+    made = provenance(origin, seed=seed, hardware=hardware, earlier_seconds=earlier_seconds, files=files)
+    found = Metrics(
+        evaluation=evaluation, run=origin.run, dataset=dataset, values=values, protocol=protocol, provenance=made
     )
+    write(path, found)
 
 
 def write(path: Path, metrics: Metrics) -> None:
-    """Write metrics atomically. All values are finite: the constructor refuses others."""
-    write_json(path, metrics.model_dump())
+    """Write metrics and their checksum, atomically. All values are finite: the constructor refuses others."""
+    write_json(path, sealed(metrics.model_dump()))
+
+
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """Add `checksum` to the content of a metrics JSON: the SHA-256 of all else in it, whatever its order or spacing."""
+    content = {key: value for key, value in json.loads(json.dumps(content)).items() if key != "checksum"}
+    return content | {"checksum": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}
+
+
+def diverged(first: float, last: float, guess: float, lr: float) -> str:
+    """The remark on numbers of a training whose loss ended at twice that of a guess and of its beginning; else ''.
+
+    Args:
+        first, last: mean training loss at the beginning and at the end.
+        guess: loss of the same score for every class.
+        lr: the learning rate that the training began with.
+    """
+    if not last > 2 * max(first, guess):
+        return ""
+    return f"diverged: the training loss went from {first:,.1f} to {last:,.1f}, a guess has {guess:,.1f}; lr {lr:g}"
 
 
 def read(path: Path) -> Metrics:
     """Read and validate a metrics JSON.
 
     Raises:
-        InputError: missing, not JSON, of a wrong form or with a value that is not finite; says how to remake the file.
+        InputError: missing, not JSON, of a wrong form, with a value that is not finite or out of range, or changed by
+            hand; says how to remake the file.
     """
     remedy = "delete the file and run snakemake again"
     try:
-        return Metrics.model_validate(json.loads(Path(path).read_text(encoding="utf-8")))
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        checksum = content.pop("checksum", None) if isinstance(content, dict) else None
+        found = Metrics.model_validate(content)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); run snakemake to make it") from error
     except ValidationError as error:
@@ -159,12 +231,23 @@ def read(path: Path) -> Metrics:
         raise InputError(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}; {remedy}") from None
     except ValueError as error:
         raise InputError(f"{path}: is not JSON ({error}); {remedy}") from None
+    if checksum != sealed(content)["checksum"]:
+        what = (
+            "has no checksum: an earlier version wrote it, or it" if checksum is None else "its checksum is wrong: it"
+        )
+        raise InputError(f"{path}: {what} was changed by hand; {remedy}")
+    return found
+
+
+def today() -> str:
+    """The date, in UTC."""
+    return time.strftime("%Y-%m-%d", time.gmtime())
 
 
 @functools.cache
-def _git() -> tuple[str, bool]:
-    """(commit, dirty) of the running code; ('unknown', True) outside a checkout."""
-    folder = Path(__file__).resolve().parent
+def code() -> tuple[str, bool]:
+    """(commit, dirty) of the running code when first asked; ('unknown', True) outside a checkout."""
+    folder = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -172,26 +255,30 @@ def _git() -> tuple[str, bool]:
         ).stdout.strip()
 
     try:
-        return git("rev-parse", "--short=12", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+        return git("rev-parse", "--short=12", "HEAD"), bool(git("status", "--porcelain", "--", *_CODE))
     except (OSError, subprocess.CalledProcessError):
         return "unknown", True
 
 
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide numbers."""
+    found = {"python": platform.python_version()}
     for package in ("torch", "torchvision", "numpy", "onedl-mmcv", "onedl-mmdetection", "onedl-mmsegmentation"):
         try:
-            versions[package] = metadata.version(package)
+            found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return versions
+    return found
 
 
-def _cpu() -> str:
+def cpu() -> str:
+    """Name of the CPU and number of its cores."""
+    name = platform.machine()
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+                name = line.partition(":")[2].strip()
+                break
     except OSError:
         pass
-    return platform.machine()
+    return f"{name} ({os.cpu_count()} cores)"

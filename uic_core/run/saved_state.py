@@ -251,23 +251,23 @@ def momenta(optimizer: torch.optim.SGD, parameters: Iterable[nn.Parameter]) -> d
 def demand_same(
     state: State, found: tuple[Path, dict[str, Any], dict[str, Tensor]] | None, ranks: Ranks, device: torch.device
 ) -> None:
-    """Check that all ranks resume from the same state, not from states on different local disks.
+    """Check that all ranks have read the same inputs and resume from the same state, not from different local disks.
 
-    Compares the contents of the states and a pretraining's labels, but not weights.
+    Compares the identities, the contents of the states and a pretraining's labels, but not weights.
 
     Args:
         found: result of `state.load`.
 
     Raises:
-        InputError: another process has found another state.
+        InputError: another process has found another state, or other inputs.
     """
-    digest = hashlib.sha256(json.dumps(found and found[1], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([state.identity, found and found[1]], sort_keys=True).encode())
     if found and "labels" in found[2]:
         digest.update(found[2]["labels"].numpy().data)
     if not ranks.agree([int(digest.hexdigest()[:15], 16)], device):
         raise InputError(
             f"{state.folder}: process {ranks.rank} finds {found[0].name if found else 'no state'} there, and another "
-            "process something else; it must be one folder for all nodes of the job"
+            "process something else; it must be one folder for all nodes of the job, and no input may change now"
         )
 
 

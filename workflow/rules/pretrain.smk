@@ -1,6 +1,6 @@
 # Index + recipe -> checkpoint, pseudo-labels, history: one folder per run.
 #   in   results/index/<data>_train.npz (or <data>_train_cached.npz), config `runs`
-#   out  results/runs/<run>/{recipe.yaml, checkpoint.safetensors, labels.npy, history.jsonl}
+#   out  results/runs/<run>/{recipe.yaml, checkpoint.safetensors, labels.npy, history.jsonl}; undeclared: training.json
 
 
 rule recipe:

@@ -81,10 +81,11 @@ for number in TABLES:
             number=number,
             scale=CONFIG.scale,
             caption=lambda wildcards, number=number: TABLES[number].caption,
+            recipes=CONFIG.hashes(run for run, _ in needed(CONFIG.tables_file, number)),
         shell:
             "python -m uic_core.report.tables --table {params.number} --scale {params.scale} --tables {input.tables:q}"
-            " --published {input.published:q} --metrics {input.metrics} --out {output.md} --csv {output.csv}"
-            " --tex {output.tex} --html {output.html} > {log} 2>&1"
+            " --published {input.published:q} --metrics {input.metrics} --recipes {params.recipes} --out {output.md}"
+            " --csv {output.csv} --tex {output.tex} --html {output.html} > {log} 2>&1"
 
 
 for number in FIGURES:
@@ -117,9 +118,10 @@ for number in FIGURES:
             number=number,
             scale=CONFIG.scale,
             caption=lambda wildcards, number=number: FIGURES[number].caption,
+            recipes=CONFIG.hashes([FIGURES[number].run]),
         shell:
             "python -m uic_core.report.figures --figure {params.number} --scale {params.scale}"
-            " --metrics {input.metrics} --arrays {input.arrays} --index {input.index}"
+            " --metrics {input.metrics} --arrays {input.arrays} --index {input.index} --recipes {params.recipes}"
             " --out {output.png} --svg {output.svg} > {log} 2>&1"
 
 
@@ -153,15 +155,13 @@ rule summary:
 
 
 # `snakemake partial` makes the tables from what exists, with `–` and the reason for each missing number. It declares no
-# outputs, so it always runs and never replaces the full tables.
+# outputs and no benchmark, which Snakemake would take for one: so it always runs, and never replaces the full tables.
 rule partial:
     input:
         tables=str(CONFIG.tables_file),
         published=str(CONFIG.published_file),
     log:
         f"{RESULTS}/logs/report/partial.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/report/partial.tsv"
     conda:
         "../../envs/report.yaml"
     resources:
@@ -172,8 +172,9 @@ rule partial:
         numbers=list(TABLES),
         folder=f"{RESULTS}/tables/partial",
         scale=CONFIG.scale,
+        recipes=CONFIG.hashes(CONFIG.runs),
     shell:
         "(for number in {params.numbers}; do"
         " python -m uic_core.report.tables --partial --table $number --scale {params.scale} --tables {input.tables:q}"
-        " --published {input.published:q} --metrics {params.metrics} --out {params.folder}/table$number.md"
-        " --csv {params.folder}/table$number.csv || exit 1; done) > {log} 2>&1"
+        " --published {input.published:q} --metrics {params.metrics} --recipes {params.recipes}"
+        " --out {params.folder}/table$number.md --csv {params.folder}/table$number.csv || exit 1; done) > {log} 2>&1"

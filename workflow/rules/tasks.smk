@@ -63,7 +63,8 @@ for task in by_class(CONFIG.tables_file):
         params:
             task=task,
             scale=CONFIG.scale,
+            recipes=CONFIG.hashes(Path(file).parent.name for file in task_metrics(task)),
         shell:
-            "python -m uic_core.report.per_class --task {params.task} --metrics {input.metrics}"
+            "python -m uic_core.report.per_class --task {params.task} --metrics {input.metrics} --recipes {params.recipes}"
             " --tables {input.tables:q} --scale {params.scale} --out {output.md} --csv {output.csv}"
             " --html {output.html} > {log} 2>&1"
