@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -278,3 +280,89 @@ def test_the_stage(demo_data: SimpleNamespace, tmp_path: Path, capsys: pytest.Ca
     assert caught.value.code == 2
     assert "error: datasets.folders.imagenet.root: " in capsys.readouterr().err
     assert not out.exists()
+
+
+def huge(path: Path) -> None:
+    """A small PNG whose header says 20,000 × 10,001 pixels."""
+    data = bytearray(path.read_bytes())
+    data[16:24] = struct.pack(">II", 20_000, 10_001)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "spoil", "message"),
+    [
+        (
+            "voc_segmentation",
+            lambda root: huge(root / "VOC2012/SegmentationClass/2012_000002.png"),
+            r"train_list: \S+/2012_000002\.png: the mask cannot be read \(Image size \(200020000 pixels\) exceeds",
+        ),
+        (
+            "voc_segmentation",
+            lambda root: (root / "VOC2012/ImageSets/Segmentation/val.txt").write_bytes(b"caf\xe9\n"),
+            r"val_list: \S+/val\.txt: is no text; expected one image id a line",
+        ),
+        (
+            "voc07",
+            lambda root: (root / "VOC2007/Annotations/000001.xml").write_bytes(b"<annotation>caf\xe9</annotation>"),
+            r"trainval_images: \S+/000001\.xml: is not a VOC annotation",
+        ),
+        (
+            "voc07",
+            lambda root: [
+                (root / "VOC2007/JPEGImages/000001.jpg").unlink(),
+                (root / "VOC2007/JPEGImages/000001.jpg").symlink_to("000001.jpg"),
+            ],
+            r"trainval_images: \S+/000001\.jpg: cannot be read \(Too many levels of symbolic links\)",
+        ),
+        (
+            "voc07",
+            lambda root: [
+                shutil.rmtree(root / "VOC2007/Annotations"),
+                (root / "VOC2007/Annotations").symlink_to("Annotations"),
+            ],
+            r"trainval_images: \S+/Annotations: 10 listed annotations are not there: 000001, .*, …",
+        ),
+        (
+            "miniimagenet",
+            lambda root: (root / "test.csv").write_bytes(b"filename,label\ncaf\xe9.jpg,n0\n"),
+            r"test_classes: \S+/test\.csv: is not a CSV file",
+        ),
+        (
+            "miniimagenet",
+            lambda root: huge(sorted((root / "images").iterdir())[-1]),
+            r"root: \S+/images: 1 images are not 84×84 pixels, as n\d+\.jpg",
+        ),
+    ],
+)
+def test_fault_49_hostile_files_are_named_in_one_line(
+    demo_data: SimpleNamespace, tmp_path: Path, dataset: str, spoil: Spoil, message: str, seen: Callable[[object], None]
+) -> None:
+    root = tmp_path / dataset
+    shutil.copytree(getattr(demo_data, dataset), root)
+    if dataset == "miniimagenet":
+        last = sorted((root / "images").iterdir())[-1]
+        Image.open(last).save(last, format="PNG")
+    spoil(root)
+    with pytest.raises(InputError) as caught:
+        check(changed(demo_data.datasets, dataset, root=str(root)))
+    seen(caught.value)
+    assert any(re.search(message, line) for line in str(caught.value).splitlines()), str(caught.value)
+
+
+def test_fault_55_of_many_faults_of_a_key_the_first_are_named_and_all_counted(
+    demo_data: SimpleNamespace, tmp_path: Path, seen: Callable[[object], None]
+) -> None:
+    root = tmp_path / "voc07"
+    shutil.copytree(demo_data.voc07, root)
+    cut(*(root / "VOC2007" / "JPEGImages").iterdir())
+    for path in (root / "VOC2007" / "Annotations").iterdir():
+        path.write_text("<")
+    with pytest.raises(InputError) as caught:
+        check(changed(demo_data.datasets, "voc07", root=str(root)))
+    seen(caught.value)
+    lines = str(caught.value).splitlines()
+    assert lines[10] == "datasets.voc07.trainval_images: … and 10 more"
+    assert lines[21] == "datasets.voc07.test_images: … and 6 more"
+    assert len(lines) == 23

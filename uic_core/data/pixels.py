@@ -37,6 +37,10 @@ class Pixels:
     width: NDArray[np.int64]
     height: NDArray[np.int64]
 
+    def files(self) -> list[Path]:
+        """Return the part files, in order."""
+        return [part_file(self.folder, number) for number in np.unique(self.part).tolist()]
+
     def subset(self, chosen: NDArray[np.int64]) -> Pixels:
         """Return the images at some positions."""
         arrays = (self.part, self.offset, self.length, self.width, self.height)
