@@ -43,22 +43,25 @@ def save(path: Path, network: Network, recipe: Recipe | External, extra: dict[st
         safetensors.torch.save_file(tensors, temporary, metadata={FORMAT: header})
 
 
-def load(path: Path) -> tuple[Network, Recipe | External]:
+def load(path: Path, remedy: str = "") -> tuple[Network, Recipe | External]:
     """Read a checkpoint: the network in eval mode, float32, on the CPU, and its recipe.
 
     The file must hold every weight of the network and nothing else.
+
+    Args:
+        remedy: what to do if it does not; default: that for a file of this suite's results.
 
     Raises:
         InputError: the file is missing, corrupt, no safetensors (pickles are never opened) or not from this suite;
             its weights are not those of the recipe's network; or a weight has another type or is not finite.
     """
-    remedy = "remake it by running snakemake for its run"
+    remedy = remedy or "put back a good copy, or delete it and run snakemake: its run is made again"
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
-        raise InputError(f"{path}: is not there; {remedy}") from error
+        raise InputError(f"{path}: is not there; run snakemake to make it") from error
     except (OSError, safetensors.SafetensorError) as error:
         raise InputError(f"{path}: is no whole safetensors file ({error}); {remedy}") from error
     if FORMAT not in header:

@@ -94,7 +94,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def remake(path: Path) -> str:
     """The remedy for a file that many jobs read: made alone, with the same bytes again, it makes none of them run."""
-    return f"delete the file, then make it alone: snakemake … {path}"
+    return f"delete {path}, then make it alone: snakemake … {path}"
 
 
 def sha256(path: Path) -> str:

@@ -197,7 +197,7 @@ def test_a_foreign_or_hostile_index_is_refused(
         Index.load(Path("bad.npz"))
     assert str(caught.value).startswith("bad.npz: ")
     assert reason in str(caught.value)
-    assert str(caught.value).endswith("delete the file, then make it alone: snakemake … bad.npz")
+    assert str(caught.value).endswith("delete bad.npz, then make it alone: snakemake … bad.npz")
     assert not Path("exploded").exists()
 
 

@@ -186,7 +186,7 @@ def test_fault_59_deleted_pixels_of_the_cache_are_made_again_as_the_message_says
             Index.load(cached, verify=True)
         seen(caught.value)
         assert f"{part} (" in str(caught.value)
-        assert str(caught.value).endswith(f"delete the file, then make it alone: snakemake … {cached}")
+        assert str(caught.value).endswith(f"delete {cached}, then make it alone: snakemake … {cached}")
         cached.unlink()
         cache.main([*command, str(cached)])
         assert cached.read_bytes() == before

@@ -189,10 +189,13 @@ HEADER = b"\x93NUMPY\x01\x00\x76\x00" + b"{'descr': '<i4', 'fortran_order': Fals
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (GOOD[:39], "labels 39 images, but the run trained on 40; remake it"),
-        (np.where(GOOD == 3, 4, GOOD), "labels from 0 to 4, but the run has classes 0 to 3; remake it"),
+        (GOOD[:39], "labels 39 images, but the run trained on 40; put back a good copy"),
+        (np.where(GOOD == 3, 4, GOOD), "labels from 0 to 4, but the run has classes 0 to 3; put back a good copy"),
         (GOOD - 1, "labels from -1 to 2"),
-        (np.where(GOOD == 3, np.nan, GOOD), r"holds float64 of shape \[40\], expected int32 \[40\]; remake it"),
+        (
+            np.where(GOOD == 3, np.nan, GOOD),
+            r"holds float64 of shape \[40\], expected int32 \[40\]; put back a good copy",
+        ),
         (GOOD.astype(np.float32), "holds float32"),
         (GOOD.reshape(20, 2), r"of shape \[20, 2\]"),
         (np.array([Evil()] * 40, object), "is no whole .npy file of numbers"),
@@ -215,10 +218,10 @@ def test_truncated_and_missing_labels_are_named(tmp_path: Path) -> None:
     np.testing.assert_array_equal(clusters.read_labels(path, 40, 4), GOOD)
     for length in range(0, len(whole), 7):
         path.write_bytes(whole[:length])
-        with pytest.raises(InputError, match=r"labels.npy: is no whole .npy file.*remake it"):
+        with pytest.raises(InputError, match=r"labels.npy: is no whole .npy file.*put back a good copy"):
             clusters.read_labels(path, 40, 4)
     path.unlink()
-    with pytest.raises(InputError, match=r"labels.npy: is not there; remake it by running snakemake"):
+    with pytest.raises(InputError, match=r"labels.npy: is not there; run snakemake to make it"):
         clusters.read_labels(path, 40, 4)
 
 

@@ -53,12 +53,12 @@ def read_labels(path: Path, images: int, classes: int) -> NDArray[np.int32]:
         InputError: the file is missing, damaged or pickled, or its labels are not integers, have the wrong length, or
             are out of range.
     """
-    remedy = "remake it by running snakemake for its run"
+    remedy = "put back a good copy, or delete it and run snakemake: its run is made again"
     try:
         # Memory-mapped, so that a damaged header cannot request more memory than the file has bytes.
         stored = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError as error:
-        raise InputError(f"{path}: is not there; {remedy}") from error
+        raise InputError(f"{path}: is not there; run snakemake to make it") from error
     except (OSError, ValueError, TypeError, OverflowError, EOFError) as error:
         raise InputError(f"{path}: is no whole .npy file of numbers ({error}); {remedy}") from error
     if stored.dtype.kind not in "iu" or stored.ndim != 1:
@@ -83,7 +83,7 @@ def read_history(path: Path) -> dict[str, NDArray[Any]]:
     Raises:
         InputError: the file is missing, damaged, or lacks these numbers; names the line.
     """
-    remedy = "remake it by running snakemake for its run"
+    remedy = "put back a good copy, or delete it and run snakemake: its run is made again"
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
