@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -158,7 +159,7 @@ def test_shown_images_are_members_spread_over_the_class() -> None:
     assert (np.diff(grid) > 0).all()  # no image twice
     # 60 of one annotated class and 20 of another, sorted: 3 to 1 among the shown
     assert (clusters.choose_images(np.zeros(80, int), np.array([80]), np.array([0]), 8) < 60).sum() == 6
-    assert clusters.choose_images(labels, sizes, np.array([3, 1]), 1000).shape == (2, min(sizes[3], sizes[1]))
+    assert clusters.choose_images(labels, sizes, np.array([3, 1]), 1000).shape == (2, max(sizes[3], sizes[1]))
 
 
 def test_every_image_of_a_class_that_just_fits_is_shown() -> None:
@@ -295,6 +296,25 @@ def test_stage_counts_positions_in_the_whole_index(saved: SimpleNamespace, tmp_p
     np.testing.assert_array_equal(drawn.grid_entropy, 0)
     first = archive.read_bytes()
     assert run(saved, tmp_path, index, labels)[1].read_bytes() == first
+
+
+def test_fault_69_small_classes_have_rows_of_their_own_length_and_are_said(
+    saved: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str], seen: Callable[[object], None]
+) -> None:
+    """Of 90 images one class has 84, two others two or three: 4, 2 and 3 images are shown."""
+    index = index_of(np.arange(120) % 5)
+    labels = np.array([0] * 84 + [1] * 2 + [2] * 3 + [4])
+    _, archive = run(saved, tmp_path, index, labels)
+    told = "Fig. 4: only 1 classes have 5 images; smaller ones are shown too"
+    assert told in capsys.readouterr().out
+    drawn = figures.Clusters.load(archive)
+    assert drawn.grid_images.shape == (3, 4)
+    found = dict(zip(drawn.grid_classes.tolist(), (drawn.grid_images >= 0).sum(1).tolist(), strict=True))
+    assert found == {0: 4, 1: 2, 2: 3}
+    part = index.subset(90, 3)
+    for number, row in zip(drawn.grid_classes, drawn.grid_images, strict=True):
+        assert set(index.paths[row[row >= 0]]) <= set(part.paths[labels == number])
+    seen(told)
 
 
 def test_stage_refuses_labels_of_another_run(
