@@ -19,7 +19,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from uic_core import recipe
-from uic_core.data import reader, stamps, voc
+from uic_core.data import ilsvrc, reader, stamps, voc
 from uic_core.data.dataset import Dataset, ImageFolder, MiniImageNet, Voc07, VocSegmentation
 from uic_core.data.index import build_miniimagenet, build_unlabelled, few, scan, unreadable
 from uic_core.errors import InputError, stage
@@ -32,8 +32,10 @@ _SOURCES = {
     "voc_segmentation": "get VOCtrainval_11-May-2012.tar from http://host.robots.ox.ac.uk/pascal/VOC/voc2012; root is "
     "the folder with VOC2012/ in it. For the paper's protocol get SBD's benchmark.tgz too (sbd is its folder dataset/) "
     "and FCN's list seg11valid.txt, into <root>/VOC2012/ImageSets/Segmentation; config/README.md says from where",
-    "miniimagenet": "put the images of Ravi & Larochelle's split, 84×84 pixels, in <root>/images and its train.csv, "
-    "val.csv and test.csv beside them",
+    "miniimagenet": "put train.csv, val.csv and test.csv of Ravi & Larochelle's split in <root> (from "
+    "https://github.com/twitter-research/meta-learning-lstm/tree/master/data/miniImagenet) and the images that they "
+    "list, 84×84 pixels, in <root>/images (https://github.com/yaoyao-liu/mini-imagenet-tools has them, and makes them "
+    "of ImageNet's training images)",
 }
 _CLASSES, _UNLABELLED = "<root>/train/<class>/*.JPEG and <root>/val/<class>/*.JPEG", "<root>/train/*.JPEG"
 _SHOWN = 5
@@ -104,7 +106,10 @@ def check(dataset: Dataset, processes: int = 1) -> str:
         remedy = _SOURCES.get(dataset.name, "")
         if isinstance(section, ImageFolder):
             layout = _CLASSES if section.classes else _UNLABELLED
-            remedy = f"get {section.source or 'the images'} and unpack them as {layout}"
+            remedy = ilsvrc.commands(root) if section.classes and root.is_dir() else ""
+            remedy = (
+                remedy or f"get {section.source or 'the images'} and unpack them as {layout} (docs/data.md says how)"
+            )
         if dataset.generated:
             remedy = (
                 f"python -m uic_core.data.synthetic --dataset <results>/data/{dataset.name}.yaml makes a data set that "

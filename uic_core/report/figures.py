@@ -301,7 +301,7 @@ def main(arguments: list[str] | None = None) -> None:
         if metrics.dataset.fingerprint != index.fingerprint:
             raise InputError(
                 f"{options.metrics}: speaks of {metrics.dataset.name} {metrics.dataset.fingerprint}, but "
-                f"{options.index} is {index.fingerprint}; run snakemake to make them agree"
+                f"{options.index} is {index.fingerprint}; delete {options.metrics} and run snakemake"
             )
         clusters = Clusters.load(options.arrays)
         note = "demo data: generated images, not ImageNet" if options.scale == "demo" else ""
