@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
 
 _DEVKIT = "ILSVRC2012_devkit_t12"
 _TRAIN, _VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 _CLASSES = (
-    'for tar in {train}/n*.tar; do mkdir -p "${{tar%.tar}}" && tar -xf "$tar" -C "${{tar%.tar}}" && rm "$tar"; done'
+    'for tar in {folder}/n*.tar; do mkdir -p "${{tar%.tar}}" && tar -xf "$tar" -C "${{tar%.tar}}" && rm "$tar"; done'
 )
 # The devkit says each validation image's class number, and each number's name.
 _SORT = (
@@ -26,25 +25,19 @@ _SORT = (
 
 
 def commands(root: Path) -> str:
-    """Return what to type to make <root>/train/<class>/ and <root>/val/<class>/; '' if no official file lies there."""
-    here = {
-        folder: set(os.listdir(folder)) if folder.is_dir() else set() for folder in (root, root / "train", root / "val")
-    }
-    quoted = {"root": shlex.quote(str(root)), "train": shlex.quote(str(root / "train"))}
+    """Return what to type to make <root>/train/<class>/ and <root>/val/<class>/; '' if all that was downloaded is."""
     steps = []
-    for name, split in ((_TRAIN, "train"), (_VAL, "val")):
-        tars = [shlex.quote(str(folder / name)) for folder, names in here.items() if name in names]
-        folder = shlex.quote(str(root / split))
-        steps += [f"mkdir -p {folder} && tar -xf {tar} -C {folder}" for tar in tars[:1]]
-        if split == "train" and (tars or any(_is_class_tar(each) for each in here[root / "train"])):
-            steps.append(_CLASSES.format(**quoted))
-        if split == "val" and (tars or any(each.startswith("ILSVRC2012_val_") for each in here[root / "val"])):
-            steps.append(_SORT.format(**quoted))
+    for split, archive, kept, sort in (("train", _TRAIN, "n*.tar", _CLASSES), ("val", _VAL, "ILSVRC2012_val_*", _SORT)):
+        folder, tar = root / split, root / archive
+        if any(folder.glob(kept)):
+            unpack = ""
+        elif tar.is_file() and not any(each.is_dir() for each in folder.glob("*")):
+            unpack = "mkdir -p {folder} && tar -xf {tar} -C {folder} && "
+        else:
+            continue
+        paths = {"root": root, "folder": folder, "tar": tar}
+        steps.append((unpack + sort).format(**{name: shlex.quote(str(path)) for name, path in paths.items()}))
     if not steps:
         return ""
-    devkit = f"with {_DEVKIT}.tar.gz of the same page in {root}, " if any(_DEVKIT in step for step in steps) else ""
+    devkit = f"with {_DEVKIT}.tar.gz of the same page in {root}, " if _DEVKIT in steps[-1] else ""
     return f"{devkit}unpack what was downloaded: {' && '.join(steps)}"
-
-
-def _is_class_tar(name: str) -> bool:
-    return name.startswith("n") and name.endswith(".tar")
