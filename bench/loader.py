@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from bench.measure import Arm, Bars, interleaved, ratios
-from uic_core.data import cache
+from bench.measure import Arm, Bars, interleaved, ratios, seconds
+from uic_core.data import cache, stamps
 from uic_core.data.augment import MEAN, STD, UNIFORMS, augment
 from uic_core.data.index import Index, build_folder
 from uic_core.data.loader import Loader
@@ -93,6 +93,17 @@ def finished(images: torch.Tensor) -> torch.Tensor:
     return augment(images, uniforms(0, 0, np.arange(len(images)), UNIFORMS), "standard")
 
 
+def stating(folder: Path, files: int) -> list[float]:
+    """Return the seconds that comparing the files of ImageNet takes before a job, from five passes over fewer files."""
+    paths = [folder / f"n{number // 1000:08}" / f"n{number // 1000:08}_{number}.JPEG" for number in range(files)]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    made, names = folder / "index.npz", [str(path) for path in paths]
+    stamps.save(made, names)
+    return [pass_() * 1_281_167 / files for pass_ in [seconds(lambda: stamps.verify(made, names))] * 5]
+
+
 def main() -> None:
     """Print the bars."""
     torch.set_num_threads(1)
@@ -125,6 +136,8 @@ def main() -> None:
         share = np.median(ratios(found["ImageFolder"], whole))
         rate = IMAGES / np.median(found[name])
         print(f"  {name}: {rate:.0f} images a CPU-second; {share:.2f} times the peer with flip and normalisation")
+    with tempfile.TemporaryDirectory() as name:
+        bars.at_most("seconds-to-compare-imagenets-files", stating(Path(name), 50_000), 60)
     bars.close()
 
 

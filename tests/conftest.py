@@ -27,6 +27,7 @@ def demo_data(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         {
             "generated": True,
             "seed": 0,
+            "check_files": True,
             "folders": {
                 "imagenet": {
                     "root": str(folder / "imagenet"),

@@ -89,7 +89,7 @@ def test_a_pickle_is_not_run(saved, tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(InputError, match="is not there; remake it"):
+    with pytest.raises(InputError, match="is not there; run snakemake to make it"):
         checkpoint.load(tmp_path / "checkpoint.safetensors")
 
 

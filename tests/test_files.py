@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.numpy
 
 from uic_core import files
 from uic_core.errors import InputError
@@ -125,3 +127,19 @@ def test_where_a_file_system_has_no_locks_nothing_is_held(tmp_path, monkeypatch)
 
     monkeypatch.setattr(files.fcntl, "flock", refuse)
     assert files.hold(tmp_path) is False
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_fault_47_every_file_has_the_mode_that_the_umask_says(tmp_path, umask, seen):
+    before = os.umask(umask)
+    try:
+        with files.atomic(tmp_path / "weights.safetensors") as temporary:
+            safetensors.numpy.save_file({"a": np.zeros(3)}, temporary)
+        with files.atomic(tmp_path / "array.npz") as temporary:
+            np.savez(temporary, a=np.zeros(3))
+        files.write_json(tmp_path / "value.json", {})
+    finally:
+        os.umask(before)
+    modes = {path.name: f"{path.stat().st_mode & 0o777:04o}" for path in sorted(tmp_path.iterdir())}
+    seen(modes)
+    assert modes == dict.fromkeys(("array.npz", "value.json", "weights.safetensors"), f"{0o666 & ~umask:04o}")

@@ -72,21 +72,24 @@ def of_run(run: str, path: Path) -> tuple[Network, Recipe | External, metrics.Or
     return network, recipe, metrics.Origin(run, digest, recipe.hash(), network.coverage, seeds, made_by)
 
 
-def load(path: Path) -> tuple[Network, Recipe | External]:
+def load(path: Path, remedy: str = "") -> tuple[Network, Recipe | External]:
     """Read a checkpoint: the network in eval mode, float32, on the CPU, and its recipe.
 
     The file must hold every weight of the network and nothing else.
+
+    Args:
+        remedy: what to do if it does not; default: that for a file of this suite's results.
 
     Raises:
         InputError: the file is missing, corrupt, no safetensors (pickles are never opened) or not from this suite;
             its weights are not those of the recipe's network; or a weight has another type or is not finite.
     """
-    return read(path)[:2]
+    return read(path, remedy)[:2]
 
 
-def read(path: Path) -> tuple[Network, Recipe | External, str]:
+def read(path: Path, remedy: str = "") -> tuple[Network, Recipe | External, str]:
     """Read a checkpoint as `load`, and the SHA-256 of the bytes that were read. Raises InputError as `load`."""
-    remedy = "remake it by running snakemake for its run"
+    remedy = remedy or "put back a good copy, or delete it and run snakemake: its run is made again"
     try:
         # All bytes at once: another file may take this one's place at any time.
         content = path.read_bytes()
@@ -95,7 +98,7 @@ def read(path: Path) -> tuple[Network, Recipe | External, str]:
         digest = hashlib.sha256(content).hexdigest()
         del content
     except FileNotFoundError as error:
-        raise InputError(f"{path}: is not there; {remedy}") from error
+        raise InputError(f"{path}: is not there; run snakemake to make it") from error
     except (OSError, safetensors.SafetensorError, KeyError) as error:  # KeyError: a type of numbers that torch lacks
         raise InputError(f"{path}: is no whole safetensors file ({error}); {remedy}") from error
     if FORMAT not in header:

@@ -14,6 +14,9 @@ class InputError(ValueError):
     traceback.
     """
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message.encode(errors="backslashreplace").decode())  # file names may be no UTF-8
+
 
 class Interrupted(Exception):
     """The process got SIGTERM or SIGUSR1 and has saved its state. The same command resumes it."""

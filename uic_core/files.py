@@ -33,8 +33,12 @@ def atomic(path: Path) -> Iterator[Path]:
     # Keep the suffix last: numpy and matplotlib choose the format by it, or append a suffix if it is missing.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the umask says; safetensors would leave 0600
+        temporary.unlink()
         yield temporary
         with open(temporary, "rb+") as file:
+            os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except Exception as error:
@@ -86,6 +90,11 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically. Raises ValueError for NaN and infinities."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def remake(path: Path) -> str:
+    """The remedy for a file that many jobs read: made alone, with the same bytes again, it makes none of them run."""
+    return f"delete {path}, then make it alone: snakemake … {path}"
 
 
 def sha256(path: Path) -> str:

@@ -154,10 +154,16 @@ def test_a_missing_or_shortened_part_is_named(index: Index, tmp_path: Path):
     cached = cache.build(index, tmp_path, "uint8", SIDE)
     files = sorted(cached.pixels.folder.glob("*.bin"))
     files[1].unlink()
-    with pytest.raises(InputError, match=r"part-00001\.bin: cannot be read .*run snakemake again"):
+    with pytest.raises(
+        InputError,
+        match=r"part-00001\.bin: cannot be read .*; delete <results>/index/imagenet_train_cached\.npz, then make",
+    ):
         whole(cached, 9)
     files[2].write_bytes(files[2].read_bytes()[:100])
-    with pytest.raises(InputError, match=r"part-00002\.bin: is \d+ bytes short; remove it"):
+    with pytest.raises(
+        InputError,
+        match=r"part-00002\.bin: is \d+ bytes short; delete <results>/index/imagenet_train_cached\.npz, then",
+    ):
         whole(cached, 20)
 
 
@@ -168,7 +174,9 @@ def test_an_index_with_impossible_pixels_is_refused(index: Index, tmp_path: Path
         value = dict(arrays)
     for key, wrong in (("format", np.array("png")), ("offset", -value["offset"]), ("width", value["width"] + 1)):
         np.savez(tmp_path / "wrong.npz", **(value | {key: wrong}))
-        with pytest.raises(InputError, match=r"wrong\.npz: is not an index .*delete the file"):
+        with pytest.raises(
+            InputError, match=r"wrong\.npz: is not an index .*; delete .*wrong\.npz, then make it alone"
+        ):
             Index.load(tmp_path / "wrong.npz")
 
 

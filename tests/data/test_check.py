@@ -1,7 +1,13 @@
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import struct
+import subprocess
+import sys
+import tarfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -278,3 +284,165 @@ def test_the_stage(demo_data: SimpleNamespace, tmp_path: Path, capsys: pytest.Ca
     assert caught.value.code == 2
     assert "error: datasets.folders.imagenet.root: " in capsys.readouterr().err
     assert not out.exists()
+
+
+def huge(path: Path) -> None:
+    """A small PNG whose header says 20,000 × 10,001 pixels."""
+    data = bytearray(path.read_bytes())
+    data[16:24] = struct.pack(">II", 20_000, 10_001)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "spoil", "message"),
+    [
+        (
+            "voc_segmentation",
+            lambda root: huge(root / "VOC2012/SegmentationClass/2012_000002.png"),
+            r"train_list: \S+/2012_000002\.png: the mask cannot be read \(Image size \(200020000 pixels\) exceeds",
+        ),
+        (
+            "voc_segmentation",
+            lambda root: (root / "VOC2012/ImageSets/Segmentation/val.txt").write_bytes(b"caf\xe9\n"),
+            r"val_list: \S+/val\.txt: is no text; expected one image id a line",
+        ),
+        (
+            "voc07",
+            lambda root: (root / "VOC2007/Annotations/000001.xml").write_bytes(b"<annotation>caf\xe9</annotation>"),
+            r"trainval_images: \S+/000001\.xml: is not a VOC annotation",
+        ),
+        (
+            "voc07",
+            lambda root: [
+                (root / "VOC2007/JPEGImages/000001.jpg").unlink(),
+                (root / "VOC2007/JPEGImages/000001.jpg").symlink_to("000001.jpg"),
+            ],
+            r"trainval_images: \S+/000001\.jpg: cannot be read \(Too many levels of symbolic links\)",
+        ),
+        (
+            "voc07",
+            lambda root: [
+                shutil.rmtree(root / "VOC2007/Annotations"),
+                (root / "VOC2007/Annotations").symlink_to("Annotations"),
+            ],
+            r"trainval_images: \S+/Annotations: 10 listed annotations are not there: 000001, .*, …",
+        ),
+        (
+            "miniimagenet",
+            lambda root: (root / "test.csv").write_bytes(b"filename,label\ncaf\xe9.jpg,n0\n"),
+            r"test_classes: \S+/test\.csv: is not a CSV file",
+        ),
+        (
+            "miniimagenet",
+            lambda root: huge(sorted((root / "images").iterdir())[-1]),
+            r"root: \S+/images: 1 images are not 84×84 pixels, as n\d+\.jpg",
+        ),
+    ],
+)
+def test_fault_49_hostile_files_are_named_in_one_line(
+    demo_data: SimpleNamespace, tmp_path: Path, dataset: str, spoil: Spoil, message: str, seen: Callable[[object], None]
+) -> None:
+    root = tmp_path / dataset
+    shutil.copytree(getattr(demo_data, dataset), root)
+    if dataset == "miniimagenet":
+        last = sorted((root / "images").iterdir())[-1]
+        Image.open(last).save(last, format="PNG")
+    spoil(root)
+    with pytest.raises(InputError) as caught:
+        check(changed(demo_data.datasets, dataset, root=str(root)))
+    seen(caught.value)
+    assert any(re.search(message, line) for line in str(caught.value).splitlines()), str(caught.value)
+
+
+def test_fault_55_of_many_faults_of_a_key_the_first_are_named_and_all_counted(
+    demo_data: SimpleNamespace, tmp_path: Path, seen: Callable[[object], None]
+) -> None:
+    root = tmp_path / "voc07"
+    shutil.copytree(demo_data.voc07, root)
+    cut(*(root / "VOC2007" / "JPEGImages").iterdir())
+    for path in (root / "VOC2007" / "Annotations").iterdir():
+        path.write_text("<")
+    with pytest.raises(InputError) as caught:
+        check(changed(demo_data.datasets, "voc07", root=str(root)))
+    seen(caught.value)
+    lines = str(caught.value).splitlines()
+    assert lines[10] == "datasets.voc07.trainval_images: … and 10 more"
+    assert lines[21] == "datasets.voc07.test_images: … and 6 more"
+    assert len(lines) == 23
+
+
+def tar(path: Path, files: dict[str, Path]) -> None:
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as archive:
+        for name, file in files.items():
+            archive.add(file, name)
+
+
+def official(root: Path, data: Path, names: list[str]) -> None:
+    """ILSVRC's three archives, of a small data set; the devkit lists the classes in another order."""
+    root.mkdir()
+    work = root.with_name("work")
+    work.mkdir()
+    inner = {}
+    for folder in sorted((data / "train").iterdir()):
+        inner[f"{folder.name}.tar"] = work / f"{folder.name}.tar"
+        tar(work / f"{folder.name}.tar", {file.name: file for file in folder.iterdir()})
+    tar(root / "ILSVRC2012_img_train.tar", inner)
+    images = sorted((data / "val").rglob("*.JPEG"), key=lambda file: file.stem[::-1])
+    tar(
+        root / "ILSVRC2012_img_val.tar",
+        {f"ILSVRC2012_val_{number:08}.JPEG": file for number, file in enumerate(images, start=1)},
+    )
+    synsets = np.zeros(
+        len(names) + 1, [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("gloss", "O"), ("num_children", "O")]
+    )
+    for number, name in enumerate([*names, "n99999999"]):  # the last one has children
+        synsets[number] = (float(number + 1), name, "words", "gloss", float(name == "n99999999"))
+    savemat(work / "meta.mat", {"synsets": synsets[:, None]})
+    truth = [names.index(file.parent.name) + 1 for file in images]
+    (work / "truth.txt").write_text("".join(f"{number}\n" for number in truth))
+    kit = "ILSVRC2012_devkit_t12/data"
+    files = {
+        f"{kit}/meta.mat": work / "meta.mat",
+        f"{kit}/ILSVRC2012_validation_ground_truth.txt": work / "truth.txt",
+    }
+    tar(root / "ILSVRC2012_devkit_t12.tar.gz", files)
+
+
+@pytest.mark.parametrize("state", ["as downloaded", "outer tars unpacked"])
+def test_fault_57_imagenet_as_downloaded_is_unpacked_by_the_messages_commands(
+    demo_data: SimpleNamespace, tmp_path: Path, state: str, seen: Callable[[object], None]
+) -> None:
+    root = tmp_path / "image net's"  # to be quoted
+    names = [f"n0000000{number}" for number in (2, 4, 1, 3)]
+    assert sorted(names) == sorted(path.name for path in (demo_data.imagenet / "train").iterdir())
+    official(root, demo_data.imagenet, names)
+    for name in ("train", "val") if state != "as downloaded" else ():
+        (root / name).mkdir()
+        with tarfile.open(root / f"ILSVRC2012_img_{name}.tar") as archive:
+            archive.extractall(root / name, filter="data")
+        (root / f"ILSVRC2012_img_{name}.tar").unlink()
+    dataset = changed(demo_data.datasets, "imagenet", generated=False, root=str(root))
+    with pytest.raises(InputError) as caught:
+        check(dataset)
+    seen(caught.value)
+    remedy = str(caught.value).splitlines()[-1]
+    assert remedy.startswith(f"remedy: with ILSVRC2012_devkit_t12.tar.gz of the same page in {root}, unpack what was")
+    command = remedy.partition("downloaded: ")[2].removesuffix("; or correct the key")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=os.environ | {"PATH": path})
+    assert not done.returncode, done.stderr
+    check(dataset)
+    for split in ("train", "val"):
+        there = {(file.parent.name, file.read_bytes()) for file in (demo_data.imagenet / split).rglob("*.JPEG")}
+        assert {(file.parent.name, file.read_bytes()) for file in (root / split).rglob("*.JPEG")} == there
+
+
+def test_fault_57_miniimagenets_message_says_where_images_and_lists_are(
+    demo_data: SimpleNamespace, tmp_path: Path, seen: Callable[[object], None]
+) -> None:
+    with pytest.raises(InputError) as caught:
+        check(changed(demo_data.datasets, "miniimagenet", generated=False, root=str(tmp_path / "none")))
+    seen(caught.value)
+    for told in ("/meta-learning-lstm/", "train.csv, val.csv and test.csv", "mini-imagenet-tools", "<root>/images"):
+        assert told in str(caught.value)

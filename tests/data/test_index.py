@@ -1,6 +1,8 @@
 """The index: order, labels, fingerprint, its file, and data sets that are not as they should be."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -56,6 +58,7 @@ def protocol(tmp_path: Path, imagenet: Path, miniimagenet: Path) -> Path:
         {
             "generated": False,
             "seed": 0,
+            "check_files": True,
             "folders": {
                 "imagenet": {"root": str(imagenet), "classes": 3, "train_images": 12, "val_images": 3, "source": "x"}
             },
@@ -194,7 +197,7 @@ def test_a_foreign_or_hostile_index_is_refused(
         Index.load(Path("bad.npz"))
     assert str(caught.value).startswith("bad.npz: ")
     assert reason in str(caught.value)
-    assert str(caught.value).endswith("delete the file and run snakemake again")
+    assert str(caught.value).endswith("delete bad.npz, then make it alone: snakemake … bad.npz")
     assert not Path("exploded").exists()
 
 
@@ -228,7 +231,7 @@ def test_the_stage_writes_the_index(
     index = Index.load(out)
     assert (index.name, len(index)) == (dataset, images)
     assert capsys.readouterr().out.startswith(f"{dataset}: {images} images, {len(index.classes)} classes, fingerprint ")
-    assert os.listdir(out.parent) == [out.name]
+    assert sorted(os.listdir(out.parent)) == [f"{dataset}.files.npy", out.name]
 
 
 def test_all_unusable_images_are_listed_at_once_and_nothing_is_written(
@@ -354,3 +357,83 @@ def test_images_without_class_folders_are_one_class(tmp_path: Path) -> None:
         module.build(dataset, "train")
     with pytest.raises(InputError, match=r"datasets\.folders\.photos\.root: \S+/train/cats: is a folder"):
         check(dataset)
+
+
+# ---- folders as people have them ------------------------------------------------------------------------------------
+
+
+def test_fault_55_files_of_operating_systems_are_passed_over(imagenet: Path, protocol: Path, tmp_path: Path):
+    before = build_folder(imagenet, "train", "imagenet")
+    for folder in (imagenet, imagenet / "train", imagenet / "train" / "cat", imagenet / "val"):
+        for name in (".DS_Store", "Thumbs.db", "._cat_0.JPEG", "desktop.ini"):
+            (folder / name).write_bytes(b"\0")
+        (folder / "__MACOSX").mkdir()
+    assert build_folder(imagenet, "train", "imagenet").fingerprint == before.fingerprint
+    assert "train: 12 images" in check(recipe.load(Dataset, protocol / "imagenet.yaml"))
+    run(protocol, "imagenet_train", tmp_path / "out.npz")
+
+
+@pytest.mark.parametrize("place", ["train/n01440764.tar", "train/cat/cat.tar"])
+def test_fault_55_a_stray_archive_is_named_by_check_and_index(imagenet: Path, protocol: Path, place: str, seen):
+    (imagenet / place).write_bytes(b"\0")
+    with pytest.raises(InputError) as caught:
+        check(recipe.load(Dataset, protocol / "imagenet.yaml"))
+    seen(caught.value)
+    assert place.removeprefix("train/") in str(caught.value)
+    with pytest.raises(InputError, match=re.escape(str(imagenet / place))):
+        check_images(build_folder(imagenet, "train", "imagenet"))
+
+
+def test_fault_55_thousands_of_missing_images_are_counted_and_the_first_named(miniimagenet: Path, seen):
+    lines = [f"none{number:05}.jpg,n0" for number in range(60_000)]
+    with open(miniimagenet / "test.csv", "a") as table:
+        table.write("\n".join(lines))
+    with pytest.raises(InputError) as caught:
+        build_miniimagenet(miniimagenet, "test")
+    seen(caught.value)
+    told = str(caught.value).splitlines()
+    assert told[0] == "miniimagenet_test: 60000 of 60100 images are unusable:"
+    assert told[1].startswith(f"{miniimagenet}/images/none00000.jpg: cannot be read (No such file or directory)")
+    assert (len(told), told[-1]) == (12, "… and 59,990 more")
+
+
+def test_fault_49_a_name_that_is_no_utf8_and_links_in_a_loop_are_named(
+    imagenet: Path, protocol: Path, tmp_path: Path, seen, capsys: pytest.CaptureFixture[str]
+):
+    cat = imagenet / "train" / "cat"
+    for make, told in (
+        (lambda: os.close(os.open(bytes(cat) + b"/caf\xe9.JPEG", os.O_CREAT)), r"cat/caf\udce9.JPEG"),
+        (lambda: os.mkdir(bytes(imagenet) + b"/train/caf\xe9"), r"train/caf\udce9"),
+        (lambda: (cat / "loop").symlink_to(".."), "cat/loop"),
+        (lambda: (cat / "itself").symlink_to("itself"), "cat/itself"),
+        (lambda: (imagenet / "train" / "itself").symlink_to("itself"), "itself"),
+    ):
+        make()
+        for work in (
+            lambda: check(recipe.load(Dataset, protocol / "imagenet.yaml")),
+            lambda: check_images(build_folder(imagenet, "train", "imagenet")),
+        ):
+            with pytest.raises(InputError) as caught:
+                work()
+            seen(caught.value)
+            str(caught.value).encode()  # can be printed and kept
+            assert told in str(caught.value)
+        with pytest.raises(SystemExit):
+            run(protocol, "imagenet_train", tmp_path / "out.npz")
+        assert capsys.readouterr().err.startswith("error: datasets.folders.imagenet.root: ")
+        shutil.rmtree(imagenet)
+        for number, name in enumerate(["cat", "cat-2", "ant"]):
+            for image in range(4):
+                draw(imagenet / "train" / name / f"{name}_{image}.JPEG", seed=10 * number + image)
+            draw(imagenet / "val" / name / "v.JPEG", seed=number)
+
+
+def test_fault_62_the_index_refuses_a_stretched_image(imagenet: Path, protocol: Path, tmp_path: Path, capsys, seen):
+    image = imagenet / "train/cat/cat_2.JPEG"
+    Image.new("RGB", (1, 50_000)).save(image)
+    with pytest.raises(SystemExit):
+        run(protocol, "imagenet_train", tmp_path / "out.npz")
+    message = capsys.readouterr().err
+    seen(message)
+    assert f"{image}: is 1×50000 pixels" in message
+    assert not (tmp_path / "out.npz").exists()

@@ -1,5 +1,7 @@
 """Reading images: every mode becomes RGB the same way, crops equal torchvision's, bad files are named."""
 
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -316,3 +318,80 @@ def test_reduced_decoding_shifts_nothing(tmp_path: Path):
 def test_a_crop_larger_than_the_shorter_side_is_our_mistake():
     with pytest.raises(AssertionError, match="does not fit"):
         reader.center_crop(smooth(40, 40), 32, 33)
+
+
+# ---- sizes that no camera makes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2, "grey"])
+def test_fault_48_jpegs_of_any_few_pixels_are_decoded(
+    tmp_path: Path, subsampling: int | str, seen: Callable[[object], None]
+):
+    for width in range(1, 17):
+        for height in range(1, 17):
+            path = tmp_path / f"{width}x{height}.jpg"
+            image = smooth(width, height)
+            if subsampling == "grey":
+                image.convert("L").save(path)
+            else:
+                image.save(path, subsampling=subsampling, progressive=width % 2 == 0)
+            reader.check(path)
+            whole = np.asarray(reader.read_rgb(path))
+            assert whole.shape == (height, width, 3)
+            pixels, box = reader.read_part(path, lambda w, h: (0, 0, w, h), 8)
+            np.testing.assert_array_equal(pixels, whole)
+            assert cropped(pixels, box, 8).shape == (3, 8, 8)
+            # 1/2 to 1/8 of it, as a crop to one or two pixels is read
+            assert cropped(*reader.read_part(path, lambda w, h: (0, 0, w, h), 1), 1).shape == (3, 1, 1)
+    seen("1×1 to 16×16 pixels are decoded")
+
+
+def test_fault_62_a_stretched_image_is_refused_with_its_size(tmp_path: Path, seen: Callable[[object], None]):
+    for size, name in (((1, 100_000), "tall.png"), ((60_000, 3), "wide.jpg"), ((201, 1), "small.gif")):
+        path = tmp_path / name
+        Image.new("RGB", size).save(path)
+        with pytest.raises(InputError) as caught:
+            reader.check(path)
+        seen(caught.value)
+        assert str(caught.value).startswith(f"{path}: is {size[0]}×{size[1]} pixels, one side more than 200 times")
+    for size in ((200, 1), (3, 600)):
+        Image.new("RGB", size).save(tmp_path / "fine.png")
+        reader.check(tmp_path / "fine.png")
+
+
+def test_fault_62_ten_crops_of_a_stretched_image_take_little_memory():
+    """Resized as a whole, the first would take 26 GB; 1.5 GB are allowed."""
+    code = (
+        "import resource, numpy as np; from PIL import Image; from uic_core.data import reader\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (3 << 29, 3 << 29))\n"
+        "for size in ((1, 100_000), (90_000, 7)):\n"
+        "    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8))\n"
+        "    crops = reader.ten_crop(image, 256, 224)\n"
+        "    assert crops.shape == (10, 3, 224, 224)\n"
+        "    flipped = reader.ten_crop(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), 256, 224)\n"
+        "    assert (crops[[5, 6]] == flipped[[0, 1]]).all() and (crops != crops[0]).any()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(reader.__file__).parents[2], capture_output=True)
+    assert not done.returncode, done.stderr.decode()
+
+
+def test_fault_62_crops_by_their_windows_are_those_of_the_whole_resized_image(monkeypatch: pytest.MonkeyPatch):
+    image = smooth(90, 400)
+    whole = reader.ten_crop(image, 64, 56)
+    monkeypatch.setattr(reader, "_WHOLE", 0)
+    assert abs(reader.ten_crop(image, 64, 56).astype(int) - whole).max() <= 1
+
+
+def test_fault_49_a_jpeg_that_would_fill_the_memory_is_named(tmp_path: Path, seen: Callable[[object], None]):
+    """A small file that says it is 60,000 × 60,000 pixels."""
+    path = tmp_path / "bomb.jpg"
+    smooth(16, 16).save(path)
+    data = bytearray(path.read_bytes())
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = (60_000).to_bytes(2, "big") * 2
+    path.write_bytes(data)
+    for read in (reader.check, reader.read_rgb, lambda path: reader.read_part(path, lambda w, h: (0, 0, w, h), 8)):
+        with pytest.raises(InputError) as caught:
+            read(path)
+        seen(caught.value)
+        assert str(caught.value).startswith(f"{path}: cannot be read (Image size (3600000000 pixels) exceeds limit")

@@ -29,6 +29,7 @@ def at(root: Path, seed: int = 0, classes: int = 4, train_list: str = "train") -
     value = {
         "generated": True,
         "seed": seed,
+        "check_files": True,
         "folders": {
             "imagenet": {
                 "root": str(root / "imagenet"),

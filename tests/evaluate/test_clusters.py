@@ -160,7 +160,7 @@ def test_shown_images_are_members_spread_over_the_class() -> None:
     assert (np.diff(grid) > 0).all()  # no image twice
     # 60 of one annotated class and 20 of another, sorted: 3 to 1 among the shown
     assert (clusters.choose_images(np.zeros(80, int), np.array([80]), np.array([0]), 8) < 60).sum() == 6
-    assert clusters.choose_images(labels, sizes, np.array([3, 1]), 1000).shape == (2, min(sizes[3], sizes[1]))
+    assert clusters.choose_images(labels, sizes, np.array([3, 1]), 1000).shape == (2, max(sizes[3], sizes[1]))
 
 
 def test_every_image_of_a_class_that_just_fits_is_shown() -> None:
@@ -191,10 +191,13 @@ HEADER = b"\x93NUMPY\x01\x00\x76\x00" + b"{'descr': '<i4', 'fortran_order': Fals
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (GOOD[:39], "labels 39 images, but the run trained on 40; remake it"),
-        (np.where(GOOD == 3, 4, GOOD), "labels from 0 to 4, but the run has classes 0 to 3; remake it"),
+        (GOOD[:39], "labels 39 images, but the run trained on 40; put back a good copy"),
+        (np.where(GOOD == 3, 4, GOOD), "labels from 0 to 4, but the run has classes 0 to 3; put back a good copy"),
         (GOOD - 1, "labels from -1 to 2"),
-        (np.where(GOOD == 3, np.nan, GOOD), r"holds float64 of shape \[40\], expected int32 \[40\]; remake it"),
+        (
+            np.where(GOOD == 3, np.nan, GOOD),
+            r"holds float64 of shape \[40\], expected int32 \[40\]; put back a good copy",
+        ),
         (GOOD.astype(np.float32), "holds float32"),
         (GOOD.reshape(20, 2), r"of shape \[20, 2\]"),
         (np.array([Evil()] * 40, object), "is no whole .npy file of numbers"),
@@ -217,10 +220,10 @@ def test_truncated_and_missing_labels_are_named(tmp_path: Path) -> None:
     np.testing.assert_array_equal(clusters.read_labels(path, 40, 4), GOOD)
     for length in range(0, len(whole), 7):
         path.write_bytes(whole[:length])
-        with pytest.raises(InputError, match=r"labels.npy: is no whole .npy file.*remake it"):
+        with pytest.raises(InputError, match=r"labels.npy: is no whole .npy file.*put back a good copy"):
             clusters.read_labels(path, 40, 4)
     path.unlink()
-    with pytest.raises(InputError, match=r"labels.npy: is not there; remake it by running snakemake"):
+    with pytest.raises(InputError, match=r"labels.npy: is not there; run snakemake to make it"):
         clusters.read_labels(path, 40, 4)
 
 
@@ -294,6 +297,25 @@ def test_stage_counts_positions_in_the_whole_index(saved: SimpleNamespace, tmp_p
     np.testing.assert_array_equal(drawn.grid_entropy, 0)
     first = archive.read_bytes()
     assert run(saved, tmp_path, index, labels)[1].read_bytes() == first
+
+
+def test_fault_69_small_classes_have_rows_of_their_own_length_and_are_said(
+    saved: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str], seen: Callable[[object], None]
+) -> None:
+    """Of 90 images one class has 84, two others two or three: 4, 2 and 3 images are shown."""
+    index = index_of(np.arange(120) % 5)
+    labels = np.array([0] * 84 + [1] * 2 + [2] * 3 + [4])
+    _, archive = run(saved, tmp_path, index, labels)
+    told = "Fig. 4: only 1 classes have 5 images; smaller ones are shown too"
+    assert told in capsys.readouterr().out
+    drawn = figures.Clusters.load(archive)
+    assert drawn.grid_images.shape == (3, 4)
+    found = dict(zip(drawn.grid_classes.tolist(), (drawn.grid_images >= 0).sum(1).tolist(), strict=True))
+    assert found == {0: 4, 1: 2, 2: 3}
+    part = index.subset(90, 3)
+    for number, row in zip(drawn.grid_classes, drawn.grid_images, strict=True):
+        assert set(index.paths[row[row >= 0]]) <= set(part.paths[labels == number])
+    seen(told)
 
 
 def test_stage_refuses_labels_of_another_run(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +23,7 @@ from PIL import Image
 
 from tests import recipes
 from uic_core import checkpoint, evaluations, models, recipe, samples
-from uic_core.data import voc
+from uic_core.data import check, voc
 from uic_core.data.boxes import from_edges
 from uic_core.openmmlab import detection, fcn, proposals, regression, segmentation
 from uic_core.run import metrics
@@ -195,6 +197,46 @@ def test_segmentation_trains_tests_and_repeats_itself(
     assert 100 * np.nanmean(fcn.intersection_over_union(counts)) == pytest.approx(first.values["miou"].value)
     truth = voc.read_mask(voc.mask_path(demo_data.voc_segmentation, kept.ids[0]))
     np.testing.assert_array_equal(kept.images[0].truth, truth)
+
+
+def test_fault_32_a_changed_file_of_voc_ends_every_stage_before_it_works(
+    demo_data: SimpleNamespace,
+    tmp_path: Path,
+    weights: Path,
+    boxes: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+    seen: Callable[[object], None],
+) -> None:
+    roots = {name: tmp_path / name for name in ("voc07", "voc_segmentation")}
+    for name, root in roots.items():
+        shutil.copytree(getattr(demo_data, name), root)
+        one = demo_data.datasets.one(name)
+        one = one.model_copy(update={"section": one.section.model_copy(update={"root": str(root)})})
+        recipe.save(one, tmp_path / f"{name}.yaml")
+        check.main(["--dataset", str(tmp_path / f"{name}.yaml"), "--out", str(tmp_path / f"{name}.checked")])
+    os.utime(voc.image_path(roots["voc07"], 2007, "000001"), (0, 0))
+    os.utime(voc.mask_path(roots["voc_segmentation"], "2012_000002"), (0, 0))
+    recipe.save(PROPOSALS, tmp_path / "proposals.yaml")
+    recipe.save(evaluations.Detection(**DETECTION), tmp_path / "detection.yaml")
+    recipe.save(evaluations.Segmentation(**SEGMENTATION), tmp_path / "segmentation.yaml")
+    common = ["--checkpoint", str(weights), "--run", "run", "--work-dir", str(tmp_path / "w"), "--samples", "s.npz"]
+    voc07 = ["--voc", str(roots["voc07"])]
+    both = ["--train-proposals", str(boxes["trainval"]), "--test-proposals", str(boxes["test"])]
+    segmented = ["--dataset", str(tmp_path / "voc_segmentation.yaml")]
+    for stage, name, arguments in (
+        (proposals, "voc07", [*voc07, "--split", "test"]),
+        (detection, "voc07", [*voc07, *common, *both]),
+        (segmentation, "voc_segmentation", [*segmented, *common]),
+    ):
+        protocol = tmp_path / f"{stage.__name__.rpartition('.')[2]}.yaml"
+        given = ["--protocol", str(protocol), "--checked", str(tmp_path / f"{name}.checked")]
+        with pytest.raises(SystemExit) as stopped:
+            stage.main([*given, *arguments, "--out", str(tmp_path / "out")])
+        assert stopped.value.code == 2
+        message = capsys.readouterr().err
+        seen(message)
+        assert re.match(rf"error: 1 of \d+ files changed since {tmp_path}/{name}\.checked was made of them: ", message)
+        assert not (tmp_path / "out").exists()
 
 
 def test_swapped_proposals_end_detection_before_it_trains(

@@ -7,14 +7,24 @@ their layout: children of a Sequential, called by position.
 from __future__ import annotations
 
 import argparse
+import bz2
 import copy
+import gzip
 import json
+import lzma
 import pickle
 import re
+import shlex
+import shutil
+import subprocess
+import tarfile
+import zipfile
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -339,17 +349,150 @@ def test_code_in_a_pickle_is_not_run(tmp_path: Path, legacy: bool) -> None:
     assert not trace.exists()
 
 
+def follow(message: str) -> None:
+    """Run the command that a message ends with, here and as a shell would."""
+    (program,) = shlex.split(message[message.index("python -c ") :])[2:]
+    exec(program, {})
+
+
+def dump(content: Any, path: str) -> None:
+    with open(path, "wb") as file:
+        pickle.dump(content, file)
+
+
+LAYER = nn.Linear(2, 2)
+ARRAYS = {name: value.numpy() for name, value in LAYER.state_dict().items()}
+
+
 @pytest.mark.parametrize("key", ["state_dict", "model", None])
-def test_a_namespace_of_arguments_is_named_and_the_remedy_works(
-    tmp_path: Path, key: str | None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("save", "weights", "asks"),
+    [
+        (torch.save, LAYER.state_dict(), r"argparse\.Namespace"),
+        (torch.save, LAYER, r"torch\.nn\.modules\.linear\.Linear"),
+        (partial(torch.save, _use_new_zipfile_serialization=False), LAYER, r"torch\.nn\.modules\.linear\.Linear"),
+        (torch.save, ARRAYS | {"names": np.array(["x"])}, r"numpy\.\S+"),
+        (dump, ARRAYS | {"step": 3}, r"more than tensors|numpy\.\S+"),  # as detectron2's .pkl files are
+    ],
+)
+def test_fault_58_weights_in_a_pickle_are_saved_as_the_message_says(
+    tmp_path: Path, key: str | None, save: Any, weights: Any, asks: str, monkeypatch: pytest.MonkeyPatch, seen: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    weights = {"a": torch.ones(2)}
-    torch.save((weights if key is None else {key: weights}) | {"args": argparse.Namespace(lr=1)}, "old.pth")
-    with pytest.raises(InputError, match=r"asks for argparse\.Namespace,.*weights_only=False") as error:
+    content = weights if key is None else {key: weights}
+    if isinstance(content, dict):
+        content = dict(content) | {"args": argparse.Namespace(lr=1)}
+    save(content, "old.pth")
+    with pytest.raises(InputError, match=rf"asks for ({asks}|argparse\.Namespace),.*may run any code") as error:
         external.read_tensors(tmp_path / "old.pth")
-    exec(str(error.value).partition("alone: ")[2], {"torch": torch})
-    assert torch.equal(external.read_tensors(tmp_path / "new.pth")["a"], weights["a"])
+    seen(error.value)
+    follow(str(error.value))
+    found = external.read_tensors(tmp_path / "new.pth")
+    assert found.keys() == {"weight", "bias"}
+    assert all(torch.equal(found[name], value) for name, value in LAYER.state_dict().items())
+
+
+def test_fault_58_arrays_and_programs_are_saved_as_the_message_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.savez("old.npz", **ARRAYS)
+    torch.jit.script(LAYER).save("old.pt")
+    for name, told in (("old.npz", "holds arrays of NumPy"), ("old.pt", "is TorchScript")):
+        with pytest.raises(InputError, match=told) as error:
+            external.read_tensors(tmp_path / name)
+        seen(error.value)
+        follow(str(error.value))
+        found = external.read_tensors(tmp_path / "new.pth")
+        assert all(torch.equal(found[key], value) for key, value in LAYER.state_dict().items())
+        Path("new.pth").unlink()
+
+
+def packed(path: Path, name: str) -> Path:
+    """A checkpoint inside an archive or a compressed file; `name` tells which."""
+    made = path.parent / name
+    if name.endswith(".zip"):
+        with zipfile.ZipFile(made, "w") as archive:
+            archive.write(path, "deep/file.pth")
+    elif name.endswith(".tar"):
+        with tarfile.open(made, "w") as archive:
+            archive.add(path, "file.pth")
+    else:
+        opener = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}[made.suffix]
+        with opener(made, "wb") as file:
+            file.write(path.read_bytes())
+    return made
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("x.zip", r"is a zip archive \(deep/file\.pth\), no PyTorch file; unpack it"),
+        ("x.tar", "is a tar archive; unpack it"),
+        ("x.pth.gz", "is compressed by gzip; unpack it"),
+        ("x.bz2", "is compressed by bzip2; unpack it"),
+        ("x.xz", "is compressed by xz; unpack it"),
+    ],
+)
+def test_fault_58_a_packed_checkpoint_is_named_and_read_when_unpacked(
+    tmp_path: Path, name: str, told: str, seen: Any
+) -> None:
+    path = tmp_path / "file.pth"
+    torch.save(LAYER.state_dict(), path)
+    archive = packed(path, name)
+    path.unlink()
+    with pytest.raises(InputError, match=told) as error:
+        external.read_tensors(archive)
+    seen(error.value)
+    if name.endswith((".zip", ".tar")):
+        shutil.unpack_archive(archive, tmp_path)
+        (path,) = tmp_path.rglob("file.pth")
+    else:
+        program = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz"}[archive.suffix]
+        subprocess.run([program, "-d", archive], check=True)
+        path = archive.with_suffix("")
+    assert torch.equal(external.read_tensors(path)["weight"], LAYER.weight)
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"", "is empty; fetch it again"),
+        (b"\n <!DOCTYPE html><html>Sign in</html>", "is a web page, no checkpoint: open it in a browser"),
+        (b"<HTML><body>", "is a web page"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+            "is a pointer of Git LFS.*git lfs pull",
+        ),
+        (b"\x89HDF\r\n\x1a\n" + bytes(99), "is HDF5, as of Keras"),
+        (b"\x93NUMPY\x01\0v\0{'descr': '<f4'}", "is a single NumPy array"),
+        (b'{"message": "Not Found"}', r"is no whole PyTorch file \(\w+: .*fetch it again"),
+        (bytes(4000), r"is no whole PyTorch file"),
+        (b"PK\x03\x04" + bytes(99), r"is no whole PyTorch file"),
+    ],
+)
+@pytest.mark.parametrize("name", ["file.pth", "file.safetensors"])
+@pytest.mark.parametrize("format", ["torchvision", "uic_core"])
+def test_fault_58_what_is_no_checkpoint_is_said_to_be_what_it_is(
+    tmp_path: Path, data: bytes, told: str, name: str, format: str, capsys: pytest.CaptureFixture[str], seen: Any
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(SystemExit):
+        run_stage(tmp_path, settings(format=format).model_copy(update={"path": name}))
+    message = capsys.readouterr().err
+    seen(message)
+    if format == "uic_core" and "PyTorch" in told:
+        told = r"is no whole safetensors file .*; fetch it again"
+    assert re.search(rf"{name}: {told}", message), message
+    assert "may run any code" not in message
+    assert len(message.splitlines()) == 1
+
+
+def test_fault_58_the_content_counts_not_the_name(tmp_path: Path) -> None:
+    torch.save(LAYER.state_dict(), tmp_path / "torch.safetensors")
+    external.safetensors.torch.save_file(LAYER.state_dict(), tmp_path / "safe.pth")
+    for name in ("torch.safetensors", "safe.pth"):
+        assert torch.equal(external.read_tensors(tmp_path / name)["weight"], LAYER.weight)
 
 
 @pytest.mark.parametrize("name", ["file.pth", "file.safetensors"])

@@ -201,3 +201,39 @@ def test_missing_and_damaged_files_are_named(made: SimpleNamespace, capsys: pyte
     with pytest.raises(SystemExit):
         run(made, 3)
     assert f"{arrays}: there is no such file" in capsys.readouterr().err
+
+
+def test_fault_69_short_rows_are_drawn_and_what_was_dropped_is_said(
+    made: SimpleNamespace, seen: Callable[[object], None]
+) -> None:
+    path = made.folder / "clusters.json"
+    content = metrics.read(path).model_dump()
+    content["protocol"] = {"min_images": 4}
+    metrics.write(path, metrics.Metrics.model_validate(content))
+    arrays = made.arrays | {"grid_images": np.array([[0, 1, 2, 4], [8, 9, -1, -1]])}
+    np.savez(made.folder / "clusters.npz", **arrays)
+    run(made, 4)
+    figure = figures.grid_figure(figures.Clusters(**arrays), made.index)
+    canvas = figure.axes[0].images[0].get_array()
+    side = figures.THUMBNAIL + figures.GAP
+    assert [tuple(canvas[side + side // 2, column * side + side // 2]) == COLORS["red"] for column in range(4)] == [
+        True, True, False, False,
+    ]  # fmt: skip
+    read = metrics.read(path)
+    told = figures._small(figures.Clusters(**arrays), read)
+    seen(told)
+    assert told == "only 1 classes have 4 images: smaller ones are shown too"
+
+
+def test_fault_69_twelve_classes_of_one_image_make_no_tall_picture(made: SimpleNamespace) -> None:
+    arrays = {
+        "class_sizes": np.ones(12, int),
+        "grid_classes": np.arange(12),
+        "grid_images": np.arange(12)[:, None],
+        "grid_entropy": np.zeros(12),
+        "grid_annotated": np.zeros(12, int),
+    }
+    np.savez(made.folder / "clusters.npz", **arrays)
+    run(made, 4)
+    width, height = Image.open(made.folder / "f.png").size
+    assert (width, height) == (round(figures.WIDTH * figures.DPI), round((12 * 0.9 + 0.3) * figures.DPI))

@@ -24,7 +24,10 @@ import yaml
 from bench import browser
 from bench.small_dag import small_config
 from tests.recipes import recipe
+from uic_core import checkpoint
 from uic_core.config import validate
+from uic_core.data.index import Index
+from uic_core.errors import InputError
 from uic_core.methods import METHODS
 from uic_core.models import ARCHS
 from uic_core.recipe import save
@@ -312,6 +315,44 @@ def test_a_metrics_file_that_is_not_finite_fails_its_table_and_shows_in_the_part
     table = (copy.folder / "results/tables/partial/table1.md").read_text()
     assert "–" in table
     assert "not a finite number" in table
+
+
+def test_fault_59_every_remedy_makes_the_work_go_on(copy, seen, monkeypatch):
+    """A damaged file of the results: each message is followed, then nothing is left to do."""
+    monkeypatch.chdir(copy.folder)
+    damaged = {
+        Path("results/runs/random/checkpoint.safetensors"): checkpoint.load,
+        Path("results/index/imagenet_val.npz"): Index.load,
+    }
+    for path, load in damaged.items():
+        replace(path, path.read_bytes()[:1000])
+        with pytest.raises(InputError) as caught:
+            load(path)
+        seen(caught.value)
+        assert re.search(rf"; (put back a good copy, or )?delete ({path}|it),? ", str(caught.value))
+        path.unlink()
+    receipt = Path("results/data/imagenet.yaml")
+    replace(receipt, b"name: [")
+    process = snakemake("-n", folder=copy.folder, config=copy.config)
+    assert f"delete {receipt}, then make it alone: snakemake … {receipt}" in process.stdout + process.stderr
+    seen(process.stdout + process.stderr)
+    receipt.unlink()
+    process = snakemake(*map(str, (receipt, *damaged)), folder=copy.folder, config=copy.config)
+    assert process.returncode == 0, process.stderr
+    assert planned(copy) == set()
+
+
+def test_fault_32_the_key_skips_the_comparison_and_reruns_nothing(copy):
+    config = small_config()
+    config["datasets"]["check_files"] = False
+    replace(copy.config, yaml.safe_dump(config).encode())
+    assert planned(copy) == set()
+    image = next((copy.folder / "data/demo/miniimagenet/images").iterdir())
+    replace(image, image.read_bytes())
+    os.utime(image, (0, 0))
+    target = ("results/metrics/random/fewshot.json", "--forcerun", "fewshot")
+    process = snakemake(*target, folder=copy.folder, config=copy.config)
+    assert process.returncode == 0, process.stderr
 
 
 def test_the_report_is_one_file_with_every_table_and_figure(finished):

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from uic_core.data import reader
+from uic_core.data import reader, stamps
 from uic_core.data.index import Index
 from uic_core.data.pixels import Format, Pixels, part_file
 from uic_core.errors import InputError, stage
@@ -133,7 +133,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="processes")
     options = parser.parse_args(arguments)
     with stage():
-        index = build(Index.load(options.index), options.root, options.format, options.side, options.threads)
+        whole = Index.load(options.index, verify=True)
+        index = build(whole, options.root, options.format, options.side, options.threads)
+        stamps.save(options.out, index.files())
         index.save(options.out)
         assert index.pixels is not None
         size = index.pixels.length.sum() / 1e9

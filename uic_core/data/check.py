@@ -10,17 +10,18 @@ from __future__ import annotations
 import argparse
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image
 
 from uic_core import recipe
-from uic_core.data import reader, voc
+from uic_core.data import ilsvrc, reader, stamps, voc
 from uic_core.data.dataset import Dataset, ImageFolder, MiniImageNet, Voc07, VocSegmentation
-from uic_core.data.index import build_miniimagenet, build_unlabelled, unreadable
+from uic_core.data.index import build_miniimagenet, build_unlabelled, few, scan, unreadable
 from uic_core.errors import InputError, stage
 from uic_core.files import write_text
 from uic_core.recipe import Strict
@@ -31,12 +32,15 @@ _SOURCES = {
     "voc_segmentation": "get VOCtrainval_11-May-2012.tar from http://host.robots.ox.ac.uk/pascal/VOC/voc2012; root is "
     "the folder with VOC2012/ in it. For the paper's protocol get SBD's benchmark.tgz too (sbd is its folder dataset/) "
     "and FCN's list seg11valid.txt, into <root>/VOC2012/ImageSets/Segmentation; config/README.md says from where",
-    "miniimagenet": "put the images of Ravi & Larochelle's split, 84×84 pixels, in <root>/images and its train.csv, "
-    "val.csv and test.csv beside them",
+    "miniimagenet": "put train.csv, val.csv and test.csv of Ravi & Larochelle's split in <root> (from "
+    "https://github.com/twitter-research/meta-learning-lstm/tree/master/data/miniImagenet) and the images that they "
+    "list, 84×84 pixels, in <root>/images (https://github.com/yaoyao-liu/mini-imagenet-tools has them, and makes them "
+    "of ImageNet's training images)",
 }
 _CLASSES, _UNLABELLED = "<root>/train/<class>/*.JPEG and <root>/val/<class>/*.JPEG", "<root>/train/*.JPEG"
 _SHOWN = 5
 _MINI_SIZE = (84, 84)
+_IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 
 class _Findings:
@@ -70,10 +74,8 @@ class _Findings:
 
     def missing(self, key: str, folder: Path, what: str, names: Iterable[str]) -> None:
         """Record listed files that are missing, if any."""
-        missing = sorted(names)
-        if missing:
-            shown = ", ".join(missing[:_SHOWN]) + (", …" if len(missing) > _SHOWN else "")
-            self.wrong(key, folder, f"{len(missing)} listed {what} are not there: {shown}")
+        if missing := sorted(names):
+            self.wrong(key, folder, f"{len(missing)} listed {what} are not there: {_shown(missing)}")
 
 
 def check(dataset: Dataset, processes: int = 1) -> str:
@@ -90,22 +92,34 @@ def check(dataset: Dataset, processes: int = 1) -> str:
     findings = _Findings(dataset.key, processes)
     if not root.is_dir():
         findings.wrong("root", root, "there is no such folder")
-    elif not any(root.iterdir()):
+    elif not os.listdir(root):
         findings.wrong("root", root, "the folder is empty")
     else:
-        _CHECKS[type(dataset.section)](dataset.section, root, findings)
+        try:
+            _CHECKS[type(dataset.section)](dataset.section, root, findings)
+        except OSError as error:
+            findings.wrong("root", Path(error.filename or root), f"cannot be read ({error.strerror})")
+        except InputError as error:
+            findings.problems.append(f"{findings.key}.root: {error}")
     if findings.problems:
         section = dataset.section
         remedy = _SOURCES.get(dataset.name, "")
         if isinstance(section, ImageFolder):
             layout = _CLASSES if section.classes else _UNLABELLED
-            remedy = f"get {section.source or 'the images'} and unpack them as {layout}"
+            remedy = ilsvrc.commands(root) if section.classes and root.is_dir() else ""
+            remedy = (
+                remedy or f"get {section.source or 'the images'} and unpack them as {layout} (docs/data.md says how)"
+            )
         if dataset.generated:
             remedy = (
                 f"python -m uic_core.data.synthetic --dataset <results>/data/{dataset.name}.yaml makes a data set that "
                 "it made before whole again"
             )
-        raise InputError("\n".join([*findings.problems, f"remedy: {remedy}; or correct the key"]))
+        by_key: dict[str, list[str]] = {}
+        for problem in findings.problems:
+            by_key.setdefault(problem.partition(": ")[0], []).append(problem)
+        lines = [line for key, problems in by_key.items() for line in few(problems, f"{key}: ")]
+        raise InputError("\n".join([*lines, f"remedy: {remedy}; or correct the key"]))
     return "\n".join(findings.lines) + "\n"
 
 
@@ -117,9 +131,24 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="processes that decode")
     options = parser.parse_args(arguments)
     with stage():
-        found = check(recipe.load(Dataset, options.dataset), options.threads)
+        dataset = recipe.load(Dataset, options.dataset)
+        found = check(dataset, options.threads)
+        if files := _unindexed(dataset):
+            stamps.save(options.out, files)
         write_text(options.out, found)
         print(found, end="")
+
+
+def _unindexed(dataset: Dataset) -> list[str]:
+    """Return the files of a data set that is read without an index."""
+    section = dataset.section
+    if isinstance(section, Voc07):
+        return voc.files(Path(section.root))
+    if isinstance(section, VocSegmentation):
+        return voc.segmentation_files(
+            voc.segmentation_lists(Path(section.root), section.sbd, section.train_list, section.val_list)
+        )
+    return []
 
 
 def _folder(section: ImageFolder, root: Path, findings: _Findings) -> None:
@@ -132,21 +161,24 @@ def _folder(section: ImageFolder, root: Path, findings: _Findings) -> None:
         return
     classes: dict[str, set[str]] = {}
     for split, expected in (("train", section.train_images), ("val", section.val_images)):
-        folder = root / split
+        folder, before = root / split, len(findings.problems)
         if not expected:
             continue
         if not folder.is_dir():
             findings.wrong("root", folder, "there is no such folder")
             continue
-        entries = {entry.name: entry.is_dir() for entry in os.scandir(folder)}
-        classes[split] = {name for name, is_folder in entries.items() if is_folder}
-        if strays := len(entries) - len(classes[split]):
-            findings.wrong("root", folder, f"{strays} files lie outside the class folders")
-        findings.count("classes", folder, "class folders", section.classes, len(classes[split]))
-        sizes = {name: sum(1 for _ in os.scandir(folder / name)) for name in sorted(classes[split])}
-        for name in (name for name, size in sizes.items() if not size):
-            findings.wrong(f"{split}_images", folder / name, "the class folder is empty")
-        findings.count(f"{split}_images", folder, "images", expected, sum(sizes.values()))
+        labels, strays = scan(folder)
+        classes[split] = set(labels)
+        if strays:
+            findings.wrong("root", folder, f"{len(strays)} files lie outside the class folders: {_shown(strays)}")
+        findings.count("classes", folder, "class folders", section.classes, len(labels))
+        files = [(label, sorted(chain(*scan(folder / label)))) for label in labels]
+        for label in (label for label, names in files if not names):
+            findings.wrong(f"{split}_images", folder / label, "the class folder is empty")
+        findings.count(f"{split}_images", folder, "images", expected, sum(len(names) for _, names in files))
+        others = [f"{label}/{name}" for label, names in files for name in names if not name.lower().endswith(_IMAGES)]
+        if others and len(findings.problems) > before:
+            findings.wrong(f"{split}_images", folder, f"{len(others)} are no images by their names: {_shown(others)}")
     if len(classes) == 2:
         for split, other in (("train", "val"), ("val", "train")):
             for name in sorted(classes[other] - classes[split])[:_SHOWN]:
@@ -235,13 +267,17 @@ def _listed(
     return set(listed)
 
 
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + ", …" * (len(names) > _SHOWN)
+
+
 def _size(file: Path) -> tuple[int, int] | None:
     """Return upright (width, height) from the file's header; None if unreadable (other checks report such files)."""
     try:
         with Image.open(file, formats=reader.FORMATS) as image:
             lying = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
             return (image.height, image.width) if lying else image.size
-    except (OSError, Image.DecompressionBombError):
+    except Exception:  # a decoder can raise almost anything on untrusted bytes
         return None
 
 

@@ -97,6 +97,7 @@ class Datasets(Strict):
 
     generated: bool
     seed: int = Field(ge=0)
+    check_files: bool = Field(description="compare sizes and times of all files with those at the check, in each job")
     folders: dict[str, ImageFolder] = Field(description="images in class folders, by the name that runs use")
     voc07: Voc07
     voc_segmentation: VocSegmentation

@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, get_args
 
@@ -20,13 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uic_core import recipe
-from uic_core.data import reader
+from uic_core.data import reader, stamps
 from uic_core.data.dataset import Dataset, ImageFolder, MiniImageNet
 from uic_core.data.pixels import Format, Pixels
 from uic_core.errors import InputError, stage
-from uic_core.files import atomic
+from uic_core.files import atomic, remake
 
 _ARRAYS = {"name": "U", "root": "U", "paths": "U", "labels": "i", "classes": "U", "fingerprint": "U"}
+_OF_SYSTEMS = {".DS_Store", "Thumbs.db", "ehthumbs.db", "desktop.ini", "__MACOSX", "@eaDir"}
+_SHOWN = 10
 _PIXELS = {"folder": "U", "format": "U", "part": "i", "offset": "i", "length": "i", "width": "i", "height": "i"}
 
 
@@ -58,6 +61,12 @@ class Index:
     def file(self, position: int) -> Path:
         """Return the path of the image at a position."""
         return self.root / str(self.paths[position])
+
+    def files(self) -> list[str]:
+        """Return every file that reading the images opens."""
+        if self.pixels is not None:
+            return [str(file) for file in self.pixels.files()]
+        return [f"{self.root}/{path}" for path in self.paths.tolist()]
 
     def read_part(
         self, position: int, choose: Callable[[int, int], reader.Box], size: int
@@ -102,13 +111,16 @@ class Index:
             )
 
     @classmethod
-    def load(cls, path: Path) -> Index:
+    def load(cls, path: Path, verify: bool = False) -> Index:
         """Read what `save` wrote; pickled content is refused.
 
+        Args:
+            verify: compare sizes and times of all files that will be read with those at the index's making.
+
         Raises:
-            InputError: the file is missing, damaged or of another format, or a path leaves the root.
+            InputError: the file is missing, damaged or of another format, or a path leaves the root; a file changed.
         """
-        remedy = "delete the file and run snakemake again"
+        remedy = remake(path)
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 kinds = _ARRAYS | _PIXELS if "folder" in arrays else _ARRAYS
@@ -126,7 +138,7 @@ class Index:
         for name in paths:
             if not _is_inside(str(name)):
                 raise InputError(f"{path}: '{name}' leaves the data set's folder; {remedy}")
-        return cls(
+        index = cls(
             name=str(value["name"]),
             root=Path(str(value["root"])),
             paths=paths,
@@ -135,6 +147,9 @@ class Index:
             fingerprint=str(value["fingerprint"]),
             pixels=_pixels(value, path) if "folder" in value else None,
         )
+        if verify:
+            stamps.verify(path, index.files(), remedy if index.pixels else "")
+        return index
 
 
 def build_folder(root: Path, split: str, name: str) -> Index:
@@ -147,34 +162,30 @@ def build_folder(root: Path, split: str, name: str) -> Index:
         InputError: no such folder; no class folders; or (reported together) empty classes, files outside classes.
     """
     folder = Path(root) / split
-    classes: list[str] = []
-    strays: list[str] = []
-    for entry in _scan(folder):
-        (classes if entry.is_dir() else strays).append(entry.name)
+    classes, strays = scan(folder)
     if not classes:
         raise InputError(f"{folder}: holds no class folders; expected {folder}/<class>/<image>.JPEG")
-    rows = [(f"{split}/{label}/{entry.name}", label) for label in classes for entry in _scan(folder / label)]
+    rows = [(f"{split}/{label}/{name}", label) for label in classes for name in chain(*scan(folder / label))]
     problems = [f"{folder / file}: lies outside the class folders; sort it into one, or remove it" for file in strays]
     for label in sorted(set(classes) - {label for _, label in rows}):
         problems.append(f"{folder / label}: class folder without images; add its images, or remove it")
     if problems:
-        raise InputError("\n".join(problems))
+        raise InputError("\n".join(few(problems)))
     return _build(f"{name}_{split}", Path(root), rows)
 
 
 def build_unlabelled(root: Path, split: str, name: str) -> Index:
     """List `<root>/<split>/<image>` as one class, `unlabelled`. Raises InputError if it is empty or has folders."""
     folder = Path(root) / split
-    entries = _scan(folder)
-    for entry in entries:
-        if entry.is_dir():
-            raise InputError(
-                f"{entry.path}: is a folder, but datasets.folders.{name}.classes is 0; move its images up, or "
-                "write the number of class folders"
-            )
-    if not entries:
+    folders, files = scan(folder)
+    if folders:
+        raise InputError(
+            f"{folder / folders[0]}: is a folder, but datasets.folders.{name}.classes is 0; move its images up, or "
+            "write the number of class folders"
+        )
+    if not files:
         raise InputError(f"{folder}: is empty; expected {folder}/<image>.JPEG")
-    return _build(f"{name}_{split}", Path(root), [(f"{split}/{entry.name}", "unlabelled") for entry in entries])
+    return _build(f"{name}_{split}", Path(root), [(f"{split}/{file}", "unlabelled") for file in files])
 
 
 def build_miniimagenet(root: Path, split: str) -> Index:
@@ -219,8 +230,7 @@ def check_images(index: Index, processes: int = 1) -> None:
     Raises:
         InputError: one line for each file that is truncated or not an image, after all files were tried.
     """
-    files = [str(index.root / path) for path in index.paths.tolist()]
-    _raise_all(index.name, len(index), unreadable(files, processes))
+    _raise_all(index.name, len(index), unreadable(index.files(), processes))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -235,6 +245,7 @@ def main(arguments: list[str] | None = None) -> None:
         dataset = recipe.load(Dataset, options.dataset)
         try:
             index = build(dataset, options.split)
+            stamps.save(options.out, index.files())
             check_images(index, options.threads)
         except InputError as error:
             raise InputError(f"{dataset.key}.root: {error}") from error
@@ -271,12 +282,39 @@ def build(dataset: Dataset, split: str) -> Index:
     return index
 
 
-def _scan(folder: Path) -> list[os.DirEntry[str]]:
+def scan(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the names of the folders and of all else in a folder, sorted, without what operating systems put there.
+
+    Raises:
+        InputError: the folder cannot be read, or a name is no UTF-8.
+    """
+    folders, others = [], []
     try:
         with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
+            for entry in entries:
+                if entry.name not in _OF_SYSTEMS and not entry.name.startswith("._"):
+                    (folders if _is_folder(entry) else others).append(entry.name)
     except OSError as error:
         raise InputError(f"{folder}: cannot be read ({error.strerror}); check the data set's root") from error
+    for name in (*folders, *others):
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{folder / name}: its name is no UTF-8; rename it") from None
+    return sorted(folders), sorted(others)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def few(problems: Sequence[str], key: str = "") -> list[str]:
+    """Return the first problems, and how many more there are, with the key that they begin with."""
+    more = len(problems) - _SHOWN
+    return [*problems[:_SHOWN], f"{key}… and {more:,} more"] if more > 1 else list(problems)
 
 
 def _build(name: str, root: Path, rows: list[tuple[str, str]]) -> Index:
@@ -313,9 +351,7 @@ def _pixels(value: dict[str, Any], path: Path) -> Pixels:
         or plain
         or min(map(np.min, columns.values())) < 0
     ):
-        raise InputError(
-            f"{path}: is not an index (forms of its cached pixels); delete the file and run snakemake again"
-        )
+        raise InputError(f"{path}: is not an index (forms of its cached pixels); {remake(path)}")
     return found
 
 
@@ -334,7 +370,7 @@ def _problem(file: str) -> str | None:
 
 def _raise_all(name: str, total: int, problems: list[str]) -> None:
     if problems:
-        raise InputError("\n".join([f"{name}: {len(problems)} of {total} images are unusable:", *problems]))
+        raise InputError("\n".join([f"{name}: {len(problems)} of {total} images are unusable:", *few(problems)]))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from uic_core.data import reader
 from uic_core.errors import InputError
+from uic_core.files import remake
 
 Format = Literal["jpeg", "uint8"]
 
@@ -37,6 +38,10 @@ class Pixels:
     width: NDArray[np.int64]
     height: NDArray[np.int64]
 
+    def files(self) -> list[Path]:
+        """Return the part files, in order."""
+        return [part_file(self.folder, number) for number in np.unique(self.part).tolist()]
+
     def subset(self, chosen: NDArray[np.int64]) -> Pixels:
         """Return the images at some positions."""
         arrays = (self.part, self.offset, self.length, self.width, self.height)
@@ -54,12 +59,12 @@ class Pixels:
         first, length = int(self.offset[position]), int(self.length[position])
         data = _mapped(file)[first : first + length]
         if len(data) != length:
-            raise InputError(f"{file}: is {first + length - len(data)} bytes short; remove it and run snakemake again")
+            raise InputError(f"{file}: is {first + length - len(data)} bytes short; {_remedy(file)}")
         width, height = int(self.width[position]), int(self.height[position])
         if self.format == "jpeg":
             pixels = reader.decode_jpeg(data, width, height)
             if pixels is None:
-                raise InputError(f"{file}: is damaged at byte {first}; remove it and run snakemake again")
+                raise InputError(f"{file}: is damaged at byte {first}; {_remedy(file)}")
         else:
             pixels = data.reshape(height, width, 3)
         return pixels, choose(width, height)
@@ -78,4 +83,9 @@ def _mapped(file: Path) -> NDArray[np.uint8]:
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno == errno.EMFILE:  # a mapped file stays open
             raise InputError(f"{file}: too many open files in this process; raise the limit: ulimit -n 4096") from error
-        raise InputError(f"{file}: cannot be read ({error}); run snakemake again to make the cache") from error
+        raise InputError(f"{file}: cannot be read ({error}); {_remedy(file)}") from error
+
+
+def _remedy(file: Path) -> str:
+    """The stage `cache` keeps whole parts and makes the others again; the folder's name begins with the index's."""
+    return remake(Path(f"<results>/index/{file.parent.name.rsplit('-', 2)[0]}_cached.npz"))

@@ -35,6 +35,10 @@ _UPRIGHT = {
 # A JPEG is decoded at 1/2, 1/4 or 1/8 only if the crop still has at least this many times the output's side. The
 # bilinear filter does the rest: the mean difference stays near one grey level of 255, in half the time or less.
 _SPARE = 1.5
+# No photograph is stretched like that. Scaled to a shorter side of 256 it would have 13 million pixels.
+_STRETCHED = 200
+# Pixels up to which ten crops resize the whole image, as torchvision does; beyond, each crop's window alone.
+_WHOLE = 256 * 256 * _STRETCHED
 
 
 def read_rgb(path: Path) -> Image.Image:
@@ -83,10 +87,15 @@ def check(path: Path) -> None:
     """Decode a whole file, a JPEG at 1/8 size: every byte is read, but few pixels are made.
 
     Raises:
-        InputError: missing, truncated or not an image; names the file.
+        InputError: missing, truncated, not an image or far longer than wide; names the file.
     """
     with _open(path) as image:
-        image.draft("", (image.width // 8, image.height // 8))
+        if max(image.size) > _STRETCHED * min(image.size):
+            raise InputError(
+                f"{path}: is {image.width}×{image.height} pixels, one side more than {_STRETCHED} times the other; "
+                "remove or crop it"
+            )
+        image.draft("", (max(1, image.width // 8), max(1, image.height // 8)))
         _decode(image, path)
 
 
@@ -173,9 +182,14 @@ def ten_crop(image: Image.Image, resize: int, crop: int) -> NDArray[np.uint8]:
         uint8 array [10, 3, crop, crop].
     """
     assert crop <= resize, f"a crop of {crop} does not fit into a shorter side of {resize}"
-    pixels = np.asarray(shorter_side(image, resize)).transpose(2, 0, 1)
-    bottom, right = pixels.shape[1] - crop, pixels.shape[2] - crop
+    width, height = scaled_size(*image.size, resize)
+    bottom, right = height - crop, width - crop
     places = [(0, 0), (0, right), (bottom, 0), (bottom, right), (round(bottom / 2), round(right / 2))]
+    if width * height > _WHOLE:
+        views = (image, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+        boxes = [window(*image.size, resize, crop, x, y) for y, x in places]
+        return np.stack([resized_crop(view, box, crop) for view in views for box in boxes])
+    pixels = np.asarray(shorter_side(image, resize)).transpose(2, 0, 1)
     views = (pixels, pixels[..., ::-1])
     return np.stack([view[:, y : y + crop, x : x + crop] for view in views for y, x in places])
 
@@ -233,6 +247,8 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
+        return None
+    if Image.MAX_IMAGE_PIXELS and width * height > 2 * Image.MAX_IMAGE_PIXELS:  # Pillow refuses it, and says so
         return None
     return (width, height) if colours in ("Gray", "YCbCr", "RGB") else None
 

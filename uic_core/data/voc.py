@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ import defusedxml.ElementTree
 import numpy as np
 from defusedxml.common import DefusedXmlException
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from uic_core.data import matlab
 from uic_core.errors import InputError
@@ -40,6 +40,9 @@ CLASSES_SEGMENTATION = ("background", *CLASSES)
 
 IGNORED = 255
 """Mask value of object borders, and multi-label target of a class with only difficult objects."""
+
+_Row = tuple[str, str, Path, Path]
+"""Split, id, image, annotation or mask."""
 
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
@@ -254,9 +257,9 @@ def _png_mask(path: Path) -> NDArray[Any]:
             if image.mode not in ("P", "L"):
                 raise InputError(f"{path}: mode {image.mode}; expected a PNG of class numbers with a palette")
             return np.asarray(image)
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except Exception as error:  # a decoder can raise almost anything on untrusted bytes
         raise InputError(f"{path}: the mask cannot be read ({error}); copy it again") from error
 
 
@@ -281,22 +284,44 @@ def fingerprint(root: Path, year: Year, lists: Sequence[str]) -> str:
     Raises:
         InputError: a list, image, annotation or mask is missing.
     """
-    kind: Kind = next(kind for kind, known in YEARS.items() if known == year)
-    truth = annotation_path if year == 2007 else mask_path
-    return _digest(
-        (split, image, image_path(root, year, image), truth(root, image))
-        for split in lists
-        for image in read_list(root, kind, split)
-    )
+    return _digest(_rows(root, year, lists))
 
 
 def segmentation_fingerprint(lists: Sequence[Segmentation]) -> str:
     """Like `fingerprint`, for lists that may be in SBD's folder; the same value for VOC2012's own lists."""
-    return _digest((one.path.stem, image, one.image(image), one.mask(image)) for one in lists for image in one.ids())
+    return _digest(_segmentation_rows(lists))
 
 
-def _digest(files: Iterable[tuple[str, str, Path, Path]]) -> str:
-    """Hash (split, id, image, annotation or mask), in order."""
+def files(root: Path) -> list[str]:
+    """Return the files of VOC2007 that are read: the lists trainval and test, their images and annotations."""
+    lists = ("trainval", "test")
+    return _files([list_path(root, "Main", split) for split in lists], _rows(root, 2007, lists))
+
+
+def segmentation_files(lists: Sequence[Segmentation]) -> list[str]:
+    """Return the lists, their images and masks."""
+    return _files([one.path for one in lists], _segmentation_rows(lists))
+
+
+def _rows(root: Path, year: Year, lists: Sequence[str]) -> Iterator[_Row]:
+    kind: Kind = next(kind for kind, known in YEARS.items() if known == year)
+    truth = annotation_path if year == 2007 else mask_path
+    for split in lists:
+        for image in read_list(root, kind, split):
+            yield split, image, image_path(root, year, image), truth(root, image)
+
+
+def _segmentation_rows(lists: Sequence[Segmentation]) -> Iterator[_Row]:
+    for one in lists:
+        for image in one.ids():
+            yield one.path.stem, image, one.image(image), one.mask(image)
+
+
+def _files(lists: Sequence[Path], rows: Iterable[_Row]) -> list[str]:
+    return [str(path) for path in (*lists, *(path for _, _, *pair in rows for path in pair))]
+
+
+def _digest(files: Iterable[_Row]) -> str:
     digest, last = hashlib.sha256(), ""
     for split, image, file, truth in files:
         if split != last:

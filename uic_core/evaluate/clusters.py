@@ -31,7 +31,7 @@ class Arrays:
     Attributes:
         class_sizes: int64 [K], images per class.
         grid_classes: int64 [G], the shown classes, lowest entropy first.
-        grid_images: int64 [G, M], positions in the whole training index.
+        grid_images: int64 [G, M], positions in the whole training index; -1 fills the rows of small classes.
         grid_entropy: float64 [G], entropy of the annotated labels in each shown class, nats.
         grid_annotated: int64 [G], the most frequent annotated label of each shown class; ties go to the lowest.
     """
@@ -53,12 +53,12 @@ def read_labels(path: Path, images: int, classes: int) -> NDArray[np.int32]:
         InputError: the file is missing, damaged or pickled, or its labels are not integers, have the wrong length, or
             are out of range.
     """
-    remedy = "remake it by running snakemake for its run"
+    remedy = "put back a good copy, or delete it and run snakemake: its run is made again"
     try:
         # Memory-mapped, so that a damaged header cannot request more memory than the file has bytes.
         stored = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError as error:
-        raise InputError(f"{path}: is not there; {remedy}") from error
+        raise InputError(f"{path}: is not there; run snakemake to make it") from error
     except (OSError, ValueError, TypeError, OverflowError, EOFError) as error:
         raise InputError(f"{path}: is no whole .npy file of numbers ({error}); {remedy}") from error
     if stored.dtype.kind not in "iu" or stored.ndim != 1:
@@ -83,7 +83,7 @@ def read_history(path: Path) -> dict[str, NDArray[Any]]:
     Raises:
         InputError: the file is missing, damaged, or lacks these numbers; names the line.
     """
-    remedy = "remake it by running snakemake for its run"
+    remedy = "put back a good copy, or delete it and run snakemake: its run is made again"
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -146,14 +146,14 @@ def choose_images(
     """Choose the shown images: positions [G, M], evenly spaced members of each class.
 
     The index is sorted by annotated class, so evenly spaced members show the annotated classes in proportion.
-    M is `count`, or the size of the smallest chosen class if that is less.
+    M is `count`, or the size of the largest chosen class if that is less; -1 fills the rows of smaller ones.
     """
-    columns = min(count, int(sizes[chosen].min()))
-    grid = []
-    for number in chosen:
+    grid = np.full((len(chosen), min(count, int(sizes[chosen].max()))), -1, np.int64)
+    for row, number in zip(grid, chosen, strict=True):
         members = np.flatnonzero(labels == number)
-        grid.append(members[(2 * np.arange(columns) + 1) * len(members) // (2 * columns)])
-    return np.stack(grid)
+        columns = min(count, len(members))
+        row[:columns] = members[(2 * np.arange(columns) + 1) * len(members) // (2 * columns)]
+    return grid
 
 
 def evaluate(
@@ -226,6 +226,9 @@ def main(arguments: list[str] | None = None) -> None:
             protocol={**protocol.model_dump(), "nmi": "geometric normaliser", "classes": trained_by.classes},
             seed=trained_by.seed, files=hashes | {"arrays": sha256(options.arrays)},
         )  # fmt: skip
+        large = int((arrays.class_sizes >= protocol.min_images).sum())
+        if large < len(arrays.grid_classes):
+            print(f"Fig. 4: only {large} classes have {protocol.min_images} images; smaller ones are shown too")
         print(f"{options.run}: NMI {values['nmi'].value:.1f} %, {values['empty_classes'].value:.0f} empty classes")
 
 
@@ -234,6 +237,7 @@ def _in_whole_index(arrays: Arrays, labelled: Index, index: Index) -> dict[str, 
     place = {path: position for position, path in enumerate(index.paths.tolist())}
     shown = labelled.paths[arrays.grid_images]
     positions = np.array([[place[path] for path in row] for row in shown.tolist()])
+    positions[arrays.grid_images < 0] = -1
     return {**asdict(arrays), "grid_images": positions}
 
 

@@ -290,7 +290,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     with stage():
         protocol = recipe.load(Fewshot, options.protocol)
-        index = Index.load(options.index)
+        index = Index.load(options.index, verify=True)
         randomness.seed_everything(protocol.seed)
         network, _, origin = checkpoint.of_run(options.run, options.checkpoint)
         options.out.parent.mkdir(parents=True, exist_ok=True)

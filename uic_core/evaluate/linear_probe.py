@@ -72,8 +72,12 @@ def main(arguments: list[str] | None = None) -> None:
         network = network.to(devices.current(), memory_format=torch.channels_last)  # type: ignore[call-overload]
         layers, crop = settings(network, protocol)
         arch = trained_by.arch
-        train_index = Index.load(options.train_index).subset(protocol.images[arch], protocol.seed)
-        val_index = Index.load(options.val_index).subset(protocol.val_images[arch], protocol.seed)
+        train_index = Index.load(options.train_index, verify=not ranks.rank).subset(
+            protocol.images[arch], protocol.seed
+        )
+        val_index = Index.load(options.val_index, verify=not ranks.rank).subset(
+            protocol.val_images[arch], protocol.seed
+        )
         identity = {
             "checkpoint": origin.checkpoint,
             "protocol": protocol.model_dump(),

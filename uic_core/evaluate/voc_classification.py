@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from uic_core import checkpoint, recipe
-from uic_core.data import reader, voc
+from uic_core.data import reader, stamps, voc
 from uic_core.data.augment import CROP_UNIFORMS, UNIFORMS, augment, crop_box
 from uic_core.data.loader import answers
 from uic_core.errors import InputError, stage
@@ -222,10 +222,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--voc", type=Path, required=True, help="the folder that holds VOC2007/")
     parser.add_argument("--out", type=Path, required=True, help="metrics JSON to write")
     parser.add_argument("--run", required=True, help="the run's name")
+    parser.add_argument("--checked", type=Path, help="what the stage check wrote: no file may have changed since")
     cpus.add_threads(parser)
     options = parser.parse_args(arguments)
     with stage():
         protocol = recipe.load(VocClassification, options.protocol)
+        stamps.verify(options.checked, voc.files(options.voc))
         splits = {split: voc.multilabels(options.voc, split) for split in ("trainval", "test")}
         fingerprint = voc.fingerprint(options.voc, 2007, list(splits))
         files = {

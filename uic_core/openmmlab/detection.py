@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from uic_core import checkpoint, evaluations, recipe, samples
-from uic_core.data import voc
+from uic_core.data import stamps, voc
 from uic_core.data.boxes import from_edges
 from uic_core.errors import InputError, stage
 from uic_core.files import demand_unchanged, sha256
@@ -219,10 +219,13 @@ def main(arguments: list[str] | None = None) -> None:
         parser.add_argument(f"--{name}", required=True, type=Path)
     parser.add_argument("--run", required=True)
     parser.add_argument("--save-every", type=float, default=300, help="seconds between saved states")
+    parser.add_argument("--checked", type=Path, help="what the stage check wrote: no file may have changed since")
     cpus.add_threads(parser)
     options = parser.parse_args(arguments)
     with stage(), parallel.group(devices.current()) as ranks:
         protocol = recipe.load(evaluations.Detection, options.protocol)
+        if not ranks.rank:
+            stamps.verify(options.checked, voc.files(options.voc))
         network, _, origin = checkpoint.of_run(options.run, options.checkpoint)
         files = {"trainval": options.train_proposals, "test": options.test_proposals}
         hashes = {split: sha256(path) for split, path in files.items() if path.is_file()}

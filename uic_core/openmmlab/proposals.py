@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uic_core import evaluations, recipe
-from uic_core.data import matlab, reader, voc
+from uic_core.data import matlab, reader, stamps, voc
 from uic_core.data.boxes import overlaps
 from uic_core.errors import InputError, stage
 from uic_core.files import atomic
@@ -261,10 +261,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--voc", required=True, type=Path, help="the folder that holds VOC2007/")
     parser.add_argument("--split", required=True, choices=["trainval", "test"])
     parser.add_argument("--threads", type=int, default=1, help="processes; they change the time, not the boxes")
+    parser.add_argument("--checked", type=Path, help="what the stage check wrote: no file may have changed since")
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args(arguments)
     with stage():
         settings = recipe.load(evaluations.Proposals, options.protocol)
+        stamps.verify(options.checked, voc.files(options.voc))
         proposals = make(options.voc, options.split, settings, max(1, options.threads))
         proposals.save(options.out)
         images = len(proposals.ids)

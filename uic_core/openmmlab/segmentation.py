@@ -15,7 +15,7 @@ import numpy as np
 from mmengine.registry import MODELS
 
 from uic_core import checkpoint, evaluations, recipe, samples
-from uic_core.data import voc
+from uic_core.data import stamps, voc
 from uic_core.data.dataset import Dataset, VocSegmentation
 from uic_core.errors import InputError, stage
 from uic_core.models.network import Network
@@ -123,6 +123,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.add_argument(f"--{name}", required=True, type=Path)
     parser.add_argument("--run", required=True)
     parser.add_argument("--save-every", type=float, default=300, help="seconds between saved states")
+    parser.add_argument("--checked", type=Path, help="what the stage check wrote: no file may have changed since")
     cpus.add_threads(parser)
     options = parser.parse_args(arguments)
     with stage(), parallel.group(devices.current()) as ranks:
@@ -132,6 +133,8 @@ def main(arguments: list[str] | None = None) -> None:
             raise InputError(f"{options.dataset}: is not voc_segmentation; give that data set's file")
         network, _, origin = checkpoint.of_run(options.run, options.checkpoint)
         lists = lists_of(data)
+        if not ranks.rank:
+            stamps.verify(options.checked, voc.segmentation_files(lists))
         sizes = {one.path.stem: len(one.ids()) for one in lists}
         # check all masks first, so that a bad one does not end a training after days
         for one in lists:

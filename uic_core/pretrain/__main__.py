@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise InputError(
                 f"--pretrained: method '{recipe.method}' of {options.recipe} does not read it; leave it out"
             )
-        index = Index.load(options.train_index)
+        index = Index.load(options.train_index, verify=not ranks.rank)
         randomness.seed_everything(recipe.seed)
         if options.pretrained:
             network, _, origin = checkpoint.of_run(recipe.start, options.pretrained)

@@ -10,6 +10,7 @@ import argparse
 import pickle
 import re
 import textwrap
+import warnings
 from pathlib import Path
 
 import safetensors
@@ -24,6 +25,7 @@ from uic_core.files import read_yaml, sha256
 from uic_core.models import ARCHS, build, formats
 from uic_core.models.network import Network
 from uic_core.models.sobel import Sobel
+from uic_core.pretrain import content
 from uic_core.recipe import External
 from uic_core.run import randomness, trained
 
@@ -31,45 +33,44 @@ _KEYS = ("state_dict", "model")
 """Keys of the state dict in files of training scripts that hold more than that."""
 
 _DAMAGED = "the file is damaged or made for another purpose: fetch it again"
-_SAVE_TENSORS = (
-    'old = torch.load("old.pth", weights_only=False); old = old.get("state_dict", old.get("model", old)); '
-    'torch.save({name: value for name, value in old.items() if torch.is_tensor(value)}, "new.pth")'
-)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a state dict from a safetensors file, or from a torch.save file, alone or under `state_dict` or `model`.
 
     Raises:
-        InputError: the file is missing or damaged, pickles more than tensors and plain values, or holds no state dict.
+        InputError: the file is missing, damaged or no checkpoint, pickles more than tensors and plain values, or holds
+            no state dict.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: is not there; correct `path` of the run")
-    if path.suffix == ".safetensors":
+    kind = _kind(path)
+    if kind == "safetensors":
         try:
             return safetensors.torch.load_file(path)
         except (OSError, safetensors.SafetensorError) as error:
             raise InputError(f"{path}: is no whole safetensors file ({error}); fetch it again") from error
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        asked = re.search(r"GLOBAL (\S+)", str(error))
-        raise InputError(
-            f"{path}: was not loaded: it asks for {asked[1] if asked else 'more than tensors'}, and to unpickle that "
-            f"may run any code. If you trust the file, save its tensors alone: {_SAVE_TENSORS}"
-        ) from None
+        with warnings.catch_warnings(action="ignore"):  # of pickles that torch.save did not write
+            held = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes raise errors of many types: EOFError, KeyError, struct.error …
+        asked = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if asked or kind == "pickle":
+            raise InputError(
+                f"{path}: was not loaded: it asks for {asked[1] if asked else 'more than tensors'}, and to unpickle "
+                "that may run any code. If you trust the file, save its tensors where that can be imported, and name "
+                f"new.pth as `path`: {content.save_tensors(kind)}"
+            ) from None
+        first = str(error).partition("\n")[0].partition(" In PyTorch 2.6")[0]
         raise InputError(
-            f"{path}: is no whole PyTorch file ({type(error).__name__}: {error}); fetch it again"
+            f"{path}: is no whole PyTorch file ({type(error).__name__}: {first}); fetch it again"
         ) from None
     for key in _KEYS:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
+        if isinstance(held, dict) and isinstance(held.get(key), dict):
+            held = held[key]
             break
-    if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
-        held = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        raise InputError(f"{path}: holds no state dict, by itself or under state_dict or model (it holds: {held})")
-    return {str(name): value for name, value in content.items()}
+    if not isinstance(held, dict) or not held or not all(isinstance(value, Tensor) for value in held.values()):
+        names = ", ".join(map(str, held)) if isinstance(held, dict) else type(held).__name__
+        raise InputError(f"{path}: holds no state dict, by itself or under state_dict or model (it holds: {names})")
+    return {str(name): value for name, value in held.items()}
 
 
 def convert(theirs: dict[str, Tensor], recipe: External, source: str) -> tuple[Network, list[str]]:
@@ -158,8 +159,15 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"{options.source}: {remark}")
 
 
+def _kind(path: Path) -> content.Kind:
+    if not path.is_file():
+        raise InputError(f"{path}: is not there; correct `path` of the run")
+    return content.kind(path)
+
+
 def _of_this_suite(path: Path, recipe: External) -> tuple[Network, list[str]]:
-    network, source = checkpoint.load(path)
+    _kind(path)
+    network, source = checkpoint.load(path, "fetch it again")
     for key in ("arch", "sobel", "image_size"):
         if getattr(source, key) != getattr(recipe, key):
             raise InputError(

@@ -50,6 +50,7 @@ STYLE: dict[str, Any] = {
 DPI = 300
 WIDTH = 6.9  # inches, the text width of a two-column page
 THUMBNAIL, GAP = 128, 8  # pixels
+_WIDEST = 0.9  # inches, a thumbnail of Fig. 4 where the rows are short
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Clusters:
     Attributes:
         class_sizes: int array [K], images per class.
         grid_classes: int array [G], the classes with the lowest entropy, in 0…K-1.
-        grid_images: int array [G, M], positions in the index of the training images.
+        grid_images: int array [G, M], positions in the index of the training images; -1 where a class has no more.
         grid_entropy: float array [G], entropy of the annotated labels in a class, nats, ≥ 0.
         grid_annotated: int array [G], the most frequent annotated label of a class's images.
     """
@@ -177,7 +178,7 @@ def grid_figure(clusters: Clusters, index: Index, note: str = "") -> Figure:
         InputError: an image position or an annotated label is outside the index, or an image cannot be read.
     """
     rows, columns = clusters.grid_images.shape
-    if clusters.grid_images.min() < 0 or clusters.grid_images.max() >= len(index):
+    if clusters.grid_images.min() < -1 or clusters.grid_images.max() >= len(index):
         raise InputError(
             f"{index.name}: the grid shows image {clusters.grid_images.max()}, the index has {len(index)}; "
             "the clusters were made from another index: delete them and run snakemake again"
@@ -188,23 +189,29 @@ def grid_figure(clusters: Clusters, index: Index, note: str = "") -> Figure:
             f"{len(index.classes)}; the clusters were made from another index: delete them and run snakemake again"
         )
     label_width, foot = 1.3, 0.3
-    cell = (WIDTH - label_width) / columns
+    cell = min(_WIDEST, (WIDTH - label_width) / columns)
     height = rows * cell + foot
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, height), dpi=DPI)
-        axes = figure.add_axes((label_width / WIDTH, foot / height, 1 - label_width / WIDTH, 1 - foot / height))
+        axes = figure.add_axes(
+            (
+                label_width / WIDTH,
+                foot / height,
+                min(1 - label_width / WIDTH, columns * _WIDEST / WIDTH),
+                1 - foot / height,
+            )
+        )
         axes.set_axis_off()
         side = THUMBNAIL + GAP
         axes.set(xlim=(0, columns * side), ylim=(rows * side, 0))
         canvas = np.full((rows * side, columns * side, 3), 255, np.uint8)
         framed = False
         for row, positions in enumerate(clusters.grid_images):
-            labels = index.labels[positions]
             dominant = int(clusters.grid_annotated[row])
-            for column, position in enumerate(positions):
+            for column, position in enumerate(positions[positions >= 0]):
                 y, x = row * side + GAP // 2, column * side + GAP // 2
                 canvas[y : y + THUMBNAIL, x : x + THUMBNAIL] = _thumbnail(index.file(int(position)))
-                if labels[column] != dominant:
+                if index.labels[position] != dominant:
                     framed = True
                     axes.add_patch(
                         Rectangle((x, y), THUMBNAIL, THUMBNAIL, fill=False, edgecolor=RED, linewidth=1.4, zorder=2)
@@ -261,6 +268,15 @@ def _note(figure: Figure, note: str, height: float) -> None:
     figure.text(1 - 0.05 / WIDTH, 0.06 / height, note, size=6, color=GREY, ha="right", va="bottom")
 
 
+def _small(clusters: Clusters, metrics: metrics_file.Metrics) -> str:
+    """Say that Fig. 4 shows classes below `min_images`, if it does."""
+    least = int(metrics.protocol.get("min_images", 0))
+    large = int((clusters.class_sizes >= least).sum())
+    return f"only {large} classes have {least} images: smaller ones are shown too" * (
+        large < len(clusters.grid_classes)
+    )
+
+
 def _shorten(name: str) -> str:
     return name if len(name) <= 20 else name[:19] + "…"
 
@@ -289,7 +305,7 @@ def main(arguments: list[str] | None = None) -> None:
         if metrics.dataset.fingerprint != index.fingerprint:
             raise InputError(
                 f"{options.metrics}: speaks of {metrics.dataset.name} {metrics.dataset.fingerprint}, but "
-                f"{options.index} is {index.fingerprint}; run snakemake to make them agree"
+                f"{options.index} is {index.fingerprint}; delete {options.metrics} and run snakemake"
             )
         clusters = Clusters.load(options.arrays)
         if sha256(options.arrays)[:16] != metrics.provenance.files.get("arrays"):
@@ -301,7 +317,7 @@ def main(arguments: list[str] | None = None) -> None:
         if options.figure == 3:
             figure = class_sizes_figure(clusters.class_sizes, note)
         else:
-            figure = grid_figure(clusters, index, note)
+            figure = grid_figure(clusters, index, "   ·   ".join(filter(None, (_small(clusters, metrics), note))))
         save(figure, options.out, options.svg)
 
 

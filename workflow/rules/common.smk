@@ -13,7 +13,7 @@ from uic_core.config import validate  # noqa: E402
 from uic_core.data.dataset import Dataset  # noqa: E402
 from uic_core.errors import InputError  # noqa: E402
 from uic_core.evaluations import EVALUATIONS  # noqa: E402
-from uic_core.files import read_yaml  # noqa: E402
+from uic_core.files import read_yaml, remake  # noqa: E402
 from uic_core.methods import METHODS  # noqa: E402
 from uic_core.models import ARCHS  # noqa: E402
 from uic_core.recipe import load  # noqa: E402
@@ -47,10 +47,12 @@ def validated_config():
 
 def refuse_other_scale():
     """Refuse to overwrite the paper's checkpoints with the demo's, or the reverse."""
-    try:
-        made = {load(Dataset, file).generated for file in Path(CONFIG.results).glob("data/*.yaml")}
-    except InputError as error:
-        raise WorkflowError(f"{error}; delete the file and run snakemake again") from None
+    made = set()
+    for file in Path(CONFIG.results).glob("data/*.yaml"):
+        try:
+            made.add(load(Dataset, file).generated)
+        except InputError as error:
+            raise WorkflowError(f"{error}; {remake(file)}") from None
     if made - {CONFIG.datasets.generated}:
         raise WorkflowError(
             f"{CONFIG.results} holds results of {'real' if CONFIG.datasets.generated else 'generated'} data sets; "
@@ -63,6 +65,8 @@ def prepare_shell():
     prefix = f"export PYTHONPATH={str(workflow.basedir)!r} PYTHONNOUSERSITE=1; "
     # Training allocates the same large tensors every step: huge pages give 15 to 25 % more images per second on a CPU.
     prefix += 'export GLIBC_TUNABLES="${{GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}}"; '
+    if not CONFIG.datasets.check_files:
+        prefix += "export UIC_CHECK_FILES=0; "  # read in uic_core/data/stamps.py; no param, so it reruns nothing
     prefix += f"source {str(Path(workflow.basedir, 'workflow', 'launch.sh'))!r}; "
     if not {str(method) for method in workflow.deployment_settings.deployment_method} & {"conda", "apptainer"}:
         prefix += f'export PATH={os.path.dirname(sys.executable)!r}:"$PATH"; '

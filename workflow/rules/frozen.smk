@@ -80,7 +80,7 @@ rule voc_classification:
         root=CONFIG.datasets.voc07.root,
     shell:
         "python -m uic_core.evaluate.voc_classification --run {wildcards.run} --checkpoint {input.checkpoint}"
-        " --protocol {input.protocol} --voc {params.root:q} --out {output} --threads {threads} > {log} 2>&1"
+        " --protocol {input.protocol} --voc {params.root:q} --checked {input.checked} --out {output} --threads {threads} > {log} 2>&1"
 
 
 rule fewshot:

@@ -25,7 +25,7 @@ rule proposals:
         root=CONFIG.datasets.voc07.root,
     shell:
         "python -m uic_core.openmmlab.proposals --protocol {input.protocol} --voc {params.root:q}"
-        " --split {wildcards.split} --threads {threads} --out {output} > {log} 2>&1"
+        " --checked {input.checked} --split {wildcards.split} --threads {threads} --out {output} > {log} 2>&1"
 
 
 rule detection:
@@ -57,6 +57,7 @@ rule detection:
     shell:
         "launch {resources.nodes} {resources.gpu} '{resources.gres}' uic_core.openmmlab.detection --run {wildcards.run} --checkpoint {input.checkpoint}"
         " --protocol {input.protocol} --voc {params.root:q} --train-proposals {input.train}"
+        f" --checked {RESULTS}/data/voc07.checked"
         " --test-proposals {input.test} --out {output.metrics} --samples {output.samples} --work-dir {params.folder}"
         " --threads {threads} > {log} 2>&1"
 
@@ -89,4 +90,4 @@ rule segmentation:
     shell:
         "launch {resources.nodes} {resources.gpu} '{resources.gres}' uic_core.openmmlab.segmentation --run {wildcards.run} --checkpoint {input.checkpoint}"
         " --protocol {input.protocol} --dataset {input.dataset} --out {output.metrics} --samples {output.samples}"
-        " --work-dir {params.folder} --threads {threads} > {log} 2>&1"
+        " --checked {input.checked} --work-dir {params.folder} --threads {threads} > {log} 2>&1"

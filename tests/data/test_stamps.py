@@ -1,0 +1,194 @@
+"""Files that change after the index or the check: every job that reads them says so first, and each remedy works."""
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import yaml
+
+from tests.recipes import recipe as recipe_of
+from uic_core import checkpoint, recipe
+from uic_core.data import cache, check, index, stamps, voc
+from uic_core.data.index import Index
+from uic_core.errors import InputError
+from uic_core.evaluate import fewshot, linear_probe, voc_classification
+from uic_core.files import read_yaml
+from uic_core.models import build
+from uic_core.pretrain import __main__ as pretrain
+
+Seen = Callable[[object], None]
+
+
+@pytest.fixture
+def data(demo_data: SimpleNamespace, tmp_path: Path) -> SimpleNamespace:
+    """A copy of the data sets: `root`, `yaml` (path) and `listed` (what its first stage made) of each, by name."""
+    found = {}
+    for name in ("imagenet", "voc07", "voc_segmentation", "miniimagenet"):
+        one = demo_data.datasets.one(name)
+        root = tmp_path / name
+        shutil.copytree(one.section.root, root)
+        one = one.model_copy(update={"section": one.section.model_copy(update={"root": str(root)})})
+        file = tmp_path / "results" / "data" / f"{name}.yaml"
+        recipe.save(one, file)
+        found[name] = SimpleNamespace(root=root, yaml=file)
+    return SimpleNamespace(**found, results=tmp_path / "results")
+
+
+def list_images(data: SimpleNamespace, name: str, split: str) -> Path:
+    out: Path = data.results / "index" / f"{name}_{split}.npz"
+    index.main(["--dataset", str(getattr(data, name).yaml), "--split", split, "--out", str(out)])
+    return out
+
+
+def other_bytes(path: Path) -> None:
+    """The same size, a later time."""
+    content = path.read_bytes()
+    path.write_bytes(content[:-9] + bytes(255 - byte for byte in content[-9:]))
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 10**9))
+
+
+@pytest.mark.parametrize(("name", "split"), [("imagenet", "val"), ("imagenet", "train"), ("miniimagenet", "test")])
+def test_fault_32_an_image_replaced_under_its_name_is_named(
+    data: SimpleNamespace, name: str, split: str, seen: Seen
+) -> None:
+    path = list_images(data, name, split)
+    listed = Index.load(path, verify=True)
+    before = path.read_bytes()
+    image = listed.file(3)
+    os.utime(image, ns=(0, image.stat().st_mtime_ns + 10**9))  # the same bytes, as a copy of the data set has them
+    with pytest.raises(InputError) as caught:
+        Index.load(path, verify=True)
+    message = str(caught.value)
+    assert message.startswith(f"1 of {len(listed)} files changed since {path} was made of them: {image} (written 20")
+    assert f"delete {path} and make it alone: snakemake … {path};" in message
+    path.unlink()
+    list_images(data, name, split)
+    assert path.read_bytes() == before  # so nothing that depends on it runs again
+    Index.load(path, verify=True)
+
+    shutil.copy(listed.file(2), image)  # another image, with another size
+    with pytest.raises(InputError) as caught:
+        Index.load(path, verify=True)
+    seen(caught.value)
+    assert f" bytes then, {image.stat().st_size} now)" in str(caught.value)
+    image.unlink()
+    with pytest.raises(InputError, match=rf"{image.name} \(is gone\)"):
+        Index.load(path, verify=True)
+
+
+def test_fault_32_the_key_skips_the_comparison_and_older_results_have_none(
+    data: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = list_images(data, "imagenet", "val")
+    other_bytes(Index.load(path).file(0))
+    with monkeypatch.context() as patch:
+        patch.setenv(stamps.SWITCH, "0")
+        Index.load(path, verify=True)
+    stamps.beside(path).unlink()
+    Index.load(path, verify=True)
+    stamps.beside(path).write_bytes(b"\x93NUMPY damaged")
+    with pytest.raises(InputError, match=r"imagenet_val\.files\.npy: is damaged, or the image lists changed"):
+        Index.load(path, verify=True)
+
+
+@pytest.mark.parametrize("name", ["voc07", "voc_segmentation"])
+@pytest.mark.parametrize("part", ["JPEGImages", "Annotations or SegmentationClass", "ImageSets"])
+def test_fault_32_voc_files_changed_after_the_check_are_named(
+    data: SimpleNamespace, name: str, part: str, seen: Seen
+) -> None:
+    one = getattr(data, name)
+    checked = data.results / "data" / f"{name}.checked"
+    command = ["--dataset", str(one.yaml), "--out", str(checked)]
+    check.main(command)
+
+    def files() -> list[str]:
+        if name == "voc07":
+            return voc.files(one.root)
+        return voc.segmentation_files(voc.segmentation_lists(one.root, "", "train", "val"))
+
+    stamps.verify(checked, files())
+    path = next(Path(file) for file in reversed(files()) if any(word in file for word in part.split(" or ")))
+    os.utime(path, (0, 0))
+    with pytest.raises(InputError) as caught:
+        stamps.verify(checked, files())
+    seen(caught.value)
+    assert f"since {checked} was made of them: {path} (written " in str(caught.value)
+    checked.unlink()
+    check.main(command)
+    stamps.verify(checked, files())
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "linear_probe", "fewshot", "voc_classification_all"])
+def test_fault_32_every_stage_stops_before_it_works(
+    data: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str
+) -> None:
+    made = recipe_of(image_size=64)
+    network = build(made.arch, classes=made.classes, image_size=64, sobel=made.sobel)
+    checkpoint.save(tmp_path / "checkpoint.safetensors", network, made, {})
+    recipe.save(made, tmp_path / "recipe.yaml")
+    common = ["--run", "x", "--checkpoint", str(tmp_path / "checkpoint.safetensors"), "--out", str(tmp_path / "o.json")]
+    if stage != "pretrain":
+        section = read_yaml(Path("config/demo.yaml"))["evaluations"][stage]
+        (tmp_path / "protocol.yaml").write_text(yaml.safe_dump(section))
+        common += ["--protocol", str(tmp_path / "protocol.yaml")]
+    if stage == "voc_classification_all":
+        listed = data.results / "data" / "voc07.checked"
+        check.main(["--dataset", str(data.voc07.yaml), "--out", str(listed)])
+        changed = voc.image_path(data.voc07.root, 2007, voc.read_list(data.voc07.root, "Main", "test")[0])
+        run = partial(voc_classification.main, [*common, "--voc", str(data.voc07.root), "--checked", str(listed)])
+    elif stage == "fewshot":
+        listed = list_images(data, "miniimagenet", "test")
+        changed = Index.load(listed).file(0)
+        run = partial(fewshot.main, [*common, "--index", str(listed)])
+    else:
+        train, listed = list_images(data, "imagenet", "train"), list_images(data, "imagenet", "val")
+        run = partial(linear_probe.main, [*common, "--train-index", str(train), "--val-index", str(listed)])
+        if stage == "pretrain":
+            listed = train
+            files = [
+                "--recipe",
+                str(tmp_path / "recipe.yaml"),
+                "--train-index",
+                str(train),
+                "--out",
+                str(tmp_path / "run"),
+            ]
+            run = partial(pretrain.main, files)
+        changed = Index.load(listed).file(0)
+    other_bytes(changed)
+    with pytest.raises(SystemExit) as stopped:
+        run()
+    assert stopped.value.code == 2
+    assert re.match(
+        rf"error: 1 of \d+ files changed since {listed} was made of them: {changed} ", capsys.readouterr().err
+    )
+    assert not (tmp_path / "o.json").exists()
+
+
+def test_fault_59_deleted_pixels_of_the_cache_are_made_again_as_the_message_says(
+    data: SimpleNamespace, tmp_path: Path, seen: Seen
+) -> None:
+    path = list_images(data, "imagenet", "train")
+    cached = data.results / "index" / "imagenet_train_cached.npz"
+    command = ["--index", str(path), "--format", "jpeg", "--side", "64", "--root", str(tmp_path / "c"), "--out"]
+    cache.main([*command, str(cached)])
+    before = cached.read_bytes()
+    (part,) = Index.load(cached, verify=True).files()
+    for spoil in (Path.unlink, lambda file: file.write_bytes(file.read_bytes()[:-5])):
+        spoil(Path(part))
+        with pytest.raises(InputError) as caught:
+            Index.load(cached, verify=True)
+        seen(caught.value)
+        assert f"{part} (" in str(caught.value)
+        assert str(caught.value).endswith(f"delete {cached}, then make it alone: snakemake … {cached}")
+        cached.unlink()
+        cache.main([*command, str(cached)])
+        assert cached.read_bytes() == before
+        index_again = Index.load(cached, verify=True)
+        assert index_again.read_part(0, lambda width, height: (0, 0, width, height), 8)[0].dtype == np.uint8
