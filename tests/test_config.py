@@ -398,7 +398,7 @@ def test_all_mistakes_are_told_at_once(paper):
 def test_a_run_name_that_leaves_the_folder_is_refused(paper):
     broken = copy.deepcopy(paper)
     broken["runs"]["../x"] = broken["runs"]["uic_3k"]
-    with pytest.raises(InputError, match="run names are letters, digits and _"):
+    with pytest.raises(InputError, match="run names are letters from a to z, digits and _"):
         validate(broken, "config/mine.yaml")
 
 
@@ -414,7 +414,7 @@ def _other(value):
     return value + "x" if isinstance(value, str) else not value if isinstance(value, bool) else value + 1
 
 
-@pytest.mark.parametrize("folder", ["my results", "results;rm", "~/results", "it's"])
+@pytest.mark.parametrize("folder", ["my results", "results;rm", "it's"])
 def test_a_results_folder_that_shells_take_apart_is_refused(paper, folder):
     with pytest.raises(InputError, match=r"paper: results: .* which the rules' shells would take apart"):
         validate(paper | {"results": folder}, "paper")

@@ -69,7 +69,7 @@ def test_not_finite_numbers_are_refused(tmp_path):
 def test_duplicate_keys_are_named_with_their_line(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("a: 1\nb:\n  c: 1\n  c: 2\n")
-    with pytest.raises(InputError, match=r"config\.yaml:4: key 'c' stands twice"):
+    with pytest.raises(InputError, match=r"config\.yaml:4: is not valid YAML: key 'c' stands twice"):
         files.read_yaml(path)
 
 
