@@ -13,7 +13,7 @@ import os
 import re
 import socket
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +163,7 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
-        except (ValueError, TypeError) as error:  # a 13th month; a list as a key
+        except ValueError as error:  # a 13th month
             raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from None
 
 
@@ -177,8 +177,9 @@ def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
         if _is_merge(key_node):
             continue
         key = loader.construct_object(key_node)
-        if key in seen:
-            told = f"key '{key}' stands twice; remove one of them"
+        hashable = isinstance(key, Hashable)
+        if not hashable or key in seen:
+            told = f"key '{key}' stands twice; remove one of them" if hashable else "this key is no text; quote it"
             raise yaml.constructor.ConstructorError(None, None, told, key_node.start_mark)
         seen.add(key)
     loader.flatten_mapping(node)

@@ -33,7 +33,7 @@ def as_written(path: str) -> str:
         raise ValueError(f"{path!r} is not expanded here; write {whole!r}")
     if odd := re.search(r"^[~-]|[{}$\x00-\x1f]", path):
         raise ValueError(
-            f"{path!r} holds {odd[0]!r}, which Snakemake or a shell would read as something else; write or rename the path without it"
+            f"{path!r} holds {odd[0]!r}, which Snakemake or a shell would change; write or rename the path without it"
         )
     return path
 
