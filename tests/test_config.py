@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel
 from uic_core.config import RUN_NAME, Config, validate
 from uic_core.data.dataset import Dataset
 from uic_core.errors import InputError
-from uic_core.evaluations import Evaluations
+from uic_core.evaluations import EVALUATIONS, Evaluations
 from uic_core.files import read_yaml
 from uic_core.methods import METHODS, Run, load_run, parse_run
 from uic_core.models import ARCHS
@@ -578,3 +578,25 @@ def test_an_unknown_key_of_an_optional_part_is_answered_with_the_known_ones():
         InputError, match=r"tables\.1\.ordering\.abov: unknown key; did you mean 'above'\? \(known: abo"
     ):
         parse(Tables, {"tables": {1: table | {"ordering": {"abov": "x", "below": ["y"]}}}}, "tables.yaml")
+
+
+def test_fault_60_a_run_that_cannot_be_evaluated_so_is_refused_with_the_reason(paper, seen):
+    """Of a target that is named on the command line; tests/workflow/test_start.py starts Snakemake with it."""
+    config = validate(_broken(paper, "runs.moco", FOREIGN), "mine.yaml")
+    for run, evaluation, reason in (
+        ("moco", "clusters", "run moco was trained elsewhere and has no pseudo-labels; name another run"),
+        (
+            "moco",
+            "segmentation",
+            "segmentation takes alexnet, vgg16 or alexnet_torchvision, and run moco is resnet50; na",
+        ),
+        (
+            "uic_resnet50_mlp_strong",
+            "detection",
+            "detection takes alexnet, vgg16 or alexnet_torchvision, and run uic_re",
+        ),
+        ("uic_4k", "fewshot", "no run 'uic_4k' in the config; name one of uic_3k, uic_5k, "),
+    ):
+        seen(config.refuses(run, evaluation))
+        assert config.refuses(run, evaluation).startswith(reason)
+    assert {config.refuses("uic_3k", evaluation) for evaluation in EVALUATIONS} == {""}

@@ -191,6 +191,8 @@ def test_fault_50_a_folder_that_cannot_be_written_is_named_before_anything_is_ma
         told = ended.stderr.splitlines()[-1]
         seen(told)
         why = {"read-only": "Permission denied", "full": "File too large"}.get(kind, "Not a directory")
-        assert told.endswith(f"{path}: nothing can be written there ({why}); name another folder")
+        assert told.endswith(
+            f"{path}: nothing can be written there ({why}); {'make room, or ' * (kind == 'full')}name another folder"
+        )
         assert list(Path(parent).rglob("*")) == [folder]  # nothing is left behind
         files.check_folder(Path(parent, "another"), "")  # the remedy

@@ -63,7 +63,8 @@ def check_folder(folder: Path, remedy: str, write: bool = True) -> None:
             with tempfile.TemporaryFile(dir=folder) as file:
                 file.write(bytes(1_000_000))
     except OSError as error:
-        raise InputError(f"{folder}: nothing can be written there ({error.strerror}); {remedy}") from None
+        room = "make room, or " if _is_full(error) else ""
+        raise InputError(f"{folder}: nothing can be written there ({error.strerror}); {room}{remedy}") from None
 
 
 def hold(folder: Path) -> bool:

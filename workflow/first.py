@@ -1,4 +1,4 @@
-"""Check what Snakemake needs before it reads the Snakefile, and would not name: its config files, and room for its cache.
+"""Check what Snakemake takes up before the Snakefile, and would not name: config files, and the folder of its cache.
 
 The profiles run this file, as a definition of YTE, Snakemake's template engine for profiles. FILES: the profile's own.
 """
@@ -10,8 +10,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from uic_core.errors import stage  # noqa: E402
-from uic_core.files import check_folder, read_yaml  # noqa: E402
+from uic_core.errors import stage
+from uic_core.files import check_folder, read_yaml
 
 parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
 parser.add_argument("--configfile", "--configfiles", nargs="+", type=Path, default=globals().get("FILES", []))
@@ -20,4 +20,4 @@ cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "snakem
 with stage():
     for file in options.configfile:
         read_yaml(Path(file))
-    check_folder(cache, "make room, or set XDG_CACHE_HOME to a folder that can be written")
+    check_folder(cache, "set XDG_CACHE_HOME to a folder that can be written")

@@ -32,6 +32,6 @@ def check_folders(write):
     folders = {"results": CONFIG.results} | ({"datasets.cache.root": cache.root} if cache.format != "none" else {})
     with stage():
         for key, folder in folders.items():
-            check_folder(Path(folder), f"make room, or name another folder under `{key}` in the config", write)
+            check_folder(Path(folder), f"name another folder under `{key}` in the config", write)
         if write:
-            check_folder(Path(os.environ.get("TMPDIR", "/tmp")), "make room, or set TMPDIR to another folder")
+            check_folder(Path(os.environ.get("TMPDIR", "/tmp")), "set TMPDIR to another folder")
