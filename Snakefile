@@ -11,19 +11,24 @@ from snakemake.utils import min_version
 min_version("9.27")
 
 
-configfile: "config/paper.yaml"
-
-
 report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/config.smk"
 include: "workflow/rules/cluster.smk"
+
+
+FILES = config_files()
+
+
+configfile: "config/paper.yaml"
 
 
 CONFIG = validated_config()
 RESULTS = CONFIG.results
 TABLES, FIGURES = read_tables(CONFIG.tables_file), read_figures(CONFIG.tables_file)
+check_folders(write=False)
 refuse_other_scale()
 prepare_shell()
 outlive_time_limits()
@@ -32,6 +37,7 @@ watch_jobs()
 
 # Neither in a dry run nor in the jobs.
 onstart:
+    check_folders(write=True)
     take_over()
 
 
@@ -41,7 +47,7 @@ onerror:
 
 wildcard_constraints:
     dataset="|".join(CONFIG.datasets.names),
-    run="[A-Za-z0-9_]+",
+    run=RUN_NAME,
     split="[a-z]+",
 
 

@@ -164,7 +164,7 @@ def test_what_was_added_is_checked_planned_and_made(extended: Path) -> None:
         [sys.executable, "-c", code], cwd=extended, env=environment(extended),
         capture_output=True, text=True,
     ).stderr  # fmt: skip
-    assert "mine.yaml: runs.upright.classes: 3, but an image stands upright or not; write 2" in told
+    assert "runs.upright.classes: 3, but an image stands upright or not; write 2" in told
     process = subprocess.run(
         [
             sys.executable, "-m", "snakemake", "-n", "--profile", "profiles/demo", "results/tables/table3.md",

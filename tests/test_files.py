@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,7 @@ def test_not_finite_numbers_are_refused(tmp_path):
 def test_duplicate_keys_are_named_with_their_line(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("a: 1\nb:\n  c: 1\n  c: 2\n")
-    with pytest.raises(InputError, match=r"config\.yaml:4: key 'c' stands twice"):
+    with pytest.raises(InputError, match=r"config\.yaml:4: is not valid YAML: key 'c' stands twice"):
         files.read_yaml(path)
 
 
@@ -143,3 +144,73 @@ def test_fault_47_every_file_has_the_mode_that_the_umask_says(tmp_path, umask, s
     modes = {path.name: f"{path.stat().st_mode & 0o777:04o}" for path in sorted(tmp_path.iterdir())}
     seen(modes)
     assert modes == dict.fromkeys(("array.npz", "value.json", "weights.safetensors"), f"{0o666 & ~umask:04o}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "a: 1\n\tb: 2\n",
+            "2: is not valid YAML: found character '\\t' that cannot start any token; indent with spaces",
+        ),
+        ("a: 1\nb: 1\na: 2\n", "3: is not valid YAML: key 'a' stands twice; remove one of them"),
+        ("a: &base 1\nb: *bas\n", "2: is not valid YAML: found undefined alias 'bas'; the anchors above it are base"),
+        ("a: 1\nb: \u00e9\n".encode("latin-1"), "2: is not UTF-8 (byte 0xe9); save the file as UTF-8"),
+        ("a: 1\n".encode("utf-16"), "1: is not UTF-8 (byte 0xff); save the file as UTF-8"),
+        (
+            "a: 1\nb: {c: 1\nd: 2\n",
+            "3: is not valid YAML: expected ',' or '}', but got ':', while parsing a flow mapping",
+        ),
+        ("a: 1\nb: 'c\nd: 2\n", "4: is not valid YAML: found unexpected end of stream, while scanning a quoted scalar"),
+        ("a: 1\nb: 2024-13-01\n", "2: is not valid YAML: month must be in 1..12; mend this line"),
+        ("a: 1\n? [1, 2]\n: 3\n", "2: is not valid YAML: this key is no text; quote it"),
+        ("a: 1\nb: \x00\n", "2: is not valid YAML: unacceptable character #x0000: special characters are not allowed"),
+    ],
+)
+def test_fault_52_yaml_that_cannot_be_read_is_named_with_its_line(tmp_path, seen, text, message):
+    path = tmp_path / "config.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError) as error:
+        files.read_yaml(path)
+    seen(error.value)
+    assert str(error.value).startswith(f"{path}:{message}")
+    assert str(error.value).count(str(path)) == 1
+    assert "\n" not in str(error.value)
+
+
+def test_fault_56_yaml_saved_on_windows_is_read(tmp_path, seen):
+    """With a byte-order mark, and lines that end in CR LF."""
+    path = tmp_path / "config.yaml"
+    path.write_bytes(b"\xef\xbb\xbfa: 1\r\nb: [x,\r\n  y]\r\n")
+    assert files.read_yaml(path) == {"a": 1, "b": ["x", "y"]}
+    seen(f"{path.name}: {files.read_yaml(path)}")
+
+
+@pytest.mark.parametrize("kind", ["read-only", "a file", "in a file", "full"])
+def test_fault_50_a_folder_that_cannot_be_written_is_named_before_anything_is_made(seen, kind):
+    """As a user who is not root; the full disk is the kernel's."""
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent, "results")
+        Path(parent).chmod(0o755)
+        if kind == "read-only":
+            folder.mkdir(mode=0o555)
+        elif kind != "full":
+            folder.touch()
+        # A limit on the size of files, as above: what a test can have of a full disk everywhere.
+        full = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        full += "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); "
+        program = (
+            f"import os, sys; from pathlib import Path; from uic_core.files import check_folder; "
+            f"{full if kind == 'full' else 'os.getuid() or os.seteuid(65534); '}"
+            "check_folder(Path(sys.argv[1]), 'name another folder')"
+        )
+        path = folder / "here" if kind == "in a file" else folder
+        ended = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=False)
+        told = ended.stderr.splitlines()[-1]
+        seen(told)
+        why = {"read-only": "Permission denied", "full": "File too large"}.get(kind, "Not a directory")
+        assert told.endswith(
+            f"{path}: nothing can be written there ({why}); {'make room, or ' * (kind == 'full')}name another folder"
+        )
+        assert list(Path(parent).rglob("*")) == [folder]  # nothing is left behind
+        files.check_folder(Path(parent, "another"), "")  # the remedy

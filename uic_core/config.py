@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from uic_core.data.dataset import Datasets
 from uic_core.errors import InputError
 from uic_core.evaluations import EVALUATIONS, Evaluations
+from uic_core.files import lines_of
 from uic_core.methods import METHODS, Run
-from uic_core.recipe import External, Strict, parse
+from uic_core.recipe import External, PathName, Strict, as_written, parse
 
 _ROOT = Path(__file__).resolve().parents[1]
+
+RUN_NAME = "[A-Za-z0-9_]{1,100}"
+"""Pattern of a run's name, which becomes the name of its folder."""
 
 
 class Config(Strict):
     """The whole config."""
 
     scale: Literal["paper", "demo"]
-    results: str = Field(min_length=1, description="folder of everything that is made, beside the data sets")
-    tables: str = Field(min_length=1, description="YAML: which cell of which table comes from where")
-    published: str = Field(min_length=1, description="CSV: the numbers that the tables cite")
+    results: Annotated[PathName, AfterValidator(os.path.normpath)] = Field(
+        min_length=1, description="folder of everything that is made, beside the data sets"
+    )
+    tables: PathName = Field(min_length=1, description="YAML: which cell of which table comes from where")
+    published: PathName = Field(min_length=1, description="CSV: the numbers that the tables cite")
     datasets: Datasets
     templates: dict[str, Any] = Field(description="recipes that runs are made of by YAML anchors; not read otherwise")
     runs: dict[str, Run]
@@ -53,6 +60,12 @@ class Config(Strict):
         names = dict.fromkeys(name for run in runs for name in self.repeats(run))
         return [f"{name}={self.runs[name].hash()}" for name in names]
 
+    def refuses(self, run: str, evaluation: str) -> str:
+        """Return why a run cannot have an evaluation, and the remedy; '' if it can."""
+        if run not in self.runs:
+            return f"no run '{run}' in the config; name one of {', '.join(self.runs)}"
+        return self.evaluations.one(evaluation).refuses(run, self.runs[run])
+
 
 def seeded(run: str, seed: int) -> str:
     """Return the name of a run with another seed."""
@@ -65,21 +78,41 @@ def validate(value: dict[str, Any], source: str) -> Config:
     Raises:
         InputError: the mistakes, each with file and key; for an unknown run, the known ones.
     """
-    config = _with_seeds(parse(Config, value, source), source)
-    if config.scale == "paper" and config.datasets.generated:
-        raise InputError(
-            f"{source}: datasets.generated: true with scale: paper would hold generated images against the paper's "
-            "numbers; set scale: demo, or generated: false"
-        )
+    with lines_of(source):
+        config = _with_seeds(parse(Config, value, source), source)
+        if config.scale == "paper" and config.datasets.generated:
+            raise InputError(
+                f"{source}: datasets.generated: true with scale: paper would hold generated images against the paper's "
+                "numbers; set scale: demo, or generated: false"
+            )
+        _check_folders(config, source)
+        _check_runs(config, source)
+        _check_evaluations(config, f"{source}: evaluations")
+    return config
+
+
+def _check_folders(config: Config, source: str) -> None:
+    """Find characters that Snakemake or the rules' shells would take for something else."""
+    try:
+        as_written(str(_ROOT))
+    except ValueError as error:
+        raise InputError(f"the folder of this clone: {error}") from None
     if odd := re.search(r"[^\w./+@=,:-]", config.results):
         raise InputError(
             f"{source}: results: {config.results!r} holds {odd[0]!r}, which the rules' shells would take apart; name a "
             "folder of letters, digits and . _ - /"
         )
+    if config.results in (".", "/"):
+        raise InputError(f"{source}: results: {config.results!r} is no folder of their own; name one")
+
+
+def _check_runs(config: Config, source: str) -> None:
     for name, recipe in config.runs.items():
         where = f"{source}: runs.{name}"
-        if not name.replace("_", "").isalnum():
-            raise InputError(f"{where}: run names are letters, digits and _; they become folders")
+        if not re.fullmatch(RUN_NAME, name):
+            raise InputError(
+                f"{where}: run names are letters from a to z, digits and _, at most 100; they become folders; rename it"
+            )
         cache = config.datasets.cache
         if cache.format != "none" and cache.side < recipe.resize:
             raise InputError(
@@ -127,8 +160,6 @@ def validate(value: dict[str, Any], source: str) -> Config:
             differing = [key for key in shape if getattr(recipe, key) != getattr(source_run, key)]
             if differing:
                 raise InputError(f"{where}: {', '.join(differing)} must equal those of run '{recipe.start}'")
-    _check_evaluations(config, f"{source}: evaluations")
-    return config
 
 
 def _with_seeds(config: Config, source: str) -> Config:

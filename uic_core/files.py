@@ -1,16 +1,19 @@
-"""Atomic writes, folder locks, content hashes, strict YAML. Imports no torch, because the report uses this too."""
+"""Atomic writes, folder locks, hashes, strict YAML and CSV. Imports no torch, because the report uses this too."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +50,25 @@ def atomic(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_folder(folder: Path, remedy: str, write: bool = True) -> None:
+    """Check that a folder is one or can be made; with `write`, make it and write a megabyte, which is gone at once.
+
+    Raises:
+        InputError: it is a file or lies in one, is read-only, or has no room; the message ends with `remedy`.
+    """
+    there = next(part for part in (folder, *folder.parents) if os.path.lexists(part))
+    try:
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if write:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(bytes(1_000_000))
+    except OSError as error:
+        room = "make room, or " if _is_full(error) else ""
+        raise InputError(f"{folder}: nothing can be written there ({error.strerror}); {room}{remedy}") from None
 
 
 def hold(folder: Path) -> bool:
@@ -122,19 +144,72 @@ def demand_unchanged(paths: Mapping[str, Path], hashes: Mapping[str, str]) -> No
             raise InputError(f"{paths[name]}: was replaced while it was read; run the same command again")
 
 
+def read_text(path: Path) -> str:
+    """Read a text file in UTF-8, without the byte-order mark that spreadsheets and editors on Windows put first.
+
+    Raises:
+        InputError: it cannot be read, or is not UTF-8; the message names the line.
+    """
+    try:
+        content = Path(path).read_bytes()
+        return content.decode("utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        told = f"{path}:{line}: is not UTF-8 (byte 0x{content[error.start]:02x}); save the file as UTF-8"
+        raise InputError(told) from None
+
+
+def read_csv(path: Path, header: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """Read a CSV file: [(line, {name of the column: text})]. Lines that hold nothing are left out.
+
+    Raises:
+        InputError: as `read_text`; the first line is not `header`, a quote is not closed, a line has too many or too
+            few fields. The message names the line.
+    """
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    records, line = [], 1
+    try:
+        for fields in reader:
+            if line == 1 and fields != list(header):
+                raise InputError(f"{path}:1: the first line must be '{','.join(header)}'")
+            if line > 1 and any(fields):
+                if len(fields) != len(header):
+                    raise InputError(f"{path}:{line}: has {len(fields)} fields, not {len(header)}; quote commas")
+                records.append((line, dict(zip(header, fields, strict=True))))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise InputError(f"{path}:{line}: is not CSV ({error}); mend this line, or one after it") from None
+    if line == 1:
+        raise InputError(f"{path}:1: the first line must be '{','.join(header)}'")
+    return records
+
+
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses duplicate keys; `<<` merges stay allowed."""
+    """SafeLoader that refuses duplicate keys; `<<` merges stay allowed. All its errors know their line."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:  # a 13th month
+            raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from None
+
+
+def _is_merge(key: yaml.Node) -> bool:
+    return str(key.tag) == "tag:yaml.org,2002:merge"
 
 
 def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
-        if key_node.tag == "tag:yaml.org,2002:merge":
+        if _is_merge(key_node):
             continue
         key = loader.construct_object(key_node)
-        if key in seen:
-            mark = key_node.start_mark
-            raise InputError(f"{mark.name}:{mark.line + 1}: key '{key}' stands twice; remove one of them")
+        hashable = isinstance(key, Hashable)
+        if not hashable or key in seen:
+            told = f"key '{key}' stands twice; remove one of them" if hashable else "this key is no text; quote it"
+            raise yaml.constructor.ConstructorError(None, None, told, key_node.start_mark)
         seen.add(key)
     loader.flatten_mapping(node)
     return {loader.construct_object(k): loader.construct_object(v, deep=True) for k, v in node.value}
@@ -148,14 +223,74 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     Raises:
         InputError: the file is missing, is no YAML mapping, or has a duplicate key (YAML would silently keep the last).
+            Where the file is at fault, the message names the line.
     """
+    text = read_text(path)
     try:
-        with open(path, encoding="utf-8") as file:
-            value = yaml.load(file, Loader=_StrictLoader)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from error
+        value = yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        line, told = _told(error, text)
+        raise InputError(f"{path}:{line}: is not valid YAML: {told}") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: must hold a mapping of keys to values")
     return value
+
+
+def _told(error: yaml.YAMLError, text: str) -> tuple[int, str]:
+    """Return the line of an error in a YAML file, and what is wrong with the remedy."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:  # a character that YAML does not allow
+        return text.count("\n", 0, getattr(error, "position", 0)) + 1, f"{str(error).splitlines()[0]}; remove it"
+    told, begun = str(getattr(error, "problem", "")), getattr(error, "context_mark", None)
+    if "'\\t'" in told:
+        told += "; indent with spaces, not with tabs"
+    elif "undefined alias" in told:
+        told += f"; the anchors above it are {', '.join(re.findall(r'&([-_a-zA-Z0-9]+)', text[: mark.index]))}"
+    elif begun and begun.line < mark.line:
+        told += f", {error.context} that begins in line {begun.line + 1}; mend one of these lines"  # type: ignore[attr-defined]
+    elif ";" not in told:
+        told += "; mend this line"
+    return mark.line + 1, told
+
+
+@contextlib.contextmanager
+def lines_of(source: str) -> Iterator[None]:
+    """Name lines in an InputError of the block: "<source>: <key>: …" becomes "<source>:<line>: <key>: …".
+
+    The line of a key that an anchor gives is the anchor's. Where `source` is no YAML file, nothing changes.
+    """
+    try:
+        yield
+    except InputError as error:
+        try:
+            root = yaml.compose(read_text(Path(source)), Loader=yaml.SafeLoader)
+        except (InputError, yaml.YAMLError):
+            raise error from None
+
+        def numbered(match: re.Match[str]) -> str:
+            line = _line(root, match[1].split("."))
+            return f"{source}:{line}: {match[1]}" if line else match[0]
+
+        raise InputError(re.sub(rf"^{re.escape(source)}: ([^:\n]+)", numbered, str(error), flags=re.M)) from None
+
+
+def _line(node: yaml.Node | None, keys: list[str]) -> int:
+    """Return the line, from 1, of the innermost of nested keys that is there; 0 if none is."""
+    line = 0
+    for key in keys:
+        found = next((pair for pair in _pairs(node) if pair[0] == key), None)
+        if found is None:
+            break
+        _, line, node = found
+    return line
+
+
+def _pairs(node: yaml.Node | None) -> Iterator[tuple[str, int, yaml.Node]]:
+    """Yield (key, line, value) of a mapping, its own before merged ones; of a sequence, with places for keys."""
+    if isinstance(node, yaml.SequenceNode):
+        yield from ((str(place), item.start_mark.line + 1, item) for place, item in enumerate(node.value))
+    elif isinstance(node, yaml.MappingNode):
+        yield from ((str(k.value), k.start_mark.line + 1, v) for k, v in node.value if not _is_merge(k))
+        for merged in (value for key, value in node.value if _is_merge(key)):
+            for each in merged.value if isinstance(merged, yaml.SequenceNode) else [merged]:
+                yield from _pairs(each)

@@ -8,19 +8,38 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Tag, TypeAdapter, ValidationError, model_validator
 
 from uic_core.errors import InputError
-from uic_core.files import read_yaml, write_text
+from uic_core.files import lines_of, read_yaml, write_text
 from uic_core.models import ARCHS, known
 from uic_core.models.architecture import Format
 
 Arch = Annotated[str, AfterValidator(known)]
 """The name of an architecture."""
+
+
+def as_written(path: str) -> str:
+    """Return a path unchanged. Raises ValueError if a shell or Snakemake would read another path in it."""
+    whole = os.path.expandvars(os.path.expanduser(path))
+    if whole != path:
+        raise ValueError(f"{path!r} is not expanded here; write {whole!r}")
+    if odd := re.search(r"^[~-]|[{}$\x00-\x1f]", path):
+        raise ValueError(
+            f"{path!r} holds {odd[0]!r}, which Snakemake or a shell would change; write or rename the path without it"
+        )
+    return path
+
+
+PathName = Annotated[str, AfterValidator(as_written)]
+"""A path in a config, taken as it is written."""
 
 
 class Strict(BaseModel):
@@ -105,7 +124,7 @@ class External(_Run):
     stage: ClassVar[str] = "external"  # type: ignore[misc]
 
     method: Literal["external"]
-    path: str = Field(min_length=1, description="the checkpoint file: safetensors, or a pickle of tensors")
+    path: PathName = Field(min_length=1, description="the checkpoint file: safetensors, or a pickle of tensors")
     format: Format = Field(description="how its weights are named; uic_core/models/formats.py")
     arch: Arch
     sobel: bool = Field(description="the network was trained behind greyscale + Sobel filters")
@@ -134,74 +153,106 @@ def parse(model: type[Model], value: dict[str, Any], source: str) -> Model:
 
     Raises:
         InputError: "<source>: <key>: <what is wrong>", one line per mistake; suggests a known key for an unknown one.
+            What an anchor repeats is one mistake.
     """
     try:
         return TypeAdapter(model).validate_python(value)
     except ValidationError as error:
-        lines = [_explain(model, item) for item in error.errors()]
-        raise InputError("\n".join(f"{source}: {line}" for line in lines)) from None
+        raise InputError("\n".join(f"{source}: {line}" for line in _mistakes(model, error.errors()))) from None
 
 
-def _explain(model: Any, item: Any) -> str:
+def _mistakes(model: Any, items: Sequence[Any]) -> list[str]:
+    """One line for each mistake: where it is first, what it is, where else it is."""
+    renamed = {(*item["loc"][:-1], near) for item in items for near in _near(model, item)}
+    found: dict[tuple[Any, ...], tuple[str, list[str]]] = {}
+    for item in items:
+        if item["type"] == "missing" and item["loc"] in renamed:
+            continue  # written, under the wrong name
+        where, what = _explain(model, item)
+        key = "" if item["type"] in ("value_error", "method") else item["loc"][-1]  # those name the key themselves
+        # An unknown key is one mistake, whatever other keys each method knows.
+        same = (key, item["msg"] if item["type"] == "extra_forbidden" else what)
+        found.setdefault(same, (what, []))[1].append(where)
+    lines = []
+    for what, (first, *others) in found.values():
+        so_too = f"; so too {', '.join(others)}" if others else ""
+        lines.append(f"{first + ': ' if first else ''}{what}{so_too}")
+    return lines
+
+
+def _explain(model: Any, item: Any) -> tuple[str, str]:
+    """Where a mistake is, and what it is."""
     where = ".".join(str(part) for part in item["loc"] if not _is_tag(part) and part != "[key]")
-    if item["type"] == "extra_forbidden":
-        known = _fields_at(model, item["loc"][:-1])
-        near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.0)
-        return f"{where}: unknown key; did you mean '{near[0]}'? (known: {', '.join(known)})" if near else where
     given = item["input"]
+    if item["type"] == "extra_forbidden":
+        known = _known(model, item["loc"][:-1])
+        near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.0)
+        hint = f"did you mean '{near[0]}'? (known: {', '.join(known)})" if near else "remove it"
+        return where, f"unknown key; {hint}"
     if item["type"] == "method":
         where, known = f"{where + '.' if where else ''}method", item["ctx"]["known"]
         if isinstance(given, dict) and "method" in given:
-            return f"{where}: no method '{given['method']}' (known: {known})"
-        return f"{where}: missing; config/README.md explains the key (known: {known})"
+            return where, f"no method '{given['method']}' (known: {known})"
+        return where, f"missing; config/README.md explains the key (known: {known})"
     if item["type"] == "missing":
-        return f"{where}: missing; config/README.md explains the key"
+        return where, "missing; config/README.md explains the key"
     hint = ""
     if item["type"].startswith("float") and isinstance(given, str):
         hint = " (YAML reads 1e-4 as text: write 1.0e-4)"
     named = item["type"] == "value_error"  # its message names the value already
     shown = f", not {given!r}" if isinstance(given, str | int | float | bool) and not named else ""
-    return f"{where + ': ' if where else ''}{item['msg'].removeprefix('Value error, ')}{shown}{hint}"
+    return where, f"{item['msg'].removeprefix('Value error, ')}{shown}{hint}"
 
 
-def tag(method: str) -> str:
-    """Tag of a method's recipe in a union, and in the error locations of pydantic. It differs from every key."""
-    return f"<{method}>"
+def _near(model: Any, item: Any) -> list[str]:
+    """The known key that an unknown one resembles, if there is one."""
+    unknown = item["type"] == "extra_forbidden"
+    return difflib.get_close_matches(str(item["loc"][-1]), _known(model, item["loc"][:-1]), n=1) if unknown else []
+
+
+def tag(name: str) -> str:
+    """Tag of a model in a union, and in the error locations of pydantic. It differs from every key."""
+    return f"<{name}>"
 
 
 def _is_tag(part: int | str) -> bool:
     return str(part).startswith("<")
 
 
-def _fields_at(model: Any, loc: tuple[int | str, ...]) -> list[str]:
-    """Names of the keys allowed at `loc`, found by walking the model's annotations."""
+def _known(annotation: Any, loc: tuple[int | str, ...]) -> list[str]:
+    """Names of the keys allowed at `loc`, found by walking the annotations."""
     for part in loc:
-        fields = getattr(model, "model_fields", {})
+        fields = getattr(_only(annotation), "model_fields", {})
         if part in fields:
-            model = fields[part].annotation
+            annotation = fields[part].annotation
         elif _is_tag(part):
-            model = next(each for each in _models(model) if tag(_method(each)) == part)
-        else:  # a free key of dict[str, …]
-            model = get_args(model)[-1]
-    return sorted(getattr(model, "model_fields", {}))
+            annotation = _models(annotation)[str(part)]
+        else:  # a free key of dict[str, …], or a place in a list
+            annotation = get_args(annotation)[-1]
+    return sorted(getattr(_only(annotation), "model_fields", ()))
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    """The models in an annotation, through unions and Annotated[…]."""
+def _only(annotation: Any) -> Any:
+    """The model of an annotation such as `Model | None`; else the annotation."""
+    models = _models(annotation)
+    return next(iter(models.values())) if len(models) == 1 and type(None) in get_args(annotation) else annotation
+
+
+def _models(annotation: Any) -> dict[str, type[BaseModel]]:
+    """The models in an annotation, through unions and Annotated[…], by their tags or names."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in get_args(annotation) for model in _models(part)]
-
-
-def _method(model: type[BaseModel]) -> str:
-    """Name of the method whose recipe `model` is."""
-    (name,) = get_args(model.model_fields["method"].annotation)
-    return str(name)
+        return {annotation.__name__: annotation}
+    parts = get_args(annotation)
+    found = {name: model for part in parts for name, model in _models(part).items()}
+    tags = [part.tag for part in parts if isinstance(part, Tag)]
+    return dict(zip(tags, found.values(), strict=True)) if tags else found
 
 
 def load(model: type[Model], path: Path) -> Model:
     """Read and validate a YAML file written by `save` or by hand. Raises InputError naming file and key."""
-    return parse(model, read_yaml(path), str(path))
+    value = read_yaml(path)
+    with lines_of(str(path)):
+        return parse(model, value, str(path))
 
 
 def save(value: Strict, path: Path) -> None:

@@ -87,6 +87,15 @@ def run(protocol: Path, dataset: str, out: Path) -> None:
 # ---- what an index says ---------------------------------------------------------------------------------------------
 
 
+def test_fault_56_a_split_saved_by_a_spreadsheet_is_read(miniimagenet: Path, seen):
+    before = build_miniimagenet(miniimagenet, "test")
+    table = miniimagenet / "test.csv"
+    table.write_bytes(b"\xef\xbb\xbf" + table.read_text().replace("\n", "\r\n").encode())
+    after = build_miniimagenet(miniimagenet, "test")
+    seen(f"{len(after)} images are read")
+    assert (after.paths.tolist(), after.labels.tolist()) == (before.paths.tolist(), before.labels.tolist())
+
+
 def test_imagenet_is_listed_in_path_order_with_the_folders_labels(imagenet: Path):
     index = build_folder(imagenet, "train", "imagenet")
     assert index.name == "imagenet_train"

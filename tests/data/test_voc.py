@@ -131,6 +131,12 @@ def test_a_wrong_list_is_named_by_line(devkit: Path, text: str, message: str) ->
         voc.read_list(devkit, "Main", "trainval")
 
 
+def test_fault_56_a_list_saved_on_windows_is_read(devkit: Path, seen: Callable[[object], None]) -> None:
+    main_list(devkit, "\ufeff000012\r\n000005\r\n")
+    seen(voc.read_list(devkit, "Main", "trainval"))
+    assert voc.read_list(devkit, "Main", "trainval") == ("000012", "000005")
+
+
 def test_missing_and_binary_lists_are_named(devkit: Path) -> None:
     with pytest.raises(InputError, match=r"Main/test\.txt: the image list cannot be read .*VOC2007"):
         voc.read_list(devkit, "Main", "test")

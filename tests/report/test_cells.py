@@ -178,7 +178,8 @@ def test_what_an_architecture_cannot_do_is_named(small: tuple[Path, Path], evalu
         cells.check_cells(small[0], paper)
     assert str(caught.value) == (
         f"{small[0]}: tables.1: row 'Ours', column 'conv3': {evaluation} takes alexnet, vgg16 or "
-        "alexnet_torchvision, and run uic_resnet50_strong is resnet50; name the column under `absent` of its row"
+        "alexnet_torchvision, and run uic_resnet50_strong is resnet50; name another run, "
+        "or name the column under `absent` of its row"
     )
 
 
@@ -291,3 +292,111 @@ def test_missing_files_are_named(tmp_path: Path, small: tuple[Path, Path]) -> No
         cells.needed(tmp_path / "absent.yaml", 1)
     with pytest.raises(InputError, match=r"absent\.csv: cannot be read"):
         cells.read_published(tmp_path / "absent.csv", 1, cells.table(small[0], 1))
+
+
+def _checked(paper: config.Config, tables: Path, published: Path) -> str:
+    """What the check of the paper's config with these two files says; '' if nothing is wrong."""
+    found = paper.model_copy(update={"tables": str(tables), "published": str(published)})
+    try:
+        cells.check_cells(found.tables_file, found)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        (
+            0,
+            "    stub: Methods\n",
+            "    stub: {Methods\n",
+            ":7: is not valid YAML: expected ',' or '}', but got ':', while",
+        ),
+        (
+            0,
+            "title: A table",
+            "title: A {table",
+            ":4: tables.1.title: holds '{', which Snakemake's report would read as",
+        ),
+        (
+            0,
+            '"{view}conv3"',
+            '"{view"',
+            ": tables.1.rows: 'Ours': 'conv3' takes '{view': expected '}' before end of string",
+        ),
+        (
+            0,
+            '"{view}conv3"',
+            '"{view!x}"',
+            ": tables.1.rows: 'Ours': 'conv3' takes '{view!x}': Unknown conversion specifier",
+        ),
+        (0, "title: A table", "\ttitle: A table", ":4: is not valid YAML: found character '\\t' that cannot start any"),
+        (0, "A note.", "A \xe9 note.", ":15: is not UTF-8 (byte 0xe9); save the file as UTF-8"),
+        (1, "1,Ours,NMI", '1,"Ours,NMI', ":3: is not CSV (unexpected end of data); mend this line, or one after it"),
+        (1, "1,Ours,NMI,38.5,paper\n", "1,Ours,NMI,38.5\n", ":3: has 4 fields, not 5; quote commas"),
+        (1, "table,row,column,value,source\n", "", ":1: the first line must be 'table,row,column,value,source'"),
+        (1, "table,row", "table;row", ":1: the first line must be 'table,row,column,value,source'"),
+        (1, "1,Ours,NMI", "l,Ours,NMI", ":3: table 'l' is no number; write the table's"),
+        (1, "41.2", "41,2", ":2: has 6 fields, not 5; quote commas"),
+        (1, "Someone", "Som\xe9one", ":4: is not UTF-8 (byte 0xe9); save the file as UTF-8"),
+        (1, SMALL_PUBLISHED, "", ":1: the first line must be 'table,row,column,value,source'"),
+        (
+            1,
+            "1,Ours,NMI,38.5,paper\n",
+            "",
+            ": table 1, row 'Ours': column 'NMI' is computed but has no number; mend `abs",
+        ),
+    ],
+)
+def test_fault_51_damaged_tables_and_numbers_are_found_with_the_config(
+    paper: config.Config, small: tuple[Path, Path], seen: Any, file: int, old: str, new: str, message: str
+) -> None:
+    """In one line that names the real path once; the undamaged files pass."""
+    assert _checked(paper, *small) == ""
+    content = small[file].read_text()
+    assert old in content
+    small[file].write_bytes(content.replace(old, new).encode("latin-1"))
+    told = _checked(paper, *small)
+    seen(told)
+    assert told.startswith(f"{small[file]}{message}")
+    assert told.count(str(small[file])) == 1
+    assert "\n" not in told
+
+
+def test_fault_51_a_file_that_is_not_there_is_named_as_the_config_finds_it(paper: config.Config, seen: Any) -> None:
+    """A relative path starts at the clone."""
+    told = _checked(paper, Path("config/tables.yaml"), Path("config/none.csv"))
+    seen(told)
+    assert told == f"{ROOT}/config/none.csv: cannot be read (No such file or directory); check the path"
+    assert _checked(paper, TABLES, PUBLISHED) == ""
+
+
+def test_fault_56_tables_and_numbers_saved_by_a_spreadsheet_are_read(
+    paper: config.Config, small: tuple[Path, Path], seen: Any
+) -> None:
+    """Byte-order mark, CR LF, quotes around every field, lines of commas alone at the end."""
+    before = cells.read_published(small[1], 1, cells.table(small[0], 1))
+    quoted = "\r\n".join(",".join(f'"{field}"' for field in line.split(",")) for line in SMALL_PUBLISHED.splitlines())
+    small[1].write_bytes(b"\xef\xbb\xbf" + f"{quoted}\r\n,,,,\r\n,,,,\r\n".encode())
+    small[0].write_bytes(b"\xef\xbb\xbf" + SMALL.replace("\n", "\r\n").encode())
+    assert cells.read_published(small[1], 1, cells.table(small[0], 1)) == before
+    assert _checked(paper, *small) == ""
+    seen(f"{len(before)} numbers are read")
+
+
+def test_fault_60_the_remedies_of_a_cell_that_cannot_be_lead_on(
+    paper: config.Config, small: tuple[Path, Path], seen: Any
+) -> None:
+    """Another run, or the column under `absent`."""
+    wrong = SMALL.replace("linear_probe", "detection").replace("run: uic_3k", "run: uic_resnet50_strong")
+    wrong = wrong.replace('value: "{view}conv3"', "value: map").replace(', fill: {view: ""}', "")
+    small[0].write_text(wrong)
+    told = _checked(paper, *small)
+    seen(told)
+    assert told.endswith("is resnet50; name another run, or name the column under `absent` of its row")
+    small[0].write_text(wrong.replace("uic_resnet50_strong", "uic_3k"))
+    assert _checked(paper, *small) == ""
+    small[0].write_text(wrong.replace("run: uic_resnet50_strong", "run: uic_resnet50_strong, absent: [conv3]"))
+    small[1].write_text(SMALL_PUBLISHED.replace("1,Ours,conv3,41.2,paper\n", ""))
+    assert _checked(paper, *small) == ""

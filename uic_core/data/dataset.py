@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import operator
 import re
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from uic_core.recipe import Strict
+from uic_core.recipe import PathName, Strict, tag
 
 
 class ImageFolder(Strict):
@@ -17,7 +19,7 @@ class ImageFolder(Strict):
     Data without classes, for pretraining only, has its images in <root>/train itself.
     """
 
-    root: str = Field(min_length=1)
+    root: PathName = Field(min_length=1)
     classes: int = Field(ge=0, description="class folders; 0: there are none")
     train_images: int = Field(ge=1)
     val_images: int = Field(ge=0, description="0: there is no folder val, and no linear probe on this data")
@@ -35,7 +37,7 @@ class ImageFolder(Strict):
 class Voc07(Strict):
     """<root>/VOC2007 of the VOCdevkit: JPEGImages, Annotations, ImageSets/Main."""
 
-    root: str = Field(min_length=1)
+    root: PathName = Field(min_length=1)
     trainval_images: int = Field(ge=1)
     test_images: int = Field(ge=1)
 
@@ -43,8 +45,10 @@ class Voc07(Strict):
 class VocSegmentation(Strict):
     """<root>/VOC2012: JPEGImages, SegmentationClass and lists in ImageSets/Segmentation; SBD's folder for training."""
 
-    root: str = Field(min_length=1)
-    sbd: str = Field(description="SBD's dataset/ with img/, cls/ and the train_list; '' trains on VOC2012's own masks")
+    root: PathName = Field(min_length=1)
+    sbd: PathName = Field(
+        description="SBD's dataset/ with img/, cls/ and the train_list; '' trains on VOC2012's own masks"
+    )
     train_list: str
     train_images: int = Field(ge=1)
     val_list: str
@@ -60,7 +64,7 @@ class VocSegmentation(Strict):
 class MiniImageNet(Strict):
     """<root>/images/*.jpg and train.csv, val.csv, test.csv (filename,label), Ravi & Larochelle's split."""
 
-    root: str = Field(min_length=1)
+    root: PathName = Field(min_length=1)
     train_classes: int = Field(ge=1)
     val_classes: int = Field(ge=1)
     test_classes: int = Field(ge=5)
@@ -68,6 +72,23 @@ class MiniImageNet(Strict):
 
 
 _OTHERS = ("voc07", "voc_segmentation", "miniimagenet")
+_SECTIONS: tuple[type[Strict], ...] = (ImageFolder, Voc07, VocSegmentation, MiniImageNet)
+
+
+def _tag(section: Any) -> str:
+    """The model of a section: the one with most of its keys. A mistake is then told of that one alone."""
+    keys = section if isinstance(section, dict) else getattr(type(section), "model_fields", {})
+    return tag(max(_SECTIONS, key=lambda model: len(model.model_fields.keys() & set(keys))).__name__)
+
+
+if TYPE_CHECKING:
+    Section = ImageFolder | Voc07 | VocSegmentation | MiniImageNet
+else:
+    Section = Annotated[
+        functools.reduce(operator.or_, (Annotated[model, Tag(tag(model.__name__))] for model in _SECTIONS)),
+        Discriminator(_tag),
+    ]
+    """The section of one data set."""
 
 
 class Dataset(Strict):
@@ -76,7 +97,7 @@ class Dataset(Strict):
     name: str
     generated: bool
     seed: int = Field(ge=0)
-    section: ImageFolder | Voc07 | VocSegmentation | MiniImageNet
+    section: Section
 
     @property
     def key(self) -> str:
@@ -89,7 +110,7 @@ class Cache(Strict):
 
     format: Literal["none", "jpeg", "uint8"]
     side: int = Field(ge=64, description="shorter side, pixels; larger images are resized to it")
-    root: str = Field(min_length=1, description="folder for the pixels, on a fast disk")
+    root: PathName = Field(min_length=1, description="folder for the pixels, on a fast disk")
 
 
 class Datasets(Strict):

@@ -196,7 +196,7 @@ def build_miniimagenet(root: Path, split: str) -> Index:
     """
     table = Path(root) / f"{split}.csv"
     try:
-        with open(table, encoding="utf-8", newline="") as file:
+        with open(table, encoding="utf-8-sig", newline="") as file:
             lines = list(csv.reader(file))
     except OSError as error:
         raise InputError(f"{table}: cannot be read ({error.strerror}); expected Ravi & Larochelle's split") from error

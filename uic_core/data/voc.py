@@ -160,7 +160,7 @@ def read_list(root: Path, kind: Kind, split: str) -> tuple[str, ...]:
 
 def _read_ids(path: Path, remedy: str) -> tuple[str, ...]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise InputError(f"{path}: the image list cannot be read ({error.strerror}); {remedy}") from error
     except UnicodeDecodeError as error:

@@ -27,7 +27,4 @@ class Clusters(Evaluation):
         """Refuse a run trained elsewhere: it has no pseudo-labels."""
         if not isinstance(recipe, External):
             return ""
-        return (
-            f"run {run} was trained elsewhere and has no pseudo-labels; name the columns of evaluation 'clusters' "
-            "under `absent` of its row"
-        )
+        return f"run {run} was trained elsewhere and has no pseudo-labels; name another run"

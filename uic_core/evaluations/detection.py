@@ -15,7 +15,7 @@ from uic_core.evaluations.evaluation import (
     check_steps,
     without_fc6,
 )
-from uic_core.recipe import External, Recipe, Strict
+from uic_core.recipe import External, PathName, Recipe, Strict
 
 if TYPE_CHECKING:
     from uic_core.config import Config
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Proposals(Strict):
     """Selective search (docs/protocol.md, Detection), or its published results."""
 
-    source: str = Field(description="folder of Fast R-CNN's voc_2007_<split>.mat; '' searches with the keys below")
+    source: PathName = Field(description="folder of Fast R-CNN's voc_2007_<split>.mat; '' searches with the keys below")
     mode: Literal["fast", "quality"]
     shorter_side: int = Field(ge=32, description="images are resized to this before the search; boxes are mapped back")
     max_boxes: int = Field(ge=1)

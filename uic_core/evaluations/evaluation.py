@@ -107,4 +107,4 @@ def without_fc6(evaluation: str, run: str, arch: str) -> str:
     """Return why Fast R-CNN and FCN-32s cannot evaluate a run; '' if its architecture has an fc6."""
     if ARCHS[arch].windows:
         return ""
-    return f"{evaluation} takes {with_fc6()}, and run {run} is {arch}; name the column under `absent` of its row"
+    return f"{evaluation} takes {with_fc6()}, and run {run} is {arch}; name another run"

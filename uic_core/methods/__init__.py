@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from pydantic import Discriminator, Tag
 
-from uic_core.files import read_yaml
+from uic_core.files import lines_of, read_yaml
 from uic_core.methods import deepcluster, finetune, random, supervised, uic
 from uic_core.methods.method import Method
 from uic_core.recipe import External, Recipe, parse, tag
@@ -53,4 +53,6 @@ def parse_run(value: dict[str, Any], source: str) -> Recipe | External:
 
 def load_run(path: Path) -> Recipe | External:
     """Read and validate a run's recipe.yaml. Raises InputError naming file and key."""
-    return parse_run(read_yaml(path), str(path))
+    value = read_yaml(path)
+    with lines_of(str(path)):
+        return parse_run(value, str(path))

@@ -5,7 +5,6 @@ Imports only pydantic and yaml, so that the workflow can call `needed` while it 
 
 from __future__ import annotations
 
-import csv
 import difflib
 import functools
 from collections.abc import Iterable
@@ -14,14 +13,24 @@ from pathlib import Path
 from string import Formatter
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from uic_core.config import Config
 from uic_core.errors import InputError
 from uic_core.evaluations import EVALUATIONS
+from uic_core.files import read_csv
 from uic_core.recipe import External, Strict, load
 
 PUBLISHED_HEADER = ("table", "row", "column", "value", "source")
+
+
+def _no_braces(title: str) -> str:
+    if odd := set(title) & set("{}"):
+        raise ValueError(f"holds '{min(odd)}', which Snakemake's report would read as a wildcard; remove it")
+    return title
+
+
+Title = Annotated[str, AfterValidator(_no_braces)]
 
 
 class Column(Strict):
@@ -85,7 +94,7 @@ class Ordering(Strict):
 class Table(Strict):
     """One table, in its order of columns and rows."""
 
-    title: str
+    title: Title
     caption: str = Field("", description="what stands under its name in the report")
     stub: str = Field(description="heading of the first column")
     decimals: int = Field(1, ge=0, le=6)
@@ -112,7 +121,7 @@ class Figure(Strict):
     """A figure of a run's pseudo-labels: 3, the sizes of its classes; 4, images of those with the lowest entropy."""
 
     run: str = Field(min_length=1)
-    title: str
+    title: Title
     caption: str = Field("", description="what stands under its name in the report")
 
 
@@ -202,7 +211,7 @@ def by_class(tables_yaml: Path) -> list[str]:
 
 
 def check_cells(tables_yaml: Path, config: Config) -> None:
-    """Check that a config can fill every computed cell; otherwise the error would appear only after the last job.
+    """Check that every cell can be filled, computed or published; else the error would appear only after the last job.
 
     Raises:
         InputError: a cell's run is not in the config; its value belongs to a layer that is not evaluated; it needs the
@@ -224,7 +233,7 @@ def check_cells(tables_yaml: Path, config: Config) -> None:
                 )
             section, run = config.evaluations.one(source.evaluation), config.runs[source.run]
             if reason := section.refuses(source.run, run):
-                raise InputError(f"{where}: {reason}")
+                raise InputError(f"{where}: {reason}, or name the column under `absent` of its row")
             values = section.values_of(run.arch)
             if values and source.value not in values:
                 raise InputError(
@@ -232,6 +241,8 @@ def check_cells(tables_yaml: Path, config: Config) -> None:
                     f"layers.{run.arch} of the config does not make (it makes: {', '.join(values)}); "
                     "add the layer there, or correct the cell"
                 )
+    for number, table in read_tables(tables_yaml).items():
+        read_published(config.published_file, number, table)
 
 
 def shown_runs(tables_yaml: Path, evaluation: str) -> dict[str, str]:
@@ -327,7 +338,12 @@ def _check_row(row: Row, table: Table, where: str, numbers: list[str]) -> None:
         if column.text or column.name in row.absent:
             continue
         value = row.cells.get(column.name, Override()).value or column.value
-        blanks = [name for _, name, _, _ in Formatter().parse(value) if name is not None]
+        try:
+            blanks = [name for _, name, _, _ in Formatter().parse(value) if name is not None]
+            if set(blanks) <= row.fill.keys():
+                _source(row, column)
+        except ValueError as error:
+            raise InputError(f"{where}: '{column.name}' takes '{value}': {error}; close or remove the brace") from None
         unfilled = [name for name in blanks if name not in row.fill]
         if unfilled:
             raise InputError(f"{where}: '{column.name}' takes '{value}'; fill.{unfilled[0]} is missing")
@@ -335,26 +351,14 @@ def _check_row(row: Row, table: Table, where: str, numbers: list[str]) -> None:
 
 
 def _records(path: Path) -> list[tuple[int, dict[str, str]]]:
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            reader = csv.reader(file)
-            lines = [(reader.line_num, fields) for fields in reader if fields]
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: is not a CSV file in UTF-8 ({error}); restore it from git") from error
-    if not lines or tuple(lines[0][1]) != PUBLISHED_HEADER:
-        raise InputError(f"{path}:1: the first line must be '{','.join(PUBLISHED_HEADER)}'")
-    records = []
-    for line, fields in lines[1:]:
-        if len(fields) != len(PUBLISHED_HEADER):
-            raise InputError(f"{path}:{line}: has {len(fields)} fields, not {len(PUBLISHED_HEADER)}; quote commas")
-        record = dict(zip(PUBLISHED_HEADER, fields, strict=True))
+    records = read_csv(path, PUBLISHED_HEADER)
+    for line, record in records:
+        if not (record["table"].isascii() and record["table"].isdigit()):
+            raise InputError(f"{path}:{line}: table '{record['table']}' is no number; write the table's")
         if not _is_number(record["value"]):
             raise InputError(f"{path}:{line}: value '{record['value']}' is no number; leave out what is not printed")
         if not record["source"]:
             raise InputError(f"{path}:{line}: source is empty; write 'paper' or the cited work")
-        records.append((line, record))
     return records
 
 
@@ -372,13 +376,19 @@ def _agree(path: Path, number: int, table: Table, published: dict[tuple[str, str
         where = f"{path}: table {number}, row '{row.name}'"
         if row.extra:
             if printed:
-                raise InputError(f"{where}: has numbers, but config/tables.yaml says extra: true (not in the paper)")
+                raise InputError(
+                    f"{where}: has numbers, but its `extra: true` says that the paper has none; remove one of the two"
+                )
         elif not printed:
-            raise InputError(f"{where}: has no number; add its lines or remove the row from config/tables.yaml")
+            raise InputError(
+                f"{where}: has no number; add its lines here, or remove the row from the config's `tables`"
+            )
         elif row.run and printed != computed:
             name = sorted(printed ^ computed)[0]
             said = "has a number that nothing computes" if name in printed else "is computed but has no number"
-            raise InputError(f"{where}: column '{name}' {said}; mend 'absent' in config/tables.yaml or the lines here")
+            raise InputError(
+                f"{where}: column '{name}' {said}; mend `absent` in the config's `tables`, or the lines here"
+            )
 
 
 def _known(where: str, kind: str, name: str, known: Iterable[str]) -> None:

@@ -1,6 +1,7 @@
-# Python functions for the rules: they read the config and find files. Those for SLURM are in cluster.smk.
+# Python functions for the rules: they find files. Those that read the config are in config.smk, for SLURM in cluster.smk.
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -9,15 +10,14 @@ from snakemake.exceptions import WorkflowError
 # The package is imported from the checkout: a clone runs without installation.
 sys.path.insert(0, str(workflow.basedir))
 
-from uic_core.config import validate  # noqa: E402
 from uic_core.data.dataset import Dataset  # noqa: E402
 from uic_core.errors import InputError  # noqa: E402
 from uic_core.evaluations import EVALUATIONS  # noqa: E402
-from uic_core.files import read_yaml, remake  # noqa: E402
+from uic_core.files import remake  # noqa: E402
 from uic_core.methods import METHODS  # noqa: E402
 from uic_core.models import ARCHS  # noqa: E402
 from uic_core.recipe import load  # noqa: E402
-from uic_core.report.cells import by_class, check_cells, needed, read_figures, read_tables  # noqa: E402
+from uic_core.report.cells import by_class, needed, read_figures, read_tables  # noqa: E402
 
 # Tasks with their own figure (sample images) and table (all classes); a table's cell only summarises them. Each result
 # has one label in the report: Snakemake's page turns a second label with two values in a category into a toggle, and
@@ -26,23 +26,6 @@ TASKS = {
     "detection": {"figure": "Detections on sample images", "table": "Detection: AP of every class"},
     "segmentation": {"figure": "Segmentations of sample images", "table": "Segmentation: IU of every class"},
 }
-
-
-def validated_config():
-    """Return the merged config as uic_core.config.Config; refuse errors that Snakemake's YAML reader lets pass."""
-    # With --replace-workflow-config only the command line's files count; otherwise they are merged over the default.
-    replaced = workflow.config_settings.replace_workflow_config
-    files = list(workflow.overwrite_configfiles or [])
-    if not (files and replaced):
-        files.insert(0, Path(workflow.basedir) / "config" / "paper.yaml")
-    try:
-        for file in files:
-            read_yaml(Path(file))
-        checked = validate(config, str(os.path.relpath(files[-1])))
-        check_cells(checked.tables_file, checked)
-        return checked
-    except InputError as error:
-        raise WorkflowError(f"the config is wrong\n{error}") from None
 
 
 def refuse_other_scale():
@@ -62,14 +45,15 @@ def refuse_other_scale():
 
 def prepare_shell():
     """Let jobs find uic_core, no packages of ~/.local and, without conda, the Python that runs Snakemake."""
-    prefix = f"export PYTHONPATH={str(workflow.basedir)!r} PYTHONNOUSERSITE=1; "
+    clone, own = shlex.quote(str(workflow.basedir)), shlex.quote(os.path.dirname(sys.executable))
+    prefix = f"export PYTHONPATH={clone} PYTHONNOUSERSITE=1; "
     # Training allocates the same large tensors every step: huge pages give 15 to 25 % more images per second on a CPU.
     prefix += 'export GLIBC_TUNABLES="${{GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}}"; '
     if not CONFIG.datasets.check_files:
         prefix += "export UIC_CHECK_FILES=0; "  # read in uic_core/data/stamps.py; no param, so it reruns nothing
-    prefix += f"source {str(Path(workflow.basedir, 'workflow', 'launch.sh'))!r}; "
+    prefix += f"source {clone}/workflow/launch.sh; "
     if not {str(method) for method in workflow.deployment_settings.deployment_method} & {"conda", "apptainer"}:
-        prefix += f'export PATH={os.path.dirname(sys.executable)!r}:"$PATH"; '
+        prefix += f'export PATH={own}:"$PATH"; '
     shell.prefix(prefix)
 
 
@@ -139,7 +123,7 @@ def external_checkpoint(wildcards):
     """Return the file of a run that was trained elsewhere."""
     path = CONFIG.runs[wildcards.run].path
     if not os.path.exists(path):
-        raise WorkflowError(f"runs.{wildcards.run}.path: {path} is not there; correct it in the config")
+        sys.exit(f"error: {FILES[-1]}: runs.{wildcards.run}.path: {path} is not there; correct it in the config")
     return path
 
 
@@ -159,10 +143,15 @@ def run_index(wildcards):
     return train_index(CONFIG.runs[wildcards.run].data)
 
 
+def evaluated(run, evaluation):
+    """Return the checkpoint of a run. If the run cannot have the evaluation, end with the reason."""
+    if reason := CONFIG.refuses(run, evaluation):
+        sys.exit(f"error: {RESULTS}/metrics/{run}/{evaluation}.json: {reason}")
+    return f"{RESULTS}/runs/{run}/checkpoint.safetensors"
+
+
 def labelled_index(run):
     """Return the index of the images of a run's pseudo-labels, not cached."""
-    if CONFIG.runs[run].stage == "external":
-        raise WorkflowError(f"runs.{run}: was trained elsewhere, so there are no pseudo-labels to look at")
     return f"{RESULTS}/index/{CONFIG.runs[run].data}_train.npz"
 
 

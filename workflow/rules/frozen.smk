@@ -5,7 +5,7 @@
 
 rule linear_probe:
     input:
-        checkpoint=f"{RESULTS}/runs/{{run}}/checkpoint.safetensors",
+        checkpoint=lambda wildcards: evaluated(wildcards.run, "linear_probe"),
         protocol=f"{RESULTS}/protocols/linear_probe.yaml",
         train=train_index(CONFIG.evaluations.linear_probe.data),
         val=f"{RESULTS}/index/{CONFIG.evaluations.linear_probe.data}_val.npz",
@@ -33,7 +33,7 @@ rule linear_probe:
 
 rule clusters:
     input:
-        checkpoint=f"{RESULTS}/runs/{{run}}/checkpoint.safetensors",
+        checkpoint=lambda wildcards: evaluated(wildcards.run, "clusters"),
         labels=f"{RESULTS}/runs/{{run}}/labels.npy",
         history=f"{RESULTS}/runs/{{run}}/history.jsonl",
         protocol=f"{RESULTS}/protocols/clusters.yaml",
@@ -58,7 +58,7 @@ rule clusters:
 
 rule voc_classification:
     input:
-        checkpoint=f"{RESULTS}/runs/{{run}}/checkpoint.safetensors",
+        checkpoint=lambda wildcards: evaluated(wildcards.run, "voc_classification_all"),
         protocol=f"{RESULTS}/protocols/voc_classification_{{train}}.yaml",
         checked=f"{RESULTS}/data/voc07.checked",
     output:
@@ -85,7 +85,7 @@ rule voc_classification:
 
 rule fewshot:
     input:
-        checkpoint=f"{RESULTS}/runs/{{run}}/checkpoint.safetensors",
+        checkpoint=lambda wildcards: evaluated(wildcards.run, "fewshot"),
         protocol=f"{RESULTS}/protocols/fewshot.yaml",
         index=f"{RESULTS}/index/miniimagenet_test.npz",
     output:

@@ -30,7 +30,7 @@ rule proposals:
 
 rule detection:
     input:
-        checkpoint=f"{RESULTS}/runs/{{run}}/checkpoint.safetensors",
+        checkpoint=lambda wildcards: evaluated(wildcards.run, "detection"),
         protocol=f"{RESULTS}/protocols/detection.yaml",
         train=f"{RESULTS}/proposals/voc07_trainval.npz",
         test=f"{RESULTS}/proposals/voc07_test.npz",
@@ -64,7 +64,7 @@ rule detection:
 
 rule segmentation:
     input:
-        checkpoint=f"{RESULTS}/runs/{{run}}/checkpoint.safetensors",
+        checkpoint=lambda wildcards: evaluated(wildcards.run, "segmentation"),
         protocol=f"{RESULTS}/protocols/segmentation.yaml",
         dataset=f"{RESULTS}/data/voc_segmentation.yaml",
         checked=f"{RESULTS}/data/voc_segmentation.checked",

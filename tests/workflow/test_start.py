@@ -1,0 +1,122 @@
+"""What is wrong before the first job ends in one line of our own, which names file, line, key and remedy."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bench.small_dag import small_config
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+TARGET = "protocols/fewshot.yaml"  # a job of a second
+
+
+@pytest.fixture
+def start(tmp_path: Path, seen: Callable[[object], None]) -> Callable[..., str]:
+    """Start Snakemake in a folder with a config; return what it says: '' if it ends well, else our one line."""
+
+    def start(*arguments: str, config: dict[str, Any] | str = "", profile: bool = True, **variables: str) -> str:
+        text = config if isinstance(config, str) else yaml.safe_dump(config)
+        file = tmp_path / "mine.yaml"
+        file.write_text(text or yaml.safe_dump(small_config()), encoding="latin-1")
+        command = [sys.executable, "-m", "snakemake", *arguments, "--snakefile", str(ROOT / "Snakefile")]
+        command += ["--directory", str(tmp_path)]
+        command += ["--profile", "profiles/demo", "--configfile", str(file)] if profile else ["--cores", "1"]
+        process = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | variables
+        )
+        if process.returncode == 0:
+            return ""
+        said = process.stderr.replace("Using profile profiles/demo for setting default command line arguments.\n", "")
+        first, *lines = [line for line in said.splitlines() if line.startswith("error: ") or "Traceback" in line]
+        assert not lines
+        assert said.splitlines()[-1] == first  # Snakemake adds nothing
+        seen(first)
+        return first
+
+    return start
+
+
+def test_fault_50_where_nothing_can_be_written_no_job_starts(start, tmp_path):
+    """Each remedy leads to the job's end. /proc is a folder in which nobody makes a file."""
+    (tmp_path / "taken").touch()
+    told = start("-n", config=small_config() | {"results": "taken"})
+    assert told.startswith("error: taken: nothing can be written there (Not a directory); name another folder")
+    told = start(f"results/{TARGET}", TMPDIR="/proc")
+    assert told.startswith("error: /proc: nothing can be written there (")
+    assert told.endswith("; set TMPDIR to another folder")
+    told = start(f"results/{TARGET}", HOME="/proc")
+    assert told.startswith("error: /proc/.cache/snakemake: nothing can be written there (")
+    assert told.endswith("; set XDG_CACHE_HOME to a folder that can be written")
+    assert not (tmp_path / "results").exists()
+    there = str(tmp_path / "cache")
+    assert start(f"results/{TARGET}", HOME="/proc", XDG_CACHE_HOME=there, TMPDIR=str(tmp_path)) == ""
+    assert (tmp_path / "results" / TARGET).exists()
+
+
+def test_fault_51_tables_and_numbers_are_checked_with_the_config(start, tmp_path):
+    published = tmp_path / "published.csv"
+    published.write_bytes((ROOT / "config/published.csv").read_bytes()[:-40])
+    told = start("-n", config=small_config() | {"published": str(published)})
+    line = len(published.read_text().splitlines())
+    assert told.startswith(f"error: {published}:{line}: ")
+    tables = tmp_path / "tables.yaml"
+    text = (ROOT / "config/tables.yaml").read_text()
+    tables.write_text(text.replace("{name: ", "{{name: ", 1))
+    told = start("-n", config=small_config() | {"tables": str(tables)})
+    line = text[: text.index("{name: ")].count("\n") + 1
+    assert told.startswith(f"error: {tables}:{line}: is not valid YAML: ")
+
+
+def test_fault_52_a_config_that_snakemake_cannot_read_is_named_with_its_line(start, tmp_path):
+    """The default one, and one that is given; whatever is wrong with it (tests/test_files.py)."""
+    text = yaml.safe_dump(small_config())
+    file = tmp_path / "mine.yaml"
+    line = len(text.splitlines()) + 1
+    for wrong, told in (
+        ("\tx: 1\n", "is not valid YAML: found character '\\t' that cannot start any token; indent with spaces"),
+        ("x: \xe9\n", "is not UTF-8 (byte 0xe9); save the file as UTF-8"),
+    ):
+        assert start("-n", config=text + wrong).startswith(f"error: {file}:{line}: {told}")
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config/paper.yaml").write_text("scale: paper\n\tresults: x\n")
+    assert start("-n", profile=False).startswith("error: config/paper.yaml:2: is not valid YAML: found character '\\t'")
+    (tmp_path / "config/paper.yaml").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert start("-n", f"results/{TARGET}", profile=False) == ""
+
+
+def test_fault_53_a_path_with_quotes_works_and_a_slash_too_many_does_no_harm(start, tmp_path):
+    """Through the rules' shells, into the file that stages read."""
+    config = small_config() | {"results": "results/"}
+    config["datasets"]["voc07"]["root"] = root = """data/it's "mine", `x` * \\ & y"""
+    assert start("results/data/voc07.yaml", config=config) == ""
+    assert yaml.safe_load((tmp_path / "results/data/voc07.yaml").read_text())["section"]["root"] == root
+
+
+def test_fault_60_an_evaluation_that_cannot_be_is_refused_when_the_plan_is_made(start, tmp_path):
+    (tmp_path / "their.pth").touch()
+    config = small_config()
+    config["runs"]["theirs"] = {
+        "method": "external", "path": "their.pth", "format": "torchvision", "arch": "resnet50", "sobel": False,
+        "image_size": 64, "resize": 73,
+    }  # fmt: skip
+    for target, reason in (
+        ("theirs/clusters", "run theirs was trained elsewhere and has no pseudo-labels; name another run"),
+        (
+            "uic_resnet50_strong/detection",
+            "detection takes alexnet, vgg16 or alexnet_torchvision, and run uic_resnet50_strong is resnet50; ",
+        ),
+    ):
+        file = f"results/metrics/{target}.json"
+        assert start("-n", file, config=config).startswith(f"error: {file}: {reason}")
+    assert (
+        start("-n", "results/metrics/theirs/linear_probe.json", "results/metrics/uic_3k/detection.json", config=config)
+        == ""
+    )

@@ -1,0 +1,37 @@
+# The config, read and checked as a whole before the first job, with the tables and numbers that it names.
+import os
+from pathlib import Path
+
+from uic_core.config import RUN_NAME, validate
+from uic_core.errors import stage
+from uic_core.files import check_folder, read_yaml
+from uic_core.report.cells import check_cells
+
+
+def config_files():
+    """Return the config's files, each over those before it. A mistake in one ends here: Snakemake would name no line."""
+    there = filter(os.path.exists, ["config/paper.yaml", *(workflow.overwrite_configfiles or [])])
+    files = [min(os.path.abspath(file), os.path.relpath(file), key=len) for file in there]
+    with stage():
+        for file in files:
+            read_yaml(Path(file))
+    return files
+
+
+def validated_config():
+    """Return the merged config as uic_core.config.Config; end with its mistakes, a line each."""
+    with stage():
+        checked = validate(config, FILES[-1])
+        check_cells(checked.tables_file, checked)
+        return checked
+
+
+def check_folders(write):
+    """End where nothing can be made: in a file in place of a folder; with `write`, also in one that is full."""
+    cache = CONFIG.datasets.cache
+    folders = {"results": CONFIG.results} | ({"datasets.cache.root": cache.root} if cache.format != "none" else {})
+    with stage():
+        for key, folder in folders.items():
+            check_folder(Path(folder), f"name another folder under `{key}` in the config", write)
+        if write:
+            check_folder(Path(os.environ.get("TMPDIR", "/tmp")), "set TMPDIR to another folder")
