@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
+import shutil
+import signal
 import sys
 from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 
 
 class InputError(ValueError):
@@ -16,8 +21,10 @@ class InputError(ValueError):
 
 
 class Interrupted(Exception):
-    """The process got SIGTERM or SIGUSR1 and has saved its state. The same command resumes it."""
+    """The process got SIGTERM, SIGUSR1 or SIGINT and has saved its state. The same command resumes it."""
 
+
+_MEMORY = "give the job more memory (mem_mb), or let it use fewer processes (--threads)"
 
 INTERRUPTED = 75
 """Exit status of an interrupted stage: EX_TEMPFAIL of sysexits.h (try again later)."""
@@ -27,7 +34,8 @@ INTERRUPTED = 75
 def stage() -> Iterator[None]:
     """Wrap a stage's `main`: an InputError prints `error: …` to stderr and exits with status 2, without traceback.
 
-    An interrupted stage prints what it saved and exits with INTERRUPTED.
+    An interrupted stage prints what it saved and exits with INTERRUPTED. So do a process that ran out of memory, a full
+    disk and Ctrl-C, where nothing more specific has been said: none of them is a bug.
     """
     try:
         yield
@@ -35,5 +43,24 @@ def stage() -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as reason:
-        print(f"interrupted: {reason}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # once for all processes of torchrun
+            print(f"interrupted: {reason}", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except KeyboardInterrupt:
+        print("interrupted: SIGINT; what was saved before is kept, run the same command again", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except BrokenProcessPool:
+        sys.exit(f"error: a process of this stage was killed; {_MEMORY}")
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        first = str(error).splitlines()[0].rstrip(".")
+        sys.exit(
+            f"error: a decoding process ended ({first}): {shutil.disk_usage('/dev/shm').free >> 20} MB are free in "
+            f"/dev/shm; give the container more (docker run --shm-size), or {_MEMORY}"
+        )
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        full = error.filename or "/dev/shm"  # semaphores have no name
+        sys.exit(f"error: {full}: the disk is full; free some space and run the same command again")

@@ -25,6 +25,7 @@ from uic_core.data.dataset import Dataset, ImageFolder, MiniImageNet
 from uic_core.data.pixels import Format, Pixels
 from uic_core.errors import InputError, stage
 from uic_core.files import atomic
+from uic_core.run.signals import ignore_interrupts
 
 _ARRAYS = {"name": "U", "root": "U", "paths": "U", "labels": "i", "classes": "U", "fingerprint": "U"}
 _PIXELS = {"folder": "U", "format": "U", "part": "i", "offset": "i", "length": "i", "width": "i", "height": "i"}
@@ -208,7 +209,7 @@ def unreadable(files: Sequence[str], processes: int = 1) -> list[str]:
     if processes == 1:
         problems: Iterable[str | None] = [_problem(file) for file in files]
     else:
-        with ProcessPoolExecutor(processes) as pool:
+        with ProcessPoolExecutor(processes, initializer=ignore_interrupts) as pool:
             problems = list(pool.map(_problem, files, chunksize=64))
     return [problem for problem in problems if problem]
 

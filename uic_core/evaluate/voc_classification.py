@@ -7,11 +7,17 @@ decoding is the bottleneck, so use several `--threads`.
 Everything after the convolutions is new: the classifier starts from weights N(0, .01) and bias .1, so `image_size` need
 not be that of the pretraining. In column FC6-8 the convolutions are frozen; batch-norm scale and shift may train, the
 statistics never change.
+
+SIGTERM, SIGUSR1 and Ctrl-C save the state beside the metrics and end with status 75; the same command resumes. A state
+of another checkpoint, protocol or data set is not used.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +36,17 @@ from uic_core.data import reader, voc
 from uic_core.data.augment import CROP_UNIFORMS, UNIFORMS, augment, crop_box
 from uic_core.data.loader import answers
 from uic_core.errors import InputError, stage
+from uic_core.evaluate import voc_state
 from uic_core.evaluate.average_precision import class_average_precisions
 from uic_core.evaluate.frozen import fingerprint
 from uic_core.evaluations import VocClassification
+from uic_core.files import sha256
 from uic_core.models import build
 from uic_core.models.network import Network
 from uic_core.run import cpus, devices, metrics, randomness
+from uic_core.run.parallel import ALONE
+from uic_core.run.saved_state import Saver, State
+from uic_core.run.signals import Signals
 
 SCALE = (0.1, 0.5)
 """Range of a crop's area as a share of the image's; crops are square in the image."""
@@ -100,9 +111,14 @@ def loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def train(
-    network: Network, files: Sequence[Path], targets: NDArray[np.uint8], protocol: VocClassification, workers: int = 0
-) -> None:
-    """Train a prepared network in place, on its device.
+    network: Network,
+    files: Sequence[Path],
+    targets: NDArray[np.uint8],
+    protocol: VocClassification,
+    workers: int = 0,
+    saver: Saver | None = None,
+) -> float:
+    """Train a prepared network in place, on its device; return the seconds that interrupted processes had spent on it.
 
     Images come in consecutive seeded shuffles. Crop and flip depend only on (seed, iteration, image), dropout on
     torch's global generator. An assertion checks that everything that must not train is bitwise unchanged.
@@ -111,9 +127,11 @@ def train(
         files: the n images.
         targets: uint8 [n, 20] of 1, 0 and 255 (`voc.multilabels`).
         workers: decoding processes; 0 decodes in this one.
+        saver: saves states and ends on a signal; None: neither.
 
     Raises:
         InputError: an image cannot be read (names the file), or a gradient is not finite (names the iteration).
+        Interrupted: a signal came, and the state is saved.
     """
     before = {name: value.clone() for name, value in _untrained(network).items()}
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -124,8 +142,17 @@ def train(
     network.features.eval()  # batch norm keeps its statistics; dropout comes after the features
     device = trained[0].device
     order = _order(len(files), protocol)
-    requests = [_Request(positions, (step,)) for step, positions in enumerate(order)]
-    for step, crops in enumerate(_crops(files, requests, protocol, workers)):
+    done, earlier, started = 0, 0.0, time.monotonic()
+    if saver and (found := saver.state.load(_say)):
+        done, earlier = voc_state.restore(found, network, optimizer, trained)
+        _say(f"{found[0]}: going on from iteration {done + 1}")
+
+    def save() -> None:
+        assert saver
+        saver.state.save(*voc_state.pack(network, optimizer, trained, done, earlier + time.monotonic() - started))
+
+    requests = [_Request(positions, (step,)) for step, positions in enumerate(order)][done:]
+    for step, crops in enumerate(_crops(files, requests, protocol, workers) if requests else (), done):
         lr = protocol.lr * 0.5 ** (step // protocol.lr_halved_every)
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -141,15 +168,25 @@ def train(
             )
         optimizer.step()
         if (step + 1) % max(1, protocol.iterations // 10) == 0:
-            print(f"iteration {step + 1}/{protocol.iterations}: loss {batch_loss.item():.4f}, lr {lr:g}", flush=True)
+            _say(f"iteration {step + 1}/{protocol.iterations}: loss {batch_loss.item():.4f}, lr {lr:g}")
+        done = step + 1
+        if saver:
+            saver.stop_or_save(saver.requests(saver.every), f"iteration {done + 1}", save)
+    if saver and requests:
+        save()  # a process that is ended during the test need not train again
     after = _untrained(network)
     changed = [name for name, value in before.items() if not torch.equal(value, after[name])]
     assert not changed, f"training changed what it must not: {changed}"
+    return earlier
 
 
 @torch.no_grad()
 def predict(
-    network: Network, files: Sequence[Path], protocol: VocClassification, workers: int = 0
+    network: Network,
+    files: Sequence[Path],
+    protocol: VocClassification,
+    workers: int = 0,
+    saver: Saver | None = None,
 ) -> NDArray[np.float32]:
     """Sum the logits over `protocol.crops` random crops and flips of each image, in eval mode.
 
@@ -160,6 +197,7 @@ def predict(
 
     Raises:
         InputError: an image cannot be read, or a logit is not finite; names the image file.
+        Interrupted: a signal came; the state is that of `train`, and the test begins anew.
     """
     network.eval()
     before = fingerprint(network)
@@ -172,6 +210,8 @@ def predict(
     for positions, crops in zip(chunks, _crops(files, requests, protocol, workers), strict=True):
         logits = network(_augmented(crops, positions, draws, protocol.seed, device))
         scores[positions] = logits.view(len(positions), protocol.crops, -1).sum(1).float().cpu().numpy()
+        if saver:
+            saver.stop_or_save([saver.requests(0)[0], 0.0], "the test", lambda: None)
     assert fingerprint(network) == before, "the network changed while it was tested"
     unusable = np.flatnonzero(~np.isfinite(scores).all(1))
     if len(unusable):
@@ -212,9 +252,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--voc", type=Path, required=True, help="the folder that holds VOC2007/")
     parser.add_argument("--out", type=Path, required=True, help="metrics JSON to write")
     parser.add_argument("--run", required=True, help="the run's name")
+    parser.add_argument("--save-every", type=float, default=300, help="seconds between saved states")
     cpus.add_threads(parser)
     options = parser.parse_args(arguments)
-    with stage():
+    with stage(), Signals() as signals:
+        device = devices.current()
         protocol = recipe.load(VocClassification, options.protocol)
         splits = {split: voc.multilabels(options.voc, split) for split in ("trainval", "test")}
         fingerprint = voc.fingerprint(options.voc, 2007, list(splits))
@@ -223,19 +265,31 @@ def main(arguments: list[str] | None = None) -> None:
         }
         randomness.seed_everything(protocol.seed)
         pretrained, trained_by = checkpoint.load(options.checkpoint)
-        network = prepare(pretrained, protocol).to(devices.current())
+        network = prepare(pretrained, protocol).to(device)
         coverage = pretrained.coverage
         del pretrained
-        workers = options.threads - 1
-        train(network, files["trainval"], splits["trainval"][1], protocol, workers)
-        found = values(predict(network, files["test"], protocol, workers), splits["test"][1])
-        sizes = {split: len(names) for split, names in files.items()}
-        metrics.record(
-            options.out, f"voc_classification_{protocol.train}", options.run, options.checkpoint,
-            recipe_hash=trained_by.hash(), coverage=coverage,
-            dataset=metrics.Dataset(name="voc07", fingerprint=fingerprint, sizes=sizes), values=found,
-            protocol=_settings(protocol, found), seed=protocol.seed, hardware=devices.hardware(),
-        )  # fmt: skip
+        workers, evaluation = options.threads - 1, f"voc_classification_{protocol.train}"
+        identity = {
+            "checkpoint": sha256(options.checkpoint),
+            "protocol": protocol.model_dump(),
+            "voc07": fingerprint,
+        }
+        name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        state = State(options.out.parent, identity, name, prefix=f"{evaluation}.")
+        with state.claimed(ALONE):
+            saver = Saver(state, ALONE, signals, options.save_every)
+            earlier = train(network, files["trainval"], splits["trainval"][1], protocol, workers, saver)
+            found = values(predict(network, files["test"], protocol, workers, saver), splits["test"][1])
+            sizes = {split: len(names) for split, names in files.items()}
+            state.check_owner()
+            metrics.record(
+                options.out, evaluation, options.run, options.checkpoint,
+                recipe_hash=trained_by.hash(), coverage=coverage,
+                dataset=metrics.Dataset(name="voc07", fingerprint=fingerprint, sizes=sizes), values=found,
+                protocol=_settings(protocol, found), seed=protocol.seed, hardware=devices.hardware(),
+                earlier_seconds=earlier,
+            )  # fmt: skip
+            state.remove()
         print(f"{options.run}: mAP {found['map'].value:.1f} % over {len(files['test'])} test images")
 
 
@@ -248,6 +302,10 @@ def _settings(protocol: VocClassification, found: dict[str, metrics.Value]) -> d
         "average_precision": "all points",
         "classes_counted": len(found) - 1,
     }
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def _untrained(network: Network) -> dict[str, Tensor]:

@@ -30,6 +30,7 @@ from uic_core.data import matlab, reader, voc
 from uic_core.data.boxes import overlaps
 from uic_core.errors import InputError, stage
 from uic_core.files import atomic
+from uic_core.run.signals import ignore_interrupts
 
 _MIN_PUBLISHED_SIDE = 2
 
@@ -183,7 +184,9 @@ def _search_all(paths: list[Path], settings: evaluations.Proposals, processes: i
     one = partial(search, settings=settings)
     if processes == 1:
         return [one(path) for path in paths]
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("fork")) as pool:
+    with ProcessPoolExecutor(
+        processes, mp_context=multiprocessing.get_context("fork"), initializer=ignore_interrupts
+    ) as pool:
         # chunks of one image: searches are slow, and larger chunks would leave processes idle at the end
         return list(pool.map(one, paths))
 
