@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import signal
 import sys
@@ -52,11 +53,12 @@ def stage() -> Iterator[None]:
     except BrokenProcessPool:
         sys.exit(f"error: a process of this stage was killed; {_MEMORY}")
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        # a process that ended, or one that could not allocate /torch_… in /dev/shm
+        lost = re.search(r"\ADataLoader worker \(pid.*|unable to .*</torch_.*", str(error))
+        if not lost:
             raise
-        first = str(error).splitlines()[0].rstrip(".")
         sys.exit(
-            f"error: a decoding process ended ({first}): {shutil.disk_usage('/dev/shm').free >> 20} MB are free in "
+            f"error: a decoding process ended ({lost[0].rstrip(' .')}): {shutil.disk_usage('/dev/shm').free >> 20} MB are free in "
             f"/dev/shm; give the container more (docker run --shm-size), or {_MEMORY}"
         )
     except OSError as error:
