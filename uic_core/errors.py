@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
+from typing import NoReturn
 
 
 class InputError(ValueError):
@@ -41,28 +42,34 @@ def stage() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _end(2, f"error: {error}")
     except Interrupted as reason:
-        if os.environ.get("RANK", "0") == "0":  # once for all processes of torchrun
-            print(f"interrupted: {reason}", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        # once for all processes of torchrun
+        _end(INTERRUPTED, f"interrupted: {reason}" if os.environ.get("RANK", "0") == "0" else "")
     except KeyboardInterrupt:
-        print("interrupted: SIGINT; what was saved before is kept, run the same command again", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        _end(128 + signal.SIGINT, "interrupted: SIGINT; what was saved before is kept, run the same command again")
     except BrokenProcessPool:
-        sys.exit(f"error: a process of this stage was killed; {_MEMORY}")
+        _end(1, f"error: a process of this stage was killed; {_MEMORY}")
     except RuntimeError as error:
         # a process that ended, or one that could not allocate /torch_… in /dev/shm
         lost = re.search(r"\ADataLoader worker \(pid.*|unable to .*</torch_.*", str(error))
         if not lost:
             raise
-        sys.exit(
-            f"error: a decoding process ended ({lost[0].rstrip(' .')}): {shutil.disk_usage('/dev/shm').free >> 20} MB are free in "
-            f"/dev/shm; give the container more (docker run --shm-size), or {_MEMORY}"
+        free = shutil.disk_usage("/dev/shm").free >> 20
+        _end(
+            1,
+            f"error: a decoding process ended ({lost[0].rstrip(' .')}): {free} MB are free in /dev/shm; give the "
+            f"container more (docker run --shm-size), or {_MEMORY}",
         )
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        full = error.filename or "/dev/shm"  # semaphores have no name
-        sys.exit(f"error: {full}: the disk is full; free some space and run the same command again")
+        full = error.filename or "a disk, or /dev/shm"  # a semaphore and an open file have no name
+        _end(1, f"error: {full}: is full; free some space and run the same command again")
+
+
+def _end(status: int, line: str) -> NoReturn:
+    """End with a line on stderr."""
+    if line:
+        print(line, file=sys.stderr)
+    sys.exit(status)

@@ -109,6 +109,8 @@ def test_fault_42_a_job_asks_for_its_cost_and_at_most_for_the_site_s_limit(seen)
         assert 60 < index < 120  # it does not save, so it must fit into any limit
         assert 90 < classified < 240
         assert [found["minutes"](10)({}, attempt) for attempt in (1, 2, 3)] == [10, 20, 30]
+    for amount, asked in ((2000, [2000, 4000, 6000]), (64000, [64000, 128000, 128000])):
+        assert [found["megabytes"](amount)({}, attempt) for attempt in (1, 2, 3)] == asked
 
 
 def test_fault_42_rules_that_may_be_long_are_told_of_their_limit():
