@@ -22,11 +22,10 @@ def test_a_stage_turns_a_users_mistake_into_one_line_and_status_2(capsys):
 
 POOL = """
 import time
-from concurrent.futures import ProcessPoolExecutor
 from uic_core.errors import stage
-from uic_core.run.signals import ignore_interrupts
+from uic_core.run import cpus
 
-with stage(), ProcessPoolExecutor(2, initializer=ignore_interrupts) as pool:
+with stage(), cpus.pool(2) as pool:
     list(pool.map(time.sleep, [0, 0]))
     print("ready", flush=True)
     list(pool.map(time.sleep, [0.5] * 200))
@@ -41,7 +40,7 @@ def test_fault_38_ctrl_c_in_a_stage_without_state_is_one_line(seen):
     )  # fmt: skip
     assert process.stdout.readline() == "ready\n"
     os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     seen(err)
     assert process.returncode == 128 + signal.SIGINT
     assert err == "interrupted: SIGINT; what was saved before is kept, run the same command again\n"

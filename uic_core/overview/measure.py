@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -24,9 +22,8 @@ from uic_core.evaluations.counting import arithmetic
 from uic_core.methods import METHODS
 from uic_core.overview.rates import Rates
 from uic_core.recipe import Training
-from uic_core.run import devices
+from uic_core.run import cpus, devices
 from uic_core.run.precision import autocast, resolve
-from uic_core.run.signals import ignore_interrupts
 
 _SECONDS = 3.0  # to measure each rate
 _IMAGES = 64
@@ -80,8 +77,7 @@ def measured(config: Config, gpus: int, cpus: int) -> Rates:
 
 def _mean(copies: int, measure: Callable[[int], float]) -> float:
     """Return the mean of what several processes measure at the same time."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(copies, context, initializer=ignore_interrupts) as pool:
+    with cpus.pool(copies, "spawn") as pool:
         return float(np.mean(list(pool.map(measure, range(copies)))))
 
 
