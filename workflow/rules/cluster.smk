@@ -29,7 +29,7 @@ def quoted(path):
     return shlex.quote(path).replace("{", "{{").replace("}", "}}")
 
 
-def number(resources, name):
+def integer_of(resources, name):
     """Return an integer of Snakemake's --resources or --default-resources; None if there is none."""
     value = resources[name].value if name in resources and not resources[name].is_evaluable() else None
     return value if isinstance(value, int) else None
@@ -43,7 +43,7 @@ def prepare_shell():
     # Training allocates the same large tensors every step: huge pages give 15 to 25 % more images per second on a CPU.
     prefix += 'export GLIBC_TUNABLES="${{GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}}"; '
     if not workflow.remote_exec:  # launch.sh: the jobs run beside Snakemake, which may have a total of GPUs
-        prefix += f"export UIC_LOCAL={number(workflow.global_resources, 'gpu') or 0}; "
+        prefix += f"export UIC_LOCAL={integer_of(workflow.global_resources, 'gpu') or 0}; "
     prefix += f"source {quoted(f'{root}/workflow/launch.sh')}; "
     if not {str(method) for method in workflow.deployment_settings.deployment_method} & {"conda", "apptainer"}:
         prefix += f'export PATH={quoted(os.path.dirname(sys.executable))}:"$PATH"; '
@@ -52,7 +52,7 @@ def prepare_shell():
 
 def longest():
     """Return the most minutes that a job may ask for: `runtime` of the profile's default-resources, or a day."""
-    return number(workflow.resource_settings._parsed_default_resources, "runtime") or 1440
+    return integer_of(workflow.resource_settings._parsed_default_resources, "runtime") or 1440
 
 
 def minutes(amount):
