@@ -65,7 +65,7 @@ class Cluster:
     @property
     def environment(self) -> dict[str, str]:
         """Environment of commands that talk to this cluster."""
-        return {"SLURM_CONF": str(self.folder / "slurm.conf")}
+        return {"SLURM_CONF": str(self.folder / "slurm.conf"), "UIC_NO_GPUS": "1"}  # no job must see a GPU
 
     def ask(self, *command: str) -> str:
         """Run a SLURM command; return its output.

@@ -85,6 +85,14 @@ check_disk() {
 
 has_gpu() { compgen -G '/dev/nvidia[0-9]*' >/dev/null; }
 
+check_driver() { # jobs on a GPU stop without it (uic_core/run/devices.py)
+    local driver
+    driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1) || true
+    if [[ $driver =~ ^([0-9]+)\. ]] && ((BASH_REMATCH[1] < 580)); then
+        echo "note: NVIDIA driver $driver is too old for torch's CUDA ${cuda%%.*}: GPUs need driver 580 or newer"
+    fi
+}
+
 has_nvcc() { # torch refuses to build extensions with another major version than its own
     command -v nvcc >/dev/null && nvcc --version | grep -q "release ${cuda%%.*}\."
 }
@@ -192,6 +200,7 @@ find_python
 check_python
 find_compiler
 check_disk
+check_driver
 if [[ $build == cpu && "${FORCE_CUDA:-}" != 0 ]]; then
     if has_gpu; then
         echo "note: a GPU but no nvcc of CUDA ${cuda%%.*} in PATH: no CUDA kernels; with it, make setup builds them"

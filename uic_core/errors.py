@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
+import re
+import shutil
+import signal
 import sys
 from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
+from typing import NoReturn
 
 
 class InputError(ValueError):
@@ -19,8 +26,10 @@ class InputError(ValueError):
 
 
 class Interrupted(Exception):
-    """The process got SIGTERM or SIGUSR1 and has saved its state. The same command resumes it."""
+    """The process got SIGTERM, SIGUSR1 or SIGINT and has saved its state. The same command resumes it."""
 
+
+_MEMORY = "give the job more memory (mem_mb), or let it use fewer processes (--threads)"
 
 INTERRUPTED = 75
 """Exit status of an interrupted stage: EX_TEMPFAIL of sysexits.h (try again later)."""
@@ -30,13 +39,40 @@ INTERRUPTED = 75
 def stage() -> Iterator[None]:
     """Wrap a stage's `main`: an InputError prints `error: …` to stderr and exits with status 2, without traceback.
 
-    An interrupted stage prints what it saved and exits with INTERRUPTED.
+    An interrupted stage prints what it saved and exits with INTERRUPTED. So do a process that ran out of memory, a full
+    disk and Ctrl-C, where nothing more specific has been said: none of them is a bug.
     """
     try:
         yield
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _end(2, f"error: {error}")
     except Interrupted as reason:
-        print(f"interrupted: {reason}", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        # once for all processes of torchrun
+        _end(INTERRUPTED, f"interrupted: {reason}" if os.environ.get("RANK", "0") == "0" else "")
+    except KeyboardInterrupt:
+        _end(128 + signal.SIGINT, "interrupted: SIGINT; what was saved before is kept, run the same command again")
+    except BrokenProcessPool:
+        _end(1, f"error: a process of this stage was killed; {_MEMORY}")
+    except RuntimeError as error:
+        # a process that ended, or one that could not allocate /torch_… in /dev/shm
+        lost = re.search(r"\ADataLoader worker \(pid.*|unable to .*</torch_.*", str(error))
+        if not lost:
+            raise
+        free = shutil.disk_usage("/dev/shm").free >> 20
+        _end(
+            1,
+            f"error: a decoding process ended ({lost[0].rstrip(' .')}): {free} MB are free in /dev/shm; give the "
+            f"container more (docker run --shm-size), or {_MEMORY}",
+        )
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        full = error.filename or "a disk, or /dev/shm"  # a semaphore and an open file have no name
+        _end(1, f"error: {full}: is full; free some space and run the same command again")
+
+
+def _end(status: int, line: str) -> NoReturn:
+    """End with a line on stderr."""
+    if line:
+        print(line, file=sys.stderr)
+    sys.exit(status)

@@ -3,6 +3,7 @@
 import gc
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -17,12 +18,13 @@ import psutil
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 
 from uic_core.data import reader
 from uic_core.data.augment import CROP_UNIFORMS, crop_box
 from uic_core.data.index import Index, build_folder
-from uic_core.data.loader import Loader, View
-from uic_core.errors import InputError
+from uic_core.data.loader import Loader, View, ignore_foreign_sigterm
+from uic_core.errors import InputError, stage
 from uic_core.run.randomness import uniforms
 
 SIZE, RESIZE = 32, 36
@@ -288,3 +290,29 @@ def test_workers_hold_no_copy_of_the_index(index: Index):
         loader.close()
     size = many.paths.nbytes + many.labels.nbytes
     assert own[1] - own[0] < 0.02 * size, f"{own[1] - own[0]} bytes more a worker, of {size}"
+
+
+class _Large(Dataset):
+    """A batch of a megabyte, in a process that may write no file as large: /dev/shm is full for it."""
+
+    def __getitem__(self, request):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+        return torch.zeros(1 << 20, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("collate", [None, list], ids=["one request", "as mmengine collates"])
+def test_fault_46_a_batch_that_does_not_fit_into_shared_memory_ends_the_stage(seen, capfd, collate):
+    """It was lost, and waited for without end. Three processes decode, as they do for detection."""
+    loader = DataLoader(
+        _Large(), batch_size=None if collate is None else 1, sampler=range(8), num_workers=3, collate_fn=collate,
+        worker_init_fn=ignore_foreign_sigterm,
+    )  # fmt: skip
+    with pytest.raises(SystemExit) as stop, stage():
+        list(loader)
+    err = capfd.readouterr().err
+    seen(err.splitlines()[-1])
+    assert stop.value.code == 1
+    assert "error: a decoding process ended (DataLoader worker" in err
+    assert "give the container more (docker run --shm-size)" in err
+    assert "a decoding process cannot pass its batch on" in err
+    assert "Traceback" not in err

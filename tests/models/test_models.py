@@ -289,6 +289,12 @@ def test_the_description_is_the_networks(arch):
     top = 3 * 2 * network.embedding_size * network.classes
     flops = counter.get_total_flops() / len(images) + top
     assert flops / 1e9 == pytest.approx(described.training_gflop, rel=0.02)
+    with FlopCounterMode(display=False) as whole, torch.no_grad():
+        network.embed(images)
+    with FlopCounterMode(display=False) as features, torch.no_grad():
+        network.maps(images)
+    classifier = (whole.get_total_flops() - features.get_total_flops()) / len(images)
+    assert classifier / 1e9 == pytest.approx(described.classifier_gflop, abs=0.02)
     assert network.arch == described.name
     assert network.embedding_size == described.embedding_size == network.top.in_features
     assert set(network.layers) == {layer.removesuffix(MAX_POOLED) for layer in described.fewshot_layers}

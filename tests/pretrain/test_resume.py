@@ -45,6 +45,16 @@ class Run:
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
 
+    def launch(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start it as a rule's job does, without SLURM."""
+        shell = 'set -euo pipefail; source workflow/launch.sh; launch "$@"'
+        stage = ["uic_core.pretrain", "--recipe", str(self.folder / "recipe.yaml"), "--train-index", str(self.index)]
+        return subprocess.Popen(
+            ["bash", "-c", shell, "_", "1", str(self.ranks), "", *stage, "--out", str(self.folder), *arguments],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        )  # fmt: skip
+
     def finish(self, *arguments: str) -> str:
         """Run to the end; what it printed."""
         process = self.start(*arguments)
@@ -138,6 +148,23 @@ def test_told_to_end_it_saves_and_says_so(tmp_path, index, undisturbed, number, 
     assert "saved before epoch " in marker
     assert "run the same command again" in marker
     assert not (told.folder / "checkpoint.safetensors").exists()
+    assert "going on from epoch " in told.finish()
+    assert told.outputs() == undisturbed(ranks)
+
+
+@pytest.mark.parametrize(("ranks", "threads"), [(1, 3), (2, 1)])
+def test_fault_38_ctrl_c_saves_and_ends_in_one_line(tmp_path, index, undisturbed, seen, ranks, threads):
+    """A terminal sends it to every process: shells, torchrun, and processes that decode."""
+    told = Run(tmp_path, index, ranks)
+    process = told.launch("--save-every", "0.1", "--threads", str(threads))
+    told.until_state(process)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    seen(err)
+    assert process.returncode == (INTERRUPTED if ranks == 1 else 128 + signal.SIGINT), out + err
+    assert err.startswith("interrupted: SIGINT, saved before epoch ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in out
     assert "going on from epoch " in told.finish()
     assert told.outputs() == undisturbed(ranks)
 

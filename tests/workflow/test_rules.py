@@ -1,13 +1,19 @@
 """Every rule says where it runs, what it prints, what it took and what it may take."""
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import yaml
+from snakemake.resources import Resources
+from snakemake.shell import shell
 
+from uic_core.config import validate
 from uic_core.files import read_yaml
+from uic_core.overview import limits
 
 ROOT = Path(__file__).parents[2]
 RULE = re.compile(r"^( *)rule(?: (\w+))?:\n((?:\1 +.*\n|\n)+)", flags=re.MULTILINE)
@@ -60,3 +66,59 @@ def test_the_profiles_examples_are_settings_of_rules():
         if eval(four, {"wildcards": SimpleNamespace(run=name)}) == 4  # as Snakemake does
     }  # fmt: skip
     assert chosen == {"uic_vgg16_strong", "uic_resnet50_strong", "uic_resnet50_mlp_strong"}
+
+
+def functions(root: Path, **workflow) -> dict:
+    """The functions of cluster.smk, for a Snakemake in `root`."""
+    known = {
+        "basedir": root, "remote_exec": False, "global_resources": Resources({}),
+        "deployment_settings": SimpleNamespace(deployment_method=set()),
+        "resource_settings": SimpleNamespace(_parsed_default_resources=Resources({})),
+    }  # fmt: skip
+    found = {"workflow": SimpleNamespace(**known | workflow), "shell": shell}
+    exec((ROOT / "workflow/rules/cluster.smk").read_text(), found)
+    return found
+
+
+@pytest.mark.parametrize("command", ["false; true", "false | true", 'echo "$unset"', "scontrol show nothing; true"])
+def test_fault_45_every_rule_s_shell_ends_at_the_first_error(tmp_path, monkeypatch, seen, command):
+    """A prefix replaces Snakemake's own strict mode. The checkout's folder has what shells and Snakemake expand."""
+    root = tmp_path / "it's {a} $folder"
+    (root / "workflow").mkdir(parents=True)
+    shutil.copy(ROOT / "workflow/launch.sh", root / "workflow")
+    monkeypatch.setattr(shell, "_process_prefix", None)
+    functions(root)["prepare_shell"]()
+    shell('[[ $PYTHONPATH == *"/it\'s {{a}} \\$folder" ]] && declare -F launch >/dev/null')
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        shell(command)
+    seen(f"status {error.value.returncode}")
+
+
+def test_fault_42_a_job_asks_for_its_cost_and_at_most_for_the_site_s_limit(seen):
+    """One key of the profile, as it is read there; 8h are 480 minutes."""
+    for given, asked in (([], [913, 1440, 1440]), (["runtime=8h"], [480] * 3), (["runtime=3000"], [913, 1826, 2739])):
+        defaults = Resources.parse(given, allow_expressions=True)
+        found = functions(ROOT, resource_settings=SimpleNamespace(_parsed_default_resources=defaults))
+        path = ROOT / "config/paper.yaml"
+        found["CONFIG"] = validate(read_yaml(path), str(path))
+        time = found["time_of"]("finetune")
+        assert [time({"run": "uic_3k_fft"}, attempt) for attempt in (1, 2, 3)] == asked
+        index = found["time_of"]("index")({"dataset": "imagenet", "split": "train"}, 1)
+        classified = found["time_of"]("voc_classification_{train}")({"run": "uic_3k", "train": "all"}, 1)
+        seen(f"{given}: finetune {asked}, index {index}, voc_classification {classified} minutes")
+        assert 60 < index < 120  # it does not save, so it must fit into any limit
+        assert 90 < classified < 240
+        assert [found["minutes"](10)({}, attempt) for attempt in (1, 2, 3)] == [10, 20, 30]
+    for amount, asked in ((2000, [2000, 4000, 6000]), (64000, [64000, 128000, 128000])):
+        assert [found["megabytes"](amount)({}, attempt) for attempt in (1, 2, 3)] == asked
+
+
+def test_fault_42_rules_that_may_be_long_are_told_of_their_limit():
+    """Those with a state to save; the other rules take less than two hours of the paper's matrix."""
+    resumable = {"pretrain", "finetune", "linear_probe", "voc_classification", "detection", "segmentation"}
+    assert {name for name, text in rules() if "slurm_extra=SIGNAL" in text} == resumable
+    path = ROOT / "config/paper.yaml"
+    config = validate(read_yaml(path), str(path))
+    for rule, name in (("fewshot", "uic_vgg16_strong"), ("clusters", "uic_3k"), ("index", "imagenet"),
+                       ("proposals", "trainval"), ("proposals", "test"), ("check", "voc07")):  # fmt: skip
+        assert limits.minutes(config, rule, name) < 120

@@ -94,6 +94,33 @@ def test_the_submission_of_the_installed_plugin_is_known(cluster):
     assert (cluster.folder / "jobs" / "run.jobs").read_text().split() == ["7"]
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "4711",
+        "4711;cluster2",
+        "Welcome to Cluster 9!\nMaintenance on 24 May 2026, 8:00\n4711",
+        "Your account has\n1200\nhours left.\n4711;main",
+        "4711\nThank you for using nodes of 2026.",
+        "Submitted batch job 4711 on cluster c2",
+    ],
+)
+def test_fault_44_a_job_s_number_is_recorded_without_the_site_s_banner(cluster, answer, seen):
+    cluster.says("sbatch", answer)
+    process = cluster.submit()
+    seen(process.stdout)
+    assert (process.returncode, process.stdout) == (0, "4711\n"), process.stderr
+    assert (cluster.folder / "jobs" / "run.jobs").read_text() == "4711\n"
+
+
+def test_fault_44_an_answer_without_a_number_is_shown(cluster, seen):
+    cluster.says("sbatch", "Quota exceeded")
+    process = cluster.submit()
+    seen(process.stderr)
+    assert process.returncode == 1
+    assert process.stderr == "sbatch: no job number in its answer: Quota exceeded\n"
+
+
 def test_another_version_of_the_plugin_is_refused(monkeypatch):
     rules: dict[str, Any] = {}
     exec((OWN.parent / "rules" / "cluster.smk").read_text(), rules)

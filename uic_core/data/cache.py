@@ -12,7 +12,6 @@ import hashlib
 import io
 import zipfile
 import zlib
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -26,6 +25,7 @@ from uic_core.data.index import Index
 from uic_core.data.pixels import Format, Pixels, part_file
 from uic_core.errors import InputError, stage
 from uic_core.files import atomic
+from uic_core.run import cpus
 
 PART = 4096
 """Images per file: an interrupted build loses only seconds, and the files are large enough for shared file systems."""
@@ -102,7 +102,7 @@ def build(index: Index, root: Path, format: Format, side: int, processes: int = 
     images = [[index.file(position) for position in range(len(index))[start : start + PART]] for start in starts]
     work = functools.partial(write_part, format=format, side=side)
     tables = []
-    with ProcessPoolExecutor(processes) as pool:
+    with cpus.pool(processes) as pool:
         for table in pool.map(work, files, images):
             tables.append(table)
             if len(tables) % 50 == 0:

@@ -11,7 +11,6 @@ import hashlib
 import os
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -26,6 +25,7 @@ from uic_core.data.dataset import Dataset, ImageFolder, MiniImageNet
 from uic_core.data.pixels import Format, Pixels
 from uic_core.errors import InputError, stage
 from uic_core.files import atomic, remake
+from uic_core.run import cpus
 
 _ARRAYS = {"name": "U", "root": "U", "paths": "U", "labels": "i", "classes": "U", "fingerprint": "U"}
 _OF_SYSTEMS = {".DS_Store", "Thumbs.db", "ehthumbs.db", "desktop.ini", "__MACOSX", "@eaDir"}
@@ -219,7 +219,7 @@ def unreadable(files: Sequence[str], processes: int = 1) -> list[str]:
     if processes == 1:
         problems: Iterable[str | None] = [_problem(file) for file in files]
     else:
-        with ProcessPoolExecutor(processes) as pool:
+        with cpus.pool(processes) as pool:
             problems = list(pool.map(_problem, files, chunksize=64))
     return [problem for problem in problems if problem]
 

@@ -10,9 +10,11 @@ import functools
 import mmap
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import queues
 from typing import Any, Literal
 
 import numpy as np
@@ -28,6 +30,7 @@ from uic_core.data.index import Index
 from uic_core.errors import InputError
 from uic_core.run import cpus
 from uic_core.run.randomness import uniforms
+from uic_core.run.signals import ignore_interrupts
 
 View = Literal["resized_crop", "random_crop", "center_crop"]
 
@@ -201,10 +204,12 @@ class _Slots:
             if code != _NOT_REGISTERED:
                 torch.cuda.check_error(code)
                 return
-            # An H200's driver once said that the memory was not registered. The next kernel would raise that error
-            # as its own, so run one that may fail.
+            # An H200's driver once said that the memory was not registered; why is not known. It does no harm: all
+            # copies from it have ended (above), and what is not registered need not be let go. But CUDA reports the
+            # error once more, at the next kernel: here. Any other error comes again, at the synchronisation.
             with contextlib.suppress(RuntimeError):
                 torch.zeros((), device=self._device)
+            torch.cuda.synchronize(self._device)
 
 
 @dataclass(frozen=True)
@@ -272,13 +277,15 @@ def _as_it_is(answer: Any) -> Any:
 
 
 def ignore_foreign_sigterm(_: int) -> None:
-    """Make a worker ignore SIGTERM unless its parent sends it.
+    """Make a worker ignore Ctrl-C, and SIGTERM unless its parent sends it; end it if it cannot pass a batch on.
 
     SLURM and torchrun send SIGTERM to every process of a job. The parent then saves its state and may need its
     workers for that; a worker killed by the signal would raise an error in the middle of the step. Workers notice by
-    themselves when the parent is gone.
+    themselves when the parent is gone. The parent notices a worker's end, but would wait for a lost batch for ever.
     """
     parent = os.getppid()
+    ignore_interrupts()
+    queues.Queue._on_queue_feeder_error = staticmethod(_end)  # type: ignore[attr-defined]
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
     def wait() -> None:
@@ -287,3 +294,9 @@ def ignore_foreign_sigterm(_: int) -> None:
         os._exit(0)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def _end(error: Exception, _: object) -> None:
+    """End a worker whose batch does not fit into /dev/shm."""
+    print(f"a decoding process cannot pass its batch on: {error}", file=sys.stderr, flush=True)
+    os._exit(1)

@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -29,6 +28,7 @@ from uic_core.data.dataset import Dataset, ImageFolder, MiniImageNet, Voc07, Voc
 from uic_core.data.palette import palette
 from uic_core.errors import InputError, stage
 from uic_core.files import write_json
+from uic_core.run import cpus
 
 MANIFEST = "generated.json"
 """Settings, and every file with its size. It is written last: a folder with it is complete and was made here."""
@@ -170,7 +170,7 @@ def _files(drawing: Plan, processes: int) -> Iterator[tuple[str, bytes]]:
         for picture in drawing.pictures:
             yield from drawing.draw(picture).items()
         return
-    with ProcessPoolExecutor(processes) as pool:
+    with cpus.pool(processes) as pool:
         for files in pool.map(drawing.draw, drawing.pictures, chunksize=16):
             yield from files.items()
 

@@ -289,12 +289,13 @@ def main(arguments: list[str] | None = None) -> None:
     cpus.add_threads(parser)
     options = parser.parse_args(arguments)
     with stage():
+        device = devices.current()
         protocol = recipe.load(Fewshot, options.protocol)
         index = Index.load(options.index, verify=True)
         randomness.seed_everything(protocol.seed)
         network, _, origin = checkpoint.of_run(options.run, options.checkpoint)
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        network = network.to(devices.current())
+        network = network.to(device)
         values, dimensions = evaluate(network, index, protocol, options.out.parent, options.threads - 1)
         settings: dict[str, Any] = {
             "layers": layers_of(network, protocol),

@@ -7,12 +7,18 @@ decoding is the bottleneck, so use several `--threads`.
 Everything after the convolutions is new: the classifier starts from weights N(0, .01) and bias .1, so `image_size` need
 not be that of the pretraining. In column FC6-8 the convolutions are frozen; batch-norm scale and shift may train, the
 statistics never change.
+
+SIGTERM, SIGUSR1 and Ctrl-C save the state beside the metrics and end with status 75; the same command resumes. A state
+of another checkpoint, protocol or data set is not used.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +37,16 @@ from uic_core.data import reader, stamps, voc
 from uic_core.data.augment import CROP_UNIFORMS, UNIFORMS, augment, crop_box
 from uic_core.data.loader import answers
 from uic_core.errors import InputError, stage
+from uic_core.evaluate import voc_state
 from uic_core.evaluate.average_precision import class_average_precisions
 from uic_core.evaluate.frozen import fingerprint
 from uic_core.evaluations import VocClassification
 from uic_core.models import build
 from uic_core.models.network import Network
 from uic_core.run import cpus, devices, metrics, randomness
+from uic_core.run.parallel import ALONE
+from uic_core.run.saved_state import Saver, State
+from uic_core.run.signals import Signals
 
 SCALE = (0.1, 0.5)
 """Range of a crop's area as a share of the image's; crops are square in the image."""
@@ -101,8 +111,13 @@ def loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def train(
-    network: Network, files: Sequence[Path], targets: NDArray[np.uint8], protocol: VocClassification, workers: int = 0
-) -> float:
+    network: Network,
+    files: Sequence[Path],
+    targets: NDArray[np.uint8],
+    protocol: VocClassification,
+    workers: int = 0,
+    saver: Saver | None = None,
+) -> tuple[float, float]:
     """Train a prepared network in place, on its device.
 
     Images come in consecutive seeded shuffles. Crop and flip depend only on (seed, iteration, image), dropout on
@@ -112,12 +127,14 @@ def train(
         files: the n images.
         targets: uint8 [n, 20] of 1, 0 and 255 (`voc.multilabels`).
         workers: decoding processes; 0 decodes in this one.
+        saver: saves states and ends on a signal; None: neither.
 
     Returns:
-        Mean loss over the last tenth of the iterations.
+        Mean loss over the last tenth of the iterations; seconds that interrupted processes had spent.
 
     Raises:
         InputError: an image cannot be read (names the file), or a gradient is not finite (names the iteration).
+        Interrupted: a signal came, and the state is saved.
     """
     before = {name: value.clone() for name, value in _untrained(network).items()}
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -128,10 +145,20 @@ def train(
     network.features.eval()  # batch norm keeps its statistics; dropout comes after the features
     device = trained[0].device
     order = _order(len(files), protocol)
-    requests = [_Request(positions, (step,)) for step, positions in enumerate(order)]
     tenth = max(1, protocol.iterations // 10)
     last = torch.zeros((), device=device)
-    for step, crops in enumerate(_crops(files, requests, protocol, workers)):
+    done, earlier, started = 0, 0.0, time.monotonic()
+    if saver and (found := saver.state.load(_say)):
+        done, earlier = voc_state.restore(found, network, optimizer, trained, last)
+        _say(f"{found[0]}: going on from iteration {done + 1}")
+
+    def save() -> None:
+        assert saver
+        spent = earlier + time.monotonic() - started
+        saver.state.save(*voc_state.pack(network, optimizer, trained, last, done, spent))
+
+    requests = [_Request(positions, (step,)) for step, positions in enumerate(order)][done:]
+    for step, crops in enumerate(_crops(files, requests, protocol, workers) if requests else (), done):
         lr = protocol.lr * 0.5 ** (step // protocol.lr_halved_every)
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -149,16 +176,25 @@ def train(
         if step >= protocol.iterations - tenth:
             last += batch_loss.detach() / tenth
         if (step + 1) % tenth == 0:
-            print(f"iteration {step + 1}/{protocol.iterations}: loss {batch_loss.item():.4f}, lr {lr:g}", flush=True)
+            _say(f"iteration {step + 1}/{protocol.iterations}: loss {batch_loss.item():.4f}, lr {lr:g}")
+        done = step + 1
+        if saver:
+            saver.stop_or_save(saver.requests(saver.every), f"iteration {done + 1}", save)
+    if saver and requests:
+        save()  # a process that is ended during the test need not train again
     after = _untrained(network)
     changed = [name for name, value in before.items() if not torch.equal(value, after[name])]
     assert not changed, f"training changed what it must not: {changed}"
-    return last.item()
+    return last.item(), earlier
 
 
 @torch.no_grad()
 def predict(
-    network: Network, files: Sequence[Path], protocol: VocClassification, workers: int = 0
+    network: Network,
+    files: Sequence[Path],
+    protocol: VocClassification,
+    workers: int = 0,
+    saver: Saver | None = None,
 ) -> NDArray[np.float32]:
     """Sum the logits over `protocol.crops` random crops and flips of each image, in eval mode.
 
@@ -169,6 +205,7 @@ def predict(
 
     Raises:
         InputError: an image cannot be read, or a logit is not finite; names the image file.
+        Interrupted: a signal came; the state is that of `train`, and the test begins anew.
     """
     network.eval()
     before = fingerprint(network)
@@ -181,6 +218,8 @@ def predict(
     for positions, crops in zip(chunks, _crops(files, requests, protocol, workers), strict=True):
         logits = network(_augmented(crops, positions, draws, protocol.seed, device))
         scores[positions] = logits.view(len(positions), protocol.crops, -1).sum(1).float().cpu().numpy()
+        if saver:
+            saver.stop_or_save([saver.requests(0)[0], 0.0], "the test", lambda: None)
     assert fingerprint(network) == before, "the network changed while it was tested"
     unusable = np.flatnonzero(~np.isfinite(scores).all(1))
     if len(unusable):
@@ -223,9 +262,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="metrics JSON to write")
     parser.add_argument("--run", required=True, help="the run's name")
     parser.add_argument("--checked", type=Path, help="what the stage check wrote: no file may have changed since")
+    parser.add_argument("--save-every", type=float, default=300, help="seconds between saved states")
     cpus.add_threads(parser)
     options = parser.parse_args(arguments)
-    with stage():
+    with stage(), Signals() as signals:
+        device = devices.current()
         protocol = recipe.load(VocClassification, options.protocol)
         stamps.verify(options.checked, voc.files(options.voc))
         splits = {split: voc.multilabels(options.voc, split) for split in ("trainval", "test")}
@@ -235,22 +276,30 @@ def main(arguments: list[str] | None = None) -> None:
         }
         randomness.seed_everything(protocol.seed)
         pretrained, _, origin = checkpoint.of_run(options.run, options.checkpoint)
-        network = prepare(pretrained, protocol).to(devices.current())
+        network = prepare(pretrained, protocol).to(device)
         del pretrained
-        workers = options.threads - 1
-        ended = train(network, files["trainval"], splits["trainval"][1], protocol, workers)
-        guess = len(voc.CLASSES) * math.log(2)
-        remark = metrics.diverged(guess, ended, guess, protocol.lr)
-        found = values(predict(network, files["test"], protocol, workers), splits["test"][1], remark)
-        sizes = {split: len(names) for split, names in files.items()}
-        metrics.record(
-            options.out, f"voc_classification_{protocol.train}", origin,
-            dataset=metrics.Dataset(name="voc07", fingerprint=fingerprint, sizes=sizes), values=found,
-            protocol=_settings(protocol, found), seed=protocol.seed, hardware=devices.hardware(),
-        )  # fmt: skip
+        workers, evaluation = options.threads - 1, f"voc_classification_{protocol.train}"
+        identity = {"checkpoint": origin.checkpoint, "protocol": protocol.model_dump(), "voc07": fingerprint}
+        name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        state = State(options.out.parent, identity, name, prefix=f"{evaluation}.")
+        with state.claimed(ALONE):
+            saver = Saver(state, ALONE, signals, options.save_every)
+            ended, earlier = train(network, files["trainval"], splits["trainval"][1], protocol, workers, saver)
+            guess = len(voc.CLASSES) * math.log(2)
+            remark = metrics.diverged(guess, ended, guess, protocol.lr)
+            found = values(predict(network, files["test"], protocol, workers, saver), splits["test"][1], remark)
+            sizes = {split: len(names) for split, names in files.items()}
+            state.check_owner()
+            metrics.record(
+                options.out, evaluation, origin,
+                dataset=metrics.Dataset(name="voc07", fingerprint=fingerprint, sizes=sizes), values=found,
+                protocol=_settings(protocol, found), seed=protocol.seed, hardware=devices.hardware(),
+                earlier_seconds=earlier,
+            )  # fmt: skip
+            state.remove()
         print(f"{options.run}: mAP {found['map'].value:.1f} % over {len(files['test'])} test images")
         if remark:
-            print(f"voc_classification_{protocol.train} {remark}; lower its lr")
+            print(f"{evaluation} {remark}; lower its lr")
 
 
 def _settings(protocol: VocClassification, found: dict[str, metrics.Value]) -> dict[str, Any]:
@@ -262,6 +311,10 @@ def _settings(protocol: VocClassification, found: dict[str, metrics.Value]) -> d
         "average_precision": "all points",
         "classes_counted": len(found) - 1,
     }
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def _untrained(network: Network) -> dict[str, Tensor]:

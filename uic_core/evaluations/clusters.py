@@ -13,7 +13,7 @@ from uic_core.recipe import External, Recipe
 class Clusters(Evaluation):
     """Pseudo-labels compared with annotations (Table 1, Figs. 3 and 4)."""
 
-    resources: ClassVar[Resources] = Resources(memory=8, minutes=30, cpus=1, gpus=0)
+    resources: ClassVar[Resources] = Resources(memory=8, cpus=1, gpus=0)
 
     grid_classes: int = Field(ge=1, description="pseudo-classes shown in Fig. 4")
     grid_images: int = Field(ge=1, description="images of each")

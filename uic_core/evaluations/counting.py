@@ -4,36 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from uic_core.evaluations.evaluation import Arithmetic
 from uic_core.models import build
 from uic_core.models.probe_pool import probe_pool
 from uic_core.recipe import External, Recipe
-
-BACKWARD = 2
-"""Cost of the backward pass of trained layers, in forward passes."""
-
-
-@dataclass(frozen=True)
-class Arithmetic:
-    """FLOPs of one image's forward pass, in the convolutions and in the classifier with the top layer."""
-
-    features: float
-    classifier: float
-    parameters: int
-
-    @property
-    def forward(self) -> float:
-        """FLOPs of a forward pass."""
-        return self.features + self.classifier
-
-    @property
-    def training(self) -> float:
-        """FLOPs of forward and backward."""
-        return (1 + BACKWARD) * self.forward
 
 
 def arithmetic(recipe: Recipe | External, image_size: int = 0) -> Arithmetic:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from uic_core.evaluations.evaluation import (
+    BACKWARD,
     VOC_IMAGE,
+    Counting,
     Environment,
     Evaluation,
     Resources,
@@ -35,7 +37,7 @@ class Proposals(Strict):
 class Detection(Evaluation):
     """Fast R-CNN through mmdet (docs/protocol.md, Detection)."""
 
-    resources: ClassVar[Resources] = Resources(memory=32, minutes=1440)
+    resources: ClassVar[Resources] = Resources(memory=32)
     environment: ClassVar[Environment] = "openmmlab"
     by_class: ClassVar[bool] = True
 
@@ -73,10 +75,8 @@ class Detection(Evaluation):
         """Proposals of both splits."""
         return (("proposals", "trainval"), ("proposals", "test"))
 
-    def work(self, config: Config, recipe: Recipe | External) -> Work:
+    def work(self, config: Config, recipe: Recipe | External, counting: Counting) -> Work:
         """Count training at each scale equally often, and a test of all proposals."""
-        from uic_core.evaluations import counting
-
         size, area, tested = counting.arithmetic(recipe), recipe.image_size**2, config.datasets.voc07.test_images
         scales = [_pixels(side, self.train_max) for side in self.train_scales]
         drawn = self.iterations * self.images_per_batch
@@ -84,7 +84,7 @@ class Detection(Evaluation):
         image += size.classifier * self.rois_per_batch / self.images_per_batch
         test = size.features * _pixels(self.test_scale, self.test_max) / area
         test += size.classifier * config.evaluations.proposals.max_boxes
-        return Work(drawn * (1 + counting.BACKWARD) * image + tested * test, drawn + tested)
+        return Work(drawn * (1 + BACKWARD) * image + tested * test, drawn + tested)
 
     def few(self) -> dict[str, Any]:
         """Three steps."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 from uic_core.models import ARCHS, with_fc6
 from uic_core.recipe import External, Recipe, Strict
@@ -24,12 +24,10 @@ class Resources:
 
     Attributes:
         memory: gigabytes, at the first attempt.
-        minutes: at the first attempt.
         cpus, gpus: on one node.
     """
 
     memory: int
-    minutes: int
     cpus: int = 8
     gpus: int = 1
 
@@ -44,6 +42,41 @@ class Work(NamedTuple):
 
     flops: float = 0.0
     images: float = 0.0
+
+
+BACKWARD = 2
+"""Cost of the backward pass of trained layers, in forward passes."""
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """FLOPs of one image's forward pass, in the convolutions and in the classifier with the top layer."""
+
+    features: float
+    classifier: float
+    parameters: int
+
+    @property
+    def forward(self) -> float:
+        """FLOPs of a forward pass."""
+        return self.features + self.classifier
+
+    @property
+    def training(self) -> float:
+        """FLOPs of forward and backward."""
+        return (1 + BACKWARD) * self.forward
+
+
+class Counting(Protocol):
+    """Counts operations: the module `counting` exactly, with torch, or `estimates` roughly, without it."""
+
+    def arithmetic(self, recipe: Recipe | External, image_size: int = 0) -> Arithmetic:
+        """Count a run's network, at its own image size or another one (pixels)."""
+
+    def probed(
+        self, arch: str, image_size: int, sobel: bool, layers: tuple[str, ...], classes: int
+    ) -> tuple[float, float, int]:
+        """Return FLOPs per image up to the deepest probed layer, FLOPs of all heads, and bytes of the heads."""
 
 
 class Evaluation(Strict):
@@ -61,8 +94,8 @@ class Evaluation(Strict):
         """Return the jobs (rule, data set or split) that it needs besides the run's checkpoint."""
         return ()
 
-    def work(self, config: Config, recipe: Recipe | External) -> Work:
-        """Return what it computes for a run. Imports torch."""
+    def work(self, config: Config, recipe: Recipe | External, counting: Counting) -> Work:
+        """Return what it computes for a run."""
         return Work()
 
     def values_of(self, arch: str) -> list[str]:

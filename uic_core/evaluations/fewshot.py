@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from uic_core.evaluations.evaluation import Evaluation, Resources, Work, check_archs, check_layers
+from uic_core.evaluations.evaluation import Counting, Evaluation, Resources, Work, check_archs, check_layers
 from uic_core.models import ARCHS
 from uic_core.recipe import Arch, External, Recipe, Strict
 
@@ -30,7 +30,7 @@ class Resolution(Strict):
 class Fewshot(Evaluation):
     """Prototypical evaluation (docs/protocol.md, Table 5). Resolution 'upsampled' is Table 5's 224, 'native' its 84."""
 
-    resources: ClassVar[Resources] = Resources(memory=16, minutes=240)
+    resources: ClassVar[Resources] = Resources(memory=16)
 
     resolutions: dict[Literal["upsampled", "native"], Resolution]
     layers: dict[Arch, list[str]]
@@ -49,10 +49,8 @@ class Fewshot(Evaluation):
         """The list of test images."""
         return (("index", "miniimagenet"),)
 
-    def work(self, config: Config, recipe: Recipe | External) -> Work:
+    def work(self, config: Config, recipe: Recipe | External, counting: Counting) -> Work:
         """Count a forward pass of every test image at each resolution."""
-        from uic_core.evaluations import counting
-
         data = config.datasets.miniimagenet
         images = data.test_classes * data.images_per_class
         pixel = counting.arithmetic(recipe).features / recipe.image_size**2

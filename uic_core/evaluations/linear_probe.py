@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from uic_core.evaluations.evaluation import Evaluation, Resources, Work, check_archs, check_layers, check_steps
+from uic_core.evaluations.evaluation import (
+    BACKWARD,
+    Counting,
+    Evaluation,
+    Resources,
+    Work,
+    check_archs,
+    check_layers,
+    check_steps,
+)
 from uic_core.models import ARCHS
 from uic_core.recipe import Arch, External, Recipe
 
@@ -23,7 +32,7 @@ _CROPS = 10  # per tested image
 class LinearProbe(Evaluation):
     """Linear classifiers on frozen layers (docs/protocol.md, Linear probes)."""
 
-    resources: ClassVar[Resources] = Resources(memory=64, minutes=1440, cpus=16)
+    resources: ClassVar[Resources] = Resources(memory=64, cpus=16)
 
     data: str = Field(description="a name under datasets.folders")
     layers: dict[Arch, list[str]]
@@ -49,10 +58,8 @@ class LinearProbe(Evaluation):
         """The lists of training and validation images."""
         return tuple(dict.fromkeys((config.datasets.train_list(self.data), ("index", self.data))))
 
-    def work(self, config: Config, recipe: Recipe | External) -> Work:
+    def work(self, config: Config, recipe: Recipe | External, counting: Counting) -> Work:
         """Count training and ten-crop tests of the probes of all layers."""
-        from uic_core.evaluations import counting
-
         data, arch = config.datasets.folders[self.data], recipe.arch
         trunk, heads, snapshot = counting.probed(
             arch, recipe.image_size, recipe.sobel, tuple(self.layers[arch]), data.classes
@@ -61,7 +68,7 @@ class LinearProbe(Evaluation):
         tested = self.val_images[arch] or data.val_images
         passes = math.ceil(self.epochs / max(1, SNAPSHOT_BYTES // snapshot))
         crops = _CROPS * tested
-        flops = drawn * (trunk + (1 + counting.BACKWARD) * heads) + crops * (passes * trunk + self.epochs * heads)
+        flops = drawn * (trunk + (1 + BACKWARD) * heads) + crops * (passes * trunk + self.epochs * heads)
         return Work(flops, drawn + passes * tested)
 
     def values_of(self, arch: str) -> list[str]:

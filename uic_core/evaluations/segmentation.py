@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field, model_validator
 
 from uic_core.evaluations.evaluation import (
+    BACKWARD,
     VOC_IMAGE,
+    Counting,
     Environment,
     Evaluation,
     Resources,
@@ -27,7 +29,7 @@ _STRIDE = 32  # of FCN-32s' scores
 class Segmentation(Evaluation):
     """FCN-32s through mmseg (docs/protocol.md, Segmentation)."""
 
-    resources: ClassVar[Resources] = Resources(memory=32, minutes=1440)
+    resources: ClassVar[Resources] = Resources(memory=32)
     environment: ClassVar[Environment] = "openmmlab"
     by_class: ClassVar[bool] = True
 
@@ -50,15 +52,13 @@ class Segmentation(Evaluation):
         """The complete VOC12."""
         return (("check", "voc_segmentation"),)
 
-    def work(self, config: Config, recipe: Recipe | External) -> Work:
+    def work(self, config: Config, recipe: Recipe | External, counting: Counting) -> Work:
         """Count training and test on whole, padded images."""
-        from uic_core.evaluations import counting
-
         size, tested = counting.arithmetic(recipe), config.datasets.voc_segmentation.val_images
         width, height = (side + 2 * self.pad for side in VOC_IMAGE)
         image = size.features * width * height / recipe.image_size**2 + size.classifier * width * height / _STRIDE**2
         drawn = self.iterations * self.batch_size
-        return Work((drawn * (1 + counting.BACKWARD) + tested) * image, drawn + tested)
+        return Work((drawn * (1 + BACKWARD) + tested) * image, drawn + tested)
 
     def few(self) -> dict[str, Any]:
         """Two steps of two passes."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from uic_core.evaluations.evaluation import Evaluation, Resources, Work
+from uic_core.evaluations.evaluation import BACKWARD, Counting, Evaluation, Resources, Work
 from uic_core.recipe import External, Recipe
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class VocClassification(Evaluation):
     """Multi-label VOC07 classification (docs/protocol.md, Table 4)."""
 
-    resources: ClassVar[Resources] = Resources(memory=32, minutes=1440)
+    resources: ClassVar[Resources] = Resources(memory=32)
 
     image_size: int = Field(ge=64)
     train: Literal["fc6_8", "all"]
@@ -35,12 +35,10 @@ class VocClassification(Evaluation):
         """The complete VOC07."""
         return (("check", "voc07"),)
 
-    def work(self, config: Config, recipe: Recipe | External) -> Work:
+    def work(self, config: Config, recipe: Recipe | External, counting: Counting) -> Work:
         """Count training, and a forward pass of every crop of the test images."""
-        from uic_core.evaluations import counting
-
         size = counting.arithmetic(recipe, self.image_size)
-        step = size.training if self.train == "all" else size.forward + counting.BACKWARD * size.classifier
+        step = size.training if self.train == "all" else size.forward + BACKWARD * size.classifier
         drawn, tested = self.iterations * self.batch_size, config.datasets.voc07.test_images
         return Work(drawn * step + tested * self.crops * size.forward, drawn + tested)
 

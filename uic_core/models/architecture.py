@@ -49,6 +49,7 @@ class Architecture:
         build: builds a network.
         embedding_size: D, the length of the top layer's input.
         training_gflop: 10⁹ operations of forward and backward for an image of 224 pixels.
+        classifier_gflop: 10⁹ operations of a forward pass in the layers after the convolutions, without the top layer.
         matrix_share: share of a GPU's bf16 matrix rate that training reaches.
         probe_layers: layers for linear probes, each with its pooling, or None if its output is a vector.
         fewshot_layers: layers for few-shot classification.
@@ -66,6 +67,7 @@ class Architecture:
     matrix_share: float
     probe_layers: Mapping[str, Pool | None]
     fewshot_layers: tuple[str, ...]
+    classifier_gflop: float = 0.0
     windows: tuple[tuple[int, int, int], ...] = ()
     frozen: tuple[str, ...] = ()
     formats: tuple[Format, ...] = ("uic_core",)

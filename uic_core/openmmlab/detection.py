@@ -62,6 +62,9 @@ def build_config(
     train_resize = {"type": "RandomChoiceResize", "scales": train_scales, "keep_ratio": True}
     test_resize = {"type": "Resize", "scale": (protocol.test_max, protocol.test_scale), "keep_ratio": True}
     biases = {"bias_lr_mult": 2.0, "bias_decay_mult": 0.0}
+    training = max(protocol.train_scales) * protocol.train_max * protocol.images_per_batch // runner.world()
+    # the processes of training and test live at the same time, and pass bytes of three colours
+    workers = cpus.sharing(workers, 3 * (training + protocol.test_scale * protocol.test_max))
     content = runner.training(protocol, work_dir, 1, biases) | {
         "default_scope": "mmdet",
         "custom_imports": {"imports": [f"uic_core.openmmlab.{name}" for name in ("backbones", "fast_rcnn", "observe")]},

@@ -11,12 +11,10 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
-import multiprocessing
 import time
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +28,7 @@ from uic_core.data import matlab, reader, stamps, voc
 from uic_core.data.boxes import overlaps
 from uic_core.errors import InputError, stage
 from uic_core.files import atomic
+from uic_core.run import cpus
 
 _MIN_PUBLISHED_SIDE = 2
 
@@ -183,7 +182,7 @@ def _search_all(paths: list[Path], settings: evaluations.Proposals, processes: i
     one = partial(search, settings=settings)
     if processes == 1:
         return [one(path) for path in paths]
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("fork")) as pool:
+    with cpus.pool(processes, "fork") as pool:
         # chunks of one image: searches are slow, and larger chunks would leave processes idle at the end
         return list(pool.map(one, paths))
 

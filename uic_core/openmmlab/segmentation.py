@@ -18,6 +18,7 @@ from uic_core import checkpoint, evaluations, recipe, samples
 from uic_core.data import stamps, voc
 from uic_core.data.dataset import Dataset, VocSegmentation
 from uic_core.errors import InputError, stage
+from uic_core.evaluations.evaluation import VOC_IMAGE
 from uic_core.models.network import Network
 from uic_core.openmmlab import backbones, fcn, runner
 from uic_core.run import cpus, devices, metrics, parallel
@@ -52,6 +53,8 @@ def build_config(
                 "processes; take another number of GPUs"
             )
     train, val = lists_of(data)
+    # the processes of training and test live at the same time; a pixel is three bytes and an integer
+    workers = cpus.sharing(workers, (protocol.batch_size + 1) * max(VOC_IMAGE) ** 2 * (3 + 8))
     biases = {"custom_keys": {"decode_head.conv_seg.bias": {"lr_mult": 2.0, "decay_mult": 0.0}}}
     return runner.training(protocol, work_dir, protocol.accumulate // runner.world(), biases) | {
         "default_scope": "mmseg",

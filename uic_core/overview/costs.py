@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from uic_core.config import Config
-from uic_core.evaluations.counting import arithmetic
-from uic_core.evaluations.evaluation import Environment
+from uic_core.evaluations.evaluation import Counting, Environment
 from uic_core.methods import METHODS
 from uic_core.recipe import External
 
@@ -68,10 +67,17 @@ class Job:
         return self.memory or next(size for rule, size in _MEMORY.items() if self.rule.startswith(rule))
 
 
-def training(config: Config, run: str) -> Job:
+def exact() -> Counting:
+    """Return the exact counting; imports torch."""
+    from uic_core.evaluations import counting
+
+    return counting
+
+
+def training(config: Config, run: str, counting: Counting | None = None) -> Job:
     """Return the job that makes a run's checkpoint."""
     recipe = config.runs[run]
-    size = arithmetic(recipe)
+    size = (counting or exact()).arithmetic(recipe)
     if isinstance(recipe, External):
         return Job("external", run, (), "core", bytes=4 * size.parameters)
     images = recipe.images_of(config.datasets.folders[recipe.data].train_images)
@@ -88,10 +94,10 @@ def training(config: Config, run: str) -> Job:
     )  # fmt: skip
 
 
-def evaluation(config: Config, run: str, name: str) -> Job:
+def evaluation(config: Config, run: str, name: str, counting: Counting | None = None) -> Job:
     """Return the job that evaluates a run."""
     recipe, section = config.runs[run], config.evaluations.one(name)
-    asked, work = section.resources, section.work(config, recipe)
+    asked, work = section.resources, section.work(config, recipe, counting or exact())
     needs = ((recipe.stage, run), *section.needs(config))
     return Job(
         name, run, needs, section.environment, recipe.arch if asked.gpus else "",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import contextlib
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -18,17 +17,19 @@ import torch
 from uic_core import models
 from uic_core.config import Config
 from uic_core.data import reader, synthetic
+from uic_core.errors import InputError
 from uic_core.evaluations.counting import arithmetic
 from uic_core.methods import METHODS
 from uic_core.overview.rates import Rates
 from uic_core.recipe import Training
-from uic_core.run import devices
+from uic_core.run import cpus, devices
 from uic_core.run.precision import autocast, resolve
 
 _SECONDS = 3.0  # to measure each rate
 _IMAGES = 64
 # One stage of each environment, to measure its import time.
 _STAGES = {"core": "uic_core.pretrain", "openmmlab": "uic_core.openmmlab.detection", "report": "uic_core.report.tables"}
+_PROCESS_BYTES = 1 << 30  # torch, and what its kernels take
 _WORKFLOW_SECONDS = 1.0  # Snakemake's own time per job
 
 
@@ -41,26 +42,27 @@ def measured(config: Config, gpus: int, cpus: int) -> Rates:
     """
     device = devices.current()
     gpu = device.type == "cuda"
-    copies = 1 if gpu else cpus
     largest: dict[str, Training] = {}
     for recipe in config.runs.values():
         if isinstance(recipe, Training) and recipe.epochs >= largest.get(recipe.arch, recipe).epochs:
             largest[recipe.arch] = recipe
-    with ProcessPoolExecutor(copies, mp_context=multiprocessing.get_context("spawn")) as pool:
-        flops, exact = (
-            {arch: _mean(pool, copies, partial(_training_rate, recipe, precision)) for arch, recipe in largest.items()}
-            for precision in ("", "fp32")
-        )
-        dataset = config.datasets.one(next(iter(config.datasets.folders)))
-        if dataset.generated:
-            with tempfile.TemporaryDirectory() as folder:
-                few = dataset.section.model_copy(
-                    update={"root": folder, "classes": 2, "train_images": _IMAGES, "val_images": 2}
-                )
-                synthetic.generate(dataset.model_copy(update={"section": few}))
-                decode = _mean(pool, copies, partial(_decoding_rate, folder, config))
-        else:
-            decode = _mean(pool, copies, partial(_decoding_rate, dataset.section.root, config))
+    copies = 1 if gpu else cpus
+    flops: dict[str, float] = {}
+    exact: dict[str, float] = {}
+    for arch, recipe in largest.items():
+        at_once, images = (1, recipe.batch_size // recipe.gpus) if gpu else fitting(recipe, free_memory(), cpus)
+        for rates, precision in ((flops, ""), (exact, "fp32")):
+            rates[arch] = _mean(at_once, partial(_training_rate, recipe, images, precision))
+    dataset = config.datasets.one(next(iter(config.datasets.folders)))
+    if dataset.generated:
+        with tempfile.TemporaryDirectory() as folder:
+            few = dataset.section.model_copy(
+                update={"root": folder, "classes": 2, "train_images": _IMAGES, "val_images": 2}
+            )
+            synthetic.generate(dataset.model_copy(update={"section": few}))
+            decode = _mean(copies, partial(_decoding_rate, folder, config))
+    else:
+        decode = _mean(copies, partial(_decoding_rate, dataset.section.root, config))
     for recipe in config.runs.values():
         for rates in (flops, exact):
             rates.setdefault(recipe.arch, max(rates.values(), default=1e12))
@@ -73,12 +75,76 @@ def measured(config: Config, gpus: int, cpus: int) -> Rates:
     return Rates(flops, exact, decode, search, dict(start), threads, gpus if gpu else cpus, gpu, said)
 
 
-def _mean(pool: ProcessPoolExecutor, copies: int, measure: Callable[[int], float]) -> float:
-    return float(np.mean(list(pool.map(measure, range(copies)))))
+def _mean(copies: int, measure: Callable[[int], float]) -> float:
+    """Return the mean of what several processes measure at the same time."""
+    with cpus.pool(copies, "spawn") as pool:
+        return float(np.mean(list(pool.map(measure, range(copies)))))
 
 
-def _training_rate(recipe: Training, precision_name: str, _: int) -> float:
-    """Return FLOP/s of forward, backward and SGD at a recipe's size; '' means the recipe's own precision."""
+def fitting(recipe: Training, free: int, processes: int) -> tuple[int, int]:
+    """Return how many of `processes` may train at once in `free` bytes, and the images of their batches.
+
+    One process at a time trains with smaller batches if it must: on a CPU the rate hardly depends on them.
+
+    Raises:
+        InputError: two images do not fit.
+    """
+    fixed, image = _training_bytes(recipe)
+    whole = fixed + image * recipe.batch_size
+    if whole <= free:
+        return min(processes, free // whole), recipe.batch_size
+    images = (free - fixed) // image
+    if images < 2:
+        raise InputError(
+            f"--measure: training {recipe.arch} takes {(fixed + 2 * image) / 1e9:.1f} GB at least, and "
+            f"{free / 1e9:.1f} GB are free; free some memory, or leave --measure out: --peak assumes rates"
+        )
+    return 1, images
+
+
+def _training_bytes(recipe: Training) -> tuple[int, int]:
+    """Return the memory of a training process, in bytes: in any case, and for every image of a batch."""
+    kept, images = 0, 5  # 5: no weight has this many rows
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal kept
+        if tensor.shape[:1] == (images,):
+            kept += tensor.nbytes  # twice if two layers keep it, which makes room for gradients
+        return tensor
+
+    with torch.device("meta"):
+        built = models.build(recipe.arch, classes=recipe.classes, image_size=recipe.image_size, sobel=recipe.sobel)
+        x = torch.empty(images, 3, recipe.image_size, recipe.image_size)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            built.train().embed(x)
+    weights = sum(parameter.nbytes for parameter in built.parameters())
+    # weights, gradients, momentum, and copies in the layout of the kernels
+    return _PROCESS_BYTES + 4 * weights, kept // images
+
+
+def free_memory() -> int:
+    """Return the bytes that new processes may take: of the machine, or of this job or container if it has a limit."""
+    info = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    free = 1024 * int(info["MemAvailable"].split()[0])
+    for folder in (Path("/sys/fs/cgroup"), *map(Path, _own_groups())):
+        with contextlib.suppress(OSError, ValueError):  # no limit reads "max"
+            limit, used = (int((folder / f"memory.{name}").read_text()) for name in ("max", "current"))
+            free = min(free, limit - used)
+    return free
+
+
+def _own_groups() -> list[str]:
+    """Return the folder of this process's control group and those above it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            if line.startswith("0::/"):
+                group = Path("/sys/fs/cgroup", line.removeprefix("0::/"))
+                return [str(each) for each in (group, *group.parents)]
+    return []
+
+
+def _training_rate(recipe: Training, images: int, precision_name: str, _: int) -> float:
+    """Return FLOP/s of forward, backward and SGD on batches of `images`; '' means the recipe's own precision."""
     device = devices.current()
     if device.type == "cpu":
         torch.set_num_threads(1)
@@ -86,7 +152,7 @@ def _training_rate(recipe: Training, precision_name: str, _: int) -> float:
     built = models.build(recipe.arch, classes=recipe.classes, image_size=recipe.image_size, sobel=recipe.sobel)
     built = built.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(built.parameters(), lr=1e-3, momentum=0.9, fused=True)
-    x = torch.randn(recipe.batch_size, 3, recipe.image_size, recipe.image_size, device=device)
+    x = torch.randn(images, 3, recipe.image_size, recipe.image_size, device=device)
     x = x.contiguous(memory_format=torch.channels_last)
     target = torch.zeros(len(x), dtype=torch.long, device=device)
 
@@ -99,7 +165,7 @@ def _training_rate(recipe: Training, precision_name: str, _: int) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    return arithmetic(recipe).training * recipe.batch_size * _a_second(step)
+    return arithmetic(recipe).training * images * _a_second(step)
 
 
 def _decoding_rate(root: str, config: Config, _: int) -> float:

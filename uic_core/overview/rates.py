@@ -59,6 +59,13 @@ class Rates:
         return min(job.gpus, self.slots) * job.gpu if self.gpu else 1
 
 
+def slow(config: Config) -> Rates:
+    """Return rates that no hardware in use should fall below; a job asks for the time it takes with them."""
+    archs = {recipe.arch for recipe in config.runs.values()}
+    start = {"core": 0.0, "openmmlab": 0.0, "report": 0.0}
+    return Rates(dict.fromkeys(archs, 1e13), dict.fromkeys(archs, 5e12), 50.0, 8.0, start, 16, 8, True, "slow")
+
+
 def assumed(config: Config, peak: float, gpus: int) -> Rates:
     """Return rates of a GPU of `peak` TFLOP/s (bf16 matrices), with 16 CPUs for a large job (bench/RESULTS.md)."""
     archs = {recipe.arch for recipe in config.runs.values()}

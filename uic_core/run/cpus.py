@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import multiprocessing
 import os
 import shutil
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+
+from uic_core.run.signals import ignore_interrupts
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
@@ -44,3 +50,17 @@ def sharing(workers: int, batch: int) -> int:
             flush=True,
         )
     return fitting
+
+
+@contextlib.contextmanager
+def pool(processes: int, method: str = "fork") -> Iterator[ProcessPoolExecutor]:
+    """Yield processes for independent work. On an error or Ctrl-C they end what they are at, and begin nothing more.
+
+    Args:
+        method: how they start, as in multiprocessing.
+    """
+    executor = ProcessPoolExecutor(processes, multiprocessing.get_context(method), initializer=ignore_interrupts)
+    try:
+        yield executor
+    finally:
+        executor.shutdown(cancel_futures=True)

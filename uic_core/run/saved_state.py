@@ -235,6 +235,8 @@ class Saver:
             reason = f"{self._signals.caught or 'another rank was told to'}, saved before {position}"
             if not self._ranks.rank:
                 write_text(self.state.marker, f"{reason}; run the same command again\n")
+                if "UIC_SAVED" in os.environ:  # tells workflow/launch.sh to queue the job again
+                    write_text(Path(os.environ["UIC_SAVED"]), f"{reason}\n")
             raise Interrupted(f"{reason} in {self.state.path}; run the same command again")
 
 

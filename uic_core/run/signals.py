@@ -6,11 +6,19 @@ import os
 import signal
 from types import FrameType
 
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+def ignore_interrupts() -> None:
+    """Ignore Ctrl-C in a helper process: it reaches every process, and the parent decides."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class Signals:
-    """Records SIGTERM and SIGUSR1 instead of dying of them. SLURM sends them before it ends a job."""
+    """Records SIGTERM, SIGUSR1 and SIGINT instead of dying of them.
+
+    SLURM sends the first two before it ends a job, and Ctrl-C the last.
+    """
 
     def __init__(self) -> None:
         self.caught: str | None = None
@@ -30,4 +38,4 @@ class Signals:
         elif number == signal.SIGTERM:  # in a forked process, which has no state to save
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        # USR1 reaches all processes of a job. Decoding processes ignore it: they must work until the state is saved.
+        # USR1 and Ctrl-C reach all processes of a job. Those that decode ignore both until the state is saved.

@@ -1,5 +1,6 @@
-# Snakemake and its jobs in SLURM's queue: time limits, job states, jobs of an earlier Snakemake.
+# Functions for jobs: their shell, what they ask for, and how Snakemake and SLURM's queue get along.
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -11,7 +12,9 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from uic_core.errors import InputError
+from uic_core.evaluations import EVALUATIONS
 from uic_core.files import hold
+from uic_core.overview import limits
 
 # SLURM signals a stage two minutes before the time limit (workflow/launch.sh).
 SIGNAL = "'--signal=USR1@120'"
@@ -19,6 +22,83 @@ SIGNAL = "'--signal=USR1@120'"
 PLUGIN, PLUGIN_VERSION = "snakemake-executor-plugin-slurm", "2.8.0"
 STARTED = time.time()
 HELD = False  # True once this Snakemake holds the lock of the results folder
+
+
+def quoted(path):
+    """Quote a path for the shell, and its braces for Snakemake."""
+    return shlex.quote(path).replace("{", "{{").replace("}", "}}")
+
+
+def integer_of(resources, name):
+    """Return an integer of Snakemake's --resources or --default-resources; None if there is none."""
+    value = resources[name].value if name in resources and not resources[name].is_evaluable() else None
+    return value if isinstance(value, int) else None
+
+
+def prepare_shell():
+    """Let jobs stop at the first error, and find uic_core, no packages of ~/.local and, without conda, our Python."""
+    root = str(workflow.basedir)
+    # Snakemake's own prefix is replaced, so its strict mode must be said again.
+    prefix = f"set -euo pipefail; export PYTHONPATH={quoted(root)} PYTHONNOUSERSITE=1; "
+    # Training allocates the same large tensors every step: huge pages give 15 to 25 % more images per second on a CPU.
+    prefix += 'export GLIBC_TUNABLES="${{GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}}"; '
+    if not CONFIG.datasets.check_files:
+        prefix += "export UIC_CHECK_FILES=0; "  # read in uic_core/data/stamps.py; no param, so it reruns nothing
+    if not workflow.remote_exec:  # launch.sh: the jobs run beside Snakemake, which may have a total of GPUs
+        prefix += f"export UIC_LOCAL={integer_of(workflow.global_resources, 'gpu') or 0}; "
+    prefix += f"source {quoted(f'{root}/workflow/launch.sh')}; "
+    if not {str(method) for method in workflow.deployment_settings.deployment_method} & {"conda", "apptainer"}:
+        prefix += f'export PATH={quoted(os.path.dirname(sys.executable))}:"$PATH"; '
+    shell.prefix(prefix)
+
+
+def longest():
+    """Return the most minutes that a job may ask for: `runtime` of the profile's default-resources, or a day."""
+    return integer_of(workflow.resource_settings._parsed_default_resources, "runtime") or 1440
+
+
+def minutes(amount):
+    """Return a job's time: every retry asks for more, up to `longest`. `amount` may be a function of the wildcards."""
+
+    def asked_for(wildcards, attempt):
+        return min(longest(), attempt * (amount(wildcards) if callable(amount) else amount))
+
+    return asked_for
+
+
+def time_of(rule):
+    """Return a job's time: what its work takes on slow hardware; at the limit it saves and queues again."""
+    names = ("run", "dataset", "split")
+    return minutes(
+        lambda wildcards: limits.minutes(
+            CONFIG, rule.format(**wildcards), next(wildcards[name] for name in names if name in wildcards.keys())
+        )
+    )
+
+
+def megabytes(amount):
+    """Return a job's memory: every retry requests more, up to what nodes with GPUs have."""
+    return lambda wildcards, attempt: min(amount * attempt, max(amount, 128000))
+
+
+def asked(evaluation):
+    """Return what an evaluation's job requests (uic_core/evaluations)."""
+    return EVALUATIONS[evaluation].resources
+
+
+def memory_of(evaluation):
+    """Return its memory, as `megabytes` does."""
+    return megabytes(1000 * asked(evaluation).memory)
+
+
+def gpus(wildcards):
+    """GPUs of a training job, on one node."""
+    return CONFIG.runs[wildcards.run].gpus
+
+
+def cpus(wildcards):
+    """CPUs of a training job: 16 per GPU, at most half of a large node's."""
+    return min(64, 16 * gpus(wildcards))
 
 
 def outlive_time_limits():

@@ -12,10 +12,7 @@ sys.path.insert(0, str(workflow.basedir))
 
 from uic_core.data.dataset import Dataset  # noqa: E402
 from uic_core.errors import InputError  # noqa: E402
-from uic_core.evaluations import EVALUATIONS  # noqa: E402
 from uic_core.files import remake  # noqa: E402
-from uic_core.methods import METHODS  # noqa: E402
-from uic_core.models import ARCHS  # noqa: E402
 from uic_core.recipe import load  # noqa: E402
 from uic_core.report.cells import by_class, needed, read_figures, read_tables  # noqa: E402
 
@@ -41,66 +38,6 @@ def refuse_other_scale():
             f"{CONFIG.results} holds results of {'real' if CONFIG.datasets.generated else 'generated'} data sets; "
             "name another folder under `results` in the config, or move that one away"
         )
-
-
-def prepare_shell():
-    """Let jobs find uic_core, no packages of ~/.local and, without conda, the Python that runs Snakemake."""
-    clone, own = shlex.quote(str(workflow.basedir)), shlex.quote(os.path.dirname(sys.executable))
-    prefix = f"export PYTHONPATH={clone} PYTHONNOUSERSITE=1; "
-    # Training allocates the same large tensors every step: huge pages give 15 to 25 % more images per second on a CPU.
-    prefix += 'export GLIBC_TUNABLES="${{GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}}"; '
-    if not CONFIG.datasets.check_files:
-        prefix += "export UIC_CHECK_FILES=0; "  # read in uic_core/data/stamps.py; no param, so it reruns nothing
-    prefix += f"source {clone}/workflow/launch.sh; "
-    if not {str(method) for method in workflow.deployment_settings.deployment_method} & {"conda", "apptainer"}:
-        prefix += f'export PATH={own}:"$PATH"; '
-    shell.prefix(prefix)
-
-
-def minutes(amount):
-    """Return a job's time: every retry requests more, up to a day, which clusters grant."""
-    return lambda wildcards, attempt: min(amount * attempt, max(amount, 1440))
-
-
-def megabytes(amount):
-    """Return a job's memory: every retry requests more, up to what nodes with GPUs have."""
-    return lambda wildcards, attempt: min(amount * attempt, max(amount, 128000))
-
-
-def asked(evaluation):
-    """Return what an evaluation's job requests (uic_core/evaluations)."""
-    return EVALUATIONS[evaluation].resources
-
-
-def memory_of(evaluation):
-    """Return its memory, as `megabytes` does."""
-    return megabytes(1000 * asked(evaluation).memory)
-
-
-def runtime_of(evaluation):
-    """Return its time, as `minutes` does."""
-    return minutes(asked(evaluation).minutes)
-
-
-def time_limit(wildcards, attempt):
-    """Return a training job's minutes: what a slow GPU (10 TFLOP/s) or slow CPUs (50 images/s each) take."""
-    recipe = CONFIG.runs[wildcards.run]
-    images = METHODS[recipe.method].passes(recipe).training
-    images *= recipe.images_of(CONFIG.datasets.folders[recipe.data].train_images)
-    arithmetic = ARCHS[recipe.arch].training_gflop * (recipe.image_size / 224) ** 2 / 10_000 / gpus(wildcards)
-    seconds = images * max(arithmetic, 1 / (50 * cpus(wildcards)))
-    # Every retry requests more, up to a day. After a day the job queues again and continues.
-    return min(1440, round(30 + seconds / 60) * attempt)
-
-
-def gpus(wildcards):
-    """GPUs of a training job, on one node."""
-    return CONFIG.runs[wildcards.run].gpus
-
-
-def cpus(wildcards):
-    """CPUs of a training job: 16 per GPU, at most half of a large node's."""
-    return min(64, 16 * gpus(wildcards))
 
 
 def section(name):

@@ -58,7 +58,7 @@ if CONFIG.datasets.generated:
         threads: 2
         resources:
             mem_mb=megabytes(2000),
-            runtime=minutes(30),
+            runtime=time_of("synthetic"),
         shell:
             "python -m uic_core.data.synthetic --dataset {input} --threads {threads} > {log} 2>&1"
 
@@ -80,7 +80,7 @@ rule check:
     threads: 8
     resources:
         mem_mb=megabytes(4000),
-        runtime=minutes(120),
+        runtime=time_of("check"),
     shell:
         "python -m uic_core.data.check --dataset {input.dataset} --out {output} --threads {threads} > {log} 2>&1"
 
@@ -101,7 +101,7 @@ rule index:
     threads: 8
     resources:
         mem_mb=megabytes(8000),
-        runtime=minutes(240),
+        runtime=time_of("index"),
     shell:
         "python -m uic_core.data.index --dataset {input.dataset} --split {wildcards.split} --out {output}"
         " --threads {threads} > {log} 2>&1"
@@ -122,7 +122,7 @@ rule cache:
     threads: 16
     resources:
         mem_mb=megabytes(16000),
-        runtime=minutes(720),
+        runtime=time_of("cache"),
     params:
         format=CONFIG.datasets.cache.format,
         side=CONFIG.datasets.cache.side,

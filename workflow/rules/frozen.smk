@@ -20,7 +20,7 @@ rule linear_probe:
     threads: asked("linear_probe").cpus
     resources:
         mem_mb=memory_of("linear_probe"),
-        runtime=runtime_of("linear_probe"),
+        runtime=time_of("linear_probe"),
         gpu=asked("linear_probe").gpus,
         gres="",
         nodes=1,
@@ -49,7 +49,7 @@ rule clusters:
         "../../envs/core.yaml"
     resources:
         mem_mb=memory_of("clusters"),
-        runtime=runtime_of("clusters"),
+        runtime=time_of("clusters"),
     shell:
         "python -m uic_core.evaluate.clusters --run {wildcards.run} --checkpoint {input.checkpoint}"
         " --labels {input.labels} --history {input.history} --protocol {input.protocol} --train-index {input.train}"
@@ -74,12 +74,15 @@ rule voc_classification:
     threads: asked("voc_classification_all").cpus
     resources:
         mem_mb=memory_of("voc_classification_all"),
-        runtime=runtime_of("voc_classification_all"),
+        runtime=time_of("voc_classification_{train}"),
         gpu=asked("voc_classification_all").gpus,
+        gres="",
+        nodes=1,
+        slurm_extra=SIGNAL,
     params:
         root=CONFIG.datasets.voc07.root,
     shell:
-        "python -m uic_core.evaluate.voc_classification --run {wildcards.run} --checkpoint {input.checkpoint}"
+        "launch {resources.nodes} {resources.gpu} '{resources.gres}' uic_core.evaluate.voc_classification --run {wildcards.run} --checkpoint {input.checkpoint}"
         " --protocol {input.protocol} --voc {params.root:q} --checked {input.checked} --out {output} --threads {threads} > {log} 2>&1"
 
 
@@ -99,8 +102,10 @@ rule fewshot:
     threads: asked("fewshot").cpus
     resources:
         mem_mb=memory_of("fewshot"),
-        runtime=runtime_of("fewshot"),
+        runtime=time_of("fewshot"),
         gpu=asked("fewshot").gpus,
+        gres="",
+        nodes=1,
     shell:
-        "python -m uic_core.evaluate.fewshot --run {wildcards.run} --checkpoint {input.checkpoint}"
+        "launch {resources.nodes} {resources.gpu} '{resources.gres}' uic_core.evaluate.fewshot --run {wildcards.run} --checkpoint {input.checkpoint}"
         " --protocol {input.protocol} --index {input.index} --out {output} --threads {threads} > {log} 2>&1"

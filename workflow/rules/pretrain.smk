@@ -42,7 +42,7 @@ rule pretrain:
     threads: cpus
     resources:
         mem_mb=megabytes(64000),
-        runtime=time_limit,
+        runtime=time_of("pretrain"),
         gpu=gpus,
         gres="",
         nodes=1,
@@ -70,7 +70,7 @@ rule external:
         "../../envs/core.yaml"
     resources:
         mem_mb=megabytes(8000),
-        runtime=minutes(30),
+        runtime=time_of("external"),
     shell:
         "python -m uic_core.pretrain.external --recipe {input.recipe} --source {input.source:q} --out {output}"
         " > {log} 2>&1"
@@ -96,7 +96,7 @@ rule finetune:
     threads: cpus
     resources:
         mem_mb=megabytes(64000),
-        runtime=time_limit,
+        runtime=time_of("finetune"),
         gpu=gpus,
         gres="",
         nodes=1,

@@ -20,7 +20,7 @@ rule proposals:
     threads: 16
     resources:
         mem_mb=megabytes(16000),
-        runtime=minutes(720),
+        runtime=time_of("proposals"),
     params:
         root=CONFIG.datasets.voc07.root,
     shell:
@@ -46,7 +46,7 @@ rule detection:
     threads: asked("detection").cpus
     resources:
         mem_mb=memory_of("detection"),
-        runtime=runtime_of("detection"),
+        runtime=time_of("detection"),
         gpu=asked("detection").gpus,
         gres="",
         nodes=1,
@@ -80,7 +80,7 @@ rule segmentation:
     threads: asked("segmentation").cpus
     resources:
         mem_mb=memory_of("segmentation"),
-        runtime=runtime_of("segmentation"),
+        runtime=time_of("segmentation"),
         gpu=asked("segmentation").gpus,
         gres="",
         nodes=1,

@@ -1,0 +1,109 @@
+"""VOC classification that is told to end goes on later as if nothing was: real signals, real files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from uic_core import checkpoint, recipe
+from uic_core.errors import INTERRUPTED
+from uic_core.evaluate import voc_classification
+from uic_core.evaluations import VocClassification
+from uic_core.files import read_yaml
+from uic_core.methods import parse_run
+from uic_core.models import build
+
+ROOT = Path(__file__).parents[2]
+PROTOCOL: dict[str, Any] = {
+    "image_size": 64, "batch_norm": "affine_trained", "iterations": 5, "batch_size": 4, "lr": 0.01,
+    "lr_halved_every": 2, "momentum": 0.9, "weight_decay": 1e-4, "clip_gradient": 10.0, "crops": 2, "seed": 0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path: Path = tmp_path_factory.mktemp("saved") / "checkpoint.safetensors"
+    made_by = read_yaml(ROOT / "config" / "demo.yaml")["runs"]["random_sobel"] | {"classes": 4}
+    torch.manual_seed(0)
+    network = build("alexnet", classes=4, image_size=64, sobel=True)
+    checkpoint.save(path, network, parse_run(made_by, "test"), {"data": "0"})
+    return path
+
+
+@pytest.fixture
+def stage(saved: Path, demo_data: SimpleNamespace, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Run the stage in a folder; the values that it wrote."""
+
+    def run(folder: str, train: str, **changes: Any) -> dict[str, Any]:
+        place = tmp_path / folder
+        place.mkdir(exist_ok=True)
+        settings = recipe.parse(VocClassification, PROTOCOL | {"train": train} | changes, "test")
+        recipe.save(settings, tmp_path / "protocol.yaml")
+        out = place / f"voc_classification_{train}.json"
+        arguments = {"checkpoint": saved, "protocol": tmp_path / "protocol.yaml", "voc": demo_data.voc07, "out": out}
+        voc_classification.main(["--run", "r", *(f"--{name}={path}" for name, path in arguments.items())])
+        assert [path.name for path in place.iterdir()] == [out.name]  # no state is left
+        values: dict[str, Any] = json.loads(out.read_text())["values"]
+        return values
+
+    return run
+
+
+def told_at(monkeypatch: pytest.MonkeyPatch, name: str, call: int, number: signal.Signals) -> None:
+    """Let the process get a signal in a call of a function of the stage."""
+    function, calls = getattr(voc_classification, name), []
+
+    def counted(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == call:
+            os.kill(os.getpid(), number)
+        return function(*arguments)
+
+    monkeypatch.setattr(voc_classification, name, counted)
+
+
+@pytest.mark.parametrize(
+    ("train", "function", "call", "number", "where"),
+    [
+        ("fc6_8", "loss", 3, signal.SIGUSR1, "saved before iteration 4"),
+        ("all", "loss", 1, signal.SIGINT, "saved before iteration 2"),
+        ("all", "_augmented", 6, signal.SIGTERM, "saved before the test"),
+    ],
+)
+def test_fault_42_voc_classification_goes_on_after_a_time_limit(
+    stage: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], seen: Callable[[object], None], train: str, function: str, call: int,
+    number: signal.Signals, where: str,
+) -> None:  # fmt: skip
+    undisturbed = stage("undisturbed", train)
+    with monkeypatch.context() as patched:
+        told_at(patched, function, call, number)
+        with pytest.raises(SystemExit) as stop:
+            stage("interrupted", train)
+    err = capsys.readouterr().err
+    seen(err)
+    assert stop.value.code == INTERRUPTED
+    assert err.startswith(f"interrupted: {number.name}, {where} in ")
+    assert (tmp_path / "interrupted" / f"voc_classification_{train}.interrupted").exists()
+    assert stage("interrupted", train) == undisturbed
+    assert "going on from iteration " in capsys.readouterr().out
+
+
+def test_a_state_of_another_protocol_is_not_used(
+    stage: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patched:
+        told_at(patched, "loss", 2, signal.SIGTERM)
+        with pytest.raises(SystemExit):
+            stage("one", "fc6_8")
+    capsys.readouterr()
+    stage("one", "fc6_8", lr=0.02)
+    assert "going on" not in capsys.readouterr().out
