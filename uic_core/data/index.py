@@ -288,7 +288,8 @@ def scan(folder: Path) -> tuple[list[str], list[str]]:
     Raises:
         InputError: the folder cannot be read, or a name is no UTF-8.
     """
-    folders, others = [], []
+    folders: list[str] = []
+    others: list[str] = []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
