@@ -317,7 +317,7 @@ def test_fault_59_every_remedy_makes_the_work_go_on(copy, seen, monkeypatch):
     """A damaged file of the results: each message is followed, then nothing is left to do."""
     monkeypatch.chdir(copy.folder)
     damaged = {
-        Path("results/runs/random/checkpoint.safetensors"): checkpoint.load,
+        Path("results/runs/random_rgb/checkpoint.safetensors"): checkpoint.load,
         Path("results/index/imagenet_val.npz"): Index.load,
     }
     for path, load in damaged.items():
@@ -346,7 +346,7 @@ def test_fault_32_the_key_skips_the_comparison_and_reruns_nothing(copy):
     image = next((copy.folder / "data/demo/miniimagenet/images").iterdir())
     replace(image, image.read_bytes())
     os.utime(image, (0, 0))
-    target = ("results/metrics/random/fewshot.json", "--forcerun", "fewshot")
+    target = ("results/metrics/random_sobel/fewshot.json", "--forcerun", "fewshot")
     process = snakemake(*target, folder=copy.folder, config=copy.config)
     assert process.returncode == 0, process.stderr
 

@@ -186,9 +186,9 @@ def ten_crop(image: Image.Image, resize: int, crop: int) -> NDArray[np.uint8]:
     bottom, right = height - crop, width - crop
     places = [(0, 0), (0, right), (bottom, 0), (bottom, right), (round(bottom / 2), round(right / 2))]
     if width * height > _WHOLE:
-        both = (image, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
         boxes = [window(*image.size, resize, crop, x, y) for y, x in places]
-        return np.stack([resized_crop(each, box, crop) for each in both for box in boxes])
+        mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return np.stack([resized_crop(view, box, crop) for view in (image, mirrored) for box in boxes])
     pixels = np.asarray(shorter_side(image, resize)).transpose(2, 0, 1)
     views = (pixels, pixels[..., ::-1])
     return np.stack([view[:, y : y + crop, x : x + crop] for view in views for y, x in places])
