@@ -55,7 +55,7 @@ def test_fault_50_where_nothing_can_be_written_no_job_starts(start, tmp_path):
     told = start(f"results/{TARGET}", HOME="/proc")
     assert told.startswith("error: /proc/.cache/snakemake: nothing can be written there (")
     assert told.endswith("; set XDG_CACHE_HOME to a folder that can be written")
-    assert not (tmp_path / "results").exists()
+    assert not (tmp_path / "results" / TARGET).exists()
     there = str(tmp_path / "cache")
     assert start(f"results/{TARGET}", HOME="/proc", XDG_CACHE_HOME=there, TMPDIR=str(tmp_path)) == ""
     assert (tmp_path / "results" / TARGET).exists()
