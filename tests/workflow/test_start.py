@@ -55,7 +55,7 @@ def test_fault_50_where_nothing_can_be_written_no_job_starts(start, tmp_path):
     told = start(f"results/{TARGET}", HOME="/proc")
     assert told.startswith("error: /proc/.cache/snakemake: nothing can be written there (")
     assert told.endswith("; set XDG_CACHE_HOME to a folder that can be written")
-    assert not (tmp_path / "results").exists()
+    assert not (tmp_path / "results" / TARGET).exists()
     there = str(tmp_path / "cache")
     assert start(f"results/{TARGET}", HOME="/proc", XDG_CACHE_HOME=there, TMPDIR=str(tmp_path)) == ""
     assert (tmp_path / "results" / TARGET).exists()
@@ -72,7 +72,8 @@ def test_fault_51_tables_and_numbers_are_checked_with_the_config(start, tmp_path
     tables.write_text(text.replace("{name: ", "{{name: ", 1))
     told = start("-n", config=small_config() | {"tables": str(tables)})
     line = text[: text.index("{name: ")].count("\n") + 1
-    assert told.startswith(f"error: {tables}:{line}: is not valid YAML: ")
+    assert told.startswith(f"error: {tables}:{line + 1}: is not valid YAML: ")
+    assert told.endswith(f" that begins in line {line}; mend one of these lines")
 
 
 def test_fault_52_a_config_that_snakemake_cannot_read_is_named_with_its_line(start, tmp_path):
