@@ -106,6 +106,7 @@ def check(dataset: Dataset, processes: int = 1) -> str:
                 "it made before whole again"
             )
         raise InputError("\n".join([*findings.problems, f"remedy: {remedy}; or correct the key"]))
+    findings.lines += _fingerprints(dataset.section, root)
     return "\n".join(findings.lines) + "\n"
 
 
@@ -120,6 +121,17 @@ def main(arguments: list[str] | None = None) -> None:
         found = check(recipe.load(Dataset, options.dataset), options.threads)
         write_text(options.out, found)
         print(found, end="")
+
+
+def _fingerprints(section: Strict, root: Path) -> list[str]:
+    """Return a line for each list of a data set without index, and for all: results record the same fingerprints."""
+    if isinstance(section, Voc07):
+        lists = {"trainval": ["trainval"], "test": ["test"], "all": ["trainval", "test"]}
+        return [f"fingerprint of {name}: {voc.fingerprint(root, 2007, splits)}" for name, splits in lists.items()]
+    if isinstance(section, VocSegmentation):
+        pair = voc.segmentation_lists(root, section.sbd, section.train_list, section.val_list)
+        return [f"fingerprint of all: {voc.segmentation_fingerprint(pair)}"]
+    return []
 
 
 def _folder(section: ImageFolder, root: Path, findings: _Findings) -> None:

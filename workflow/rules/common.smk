@@ -155,6 +155,11 @@ def run_index(wildcards):
     return train_index(CONFIG.runs[wildcards.run].data)
 
 
+def probed_index(wildcards):
+    """Return the index of the images that linear probes are trained on."""
+    return train_index(CONFIG.evaluations.linear_probe.data)
+
+
 def labelled_index(run):
     """Return the index of the images of a run's pseudo-labels, not cached."""
     if CONFIG.runs[run].stage == "external":

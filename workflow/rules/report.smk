@@ -95,7 +95,7 @@ for number in FIGURES:
         input:
             metrics=f"{RESULTS}/metrics/{FIGURES[number].run}/clusters.json",
             arrays=f"{RESULTS}/metrics/{FIGURES[number].run}/clusters.npz",
-            index=labelled_index(FIGURES[number].run),
+            index=ancient(labelled_index(FIGURES[number].run)),
         output:
             png=report(
                 f"{RESULTS}/figures/fig{number}.png",
