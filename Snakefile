@@ -36,6 +36,10 @@ onstart:
     take_over()
 
 
+onsuccess:
+    refuse_other_data()
+
+
 onerror:
     end_jobs("--local")
 
@@ -67,6 +71,7 @@ localrules:
 rule all:
     default_target: True
     input:
+        from_elsewhere(*TABLES),
         expand(f"{RESULTS}/tables/table{{number}}.md", number=TABLES),
         expand(f"{RESULTS}/figures/fig{{number}}.png", number=FIGURES),
         expand(f"{RESULTS}/tables/{{task}}.md", task=by_class(CONFIG.tables_file)),

@@ -47,21 +47,18 @@ def difference(config: Config, path: Path) -> str | None:
     try:
         for key, recorded, now in compare(config, path):
             if recorded != now:
-                return f"{key} is {json.dumps(recorded)} there, {json.dumps(now)} now"
+                return _say(key, recorded, now)
     except (_Unknown, InputError, OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return None
     return ""
 
 
-def fingerprints(config: Config) -> dict[str, str]:
-    """Return the fingerprint in every index of the results, by path."""
-    found = {}
-    for path in sorted(Path(config.results, "index").glob("*.npz")):
-        try:
-            found[str(path)] = _member(path, "fingerprint")
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            continue  # its job makes it again, or says what is wrong
-    return found
+def _say(key: str, recorded: Any, now: Any) -> str:
+    """Name the innermost key that differs."""
+    if isinstance(recorded, dict) and isinstance(now, dict) and recorded.keys() == now.keys():
+        inner = next(name for name in now if recorded[name] != now[name])
+        return _say(f"{key}.{inner}", recorded[inner], now[inner])
+    return f"{key} is {json.dumps(recorded)} there, {json.dumps(now)} now"
 
 
 def _section(config: Config, path: Path) -> Iterator[_Pair]:

@@ -133,10 +133,7 @@ def source_checkpoint(wildcards):
 
 def external_checkpoint(wildcards):
     """Return the file of a run that was trained elsewhere."""
-    path = CONFIG.runs[wildcards.run].path
-    if not os.path.exists(path):
-        raise WorkflowError(f"runs.{wildcards.run}.path: {path} is not there; correct it in the config")
-    return path
+    return there(wildcards.run, CONFIG.runs[wildcards.run].path)
 
 
 def generated(wildcards):

@@ -55,6 +55,7 @@ for number in TABLES:
         name:
             f"table{number}"
         input:
+            from_elsewhere(number),
             metrics=metrics_of(number),
             tables=str(CONFIG.tables_file),
             published=str(CONFIG.published_file),
