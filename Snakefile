@@ -20,19 +20,21 @@ report: "workflow/report/workflow.rst"
 include: "workflow/rules/common.smk"
 include: "workflow/rules/reruns.smk"
 include: "workflow/rules/cluster.smk"
+include: "workflow/rules/takeover.smk"
 
 
 CONFIG = validated_config()
 RESULTS = CONFIG.results
 TABLES, FIGURES = read_tables(CONFIG.tables_file), read_figures(CONFIG.tables_file)
+refuse_second_start()
 refuse_other_scale()
 prepare_shell()
 outlive_time_limits()
 watch_jobs()
+mark_jobs()
 
 
-# Neither in a dry run nor in the jobs.
-onstart:
+onstart:  # neither in a dry run nor in the jobs
     take_over()
 
 

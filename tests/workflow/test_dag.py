@@ -427,8 +427,8 @@ def test_requests_follow_the_recipe_and_stay_below_a_day_and_a_node():
         assert [found["megabytes"](amount)(None, attempt) for attempt in (1, 2, 3)] == asked
 
 
-def test_a_second_snakemake_in_the_same_results_is_refused_wherever_it_is_started(tmp_path):
-    """FAULTS row 21, from another folder: Snakemake's own lock is in the folder it is started in."""
+def test_fault_61_a_second_snakemake_is_told_who_works_in_the_results_wherever_it_is_started(tmp_path, seen):
+    """FAULTS row 21 too, from another folder: Snakemake's own lock is in the folder it is started in."""
     config = small_config() | {"results": str(tmp_path / "shared")}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(config))
     target = str(tmp_path / "shared/protocols/fewshot.yaml")
@@ -436,10 +436,12 @@ def test_a_second_snakemake_in_the_same_results_is_refused_wherever_it_is_starte
     first = subprocess.Popen([sys.executable, "-c", code, tmp_path / "shared"], cwd=ROOT, stdin=subprocess.PIPE)
     while not (tmp_path / "shared/.lock").exists() or not (tmp_path / "shared/.lock").read_text():
         assert first.poll() is None
-    process = snakemake(target, folder=tmp_path, config=tmp_path / "small.yaml")
-    assert process.returncode != 0
-    assert f"process {first.pid} on" in process.stderr
-    assert "name another folder under `results`" in process.stderr
+    for options in ([target], ["--unlock"]):  # its own advice, while the first one works
+        process = snakemake(*options, folder=tmp_path, config=tmp_path / "small.yaml")
+        assert process.returncode != 0
+        assert re.search(rf"process {first.pid} on \S+, started in {ROOT}, since .*, works in it; wait", process.stderr)
+        assert "name another folder under `results`" in process.stderr
+    seen(next(line for line in process.stderr.splitlines() if "works in it" in line))
     assert not Path(target).exists()
     first.kill()
     first.wait()

@@ -8,7 +8,6 @@ from snakemake.exceptions import WorkflowError
 
 from uic_core.report.cells import needed
 
-
 JUDGED = {}  # what `difference` found of each file
 
 
