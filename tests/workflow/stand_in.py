@@ -23,7 +23,7 @@ from uic_core.run import metrics
 def make(config: Config, folder: Path) -> None:
     """Write the results of `config` below `folder`, in the order in which the workflow makes them."""
     results = folder / config.results
-    indexes = _data(config, results)
+    indexes = data(config, results)
     pairs = [(name, evaluation) for run, evaluation in all_needed(config.tables_file) for name in config.repeats(run)]
     runs = {run for run, _ in pairs}
     runs |= {config.runs[run].start for run in runs} - {""}
@@ -48,18 +48,19 @@ def make(config: Config, folder: Path) -> None:
         _text(results / name)
 
 
-def _data(config: Config, results: Path) -> dict[str, Index]:
+def data(config: Config, results: Path, mark: str = "") -> dict[str, Index]:
+    """Write what the workflow notes of the data sets; another `mark` stands for other images. Returns the indexes."""
     indexes = {}
     for name in config.datasets.names:
         dataset = config.datasets.one(name)
         recipe.save(dataset, results / "data" / f"{name}.yaml")
         if dataset.generated:
             _text(results / "data" / f"{name}.generated")
-        lines = [f"fingerprint of {split}: {_print(name, split)}\n" for split in ("trainval", "test", "all")]
+        lines = [f"fingerprint of {split}: {mark}{_print(name, split)}\n" for split in ("trainval", "test", "all")]
         _text(results / "data" / f"{name}.checked", "".join(lines))
         for split in ("train", "val") if name in config.datasets.folders else ("test",):
             paths, labels = np.array([f"{number}.png" for number in range(100)]), np.zeros(100, np.int32)
-            index = Index(f"{name}_{split}", Path("/data"), paths, labels, ("one",), _print(name, split))
+            index = Index(f"{name}_{split}", Path("/data"), paths, labels, ("one",), mark + _print(name, split))
             index.save(results / "index" / f"{name}_{split}.npz")
             indexes[f"{name}_{split}"] = index
     return indexes

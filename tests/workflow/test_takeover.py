@@ -117,6 +117,8 @@ def test_fault_39_files_of_the_future_are_said_to_be_and_what_is_made_from_them_
     process = start(place, target)
     told = process.communicate()[0]
     assert process.returncode == 0, told
-    assert "files had times in the future, results/data/miniimagenet.generated among them: they come from another" in told
+    assert (
+        "files had times in the future, results/data/miniimagenet.generated among them: they come from another" in told
+    )
     assert "5 classes" in (place.folder / target).read_text()
     seen(next(line for line in told.splitlines() if "in the future" in line))
