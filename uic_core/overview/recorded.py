@@ -19,7 +19,7 @@ from uic_core.data.dataset import Dataset
 from uic_core.data.index import subset_fingerprint
 from uic_core.errors import InputError
 from uic_core.files import read_yaml
-from uic_core.recipe import External, Training, load
+from uic_core.recipe import External, Recipe, Training, load
 from uic_core.run import metrics
 
 _Pair = tuple[str, Any, Any]
@@ -79,7 +79,8 @@ def _run(config: Config, path: Path) -> Iterator[_Pair]:
     yield from _keys(header["recipe"], recipe.model_dump())
     if not isinstance(recipe, External):
         images = recipe.images if isinstance(recipe, Training) else 0
-        yield recipe.data, header["data"], _listed(config, recipe.data, "train", images, recipe.seed, cached=True)
+        now = _trained_on(config, recipe.data, images, recipe.seed, header["data"])
+        yield recipe.data, header["data"], now
 
 
 def _evaluation(config: Config, path: Path) -> Iterator[_Pair]:
@@ -97,20 +98,23 @@ def _evaluation(config: Config, path: Path) -> Iterator[_Pair]:
         now[key] = value.get(recipe.arch) if by_arch else value
     if path.stem == "linear_probe":  # records how many images it took, and 0 means all of them
         now |= {key: now[key] or found.protocol[key] for key in ("images", "val_images")}
-        train = _listed(config, section.data, "train", section.images[recipe.arch], section.seed, cached=True)
-        val = _listed(config, section.data, "val", section.val_images[recipe.arch], section.seed)
-        data = f"{train}+{val}"
-    elif path.stem == "clusters":
-        assert not isinstance(recipe, External)
-        data = _listed(config, recipe.data, "train")
-    elif path.stem == "fewshot":
-        data = _listed(config, "miniimagenet", "test")
-    elif path.stem == "segmentation":
-        data = _checked(config, "voc_segmentation", "all")
-    else:
-        data = _checked(config, "voc07", "all")
     yield from _keys(found.protocol, now)
-    yield found.dataset.name, found.dataset.fingerprint, data
+    yield found.dataset.name, found.dataset.fingerprint, _evaluated_on(config, path.stem, recipe, found)
+
+
+def _evaluated_on(config: Config, evaluation: str, recipe: Recipe | External, found: metrics.Metrics) -> str:
+    """Return the fingerprint that an evaluation of a run would record now."""
+    if evaluation == "linear_probe":
+        section, arch = config.evaluations.linear_probe, recipe.arch
+        recorded = found.dataset.fingerprint.partition("+")[0]
+        train = _trained_on(config, section.data, section.images[arch], section.seed, recorded)
+        return f"{train}+{_listed(config, section.data, 'val', section.val_images[arch], section.seed)}"
+    if evaluation == "clusters":
+        assert not isinstance(recipe, External)
+        return _listed(config, recipe.data, "train")
+    if evaluation == "fewshot":
+        return _listed(config, "miniimagenet", "test")
+    return _checked(config, "voc_segmentation" if evaluation == "segmentation" else "voc07", "all")
 
 
 def _cache(config: Config, path: Path) -> Iterator[_Pair]:
@@ -128,13 +132,24 @@ def _keys(recorded: dict[str, Any], now: dict[str, Any]) -> Iterator[_Pair]:
         yield key, recorded.get(key), value
 
 
-def _listed(config: Config, data: str, split: str, images: int = 0, seed: int = 0, cached: bool = False) -> str:
-    """Return the fingerprint of what a stage takes from an index."""
+def _trained_on(config: Config, data: str, images: int, seed: int, recorded: str) -> str:
+    """Return the fingerprint of what a stage would train on, by the cache if the config has one."""
+    if config.datasets.cache.format == "none":
+        return _listed(config, data, "train", images, seed)
+    if not _index(config, data, "train_cached").exists() and recorded == _listed(config, data, "train", images, seed):
+        return "to be cached"
+    return _listed(config, data, "train_cached", images, seed)
+
+
+def _listed(config: Config, data: str, split: str, images: int = 0, seed: int = 0) -> str:
+    """Return the fingerprint of what a stage takes from an index: all images, or some of a seeded shuffle."""
     _same_content(config, data)
-    suffix = "_cached" if cached and config.datasets.cache.format != "none" else ""
-    path = Path(config.results, "index", f"{data}_{split}{suffix}.npz")
-    with np.load(path, allow_pickle=False) as arrays:
+    with np.load(_index(config, data, split), allow_pickle=False) as arrays:
         return subset_fingerprint(str(arrays["fingerprint"]), len(arrays["labels"]) if images else 0, images, seed)
+
+
+def _index(config: Config, data: str, split: str) -> Path:
+    return Path(config.results, "index", f"{data}_{split}.npz")
 
 
 def _checked(config: Config, data: str, split: str) -> str:
