@@ -26,6 +26,7 @@ from tests.recipes import recipe
 from uic_core.config import validate
 from uic_core.methods import METHODS
 from uic_core.models import ARCHS
+from uic_core.overview import recorded
 from uic_core.recipe import save
 from uic_core.run import metrics
 
@@ -130,6 +131,23 @@ def test_memory_of_every_job_stays_below_6_gb(finished):
 
 def test_a_second_run_does_nothing(copy):
     assert planned(copy) == set()
+
+
+def test_every_result_records_what_the_config_says(finished, monkeypatch):
+    """By the workflow's own reading: none differs, and none leaves it open (uic_core/overview/recorded.py)."""
+    monkeypatch.chdir(finished.folder)
+    config = validate(small_config(), "small.yaml")
+    kinds = (
+        "runs/*/*.safetensors",
+        "runs/*/recipe.yaml",
+        "protocols/*",
+        "data/*.yaml",
+        "proposals/*",
+        "metrics/*/*.json",
+    )
+    files = [file for kind in kinds for file in Path("results").glob(kind)]
+    assert len(files) > 80
+    assert {file: recorded.difference(config, file) for file in files} == dict.fromkeys(files, "")
 
 
 def test_results_moved_to_another_machine_are_not_made_again(finished, tmp_path):
