@@ -112,7 +112,7 @@ def _evaluation(config: Config, run: str, evaluation: str, folder: Path, indexes
 
 
 def _print(name: str, split: str) -> str:
-    return f"{name}-{split}"
+    return f"{name}_{split}"
 
 
 def _npz(path: Path, **texts: str) -> None:

@@ -30,6 +30,13 @@ class _Unknown(Exception):
     """There is no file, or it does not record what is compared."""
 
 
+_CANNOT_SAY = (
+    _Unknown, InputError, OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError,
+    zipfile.BadZipFile,
+)  # fmt: skip
+"""How reading a file ends that is missing, damaged, or of another form."""
+
+
 def difference(config: Config, path: Path) -> str | None:
     """Compare what a file of the results records with the config and with the data as they were last listed.
 
@@ -48,7 +55,7 @@ def difference(config: Config, path: Path) -> str | None:
         for key, recorded, now in compare(config, path):
             if recorded != now:
                 return _say(key, recorded, now)
-    except (_Unknown, InputError, OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+    except _CANNOT_SAY:
         return None
     return ""
 
