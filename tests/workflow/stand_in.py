@@ -122,4 +122,5 @@ def _npz(path: Path, **texts: str) -> None:
 
 def _text(path: Path, text: str = "\n") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)  # it may be a link to another test's
     path.write_text(text)

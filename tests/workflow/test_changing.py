@@ -37,7 +37,7 @@ def base() -> Config:
     """The small DAG with real data sets, a checkpoint from elsewhere, and two seeds."""
     config = small_config()
     config["datasets"]["generated"] = False
-    config["runs"]["supervised"] = EXTERNAL
+    config["runs"]["supervised"] = dict(EXTERNAL)
     return config
 
 
