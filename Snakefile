@@ -16,7 +16,9 @@ report: "workflow/report/workflow.rst"
 
 include: "workflow/rules/common.smk"
 include: "workflow/rules/config.smk"
+include: "workflow/rules/reruns.smk"
 include: "workflow/rules/cluster.smk"
+include: "workflow/rules/takeover.smk"
 
 
 FILES = config_files()
@@ -29,16 +31,22 @@ CONFIG = validated_config()
 RESULTS = CONFIG.results
 TABLES, FIGURES = read_tables(CONFIG.tables_file), read_figures(CONFIG.tables_file)
 check_folders(write=False)
+refuse_second_start()
 refuse_other_scale()
 prepare_shell()
 outlive_time_limits()
 watch_jobs()
+mark_jobs()
 
 
 # Neither in a dry run nor in the jobs.
 onstart:
     check_folders(write=True)
     take_over()
+
+
+onsuccess:
+    refuse_other_data()
 
 
 onerror:
@@ -72,6 +80,7 @@ localrules:
 rule all:
     default_target: True
     input:
+        from_elsewhere(*TABLES),
         expand(f"{RESULTS}/tables/table{{number}}.md", number=TABLES),
         expand(f"{RESULTS}/figures/fig{{number}}.png", number=FIGURES),
         expand(f"{RESULTS}/tables/{{task}}.md", task=by_class(CONFIG.tables_file)),

@@ -13,6 +13,7 @@ import os
 import re
 import socket
 import tempfile
+import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,19 +82,38 @@ def hold(folder: Path) -> bool:
         InputError: another process holds the lock; the message says which one, and where.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if told := holder(folder):
+        raise InputError(f"{folder}: {told} works in it; wait for its end, or stop it")
     file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)  # open for the life of the process
-    holder = os.read(file, 4096).decode(errors="replace").strip()
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except BlockingIOError:  # within this very moment
         os.close(file)
-        raise InputError(f"{folder}: {holder} works in it; wait for its end, or stop it") from None
+        raise InputError(f"{folder}: another process has just begun to work in it; wait for its end") from None
     except OSError:
         os.close(file)
         return False
     os.ftruncate(file, 0)
-    os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}, started in {Path.cwd()},\n".encode(), 0)
+    told = f"process {os.getpid()} on {socket.gethostname()}, started in {Path.cwd()}, since {time.ctime()},\n"
+    os.pwrite(file, told.encode(), 0)
     return True
+
+
+def holder(folder: Path) -> str:
+    """Return what the process that has taken the lock of `folder` (see `hold`) says of itself; '' if none has."""
+    try:
+        file = os.open(folder / ".lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return ""
+    except BlockingIOError:
+        return os.read(file, 4096).decode(errors="replace").strip()
+    except OSError:  # there are no locks
+        return ""
+    finally:
+        os.close(file)
 
 
 def _is_full(error: Exception) -> bool:

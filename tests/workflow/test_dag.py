@@ -26,6 +26,7 @@ from uic_core import checkpoint
 from uic_core.config import validate
 from uic_core.data.index import Index
 from uic_core.errors import InputError
+from uic_core.overview import recorded
 from uic_core.recipe import save
 from uic_core.run import metrics
 
@@ -130,6 +131,23 @@ def test_memory_of_every_job_stays_below_6_gb(finished):
 
 def test_a_second_run_does_nothing(copy):
     assert planned(copy) == set()
+
+
+def test_every_result_records_what_the_config_says(finished, monkeypatch):
+    """By the workflow's own reading: none differs, and none leaves it open (uic_core/overview/recorded.py)."""
+    monkeypatch.chdir(finished.folder)
+    config = validate(small_config(), "small.yaml")
+    kinds = (
+        "runs/*/*.safetensors",
+        "runs/*/recipe.yaml",
+        "protocols/*",
+        "data/*.yaml",
+        "proposals/*",
+        "metrics/*/*.json",
+    )
+    files = [file for kind in kinds for file in Path("results").glob(kind)]
+    assert len(files) > 80
+    assert {file: recorded.difference(config, file) for file in files} == dict.fromkeys(files, "")
 
 
 def test_results_moved_to_another_machine_are_not_made_again(finished, tmp_path):
@@ -446,8 +464,8 @@ def test_the_plan_of_a_fresh_clone_on_a_cluster_covers_the_paper(tmp_path):
     assert {f"table{n}" for n in range(1, 8)} <= set(counts)
 
 
-def test_a_second_snakemake_in_the_same_results_is_refused_wherever_it_is_started(tmp_path):
-    """FAULTS row 21, from another folder: Snakemake's own lock is in the folder it is started in."""
+def test_fault_61_a_second_snakemake_is_told_who_works_in_the_results_wherever_it_is_started(tmp_path, seen):
+    """FAULTS row 21 too, from another folder: Snakemake's own lock is in the folder it is started in."""
     config = small_config() | {"results": str(tmp_path / "shared")}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(config))
     target = str(tmp_path / "shared/protocols/fewshot.yaml")
@@ -455,10 +473,12 @@ def test_a_second_snakemake_in_the_same_results_is_refused_wherever_it_is_starte
     first = subprocess.Popen([sys.executable, "-c", code, tmp_path / "shared"], cwd=ROOT, stdin=subprocess.PIPE)
     while not (tmp_path / "shared/.lock").exists() or not (tmp_path / "shared/.lock").read_text():
         assert first.poll() is None
-    process = snakemake(target, folder=tmp_path, config=tmp_path / "small.yaml")
-    assert process.returncode != 0
-    assert f"process {first.pid} on" in process.stderr
-    assert "name another folder under `results`" in process.stderr
+    for options in ([target], ["--unlock"]):  # its own advice, while the first one works
+        process = snakemake(*options, folder=tmp_path, config=tmp_path / "small.yaml")
+        assert process.returncode != 0
+        assert re.search(rf"process {first.pid} on \S+, started in {ROOT}, since .*, works in it; wait", process.stderr)
+        assert "name another folder under `results`" in process.stderr
+    seen(next(line for line in process.stderr.splitlines() if "works in it" in line))
     assert not Path(target).exists()
     first.kill()
     first.wait()

@@ -120,6 +120,7 @@ def check(dataset: Dataset, processes: int = 1) -> str:
             by_key.setdefault(problem.partition(": ")[0], []).append(problem)
         lines = [line for key, problems in by_key.items() for line in few(problems, f"{key}: ")]
         raise InputError("\n".join([*lines, f"remedy: {remedy}; or correct the key"]))
+    findings.lines += _fingerprints(dataset.section, root)
     return "\n".join(findings.lines) + "\n"
 
 
@@ -148,6 +149,17 @@ def _unindexed(dataset: Dataset) -> list[str]:
         return voc.segmentation_files(
             voc.segmentation_lists(Path(section.root), section.sbd, section.train_list, section.val_list)
         )
+    return []
+
+
+def _fingerprints(section: Strict, root: Path) -> list[str]:
+    """Return a line for each list of a data set without index, and for all: results record the same fingerprints."""
+    if isinstance(section, Voc07):
+        lists = {"trainval": ["trainval"], "test": ["test"], "all": ["trainval", "test"]}
+        return [f"fingerprint of {name}: {voc.fingerprint(root, 2007, splits)}" for name, splits in lists.items()]
+    if isinstance(section, VocSegmentation):
+        pair = voc.segmentation_lists(root, section.sbd, section.train_list, section.val_list)
+        return [f"fingerprint of all: {voc.segmentation_fingerprint(pair)}"]
     return []
 
 

@@ -88,7 +88,7 @@ class Index:
             raise InputError(f"{self.name}: {count} images wanted, the index has {len(self)}; lower `images`")
         chosen = np.sort(np.random.default_rng(seed).permutation(len(self))[:count])
         paths, labels = self.paths[chosen], self.labels[chosen]
-        fingerprint = hashlib.sha256(f"{self.fingerprint} {count} {seed}".encode()).hexdigest()[:16]
+        fingerprint = subset_fingerprint(self.fingerprint, len(self), count, seed)
         pixels = self.pixels and self.pixels.subset(chosen)
         return replace(self, paths=paths, labels=labels, fingerprint=fingerprint, pixels=pixels)
 
@@ -150,6 +150,13 @@ class Index:
         if verify:
             stamps.verify(path, index.files(), remedy if index.pixels else "")
         return index
+
+
+def subset_fingerprint(fingerprint: str, total: int, count: int, seed: int) -> str:
+    """Return the fingerprint of `Index.subset(count, seed)` of an index of `total` images with this fingerprint."""
+    if count in (0, total):
+        return fingerprint
+    return hashlib.sha256(f"{fingerprint} {count} {seed}".encode()).hexdigest()[:16]
 
 
 def build_folder(root: Path, split: str, name: str) -> Index:

@@ -5,23 +5,18 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from importlib import metadata
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from uic_core.errors import InputError
 from uic_core.evaluations import EVALUATIONS
-from uic_core.files import hold
 from uic_core.overview import limits
 
 # SLURM signals a stage two minutes before the time limit (workflow/launch.sh).
 SIGNAL = "'--signal=USR1@120'"
 # The programs in workflow/slurm know only the calls of this version (tests/workflow/test_squeue.py makes them).
 PLUGIN, PLUGIN_VERSION = "snakemake-executor-plugin-slurm", "2.8.0"
-STARTED = time.time()
-HELD = False  # True once this Snakemake holds the lock of the results folder
 
 
 def quoted(path):
@@ -128,30 +123,6 @@ def refuse_other_plugin():
             "it. To go on with another version, change PLUGIN_VERSION in workflow/rules/cluster.smk once `make "
             "test-slurm` and tests/workflow/test_squeue.py pass with it"
         )
-
-
-def take_over():
-    """Lock the results folder for this Snakemake, then end the jobs of an earlier one in SLURM's queue."""
-    global HELD
-    needed = list(workflow.dag.needrun_jobs())
-    if all(job.rule.name == "partial" for job in needed):
-        return  # rule `partial` writes nothing that a running Snakemake writes
-    try:
-        HELD = hold(Path(CONFIG.results))
-    except InputError as error:
-        raise WorkflowError(f"{error}; or name another folder under `results` in the config") from None
-    if not HELD:
-        print(
-            f"{CONFIG.results}: its file system has no locks. See to it that no other Snakemake works in it, and that "
-            "squeue shows no job of an earlier one: they are not looked for",
-            file=sys.stderr,
-        )
-        return
-    if end_jobs(*(["--local"] if workflow.local_exec else [])):
-        raise WorkflowError("jobs of an earlier Snakemake are still in the queue; see above")
-    late = [file for job in needed for file in job.output if os.path.exists(file) and os.path.getmtime(file) > STARTED]
-    if late:
-        raise WorkflowError(f"{late[0]}: made just now by a job of an earlier Snakemake; start again, and it is kept")
 
 
 def end_jobs(*options):

@@ -58,10 +58,7 @@ def source_checkpoint(wildcards):
 
 def external_checkpoint(wildcards):
     """Return the file of a run that was trained elsewhere."""
-    path = CONFIG.runs[wildcards.run].path
-    if not os.path.exists(path):
-        sys.exit(f"error: {FILES[-1]}: runs.{wildcards.run}.path: {path} is not there; correct it in the config")
-    return path
+    return there(wildcards.run, CONFIG.runs[wildcards.run].path)
 
 
 def generated(wildcards):
@@ -85,6 +82,11 @@ def evaluated(run, evaluation):
     if reason := CONFIG.refuses(run, evaluation):
         sys.exit(f"error: {RESULTS}/metrics/{run}/{evaluation}.json: {reason}")
     return f"{RESULTS}/runs/{run}/checkpoint.safetensors"
+
+
+def probed_index(wildcards):
+    """Return the index of the images that linear probes are trained on."""
+    return train_index(CONFIG.evaluations.linear_probe.data)
 
 
 def labelled_index(run):

@@ -4,6 +4,8 @@
 
 
 rule protocol:
+    input:
+        by_content("protocols/{evaluation}.yaml"),
     output:
         f"{RESULTS}/protocols/{{evaluation}}.yaml",
     log:
@@ -25,6 +27,8 @@ rule protocol:
 
 
 rule dataset:
+    input:
+        by_content("data/{dataset}.yaml"),
     output:
         f"{RESULTS}/data/{{dataset}}.yaml",
     log:
@@ -109,7 +113,7 @@ rule index:
 
 rule cache:
     input:
-        f"{RESULTS}/index/{{dataset}}_train.npz",
+        by_content("index/{dataset}_train_cached.npz", "index/{dataset}_train.npz"),
     output:
         f"{RESULTS}/index/{{dataset}}_train_cached.npz",
     log:

@@ -6,9 +6,9 @@
 rule linear_probe:
     input:
         checkpoint=lambda wildcards: evaluated(wildcards.run, "linear_probe"),
-        protocol=f"{RESULTS}/protocols/linear_probe.yaml",
-        train=train_index(CONFIG.evaluations.linear_probe.data),
-        val=f"{RESULTS}/index/{CONFIG.evaluations.linear_probe.data}_val.npz",
+        protocol=by_content("metrics/{run}/linear_probe.json", "protocols/linear_probe.yaml"),
+        train=by_content("metrics/{run}/linear_probe.json", probed_index),
+        val=by_content("metrics/{run}/linear_probe.json", f"index/{CONFIG.evaluations.linear_probe.data}_val.npz"),
     output:
         f"{RESULTS}/metrics/{{run}}/linear_probe.json",
     log:
@@ -36,8 +36,8 @@ rule clusters:
         checkpoint=lambda wildcards: evaluated(wildcards.run, "clusters"),
         labels=f"{RESULTS}/runs/{{run}}/labels.npy",
         history=f"{RESULTS}/runs/{{run}}/history.jsonl",
-        protocol=f"{RESULTS}/protocols/clusters.yaml",
-        train=lambda wildcards: labelled_index(wildcards.run),
+        protocol=by_content("metrics/{run}/clusters.json", "protocols/clusters.yaml"),
+        train=by_content("metrics/{run}/clusters.json", lambda wildcards: labelled_index(wildcards.run)),
     output:
         metrics=f"{RESULTS}/metrics/{{run}}/clusters.json",
         arrays=f"{RESULTS}/metrics/{{run}}/clusters.npz",
@@ -59,8 +59,10 @@ rule clusters:
 rule voc_classification:
     input:
         checkpoint=lambda wildcards: evaluated(wildcards.run, "voc_classification_all"),
-        protocol=f"{RESULTS}/protocols/voc_classification_{{train}}.yaml",
-        checked=f"{RESULTS}/data/voc07.checked",
+        protocol=by_content(
+            "metrics/{run}/voc_classification_{train}.json", "protocols/voc_classification_{train}.yaml"
+        ),
+        checked=by_content("metrics/{run}/voc_classification_{train}.json", "data/voc07.checked"),
     output:
         f"{RESULTS}/metrics/{{run}}/voc_classification_{{train}}.json",
     log:
@@ -80,7 +82,7 @@ rule voc_classification:
         nodes=1,
         slurm_extra=SIGNAL,
     params:
-        root=CONFIG.datasets.voc07.root,
+        root=voc07_root,
     shell:
         "launch {resources.nodes} {resources.gpu} '{resources.gres}' uic_core.evaluate.voc_classification --run {wildcards.run} --checkpoint {input.checkpoint}"
         " --protocol {input.protocol} --voc {params.root:q} --checked {input.checked} --out {output} --threads {threads} > {log} 2>&1"
@@ -89,8 +91,8 @@ rule voc_classification:
 rule fewshot:
     input:
         checkpoint=lambda wildcards: evaluated(wildcards.run, "fewshot"),
-        protocol=f"{RESULTS}/protocols/fewshot.yaml",
-        index=f"{RESULTS}/index/miniimagenet_test.npz",
+        protocol=by_content("metrics/{run}/fewshot.json", "protocols/fewshot.yaml"),
+        index=by_content("metrics/{run}/fewshot.json", "index/miniimagenet_test.npz"),
     output:
         f"{RESULTS}/metrics/{{run}}/fewshot.json",
     log:

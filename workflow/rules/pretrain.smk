@@ -4,6 +4,8 @@
 
 
 rule recipe:
+    input:
+        by_content("runs/{run}/recipe.yaml"),
     output:
         f"{RESULTS}/runs/{{run}}/recipe.yaml",
     log:
@@ -25,8 +27,8 @@ rule recipe:
 
 rule pretrain:
     input:
-        recipe=f"{RESULTS}/runs/{{run}}/recipe.yaml",
-        index=run_index,
+        recipe=by_content("runs/{run}/checkpoint.safetensors", "runs/{run}/recipe.yaml"),
+        index=by_content("runs/{run}/checkpoint.safetensors", run_index),
     output:
         checkpoint=f"{RESULTS}/runs/{{run}}/checkpoint.safetensors",
         labels=f"{RESULTS}/runs/{{run}}/labels.npy",
@@ -56,7 +58,7 @@ rule pretrain:
 
 rule external:
     input:
-        recipe=f"{RESULTS}/runs/{{run}}/recipe.yaml",
+        recipe=by_content("runs/{run}/checkpoint.safetensors", "runs/{run}/recipe.yaml"),
         source=external_checkpoint,
     output:
         f"{RESULTS}/runs/{{run}}/checkpoint.safetensors",
@@ -78,8 +80,8 @@ rule external:
 
 rule finetune:
     input:
-        recipe=f"{RESULTS}/runs/{{run}}/recipe.yaml",
-        index=run_index,
+        recipe=by_content("runs/{run}/checkpoint.safetensors", "runs/{run}/recipe.yaml"),
+        index=by_content("runs/{run}/checkpoint.safetensors", run_index),
         pretrained=source_checkpoint,
     output:
         checkpoint=f"{RESULTS}/runs/{{run}}/checkpoint.safetensors",

@@ -55,6 +55,7 @@ for number in TABLES:
         name:
             f"table{number}"
         input:
+            from_elsewhere(number),
             metrics=metrics_of(number),
             tables=str(CONFIG.tables_file),
             published=str(CONFIG.published_file),
@@ -96,7 +97,7 @@ for number in FIGURES:
         input:
             metrics=f"{RESULTS}/metrics/{FIGURES[number].run}/clusters.json",
             arrays=f"{RESULTS}/metrics/{FIGURES[number].run}/clusters.npz",
-            index=labelled_index(FIGURES[number].run),
+            index=ancient(labelled_index(FIGURES[number].run)),
         output:
             png=report(
                 f"{RESULTS}/figures/fig{number}.png",

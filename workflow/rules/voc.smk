@@ -5,8 +5,8 @@
 
 rule proposals:
     input:
-        protocol=f"{RESULTS}/protocols/proposals.yaml",
-        checked=f"{RESULTS}/data/voc07.checked",
+        protocol=by_content("proposals/voc07_{split}.npz", "protocols/proposals.yaml"),
+        checked=by_content("proposals/voc07_{split}.npz", "data/voc07.checked"),
     output:
         f"{RESULTS}/proposals/voc07_{{split}}.npz",
     log:
@@ -22,7 +22,7 @@ rule proposals:
         mem_mb=megabytes(16000),
         runtime=time_of("proposals"),
     params:
-        root=CONFIG.datasets.voc07.root,
+        root=voc07_root,
     shell:
         "python -m uic_core.openmmlab.proposals --protocol {input.protocol} --voc {params.root:q}"
         " --checked {input.checked} --split {wildcards.split} --threads {threads} --out {output} > {log} 2>&1"
@@ -31,7 +31,7 @@ rule proposals:
 rule detection:
     input:
         checkpoint=lambda wildcards: evaluated(wildcards.run, "detection"),
-        protocol=f"{RESULTS}/protocols/detection.yaml",
+        protocol=by_content("metrics/{run}/detection.json", "protocols/detection.yaml"),
         train=f"{RESULTS}/proposals/voc07_trainval.npz",
         test=f"{RESULTS}/proposals/voc07_test.npz",
     output:
@@ -52,7 +52,7 @@ rule detection:
         nodes=1,
         slurm_extra=SIGNAL,
     params:
-        root=CONFIG.datasets.voc07.root,
+        root=voc07_root,
         folder=f"{RESULTS}/runs/{{run}}/detection",
     shell:
         "launch {resources.nodes} {resources.gpu} '{resources.gres}' uic_core.openmmlab.detection --run {wildcards.run} --checkpoint {input.checkpoint}"
@@ -65,9 +65,9 @@ rule detection:
 rule segmentation:
     input:
         checkpoint=lambda wildcards: evaluated(wildcards.run, "segmentation"),
-        protocol=f"{RESULTS}/protocols/segmentation.yaml",
-        dataset=f"{RESULTS}/data/voc_segmentation.yaml",
-        checked=f"{RESULTS}/data/voc_segmentation.checked",
+        protocol=by_content("metrics/{run}/segmentation.json", "protocols/segmentation.yaml"),
+        dataset=by_content("metrics/{run}/segmentation.json", "data/voc_segmentation.yaml"),
+        checked=by_content("metrics/{run}/segmentation.json", "data/voc_segmentation.checked"),
     output:
         metrics=f"{RESULTS}/metrics/{{run}}/segmentation.json",
         samples=f"{RESULTS}/metrics/{{run}}/segmentation_samples.npz",

@@ -1,0 +1,73 @@
+"""What results record of themselves, beside a config (tests/workflow/test_changing.py has what follows from it)."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from bench.small_dag import small_config
+from tests.workflow import stand_in
+from uic_core.config import Config, validate
+from uic_core.overview.recorded import difference
+
+KINDS = ("runs/*/*.safetensors", "runs/*/recipe.yaml", "protocols/*", "data/*.yaml", "proposals/*", "metrics/*/*.json")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a config whose results are finished."""
+    folder = tmp_path_factory.mktemp("finished")
+    stand_in.make(validate(small_config(), "small.yaml"), folder)
+    return folder
+
+
+def changed(section: str, key: str, value: object) -> Config:
+    config = small_config()
+    inner = config
+    for part in section.split("."):
+        inner = inner[part]
+    inner[key] = value
+    return validate(config, "small.yaml")
+
+
+def test_finished_results_agree_and_damaged_ones_leave_it_open(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = validate(small_config(), "small.yaml")
+    monkeypatch.chdir(shutil.copytree(finished, tmp_path / "copy"))
+    files = [file for kind in KINDS for file in Path("results").glob(kind)]
+    assert {file: difference(config, file) for file in files} == dict.fromkeys(files, "")
+    kinds = [next(Path("results").glob(kind)) for kind in KINDS]
+    for text in (b"", b"\xff" * 20, b'{"evaluation": []}', b"PK\x03\x04", b"[" * 2000):
+        for file in kinds:
+            file.write_bytes(text if file.suffix != ".yaml" else text[:50])
+            assert difference(config, file) is None or (file.suffix == ".yaml" and text[:1] == b"{")
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "file", "told"),
+    [
+        ("runs.uic_3k", "lr", 0.5, "runs/uic_3k/checkpoint.safetensors", "lr is 0.02 there, 0.5 now"),
+        ("runs.uic_3k", "seed", 9, "runs/uic_3k/recipe.yaml", "seed is 0 there, 9 now"),
+        ("evaluations.linear_probe.layers", "alexnet", ["conv1"], "metrics/uic_3k/linear_probe.json", "layers is ["),
+        ("evaluations.linear_probe.layers", "alexnet", ["conv1"], "metrics/uic_vgg16_strong/linear_probe.json", ""),
+        ("evaluations.linear_probe.images", "alexnet", 15, "metrics/uic_3k/linear_probe.json", "images is 16"),
+        ("evaluations.linear_probe.images", "alexnet", 0, "metrics/uic_3k/linear_probe.json", "imagenet_train+"),
+        ("evaluations.fewshot.resolutions", "native", {"resize": 70, "crop": 64}, "metrics/uic_3k/fewshot.json",
+         "resolutions.native.resize is"),
+        ("datasets.voc_segmentation", "root", "/x", "metrics/uic_3k_fft/segmentation.json", ""),
+        ("datasets.voc_segmentation", "sbd", "/x", "metrics/uic_3k_fft/segmentation.json", None),
+        ("datasets.voc_segmentation", "root", "/x", "data/voc_segmentation.yaml", "section.root is"),
+        ("datasets.voc07", "test_images", 19, "metrics/uic_3k_fft/detection.json", None),
+        ("datasets.cache", "format", "jpeg", "metrics/uic_3k/linear_probe.json", "is"),
+        ("datasets.cache", "format", "jpeg", "metrics/uic_3k/clusters.json", ""),
+    ],
+)  # fmt: skip
+def test_what_differs_is_named(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, section: str, key: str, value: object, file: str, told: str | None
+) -> None:
+    monkeypatch.chdir(finished)
+    found = difference(changed(section, key, value), Path("results", file))
+    assert found is not None and told in found if told else found == told

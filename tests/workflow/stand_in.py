@@ -1,0 +1,126 @@
+"""Finished results of a config within a second: every file that the workflow makes, small, with what it records.
+
+What decides whether a job runs again is real: names, times, recipes, protocols, fingerprints. Weights and numbers are
+not.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+
+from uic_core import recipe
+from uic_core.config import Config
+from uic_core.data.index import Index
+from uic_core.recipe import External, Training
+from uic_core.report.cells import all_needed, by_class, read_figures, read_tables
+from uic_core.run import metrics
+
+
+def make(config: Config, folder: Path) -> None:
+    """Write the results of `config` below `folder`, in the order in which the workflow makes them."""
+    results = folder / config.results
+    indexes = data(config, results)
+    pairs = [(name, evaluation) for run, evaluation in all_needed(config.tables_file) for name in config.repeats(run)]
+    runs = {run for run, _ in pairs}
+    runs |= {config.runs[run].start for run in runs} - {""}
+    for name in config.runs:
+        if name in runs:
+            _run(config, name, results / "runs" / name, indexes)
+    for evaluation in type(config.evaluations).model_fields:
+        recipe.save(getattr(config.evaluations, evaluation), results / "protocols" / f"{evaluation}.yaml")
+    proposals = config.evaluations.proposals.model_dump_json()
+    for split in ("trainval", "test"):
+        _npz(results / f"proposals/voc07_{split}.npz", settings=proposals, fingerprint=_print("voc07", split))
+    for run, evaluation in pairs:
+        _evaluation(config, run, evaluation, results / "metrics" / run, indexes)
+    tasks = by_class(config.tables_file)
+    for name in [*(f"table{number}" for number in read_tables(config.tables_file)), *tasks]:
+        for suffix in ("md", "csv", "tex", "html"):
+            _text(results / f"tables/{name}.{suffix}")
+    for name in [*(f"fig{number}" for number in read_figures(config.tables_file)), *tasks]:
+        for suffix in ("png", "svg"):
+            _text(results / f"figures/{name}.{suffix}")
+    for name in ("README.md", "times.html"):
+        _text(results / name)
+
+
+def data(config: Config, results: Path, mark: str = "") -> dict[str, Index]:
+    """Write what the workflow notes of the data sets; another `mark` stands for other images. Returns the indexes."""
+    indexes = {}
+    for name in config.datasets.names:
+        dataset = config.datasets.one(name)
+        recipe.save(dataset, results / "data" / f"{name}.yaml")
+        if dataset.generated:
+            _text(results / "data" / f"{name}.generated")
+        lines = [f"fingerprint of {split}: {mark}{_print(name, split)}\n" for split in ("trainval", "test", "all")]
+        _text(results / "data" / f"{name}.checked", "".join(lines))
+        for split in ("train", "val") if name in config.datasets.folders else ("test",):
+            paths, labels = np.array([f"{number}.png" for number in range(100)]), np.zeros(100, np.int32)
+            index = Index(f"{name}_{split}", Path("/data"), paths, labels, ("one",), mark + _print(name, split))
+            index.save(results / "index" / f"{name}_{split}.npz")
+            indexes[f"{name}_{split}"] = index
+    return indexes
+
+
+def _run(config: Config, name: str, folder: Path, indexes: dict[str, Index]) -> None:
+    made = config.runs[name]
+    recipe.save(made, folder / "recipe.yaml")
+    header = {"recipe": made.model_dump(), "coverage": 1.0}
+    if not isinstance(made, External):
+        images = made.images if isinstance(made, Training) else 0
+        header["data"] = indexes[f"{made.data}_train"].subset(images, made.seed).fingerprint
+        _text(folder / "labels.npy")
+        _text(folder / "history.jsonl")
+    weights = {"weight": np.zeros(1, np.float32)}
+    safetensors.numpy.save_file(weights, folder / "checkpoint.safetensors", {"uic_core/2": json.dumps(header)})
+
+
+def _evaluation(config: Config, run: str, evaluation: str, folder: Path, indexes: dict[str, Index]) -> None:
+    made, section = config.runs[run], config.evaluations.one(evaluation)
+    protocol, arch = section.model_dump(), made.arch
+    fingerprint = _print("voc_segmentation" if evaluation == "segmentation" else "voc07", "all")
+    if evaluation == "linear_probe":
+        parts = [
+            indexes[f"{protocol['data']}_{split}"].subset(protocol[key][arch], protocol["seed"])
+            for split, key in (("train", "images"), ("val", "val_images"))
+        ]
+        fingerprint = "+".join(part.fingerprint for part in parts)
+        protocol |= {"images": len(parts[0]), "val_images": len(parts[1]), "crop": protocol["crop"][arch]}
+    elif evaluation == "clusters":
+        fingerprint = indexes[f"{made.data}_train"].fingerprint
+    elif evaluation == "fewshot":
+        fingerprint = indexes["miniimagenet_test"].fingerprint
+    if "layers" in protocol:
+        protocol["layers"] = protocol["layers"][arch]
+    provenance = metrics.Provenance(
+        commit="0", dirty=False, date="", recipe_hash=made.hash(), checkpoint_hash="", coverage=1.0, seed=0,
+        versions={}, hardware="", wall_seconds=0.0, peak_memory_mb=0.0,
+    )  # fmt: skip
+    dataset = metrics.Dataset(name="", fingerprint=fingerprint, sizes={})
+    found = metrics.Metrics(
+        evaluation=evaluation, run=run, dataset=dataset, values={}, protocol=protocol, provenance=provenance
+    )
+    if evaluation in ("detection", "segmentation"):
+        _text(folder / f"{evaluation}_samples.npz")
+    if evaluation == "clusters":
+        _text(folder / "clusters.npz")
+    metrics.write(folder / f"{evaluation}.json", found)
+
+
+def _print(name: str, split: str) -> str:
+    return f"{name}_{split}"
+
+
+def _npz(path: Path, **texts: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, **{name: np.array(text) for name, text in texts.items()})
+
+
+def _text(path: Path, text: str = "\n") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)  # it may be a link to another test's
+    path.write_text(text)

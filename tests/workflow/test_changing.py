@@ -1,0 +1,302 @@
+"""docs/changing.md's table, line by line: what was changed, and what a dry run on finished results would make again."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bench.small_dag import small_config
+from tests.workflow import stand_in
+from uic_core.config import validate
+from uic_core.report.cells import all_needed
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+TABLES = {f"table{number}" for number in range(1, 8)}
+PAGES = {f"{kind}_{task}" for kind in ("fig", "table") for task in ("detection", "segmentation")}
+EXTERNAL = {
+    "method": "external", "path": "their.pth", "format": "torchvision", "arch": "alexnet", "sobel": False,
+    "image_size": 64, "resize": 73,
+}  # fmt: skip
+
+Config = dict[str, Any]
+
+
+def base() -> Config:
+    """The small DAG with real data sets, a checkpoint from elsewhere, and two seeds."""
+    config = small_config()
+    config["datasets"]["generated"] = False
+    config["runs"]["supervised"] = dict(EXTERNAL)
+    return config
+
+
+def evaluations(*runs: str) -> set[str]:
+    """The evaluations that tables need of some runs: 'rule:run'."""
+    pairs = [(run, name) for run, name in all_needed(ROOT / "config/tables.yaml") if run in runs]
+    return {f"{re.sub('_(fc6_8|all)$', '', name)}:{run}" for run, name in pairs}
+
+
+def plan(folder: Path, *arguments: str, clone: Path = ROOT, path: str = "") -> tuple[set[str], str]:
+    """What a dry run would do ('rule' or 'rule:run', without the tables' summary), and all that it says."""
+    process = subprocess.run(
+        [
+            sys.executable, "-m", "snakemake", "-n", *arguments, "--snakefile", str(clone / "Snakefile"), "--profile",
+            str(clone / "profiles/demo"), "--directory", str(folder), "--configfile", str(folder / "small.yaml"),
+        ],
+        cwd=clone, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+        env=os.environ | {"CI": "true", "PATH": f"{path}{os.environ['PATH']}"},
+    )  # fmt: skip
+    jobs: set[str] = set()
+    for block in re.findall(r"^(?:local)?rule \w+:\n(?: +.*\n)*", process.stdout, flags=re.MULTILINE):
+        rule, run = re.match(r"(?:local)?rule (\w+)", block)[1], re.search(r"wildcards: .*\brun=(\w+)", block)
+        jobs.add(f"{rule}:{run[1]}" if run else rule)
+    return jobs - {"all", "summary"}, process.stdout
+
+
+def write(folder: Path, config: Config) -> None:
+    file = folder / "small.yaml"
+    file.unlink(missing_ok=True)
+    file.write_text(yaml.safe_dump(config))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Finished results, and what Snakemake records of them."""
+    folder = tmp_path_factory.mktemp("finished")
+    write(folder, base())
+    for name in ("their.pth", "other.pth"):
+        (folder / name).write_text(name)
+    stand_in.make(validate(base(), "small.yaml"), folder)
+    process = subprocess.run(
+        [
+            sys.executable, "-m", "snakemake", "--touch", "--forceall", "--snakefile", str(ROOT / "Snakefile"),
+            "--profile", str(ROOT / "profiles/demo"), "--directory", str(folder), "--configfile",
+            str(folder / "small.yaml"),
+        ],
+        cwd=ROOT, text=True, capture_output=True, check=False,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    """The same again: a test replaces files, it never writes into them."""
+    return Path(shutil.copytree(finished, tmp_path / "copy", copy_function=os.link))
+
+
+def recipe(config: Config) -> None:
+    config["runs"]["uic_3k_center_crop"]["lr"] = 0.03
+
+
+def evaluation(config: Config) -> None:
+    config["evaluations"]["fewshot"]["episodes"] = 30
+
+
+def proposals(config: Config) -> None:
+    config["evaluations"]["proposals"]["max_boxes"] = 51
+
+
+def elsewhere(config: Config) -> None:
+    config["datasets"]["folders"]["imagenet"]["root"] = config["datasets"]["voc07"]["root"] = "/elsewhere"
+
+
+def other_data(config: Config) -> None:
+    config["datasets"]["miniimagenet"]["images_per_class"] = 21
+
+
+def other_checkpoint(config: Config) -> None:
+    config["runs"]["supervised"]["path"] = "other.pth"
+
+
+def seeds(config: Config) -> None:
+    config["seeds"] = {"uic_5k": [1]}
+
+
+CENTER = ("uic_3k_center_crop", "uic_3k_center_crop_fft")
+SEED = {f"{rule}:uic_5k_seed1" for rule in ("recipe", "pretrain", "linear_probe", "clusters")}
+LINES: dict[str, tuple[Callable[[Config], None], set[str]]] = {
+    "a recipe under `runs`": (
+        recipe,
+        {f"recipe:{CENTER[0]}", f"pretrain:{CENTER[0]}", f"finetune:{CENTER[1]}", "table1", "table2"}
+        | evaluations(*CENTER),
+    ),
+    "a section of `evaluations`": (evaluation, {"protocol", "fewshot:uic_3k", "fewshot:deepcluster", "table5"}),
+    "`evaluations.proposals`": (
+        proposals,
+        {"protocol", "proposals", "table4", "fig_detection", "table_detection"}
+        | {each for each in evaluations(*base()["runs"]) if each.startswith("detection")},
+    ),
+    "where a data set is: `root`, `sbd`, `source`": (elsewhere, {"dataset", "check", "index"}),
+    "what a data set holds: its other keys": (
+        other_data,
+        {"dataset", "check", "index", "fewshot:uic_3k", "fewshot:deepcluster", "table5"},
+    ),
+    "`path` of a run from elsewhere": (
+        other_checkpoint,
+        {"recipe:supervised", "external:supervised", "table3", "table4"} | PAGES | evaluations("supervised"),
+    ),
+    "`seeds`": (seeds, {*SEED, "seeds:uic_5k", "table1"}),
+}
+OTHERS = {
+    "code; installed software, the lock, conda; what a profile requests": "test_fault_34",
+    "a method's new key": "test_fault_36",
+    "only times, of recipes, protocols and indexes; results copied to another machine with theirs": "test_fault_34",
+    "a setting put back": "test_fault_65",
+    "the bytes of a checkpoint": "test_fault_65",
+    "`tables`, `published`, or the folder of the clone": "test_fault_34",
+    "`datasets.cache`": "test_a_cache",
+}
+"""Lines that tests of their own hold, by the beginnings of their names."""
+
+
+def of(*lines: str) -> tuple[Config, set[str]]:
+    """A config with the changes of some lines, and the jobs of all of them."""
+    config, jobs = base(), set[str]()
+    for line in lines:
+        change, expected = LINES[line]
+        change(config)
+        jobs |= expected
+    return config, jobs
+
+
+def test_every_line_of_the_document_has_a_test() -> None:
+    text = (ROOT / "docs/changing.md").read_text()
+    lines = re.findall(r"^\| (.+?) \|", text, flags=re.MULTILINE)[1:]
+    assert sorted(lines) == sorted({*LINES, *OTHERS})
+    assert all(any(name.startswith(test) for name in globals()) for test in OTHERS.values())
+
+
+@pytest.fixture(scope="module")
+def elsewhere_planned(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[set[str], str]:
+    """The plan of a clone elsewhere: a space in every shell, a newer lock, other environments and requests, conda.
+
+    DeepCluster has a new key there. All settings and indexes are newer than what was made from them.
+    """
+    folder, clone, config = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("clone"), base()
+    shutil.copytree(finished, folder, symlinks=True, dirs_exist_ok=True)
+    for part in ("data", "index", "protocols", "runs"):
+        for file in (folder / "results" / part).rglob("*.*"):
+            if file.suffix != ".safetensors":
+                file.touch()
+    for name in ("workflow", "config", "uic_core", "envs", "profiles"):
+        shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (clone / "Snakefile").write_text((ROOT / "Snakefile").read_text())
+    for file in (clone / "workflow/rules").glob("*.smk"):
+        changed = re.sub(r'"(python|launch) ', r'"\1  ', file.read_text())
+        file.write_text(changed.replace("mem_mb=megabytes(64000)", "mem_mb=megabytes(65000)"))
+    for file in (clone / "envs").iterdir():
+        file.write_text(file.read_text() + "# newer\n")
+    method = clone / "uic_core/methods/deepcluster.py"
+    method.write_text(method.read_text().replace("    pca: int =", "    power: int = Field(ge=1)\n    pca: int ="))
+    config["runs"]["deepcluster"]["power"] = 2
+    write(folder, config)
+    conda = clone / "bin/conda"
+    conda.parent.mkdir()
+    said = {"conda_version": "24.11.0", "platform": "linux-64", "get": {"channel_priority": "strict"}}
+    conda.write_text(f"#!/bin/sh\necho '{json.dumps(said | dict.fromkeys(('conda_prefix', 'root_prefix'), '/no'))}'\n")
+    conda.chmod(0o755)
+    return plan(folder, "--software-deployment-method", "conda", clone=clone, path=f"{conda.parent}:")
+
+
+OWN = {"recipe:deepcluster", "pretrain:deepcluster"} | evaluations("deepcluster")
+"""What DeepCluster's new key makes again."""
+
+
+def test_fault_34_code_software_times_and_the_clones_folder_make_nothing_but_tables_again(elsewhere_planned, seen):
+    jobs, _ = elsewhere_planned
+    assert jobs - OWN == TABLES | PAGES
+    seen(f"again: {', '.join(sorted(jobs - OWN))}")
+
+
+def test_fault_36_a_new_key_of_one_method_makes_its_runs_again_alone(elsewhere_planned, seen):
+    jobs, told = elsewhere_planned
+    assert jobs >= OWN
+    assert not {job for job in jobs - OWN if ":" in job}
+    assert "results/runs/deepcluster/checkpoint.safetensors: power is null there, 2 now" in told
+    seen(f"again: {', '.join(sorted(OWN))}")
+
+
+@pytest.mark.parametrize("records", [True, False])
+def test_fault_63_what_a_changed_setting_makes_again_with_snakemakes_records_and_without(copy, records, seen):
+    config, jobs = of(*LINES)
+    write(copy, config)
+    if not records:
+        shutil.rmtree(copy / ".snakemake")
+    found, told = plan(copy)
+    assert found == jobs
+    assert "metrics/deepcluster/fewshot.json: episodes is 20 there, 30 now; it is made again where it is needed" in told
+    seen(next(line for line in told.splitlines() if "made again" in line))
+
+
+def test_fault_35_another_folder_of_the_same_data_is_listed_again_and_no_more(copy, seen):
+    """And once it is listed, at the time of now, nothing is left to do; where it holds other images, much."""
+    shutil.rmtree(copy / ".snakemake")
+    config, jobs = of("where a data set is: `root`, `sbd`, `source`")
+    write(copy, config)
+    (copy / "results/tables/table7.md").unlink()  # what is behind the index is looked at all the same
+    assert plan(copy)[0] == jobs | {"table7"}
+    stand_in.data(validate(config, "small.yaml"), copy / "results")
+    assert plan(copy)[0] == {"table7"}
+    stand_in.data(validate(config, "small.yaml"), copy / "results", mark="other")
+    found, told = plan(copy)
+    assert {
+        "pretrain:uic_3k",
+        "linear_probe:supervised",
+        "clusters:uic_3k",
+        "proposals",
+        "segmentation:deepcluster",
+    } <= found
+    assert "runs/uic_3k/checkpoint.safetensors: imagenet is" in told
+    seen(next(line for line in told.splitlines() if "imagenet is" in line))
+
+
+def test_fault_64_a_missing_checkpoint_from_elsewhere_is_refused_by_what_takes_its_numbers(copy, seen):
+    config = base()
+    config["runs"]["supervised"]["path"] = "gone.pth"
+    write(copy, config)
+    for target in ([], ["table4"]):
+        jobs, told = plan(copy, *target)
+        assert not jobs
+        assert "runs.supervised.path: gone.pth is not there; correct it in the config" in told
+        assert "Nothing to be done" not in told
+    seen(next(line.strip() for line in told.splitlines() if "gone.pth" in line and "not there" in line))
+    assert "is not there" not in plan(copy, "table5")[1]
+
+
+def test_fault_65_a_setting_put_back_makes_again_what_was_made_meanwhile(copy, seen):
+    """And other bytes of a checkpoint: its evaluations."""
+    for file in (copy / "results/metrics/uic_3k/fewshot.json", copy / "results/protocols/fewshot.yaml"):
+        text = file.read_text()
+        file.unlink()
+        file.write_text(re.sub(r'(episodes"?): 20', r"\1: 30", text))
+    checkpoint = copy / "results/runs/uic_10k/checkpoint.safetensors"
+    content = checkpoint.read_bytes()
+    checkpoint.unlink()
+    checkpoint.write_bytes(content + b"\0")
+    jobs, told = plan(copy)
+    assert jobs == {"protocol", "fewshot:uic_3k", "table5", "linear_probe:uic_10k", "clusters:uic_10k", "table1"}
+    seen(next(line for line in told.splitlines() if "episodes" in line))
+
+
+def test_a_cache_is_made_and_all_that_trains_on_it(copy):
+    config = base()
+    config["datasets"]["cache"]["format"] = "jpeg"
+    write(copy, config)
+    trained = {
+        f"pretrain:{run}" for run, each in config["runs"].items() if each["method"] not in ("finetune", "external")
+    }
+    jobs, _ = plan(copy)
+    assert trained | {"cache", "finetune:uic_3k_fft", "linear_probe:supervised"} <= jobs
+    assert not jobs & {"dataset", "check", "index", "external:supervised"}

@@ -1,0 +1,124 @@
+"""Killed, interrupted, started twice: real Snakemakes and real stages."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from bench.small_dag import small_config
+from tests.workflow import stand_in
+from uic_core.config import validate
+from uic_core.data import index
+
+ROOT = Path(__file__).parents[2]
+RUN = "results/runs/uic_10k/checkpoint.safetensors"
+
+
+@pytest.fixture
+def place(tmp_path: Path, demo_data: SimpleNamespace) -> SimpleNamespace:
+    """Finished results (tests/workflow/stand_in.py), in which the run uic_10k is still to be trained on real images."""
+    config = small_config()
+    config["datasets"]["miniimagenet"] |= {"root": str(demo_data.miniimagenet), "train_classes": 1}
+    config["runs"]["uic_10k"] |= {"epochs": 5, "classes": 4, "images": 8, "batch_size": 4}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(config))
+    stand_in.make(validate(config, "small.yaml"), tmp_path)
+    index.build_folder(demo_data.imagenet, "train", "imagenet").save(tmp_path / "results/index/imagenet_train.npz")
+    for file in (tmp_path / "results/runs/uic_10k").iterdir():
+        file.unlink()
+    return SimpleNamespace(folder=tmp_path, log=tmp_path / "results/logs/uic_10k/pretrain.log")
+
+
+def start(place: SimpleNamespace, *arguments: str) -> subprocess.Popen[str]:
+    """Start Snakemake there."""
+    return subprocess.Popen(
+        [
+            sys.executable, "-m", "snakemake", *arguments, "--snakefile", str(ROOT / "Snakefile"), "--profile",
+            str(ROOT / "profiles/demo"), "--directory", str(place.folder), "--configfile",
+            str(place.folder / "small.yaml"),
+        ],
+        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"CI": "true"},
+    )  # fmt: skip
+
+
+def wait(until: Callable[[], object]) -> None:
+    """Wait at most a minute."""
+    deadline = time.monotonic() + 60
+    while not until():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def ended(pid: int) -> bool:
+    """True if a process is gone, or ended and waits for nobody's answer."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def stand(place: SimpleNamespace, snakemake: str) -> subprocess.Popen[bytes]:
+    """Start what looks like the stage of another Snakemake (host:process:start) in this folder."""
+    mark = {"UIC_SNAKEMAKE": f"{snakemake}:{place.folder}/results"}
+    code = "import time; time.sleep(100)"
+    return subprocess.Popen([sys.executable, "-c", code, "uic_core.evaluate.fewshot"], env=os.environ | mark)
+
+
+def test_fault_37_what_a_killed_snakemake_left_is_ended_and_gone_on_from(place, seen):
+    """FAULTS rows 37 and 61: a second Snakemake is refused; the first is killed; the third ends its training."""
+    first = start(place, RUN)
+    wait(lambda: place.log.exists() and "epoch 2/" in place.log.read_text())
+    owner = int(re.search(r"process (\d+)", (place.log.parents[2] / "runs/uic_10k/owner").read_text())[1])
+    os.kill(owner, signal.SIGSTOP)  # a training of days
+    second = start(place, RUN)
+    told = second.communicate()[0]
+    assert second.returncode != 0
+    assert f"results: process {first.pid} on {os.uname().nodename}, started in {place.folder}, since " in told
+    assert "works in it; wait for its end, or stop it, or name another folder" in told
+    assert "can be removed with the --unlock" not in told
+    first.kill()
+    first.wait()
+    assert not ended(owner)
+    own = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+    dead, alive = (stand(place, f"{os.uname().nodename}:{os.getpid()}:{began}") for began in (1, own))
+    assert start(place, "--unlock").wait() == 0
+    third, told = start(place, RUN), ""
+    while "ending process" not in told:
+        told += third.stdout.readline()
+    os.kill(owner, signal.SIGCONT)
+    told += third.communicate()[0]
+    assert third.returncode == 0, told
+    assert f"ending process {owner} of a killed Snakemake; it saves where it is: " in told
+    assert ended(owner)
+    assert "going on from epoch" in place.log.read_text()
+    assert (place.folder / RUN).exists()
+    assert dead.wait(10) == -signal.SIGTERM  # an evaluation of the same or another Snakemake that is gone
+    assert alive.poll() is None
+    alive.kill()
+    alive.wait()
+    seen(next(line for line in told.splitlines() if line.startswith("ending process")))
+
+
+def test_fault_39_files_of_the_future_are_said_to_be_and_what_is_made_from_them_is_kept(place, seen):
+    ahead = time.time() + 10_000
+    for file in (place.folder / "results").rglob("*.*"):
+        os.utime(file, (ahead, ahead))
+    target = "results/data/miniimagenet.checked"
+    (place.folder / target).unlink()
+    process = start(place, target)
+    told = process.communicate()[0]
+    assert process.returncode == 0, told
+    assert (
+        "files had times in the future, results/data/miniimagenet.generated among them: they come from another" in told
+    )
+    assert "5 classes" in (place.folder / target).read_text()
+    seen(next(line for line in told.splitlines() if "in the future" in line))

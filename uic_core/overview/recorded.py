@@ -1,0 +1,198 @@
+"""What results say they were made from, beside what the config says now. The workflow makes again what differs.
+
+Times mislead: those of copied files, of a clock set back, of a setting that was changed and put back. So every result
+records its settings and the fingerprint of its data, and these are compared. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from uic_core.config import Config
+from uic_core.data.dataset import Dataset
+from uic_core.data.index import subset_fingerprint
+from uic_core.errors import InputError
+from uic_core.files import read_yaml
+from uic_core.recipe import External, Recipe, Training, load
+from uic_core.run import metrics
+
+_Pair = tuple[str, Any, Any]
+"""The name of a setting or data set, its recorded value, its value now."""
+
+
+class _Unknown(Exception):
+    """There is no file, or it does not record what is compared."""
+
+
+_CANNOT_SAY = (
+    _Unknown, InputError, OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError,
+    zipfile.BadZipFile,
+)  # fmt: skip
+"""How reading a file ends that is missing, damaged, or of another form."""
+
+
+def difference(config: Config, path: Path) -> str | None:
+    """Compare what a file of the results records with the config and with the data as they were last listed.
+
+    Args:
+        path: runs/<run>/{recipe.yaml,checkpoint.safetensors}, protocols/<evaluation>.yaml, data/<dataset>.yaml,
+            index/<dataset>_train_cached.npz, proposals/voc07_<split>.npz or metrics/<run>/<evaluation>.json in the
+            results folder.
+
+    Returns:
+        '' if they agree, else "<key> is <recorded> there, <now> now". None if it cannot be said: there is no file, it
+        is damaged or of an earlier version, or its data set is to be listed again.
+    """
+    kind = path.relative_to(config.results).parts[0]
+    compare = _section if path.suffix == ".yaml" else {"runs": _run, "index": _cache}.get(kind, _evaluation)
+    try:
+        for key, recorded, now in compare(config, path):
+            if recorded != now:
+                return _say(key, recorded, now)
+    except _CANNOT_SAY:
+        return None
+    return ""
+
+
+def _say(key: str, recorded: Any, now: Any) -> str:
+    """Name the innermost key that differs."""
+    if isinstance(recorded, dict) and isinstance(now, dict) and recorded.keys() == now.keys():
+        inner = next(name for name in now if recorded[name] != now[name])
+        return _say(f"{key}.{inner}", recorded[inner], now[inner])
+    return f"{key} is {json.dumps(recorded)} there, {json.dumps(now)} now"
+
+
+def _section(config: Config, path: Path) -> Iterator[_Pair]:
+    """A section of the config that has a file of its own."""
+    if path.name == "recipe.yaml":
+        now = config.runs[path.parent.name].model_dump()
+    elif path.parent.name == "data":
+        now = config.datasets.one(path.stem).model_dump()
+    else:
+        now = getattr(config.evaluations, path.stem).model_dump()
+    yield from _keys(read_yaml(path), now)
+
+
+def _run(config: Config, path: Path) -> Iterator[_Pair]:
+    """A checkpoint. One from elsewhere has no data set."""
+    recipe = config.runs[path.parent.name]
+    header = _header(path)
+    yield from _keys(header["recipe"], recipe.model_dump())
+    if not isinstance(recipe, External):
+        images = recipe.images if isinstance(recipe, Training) else 0
+        now = _trained_on(config, recipe.data, images, recipe.seed, header["data"])
+        yield recipe.data, header["data"], now
+
+
+def _evaluation(config: Config, path: Path) -> Iterator[_Pair]:
+    """A metrics file, or the proposals. A key by architecture may be recorded as this architecture's value."""
+    if path.parent.name == "proposals":
+        split = path.stem.rpartition("_")[2]
+        yield from _keys(json.loads(_member(path, "settings")), config.evaluations.proposals.model_dump())
+        yield "voc07", _member(path, "fingerprint"), _checked(config, "voc07", split)
+        return
+    found, section = metrics.read(path), getattr(config.evaluations, path.stem)
+    recipe = config.runs[path.parent.name]
+    now = section.model_dump(mode="json")
+    for key, value in now.items():
+        by_arch = isinstance(value, dict) and not isinstance(found.protocol.get(key), dict)
+        now[key] = value.get(recipe.arch) if by_arch else value
+    if path.stem == "linear_probe":  # records how many images it took, and 0 means all of them
+        now |= {key: now[key] or found.protocol[key] for key in ("images", "val_images")}
+    yield from _keys(found.protocol, now)
+    yield found.dataset.name, found.dataset.fingerprint, _evaluated_on(config, path.stem, recipe, found)
+
+
+def _evaluated_on(config: Config, evaluation: str, recipe: Recipe | External, found: metrics.Metrics) -> str:
+    """Return the fingerprint that an evaluation of a run would record now."""
+    if evaluation == "linear_probe":
+        section, arch = config.evaluations.linear_probe, recipe.arch
+        recorded = found.dataset.fingerprint.partition("+")[0]
+        train = _trained_on(config, section.data, section.images[arch], section.seed, recorded)
+        return f"{train}+{_listed(config, section.data, 'val', section.val_images[arch], section.seed)}"
+    if evaluation == "clusters":
+        assert not isinstance(recipe, External)
+        return _listed(config, recipe.data, "train")
+    if evaluation == "fewshot":
+        return _listed(config, "miniimagenet", "test")
+    return _checked(config, "voc_segmentation" if evaluation == "segmentation" else "voc07", "all")
+
+
+def _cache(config: Config, path: Path) -> Iterator[_Pair]:
+    """The index of cached images. Their folder is named after the index that they were made from."""
+    data, cache = path.stem.removesuffix("_train_cached"), config.datasets.cache
+    made = Path(_member(path, "folder"))
+    yield "datasets.cache.root", str(made.parent), str(Path(cache.root, data).resolve())
+    now = f"{data}_train-{_listed(config, data, 'train')}-{cache.format}{cache.side}"
+    yield "datasets.cache", made.name, now
+
+
+def _keys(recorded: dict[str, Any], now: dict[str, Any]) -> Iterator[_Pair]:
+    recorded, now = json.loads(json.dumps(recorded)), json.loads(json.dumps(now))  # tuples become lists
+    for key, value in now.items():
+        yield key, recorded.get(key), value
+
+
+def _trained_on(config: Config, data: str, images: int, seed: int, recorded: str) -> str:
+    """Return the fingerprint of what a stage would train on, by the cache if the config has one."""
+    if config.datasets.cache.format == "none":
+        return _listed(config, data, "train", images, seed)
+    if not _index(config, data, "train_cached").exists() and recorded == _listed(config, data, "train", images, seed):
+        return "to be cached"
+    return _listed(config, data, "train_cached", images, seed)
+
+
+def _listed(config: Config, data: str, split: str, images: int = 0, seed: int = 0) -> str:
+    """Return the fingerprint of what a stage takes from an index: all images, or some of a seeded shuffle."""
+    _same_content(config, data)
+    with np.load(_index(config, data, split), allow_pickle=False) as arrays:
+        return subset_fingerprint(str(arrays["fingerprint"]), len(arrays["labels"]) if images else 0, images, seed)
+
+
+def _index(config: Config, data: str, split: str) -> Path:
+    return Path(config.results, "index", f"{data}_{split}.npz")
+
+
+def _checked(config: Config, data: str, split: str) -> str:
+    """Return the fingerprint of a data set without index, which the stage `check` notes."""
+    _same_content(config, data)
+    for line in Path(config.results, "data", f"{data}.checked").read_text(encoding="utf-8").splitlines():
+        if line.startswith(f"fingerprint of {split}: "):
+            return line.rpartition(" ")[2]
+    raise _Unknown
+
+
+def _same_content(config: Config, data: str) -> None:
+    """Raise _Unknown if the config says that a data set holds something else than when it was last listed."""
+    listed = load(Dataset, Path(config.results, "data", f"{data}.yaml"))
+    if _content(listed) != _content(config.datasets.one(data)):
+        raise _Unknown
+
+
+def _content(dataset: Dataset) -> dict[str, Any]:
+    """Return what a data set must hold, without the keys that say where it is or where to get it."""
+    section = dataset.section.model_dump()
+    places = {"root": None, "source": None, "sbd": bool(section.get("sbd"))}
+    return section | places | {"seed": dataset.seed * dataset.generated}
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """Read what a checkpoint records, without its weights."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size:
+            raise _Unknown
+        (text,) = json.loads(file.read(length))["__metadata__"].values()
+    header: dict[str, Any] = json.loads(text)
+    return header
+
+
+def _member(path: Path, name: str) -> str:
+    with np.load(path, allow_pickle=False) as arrays:
+        return str(arrays[name])

@@ -1,0 +1,105 @@
+# What runs again: results whose records differ from the config (docs/changing.md). Snakemake compares the rest by times.
+import functools
+import os
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from uic_core.report.cells import needed
+
+JUDGED = {}  # what `difference` found of each file
+
+
+def difference(file):
+    """Compare what a result records with the config (uic_core/overview/recorded.py); say what differs, once."""
+    from uic_core.overview import recorded  # not in the jobs, which start faster without numpy
+
+    if file not in JUDGED:
+        JUDGED[file] = recorded.difference(CONFIG, Path(file))
+        if JUDGED[file] and not file.endswith(".yaml"):
+            print(f"{file}: {JUDGED[file]}; it is made again where it is needed", file=sys.stderr)
+    return JUDGED[file]
+
+
+def refuse_other_data():
+    """Refuse to call a run finished whose data sets turned out to hold other data than its results were made from."""
+    agreed = [file for file, found in JUDGED.items() if found == ""]
+    JUDGED.clear()
+    made = [file for file in agreed if difference(file)]
+    if made:
+        raise WorkflowError(
+            f"{len(made)} results were made from other data than their data sets hold now, {made[0]} among them; start "
+            "snakemake again, and they are made again"
+        )
+
+
+def by_content(output, source=()):
+    """Return an input function for settings or data: what `output` records of them counts, not the times of `source`.
+
+    Where it agrees with the config, `source` is ancient; where it differs, `output` is made again. Times count only
+    where it cannot be said. Both are paths in the results folder, `source` may be an input function.
+    """
+
+    def find(wildcards):
+        found = source(wildcards) if callable(source) else source and f"{RESULTS}/{source}"
+        if not workflow.is_main_process:
+            return found
+        made = f"{RESULTS}/{output}".format(**dict(wildcards.items()))
+        differs = difference(made)
+        if differs:
+            workflow.dag.forcefiles.add(made)
+        look_past_ancient()
+        return ancient(found) if differs == "" else found
+
+    return find
+
+
+@functools.cache
+def look_past_ancient():
+    """Let Snakemake look at every job that does not follow from another one.
+
+    It passes over all jobs behind one that runs, as if they ran too (dag.update_needrun). Behind an ancient input they
+    do not, and one of them may have a reason of its own.
+    """
+    dag, search = workflow.dag, workflow.dag.bfs
+
+    def follows(files):
+        return not all(file.is_ancient and os.path.exists(file) for file in files)
+
+    def bfs(direction, *jobs, **options):
+        if direction is dag.depending:
+            direction = {
+                job: {after: files for after, files in dag.depending[job].items() if follows(files)} for job in dag.jobs
+            }
+        return search(direction, *jobs, **options)
+
+    dag.bfs = bfs
+
+
+def from_elsewhere(*tables):
+    """Return an input function that refuses tables of a run whose checkpoint from elsewhere is missing.
+
+    Snakemake would not say so: where a file cannot be made again, it takes the one that is there.
+    """
+
+    def find(wildcards):
+        for run in dict.fromkeys(run for table in tables for run, _ in needed(CONFIG.tables_file, table)):
+            recipe = CONFIG.runs[run]
+            if recipe.stage == "external" and difference(f"{RESULTS}/runs/{run}/checkpoint.safetensors") != "":
+                there(run, recipe.path)
+        return []
+
+    return find
+
+
+def there(run, path):
+    """Return the file of a run that was trained elsewhere; end with one line if it is not there."""
+    if not os.path.exists(path):
+        sys.exit(f"error: {FILES[-1]}: runs.{run}.path: {path} is not there; correct it in the config")
+    return path
+
+
+def voc07_root(wildcards, input):
+    """Return VOC07's folder. By the argument `input` Snakemake knows that another folder alone reruns nothing."""
+    return CONFIG.datasets.voc07.root
