@@ -15,7 +15,7 @@ GPU := $(if $(shell nvidia-smi -L 2>/dev/null),--resources gpu=2)
 TESTS := tests
 CONFIG := config/paper.yaml
 
-.PHONY: help setup demo test test-slurm test-gpu check bench mutants faults voc-sanity plan check-data status lock clean
+.PHONY: help setup demo test test-slurm test-gpu check bench mutants faults voc-sanity smoke plan check-data status lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -61,6 +61,12 @@ faults: setup  ## what each fault of the list ends in, a line a row; ROWS="37 61
 
 voc-sanity: setup  ## whether detection and segmentation learn what can be learned: an hour, a line a bar
 	@$(HUGE_PAGES) $(BIN)/python -m bench.voc_sanity
+
+smoke: setup  ## a few images and steps of everything on your data, folders and machines: CONFIG=… PROFILE=slurm
+	@small=$$($(BIN)/python -m uic_core.overview.smoke --config $(CONFIG)) && \
+	UIC_FULL_CONFIG=$(CONFIG) $(BIN)/snakemake --profile $(PROFILE) --replace-workflow-config --configfile $$small $(GPU)
+	@printf '%s\n' '' 'Done: the machines, environments, data sets and folders work. Now the same without smoke; its own' \
+		'results, in the folder smoke of the results, may be deleted.'
 
 plan: setup  ## jobs, GPU-hours, disk, wall time of CONFIG=config/paper.yaml; GPUS=8, PEAK=312 (TFLOP/s) or MEASURE=1
 	@$(BIN)/python -m uic_core.overview.plan --config $(CONFIG) \

@@ -28,6 +28,7 @@ configfile: "config/paper.yaml"
 
 
 CONFIG = validated_config()
+FULL = full_config()
 RESULTS = CONFIG.results
 TABLES, FIGURES = read_tables(CONFIG.tables_file), read_figures(CONFIG.tables_file)
 check_folders(write=False)

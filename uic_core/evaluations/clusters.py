@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from uic_core.evaluations.evaluation import Evaluation, Resources
+from uic_core.evaluations.evaluation import Evaluation, Listed, Resources
 from uic_core.recipe import External, Recipe
 
 
@@ -18,6 +18,10 @@ class Clusters(Evaluation):
     grid_classes: int = Field(ge=1, description="pseudo-classes shown in Fig. 4")
     grid_images: int = Field(ge=1, description="images of each")
     min_images: int = Field(ge=1, description="smaller classes are not considered for Fig. 4")
+
+    def lists(self, recipe: Recipe | External) -> tuple[Listed, ...]:
+        """The images that the run was trained on, or could have been."""
+        return () if isinstance(recipe, External) else (Listed(recipe.data, "train"),)
 
     def few(self) -> dict[str, Any]:
         """A small grid."""

@@ -12,6 +12,7 @@ from uic_core.evaluations.evaluation import (
     Counting,
     Environment,
     Evaluation,
+    Listed,
     Resources,
     Work,
     check_steps,
@@ -74,6 +75,10 @@ class Detection(Evaluation):
     def needs(self, config: Config) -> tuple[tuple[str, str], ...]:
         """Proposals of both splits."""
         return (("proposals", "trainval"), ("proposals", "test"))
+
+    def lists(self, recipe: Recipe | External) -> tuple[Listed, ...]:
+        """All images."""
+        return (Listed("voc07", "all"),)
 
     def work(self, config: Config, recipe: Recipe | External, counting: Counting) -> Work:
         """Count training at each scale equally often, and a test of all proposals."""

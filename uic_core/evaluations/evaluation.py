@@ -79,6 +79,20 @@ class Counting(Protocol):
         """Return FLOPs per image up to the deepest probed layer, FLOPs of all heads, and bytes of the heads."""
 
 
+class Listed(NamedTuple):
+    """A list of images, whose fingerprint an evaluation records.
+
+    Attributes:
+        data, split: of an index; for VOC, of what the stage `check` notes (split `all`: every image).
+        images, seed: how many of them; 0: all. None: all, and never those of the cache.
+    """
+
+    data: str
+    split: str
+    images: int | None = None
+    seed: int = 0
+
+
 class Evaluation(Strict):
     """A section of the config's `evaluations`, and what the suite must know about the evaluation.
 
@@ -92,6 +106,10 @@ class Evaluation(Strict):
 
     def needs(self, config: Config) -> tuple[tuple[str, str], ...]:
         """Return the jobs (rule, data set or split) that it needs besides the run's checkpoint."""
+        return ()
+
+    def lists(self, recipe: Recipe | External) -> tuple[Listed, ...]:
+        """Return the lists of images whose fingerprints its metrics hold; () if it does not say so."""
         return ()
 
     def work(self, config: Config, recipe: Recipe | External, counting: Counting) -> Work:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from uic_core.evaluations.evaluation import Counting, Evaluation, Resources, Work, check_archs, check_layers
+from uic_core.evaluations.evaluation import Counting, Evaluation, Listed, Resources, Work, check_archs, check_layers
 from uic_core.models import ARCHS
 from uic_core.recipe import Arch, External, Recipe, Strict
 
@@ -48,6 +48,10 @@ class Fewshot(Evaluation):
     def needs(self, config: Config) -> tuple[tuple[str, str], ...]:
         """The list of test images."""
         return (("index", "miniimagenet"),)
+
+    def lists(self, recipe: Recipe | External) -> tuple[Listed, ...]:
+        """The test images."""
+        return (Listed("miniimagenet", "test"),)
 
     def work(self, config: Config, recipe: Recipe | External, counting: Counting) -> Work:
         """Count a forward pass of every test image at each resolution."""

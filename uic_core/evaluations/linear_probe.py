@@ -11,6 +11,7 @@ from uic_core.evaluations.evaluation import (
     BACKWARD,
     Counting,
     Evaluation,
+    Listed,
     Resources,
     Work,
     check_archs,
@@ -57,6 +58,13 @@ class LinearProbe(Evaluation):
     def needs(self, config: Config) -> tuple[tuple[str, str], ...]:
         """The lists of training and validation images."""
         return tuple(dict.fromkeys((config.datasets.train_list(self.data), ("index", self.data))))
+
+    def lists(self, recipe: Recipe | External) -> tuple[Listed, ...]:
+        """The training and validation images."""
+        return (
+            Listed(self.data, "train", self.images[recipe.arch], self.seed),
+            Listed(self.data, "val", self.val_images[recipe.arch], self.seed),
+        )
 
     def work(self, config: Config, recipe: Recipe | External, counting: Counting) -> Work:
         """Count training and ten-crop tests of the probes of all layers."""

@@ -12,6 +12,7 @@ from uic_core.evaluations.evaluation import (
     Counting,
     Environment,
     Evaluation,
+    Listed,
     Resources,
     Work,
     check_steps,
@@ -51,6 +52,10 @@ class Segmentation(Evaluation):
     def needs(self, config: Config) -> tuple[tuple[str, str], ...]:
         """The complete VOC12."""
         return (("check", "voc_segmentation"),)
+
+    def lists(self, recipe: Recipe | External) -> tuple[Listed, ...]:
+        """All images."""
+        return (Listed("voc_segmentation", "all"),)
 
     def work(self, config: Config, recipe: Recipe | External, counting: Counting) -> Work:
         """Count training and test on whole, padded images."""

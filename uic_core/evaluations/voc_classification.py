@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from uic_core.evaluations.evaluation import BACKWARD, Counting, Evaluation, Resources, Work
+from uic_core.evaluations.evaluation import BACKWARD, Counting, Evaluation, Listed, Resources, Work
 from uic_core.recipe import External, Recipe
 
 if TYPE_CHECKING:
@@ -34,6 +34,10 @@ class VocClassification(Evaluation):
     def needs(self, config: Config) -> tuple[tuple[str, str], ...]:
         """The complete VOC07."""
         return (("check", "voc07"),)
+
+    def lists(self, recipe: Recipe | External) -> tuple[Listed, ...]:
+        """All images."""
+        return (Listed("voc07", "all"),)
 
     def work(self, config: Config, recipe: Recipe | External, counting: Counting) -> Work:
         """Count training, and a forward pass of every crop of the test images."""

@@ -18,8 +18,9 @@ from uic_core.config import Config
 from uic_core.data.dataset import Dataset
 from uic_core.data.index import subset_fingerprint
 from uic_core.errors import InputError
+from uic_core.evaluations.evaluation import Listed
 from uic_core.files import read_yaml
-from uic_core.recipe import External, Recipe, Training, load
+from uic_core.recipe import External, Training, load
 from uic_core.run import metrics
 
 _Pair = tuple[str, Any, Any]
@@ -101,27 +102,29 @@ def _evaluation(config: Config, path: Path) -> Iterator[_Pair]:
     recipe = config.runs[path.parent.name]
     now = section.model_dump(mode="json")
     for key, value in now.items():
-        by_arch = isinstance(value, dict) and not isinstance(found.protocol.get(key), dict)
-        now[key] = value.get(recipe.arch) if by_arch else value
-    if path.stem == "linear_probe":  # records how many images it took, and 0 means all of them
-        now |= {key: now[key] or found.protocol[key] for key in ("images", "val_images")}
+        recorded = found.protocol.get(key)
+        if isinstance(value, dict) and not isinstance(recorded, dict):
+            # 0 takes all images: recorded is how many these were, and their fingerprint is compared below.
+            now[key] = recorded if value.get(recipe.arch) == 0 else value.get(recipe.arch)
     yield from _keys(found.protocol, now)
-    yield found.dataset.name, found.dataset.fingerprint, _evaluated_on(config, path.stem, recipe, found)
+    fingerprint = found.dataset.fingerprint
+    yield found.dataset.name, fingerprint, _evaluated_on(config, section.lists(recipe), fingerprint)
 
 
-def _evaluated_on(config: Config, evaluation: str, recipe: Recipe | External, found: metrics.Metrics) -> str:
-    """Return the fingerprint that an evaluation of a run would record now."""
-    if evaluation == "linear_probe":
-        section, arch = config.evaluations.linear_probe, recipe.arch
-        recorded = found.dataset.fingerprint.partition("+")[0]
-        train = _trained_on(config, section.data, section.images[arch], section.seed, recorded)
-        return f"{train}+{_listed(config, section.data, 'val', section.val_images[arch], section.seed)}"
-    if evaluation == "clusters":
-        assert not isinstance(recipe, External)
-        return _listed(config, recipe.data, "train")
-    if evaluation == "fewshot":
-        return _listed(config, "miniimagenet", "test")
-    return _checked(config, "voc_segmentation" if evaluation == "segmentation" else "voc07", "all")
+def _evaluated_on(config: Config, lists: tuple[Listed, ...], recorded: str) -> str:
+    """Return the fingerprint that an evaluation would record now. Raises _Unknown if it does not say what it reads."""
+    parts = recorded.split("+")
+    if len(parts) != len(lists):
+        raise _Unknown
+    now = []
+    for (data, split, images, seed), part in zip(lists, parts, strict=True):
+        if data.startswith("voc"):
+            now.append(_checked(config, data, split))
+        elif split == "train" and images is not None:
+            now.append(_trained_on(config, data, images, seed, part))
+        else:
+            now.append(_listed(config, data, split, images or 0, seed))
+    return "+".join(now)
 
 
 def _cache(config: Config, path: Path) -> Iterator[_Pair]:

@@ -66,7 +66,7 @@ def time_of(rule):
     names = ("run", "dataset", "split")
     return minutes(
         lambda wildcards: limits.minutes(
-            CONFIG, rule.format(**wildcards), next(wildcards[name] for name in names if name in wildcards.keys())
+            FULL, rule.format(**wildcards), next(wildcards[name] for name in names if name in wildcards.keys())
         )
     )
 
@@ -88,7 +88,7 @@ def memory_of(evaluation):
 
 def gpus(wildcards):
     """GPUs of a training job, on one node."""
-    return CONFIG.runs[wildcards.run].gpus
+    return FULL.runs[wildcards.run].gpus
 
 
 def cpus(wildcards):

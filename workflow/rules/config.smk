@@ -26,6 +26,13 @@ def validated_config():
         return checked
 
 
+def full_config():
+    """Return the config that says what jobs request: `make smoke` runs a small one, and requests what the full one does."""
+    with stage():
+        full = os.environ.get("UIC_FULL_CONFIG")
+        return validate(read_yaml(Path(full)), full) if full else CONFIG
+
+
 def check_folders(write):
     """End where nothing can be made: in a file in place of a folder; with `write`, also in one that is full."""
     cache = CONFIG.datasets.cache
