@@ -14,7 +14,7 @@ import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
 from pathlib import Path
 
-ROWS = range(26, 73)
+ROWS = range(27, 73)
 WIDTH = 150
 """Letters of a line's last part."""
 

@@ -393,8 +393,7 @@ def _agree(path: Path, number: int, table: Table, published: dict[tuple[str, str
 
 def _known(where: str, kind: str, name: str, known: Iterable[str]) -> None:
     names = list(known)
-    if name in names:
-        return
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
-    hint = f"did you mean '{near[0]}'? " if near else ""
-    raise InputError(f"{where}: unknown {kind} '{name}'; {hint}(known: {', '.join(names)})")
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise InputError(f"{where}: unknown {kind} '{name}'; {hint}(known: {', '.join(names)})")
