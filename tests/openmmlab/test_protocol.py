@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mmdet.models
@@ -20,6 +22,7 @@ from uic_core.errors import InputError
 from uic_core.files import read_yaml
 from uic_core.models.network import Network
 from uic_core.openmmlab import detection, fast_rcnn, fcn, regression, segmentation
+from uic_core.run import cpus
 
 assert mmdet.models
 assert fast_rcnn.VocProposals
@@ -205,3 +208,17 @@ def test_passes_that_do_not_divide_over_the_processes_are_refused(
     changed = paper.model_copy(update={"evaluations": paper.evaluations.model_copy(update={"segmentation": odd})})
     with pytest.raises(InputError, match=r"segmentation\.lr_steps: 1000000, 2000002 passes do not divide over 4 proc"):
         segmenter(changed, network())
+
+
+@pytest.mark.parametrize("task", [detector, segmenter])
+def test_fault_46_no_more_processes_decode_than_shared_memory_has_room_for(
+    paper: config.Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    seen: Callable[[object], None], task: Callable[[config.Config, Network], dict[str, Any]],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(cpus.shutil, "disk_usage", lambda path: SimpleNamespace(free=8 << 20))
+    content = task(paper, network())
+    seen(capsys.readouterr().out)
+    assert [content[f"{split}_dataloader"]["num_workers"] for split in ("train", "test")] == [0, 0]
+    monkeypatch.setattr(cpus.shutil, "disk_usage", lambda path: SimpleNamespace(free=8 << 30))
+    assert task(paper, network())["train_dataloader"]["num_workers"] == 2
+    assert not capsys.readouterr().out
