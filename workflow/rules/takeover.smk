@@ -1,8 +1,5 @@
 # One Snakemake at a time in a results folder, and what an earlier one has left: processes, files, times.
-import contextlib
 import os
-import signal
-import socket
 import sys
 import time
 from pathlib import Path
@@ -11,6 +8,7 @@ from snakemake.exceptions import WorkflowError
 
 from uic_core.errors import InputError
 from uic_core.files import hold, holder
+from uic_core.run import processes
 
 STARTED = time.time()
 # What may be called while another Snakemake works in the same results.
@@ -20,22 +18,9 @@ HELD = False  # True once this Snakemake holds the lock of the results folder
 
 
 def mark_jobs():
-    """Mark the processes of our jobs, so that the next Snakemake finds those that outlive this one."""
+    """Mark our jobs' processes, so that the next Snakemake finds those that outlive this one."""
     if workflow.is_main_process:
-        os.environ["UIC_SNAKEMAKE"] = f"{this_process()}:{os.path.abspath(CONFIG.results)}"
-
-
-def this_process():
-    """Return this process's host, number and start, by which no other process is meant."""
-    return f"{socket.gethostname()}:{os.getpid()}:{started(os.getpid())}"
-
-
-def started(pid):
-    """Return when a process of this machine began, in its clock's ticks; None if there is none."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    except (OSError, IndexError):
-        return None
+        processes.mark(Path(CONFIG.results))
 
 
 def refuse_second_start():
@@ -67,7 +52,10 @@ def take_over():
         return
     if end_jobs(*(["--local"] if workflow.local_exec else [])):
         raise WorkflowError("jobs of an earlier Snakemake are still in the queue; see above")
-    end_local_jobs()
+    try:
+        processes.end_orphans(Path(CONFIG.results), lambda line: print(line, file=sys.stderr))
+    except InputError as error:
+        raise WorkflowError(str(error)) from None
     late = [job for job in needed if made_meanwhile(job)]
     if late:
         file = late[0].output[0]
@@ -81,43 +69,6 @@ def made_meanwhile(job):
         return False
     missed = workflow.dag.reason(job).missing_output
     return any(file in missed or STARTED < os.path.getmtime(file) <= time.time() for file in job.output)
-
-
-def end_local_jobs():
-    """End the jobs on this machine whose Snakemake was killed, and wait until they have saved where they are."""
-    told, deadline = set(), time.time() + 600
-    while left := list(orphans()):
-        stages = {pid for pid, _, arguments in left if any(each.startswith("uic_core.") for each in arguments)}
-        for pid, parent, arguments in left:
-            if pid in stages - told and parent not in stages:  # torchrun and decoding processes end with the first
-                print(
-                    f"ending process {pid} of a killed Snakemake; it saves where it is: {' '.join(arguments)}",
-                    file=sys.stderr,
-                )
-                told.add(pid)
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGTERM)
-        if time.time() > deadline:
-            pids = " ".join(str(pid) for pid, _, _ in left)
-            raise WorkflowError(f"jobs of a killed Snakemake still run after ten minutes: end them (kill -9 {pids})")
-        time.sleep(0.2)
-
-
-def orphans():
-    """Yield (number, parent, arguments) of the processes here that work in our results for a Snakemake that is gone."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            environment = (folder / "environ").read_bytes().split(b"\0")
-            marks = [os.fsdecode(each) for each in environment if each.startswith(b"UIC_SNAKEMAKE=")]
-            arguments = os.fsdecode((folder / "cmdline").read_bytes()).split("\0")[:-1]
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-        except (OSError, IndexError):
-            continue  # ended meanwhile, or of another user
-        for mark in marks:
-            host, pid, start, results = mark.partition("=")[2].split(":", 3)
-            here = host == socket.gethostname() and results == os.path.abspath(CONFIG.results)
-            if here and str(started(pid)) != start:
-                yield int(folder.name), parent, arguments
 
 
 def mend_times():
