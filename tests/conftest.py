@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,6 +68,11 @@ def demo_data(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 def seen(record_property: Callable[[str, object], None]) -> Callable[[object], None]:
     """Record what a test of a fault saw, usually a message: `make faults` prints it."""
     return lambda text: record_property("seen", " ".join(str(text).split()))
+
+
+def pytest_configure() -> None:
+    """Let the tests' processes hear Ctrl-C: what a shell starts in the background ignores it, and so do its children."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

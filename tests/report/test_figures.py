@@ -212,6 +212,7 @@ def test_fault_69_short_rows_are_drawn_and_what_was_dropped_is_said(
     metrics.write(path, metrics.Metrics.model_validate(content))
     arrays = made.arrays | {"grid_images": np.array([[0, 1, 2, 4], [8, 9, -1, -1]])}
     np.savez(made.folder / "clusters.npz", **arrays)
+    belong_together(made.folder)
     run(made, 4)
     figure = figures.grid_figure(figures.Clusters(**arrays), made.index)
     canvas = figure.axes[0].images[0].get_array()
@@ -234,6 +235,7 @@ def test_fault_69_twelve_classes_of_one_image_make_no_tall_picture(made: SimpleN
         "grid_annotated": np.zeros(12, int),
     }
     np.savez(made.folder / "clusters.npz", **arrays)
+    belong_together(made.folder)
     run(made, 4)
     width, height = Image.open(made.folder / "f.png").size
     assert (width, height) == (round(figures.WIDTH * figures.DPI), round((12 * 0.9 + 0.3) * figures.DPI))

@@ -98,7 +98,7 @@ def _evaluation(config: Config, run: str, evaluation: str, folder: Path, indexes
         protocol["layers"] = protocol["layers"][arch]
     provenance = metrics.Provenance(
         commit="0", dirty=False, date="", recipe_hash=made.hash(), checkpoint_hash="", coverage=1.0, seed=0,
-        versions={}, hardware="", wall_seconds=0.0, peak_memory_mb=0.0,
+        trained_by="", run_seeds=[], versions={}, hardware="", wall_seconds=0.0, peak_memory_mb=0.0,
     )  # fmt: skip
     dataset = metrics.Dataset(name="", fingerprint=fingerprint, sizes={})
     found = metrics.Metrics(
