@@ -71,7 +71,7 @@ def seen(record_property: Callable[[str, object], None]) -> Callable[[object], N
 
 
 def pytest_configure() -> None:
-    """Let the tests' processes hear Ctrl-C: what a shell starts in the background ignores it, and so do its children."""
+    """Let the tests' processes hear Ctrl-C, which what a shell starts in the background ignores, and its children."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -27,7 +27,8 @@ MARK = re.compile(r"\[(paper|code|choice)\b")
 # Where things lie, how much must be there, what a demo draws, what a table is called; `seeds` repeats whole runs.
 NO_NUMBER = {
     "scale", "results", "tables", "published", "seeds", "templates", "datasets.generated", "datasets.seed",
-    "datasets.check_files", "datasets.cache.root", "datasets.folders", "datasets.voc07.root", "datasets.voc07.trainval_images",
+    "datasets.check_files", "datasets.cache.root", "datasets.folders", "datasets.voc07.root",
+    "datasets.voc07.trainval_images",
     "datasets.voc07.test_images", "datasets.voc_segmentation.root", "datasets.voc_segmentation.train_images",
     "datasets.voc_segmentation.val_images", "datasets.miniimagenet.root", "datasets.miniimagenet.train_classes",
     "datasets.miniimagenet.val_classes", "datasets.miniimagenet.test_classes",

@@ -223,7 +223,7 @@ def test_fault_69_short_rows_are_drawn_and_what_was_dropped_is_said(
     read = metrics.read(path)
     told = figures._small(figures.Clusters(**arrays), read)
     seen(told)
-    assert told == "only 1 classes have 4 images: smaller ones are shown too"
+    assert told == "classes of 4 images or more: 1, so smaller ones are shown too"
 
 
 def test_fault_69_twelve_classes_of_one_image_make_no_tall_picture(made: SimpleNamespace) -> None:

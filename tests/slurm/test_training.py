@@ -212,7 +212,6 @@ def test_a_killed_snakemake_is_started_again_and_ends_its_orphan_first(cluster, 
 
 def test_an_interrupted_snakemake_leaves_no_job_in_the_queue(cluster, tmp_path, prepared):
     """Ctrl-C, which it hears while it waits for squeue's answer: its plugin then cancels nothing."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
     site = Site(tmp_path / "site", cluster, config(200), prepared)
     process = site.start(TARGET)
     until_training(site, process)

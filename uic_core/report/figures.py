@@ -272,9 +272,9 @@ def _small(clusters: Clusters, metrics: metrics_file.Metrics) -> str:
     """Say that Fig. 4 shows classes below `min_images`, if it does."""
     least = int(metrics.protocol.get("min_images", 0))
     large = int((clusters.class_sizes >= least).sum())
-    return f"only {large} classes have {least} images: smaller ones are shown too" * (
-        large < len(clusters.grid_classes)
-    )
+    if large >= len(clusters.grid_classes):
+        return ""
+    return f"classes of {least} images or more: {large}, so smaller ones are shown too"
 
 
 def _shorten(name: str) -> str:
