@@ -306,7 +306,7 @@ def test_fault_69_small_classes_have_rows_of_their_own_length_and_are_said(
     index = index_of(np.arange(120) % 5)
     labels = np.array([0] * 84 + [1] * 2 + [2] * 3 + [4])
     _, archive = run(saved, tmp_path, index, labels)
-    told = "Fig. 4: only 1 classes have 5 images; smaller ones are shown too"
+    told = "Fig. 4: classes of 5 images or more: 1, so smaller ones are shown too"
     assert told in capsys.readouterr().out
     drawn = figures.Clusters.load(archive)
     assert drawn.grid_images.shape == (3, 4)

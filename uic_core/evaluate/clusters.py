@@ -228,7 +228,7 @@ def main(arguments: list[str] | None = None) -> None:
         )  # fmt: skip
         large = int((arrays.class_sizes >= protocol.min_images).sum())
         if large < len(arrays.grid_classes):
-            print(f"Fig. 4: only {large} classes have {protocol.min_images} images; smaller ones are shown too")
+            print(f"Fig. 4: classes of {protocol.min_images} images or more: {large}, so smaller ones are shown too")
         print(f"{options.run}: NMI {values['nmi'].value:.1f} %, {values['empty_classes'].value:.0f} empty classes")
 
 
