@@ -361,7 +361,7 @@ def test_fault_32_the_key_skips_the_comparison_and_reruns_nothing(copy):
     config["datasets"]["check_files"] = False
     replace(copy.config, yaml.safe_dump(config).encode())
     assert planned(copy) == set()
-    image = next((copy.folder / "data/demo/miniimagenet/images").iterdir())
+    image = next((copy.folder / "data/datasets/miniimagenet/images").iterdir())
     replace(image, image.read_bytes())
     os.utime(image, (0, 0))
     target = ("results/metrics/random_sobel/fewshot.json", "--forcerun", "fewshot")
