@@ -17,7 +17,9 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 def main(arguments: list[str] | None = None) -> None:
     """Run torchrun; say in one line which process was killed."""
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in logging.root.manager.loggerDict:  # each has a level of its own
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         run.run(run.parse_args(arguments))
     except SignalException as error:  # passed on, and the processes have ended
