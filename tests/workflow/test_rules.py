@@ -32,7 +32,10 @@ def rules():
 @pytest.mark.parametrize(("name", "text"), list(rules()))
 def test_a_rule_has_its_environment_log_benchmark_and_resources(name, text):
     directives = dict(re.findall(r"^ +(\w+):\n?((?: {4,}.*\n)|.*)", text, flags=re.MULTILINE))
-    assert {"conda", "log", "benchmark", "resources", "shell"} <= set(directives)
+    wanted = {"conda", "log", "benchmark", "resources", "shell"}
+    if name == "partial":  # Snakemake takes a benchmark for an output: a second call would then do nothing
+        wanted.remove("benchmark")
+    assert wanted <= set(directives)
     assert re.search(r"^ +mem_mb=", text, flags=re.MULTILINE)
     assert re.search(r"^ +runtime=", text, flags=re.MULTILINE)
     assert re.search(r'"\.\./\.\./envs/(core|openmmlab|report)\.yaml"', text)
@@ -75,7 +78,9 @@ def functions(root: Path, **workflow) -> dict:
         "deployment_settings": SimpleNamespace(deployment_method=set()),
         "resource_settings": SimpleNamespace(_parsed_default_resources=Resources({})),
     }  # fmt: skip
-    found = {"workflow": SimpleNamespace(**known | workflow), "shell": shell}
+    path = ROOT / "config" / "paper.yaml"
+    config = validate(read_yaml(path), str(path))
+    found = {"workflow": SimpleNamespace(**known | workflow), "shell": shell, "CONFIG": config, "FULL": config}
     exec((ROOT / "workflow/rules/cluster.smk").read_text(), found)
     return found
 
@@ -99,8 +104,6 @@ def test_fault_42_a_job_asks_for_its_cost_and_at_most_for_the_site_s_limit(seen)
     for given, asked in (([], [913, 1440, 1440]), (["runtime=8h"], [480] * 3), (["runtime=3000"], [913, 1826, 2739])):
         defaults = Resources.parse(given, allow_expressions=True)
         found = functions(ROOT, resource_settings=SimpleNamespace(_parsed_default_resources=defaults))
-        path = ROOT / "config/paper.yaml"
-        found["CONFIG"] = validate(read_yaml(path), str(path))
         time = found["time_of"]("finetune")
         assert [time({"run": "uic_3k_fft"}, attempt) for attempt in (1, 2, 3)] == asked
         index = found["time_of"]("index")({"dataset": "imagenet", "split": "train"}, 1)

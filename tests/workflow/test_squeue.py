@@ -198,7 +198,7 @@ def test_a_job_that_ended_and_was_forgotten_between_two_questions_is_not_waited_
     cluster.says("sacct", "7|FAILED")
     assert cluster.told() == {"7": "FAILED"}
     cluster.says("sbatch", "8;one")
-    assert cluster.submit().stdout == "8;one\n"
+    assert cluster.submit().stdout == "8\n"
     cluster.says("sacct")
     cluster.patience = "60"
     assert cluster.told() == {"7": "FAILED", "8": "RUNNING"}
