@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from bench.small_dag import small_config
+from tests.resealed import resealed
 from tests.workflow import stand_in
 from uic_core.config import validate
 from uic_core.report.cells import all_needed
@@ -278,9 +279,9 @@ def test_fault_64_a_missing_checkpoint_from_elsewhere_is_refused_by_what_takes_i
 def test_fault_65_a_setting_put_back_makes_again_what_was_made_meanwhile(copy, seen):
     """And other bytes of a checkpoint: its evaluations."""
     for file in (copy / "results/metrics/uic_3k/fewshot.json", copy / "results/protocols/fewshot.yaml"):
-        text = file.read_text()
+        text = re.sub(r'(episodes"?): 20', r"\1: 30", file.read_text())
         file.unlink()
-        file.write_text(re.sub(r'(episodes"?): 20', r"\1: 30", text))
+        file.write_text(resealed(text) if file.suffix == ".json" else text)
     checkpoint = copy / "results/runs/uic_10k/checkpoint.safetensors"
     content = checkpoint.read_bytes()
     checkpoint.unlink()
