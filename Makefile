@@ -11,7 +11,7 @@ TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 C
 # As the rules' jobs have it (workflow/rules/common.smk).
 HUGE_PAGES := GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 # Without a total as many jobs as cores would share the GPU; where there is none, no job waits for it.
-GPU := $(if $(shell nvidia-smi -L 2>/dev/null),--resources gpu=2)
+GPU := $(if $(filter profiles/demo,$(PROFILE)),$(if $(shell nvidia-smi -L 2>/dev/null),--resources gpu=2))
 TESTS := tests
 CONFIG := config/paper.yaml
 

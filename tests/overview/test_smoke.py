@@ -61,7 +61,14 @@ def test_every_data_set_is_whole_and_made_of_links(real, tmp_path):
     assert Path(real["datasets"]["folders"]["imagenet"]["root"]) in image.resolve().parents
     assert small.datasets.voc07.trainval_images <= 10
     assert Path(small.datasets.voc_segmentation.sbd, "train.txt").read_text().count("\n") == 6
-    made(real, tmp_path)  # a second time
+    lists = [path for path in (tmp_path / "results" / "smoke").rglob("*.txt") if path.is_file()]
+    before = {path: path.stat().st_mtime_ns for path in lists}
+    assert len(before) == 4
+    strange = Path(small.datasets.folders["imagenet"].root) / "train" / "of_an_earlier_call"
+    strange.mkdir()
+    assert made(real, tmp_path) == small
+    assert {path: path.stat().st_mtime_ns for path in lists} == before  # else they would look changed to the jobs
+    assert not strange.exists()
 
 
 def test_all_runs_and_evaluations_stay_and_are_short(real, tmp_path):

@@ -70,10 +70,14 @@ def link(config: Config, small: Config) -> None:
     """
     for name in config.datasets.names:
         full, few = config.datasets.one(name), small.datasets.one(name)
+        if isinstance(few.section, ImageFolder):
+            shutil.rmtree(few.section.root, ignore_errors=True)  # links of an earlier call, maybe of other classes
         try:
             for target, source in _LINKS[type(full.section)](full.section, few.section):
                 if isinstance(source, str):
-                    write_text(target, source)
+                    # Written again, the same list would look changed to the jobs (uic_core/data/stamps.py).
+                    if not target.is_file() or target.read_text(encoding="utf-8") != source:
+                        write_text(target, source)
                 else:
                     _link(target, source)
         except (InputError, OSError) as error:

@@ -153,6 +153,7 @@ def main(arguments: list[str] | None = None) -> None:
             network, remarks = _of_this_suite(options.source, recipe)
         else:
             network, remarks = convert(read_tensors(options.source), recipe, str(options.source))
+        (options.out.parent / trained.NAME).unlink(missing_ok=True)  # of an earlier file
         checkpoint.save(options.out, network, recipe, {"source": sha256(options.source)})
         trained.write(options.out.parent, [options.out.name])
         for remark in remarks:

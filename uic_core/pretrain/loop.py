@@ -365,6 +365,7 @@ def write_results(
     folder: Path, recipe: Recipe, network: Network, index: Index, labels: Labels, extra: dict[str, str]
 ) -> None:
     """Write labels.npy, then checkpoint.safetensors with `extra` in its header. Raises InputError for a full disk."""
+    (folder / trained.NAME).unlink(missing_ok=True)  # of an earlier training
     with atomic(folder / "labels.npy") as temporary:
         np.save(temporary, labels)
     checkpoint.save(folder / "checkpoint.safetensors", network, recipe, {"data": index.fingerprint, **extra})

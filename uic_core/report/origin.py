@@ -81,7 +81,10 @@ def _trainers(metrics: Sequence[Metrics]) -> str:
     """A line for runs that other code trained than evaluated them; '' if there are none."""
     others: dict[str, dict[str, None]] = {}
     for item in metrics:
-        if item.provenance.trained_by != commit(item, "-dirty"):
+        made, own = item.provenance.trained_by, commit(item, "-dirty")
+        if "+" in own:  # of several seeds; whether the code was changed is then said once for all
+            made, own = made.replace("-dirty", ""), item.provenance.commit
+        if made != own:
             others.setdefault(item.provenance.trained_by or "unknown", {})[item.run] = None
     told = "; ".join(f"{trained_by}: {', '.join(runs)}" for trained_by, runs in others.items())
     return f"**Trained by another commit than evaluated**, {told}." if told else ""
