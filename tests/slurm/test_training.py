@@ -141,7 +141,7 @@ def test_a_second_snakemake_is_refused_and_the_first_goes_on(cluster, tmp_path, 
     job = until_training(site, process)
     second = site.run(TARGET)
     assert second.returncode != 0
-    assert "cannot be locked" in second.stdout
+    assert "works in it; wait for its end" in second.stdout
     assert site.jobs() == {job: "RUNNING"}
     finish(process)
     assert left(site) == undisturbed(60)

@@ -5,6 +5,8 @@ import json
 import re
 
 import pytest
+import safetensors
+import safetensors.torch
 
 from bench.site import Site
 from bench.small_dag import small_config
@@ -62,12 +64,15 @@ def test_a_second_call_submits_nothing(finished):
 
 
 def test_an_exchanged_checkpoint_reruns_its_evaluations_and_their_tables_alone(finished):
-    # At this scale uic_3k and uic_5k, who differ in classes and epochs alone, are one network.
-    other = finished.folder / "results/runs/uic_3k_strong/checkpoint.safetensors"
+    """Other weights of the same recipe: those of another recipe, or beside a training.json, are refused."""
     mine = finished.folder / "results/runs/uic_5k/checkpoint.safetensors"
     before = json.loads((finished.folder / "results/metrics/uic_5k/linear_probe.json").read_text())
-    mine.unlink()
-    mine.write_bytes(other.read_bytes())
+    with safetensors.safe_open(mine, "pt") as file:
+        header = file.metadata()
+    weights = safetensors.torch.load_file(mine)
+    weights["features.conv1.weight"] = weights["features.conv1.weight"].flip(0).contiguous()
+    safetensors.torch.save_file(weights, mine, header)
+    mine.with_name("training.json").unlink()
     process = finished.run()
     assert process.returncode == 0, process.stdout[-4000:]
     ran = re.findall(r"^(?:local)?rule (\w+):", process.stdout, flags=re.MULTILINE)
