@@ -1,5 +1,6 @@
 # The config, read and checked as a whole before the first job, with the tables and numbers that it names.
 import os
+import tempfile
 from pathlib import Path
 
 from uic_core.config import RUN_NAME, validate
@@ -41,4 +42,4 @@ def check_folders(write):
         for key, folder in folders.items():
             check_folder(Path(folder), f"name another folder under `{key}` in the config", write)
         if write:
-            check_folder(Path(os.environ.get("TMPDIR", "/tmp")), "set TMPDIR to another folder")
+            check_folder(Path(os.environ.get("TMPDIR") or tempfile.gettempdir()), "set TMPDIR to another folder")
