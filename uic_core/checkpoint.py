@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from uic_core.errors import InputError
-from uic_core.files import atomic
+from uic_core.files import RETRAIN, atomic
 from uic_core.methods import load_run, parse_run
 from uic_core.models import build
 from uic_core.models.network import Network
@@ -89,7 +89,7 @@ def load(path: Path, remedy: str = "") -> tuple[Network, Recipe | External]:
 
 def read(path: Path, remedy: str = "") -> tuple[Network, Recipe | External, str]:
     """Read a checkpoint as `load`, and the SHA-256 of the bytes that were read. Raises InputError as `load`."""
-    remedy = remedy or "put back a good copy, or delete it and run snakemake: its run is made again"
+    remedy = remedy or RETRAIN
     try:
         # All bytes at once: another file may take this one's place at any time.
         content = path.read_bytes()

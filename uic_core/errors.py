@@ -39,8 +39,8 @@ INTERRUPTED = 75
 def stage() -> Iterator[None]:
     """Wrap a stage's `main`: an InputError prints `error: …` to stderr and exits with status 2, without traceback.
 
-    An interrupted stage prints what it saved and exits with INTERRUPTED. So do a process that ran out of memory, a full
-    disk and Ctrl-C, where nothing more specific has been said: none of them is a bug.
+    An interrupted stage prints what it saved and exits with INTERRUPTED. A process that ran out of memory, a full disk
+    and Ctrl-C before anything could be saved are one line, too: none of them is a bug.
     """
     try:
         yield

@@ -134,6 +134,10 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+RETRAIN = "put back a good copy, or delete it and run snakemake: its run is made again"
+"""The remedy for a file that a training wrote."""
+
+
 def remake(path: Path) -> str:
     """The remedy for a file that many jobs read: made alone, with the same bytes again, it makes none of them run."""
     return f"delete {path}, then make it alone: snakemake … {path}"

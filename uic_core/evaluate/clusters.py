@@ -20,7 +20,7 @@ from uic_core.data.index import Index
 from uic_core.data.partition import class_sizes, group, nmi
 from uic_core.errors import InputError, stage
 from uic_core.evaluations import Clusters
-from uic_core.files import atomic, sha256, unchanged
+from uic_core.files import RETRAIN, atomic, sha256, unchanged
 from uic_core.run import metrics, trained
 
 
@@ -53,23 +53,22 @@ def read_labels(path: Path, images: int, classes: int) -> NDArray[np.int32]:
         InputError: the file is missing, damaged or pickled, or its labels are not integers, have the wrong length, or
             are out of range.
     """
-    remedy = "put back a good copy, or delete it and run snakemake: its run is made again"
     try:
         # Memory-mapped, so that a damaged header cannot request more memory than the file has bytes.
         stored = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError as error:
         raise InputError(f"{path}: is not there; run snakemake to make it") from error
     except (OSError, ValueError, TypeError, OverflowError, EOFError) as error:
-        raise InputError(f"{path}: is no whole .npy file of numbers ({error}); {remedy}") from error
+        raise InputError(f"{path}: is no whole .npy file of numbers ({error}); {RETRAIN}") from error
     if stored.dtype.kind not in "iu" or stored.ndim != 1:
         raise InputError(
-            f"{path}: holds {stored.dtype} of shape {list(stored.shape)}, expected int32 [{images}]; {remedy}"
+            f"{path}: holds {stored.dtype} of shape {list(stored.shape)}, expected int32 [{images}]; {RETRAIN}"
         )
     if len(stored) != images:
-        raise InputError(f"{path}: labels {len(stored)} images, but the run trained on {images}; {remedy}")
+        raise InputError(f"{path}: labels {len(stored)} images, but the run trained on {images}; {RETRAIN}")
     low, high = int(stored.min()), int(stored.max())
     if low < 0 or high >= classes:
-        raise InputError(f"{path}: labels from {low} to {high}, but the run has classes 0 to {classes - 1}; {remedy}")
+        raise InputError(f"{path}: labels from {low} to {high}, but the run has classes 0 to {classes - 1}; {RETRAIN}")
     return np.array(stored, np.int32)
 
 
@@ -83,18 +82,17 @@ def read_history(path: Path) -> dict[str, NDArray[Any]]:
     Raises:
         InputError: the file is missing, damaged, or lacks these numbers; names the line.
     """
-    remedy = "put back a good copy, or delete it and run snakemake: its run is made again"
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); {remedy}") from error
+        raise InputError(f"{path}: cannot be read ({error}); {RETRAIN}") from error
     found = []
     for number, line in enumerate(lines, start=1):
         try:
             epoch = json.loads(line)
             found.append((int(epoch["empty_classes"]), float(epoch["nmi_annotated"])))
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}:{number}: is no epoch of a history ({error!r}); {remedy}") from error
+            raise InputError(f"{path}:{number}: is no epoch of a history ({error!r}); {RETRAIN}") from error
     empty, agreement = zip(*found, strict=True) if found else ((), ())
     return {"empty_by_epoch": np.array(empty, np.int64), "nmi_by_epoch": np.array(agreement, np.float64)}
 

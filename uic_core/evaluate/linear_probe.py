@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -84,8 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
             "train": train_index.fingerprint,
             "val": val_index.fingerprint,
         }
-        name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-        state = State(options.out.parent, identity, name, prefix="linear_probe.")
+        state = State(options.out.parent, identity, prefix="linear_probe.")
         beyond: dict[str, Any] = {
             "layers": layers,
             "crop": crop,

@@ -15,8 +15,6 @@ of another checkpoint, protocol or data set is not used.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -280,8 +278,7 @@ def main(arguments: list[str] | None = None) -> None:
         del pretrained
         workers, evaluation = options.threads - 1, f"voc_classification_{protocol.train}"
         identity = {"checkpoint": origin.checkpoint, "protocol": protocol.model_dump(), "voc07": fingerprint}
-        name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-        state = State(options.out.parent, identity, name, prefix=f"{evaluation}.")
+        state = State(options.out.parent, identity, prefix=f"{evaluation}.")
         with state.claimed(ALONE):
             saver = Saver(state, ALONE, signals, options.save_every)
             ended, earlier = train(network, files["trainval"], splits["trainval"][1], protocol, workers, saver)

@@ -202,10 +202,10 @@ class Resume(Hook):
         self._state.save(tensors, content)
 
 
-def state_of(work_dir: Path, identity: dict[str, Any], name: str) -> State:
+def state_of(work_dir: Path, identity: dict[str, Any]) -> State:
     """Create the State of a task in its folder; make the folder if it is missing."""
     work_dir.mkdir(parents=True, exist_ok=True)
-    return State(work_dir, identity, name)
+    return State(work_dir, identity)
 
 
 def unwrapped(runner: Any) -> Any:

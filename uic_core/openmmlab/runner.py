@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import math
 import os
 from collections.abc import Iterator
@@ -139,8 +137,7 @@ def train_and_test(
     cfg = Config(content, cfg_text=" ", filename="config.py")
     import_modules_from_strings(**cfg.custom_imports)
     seed_everything(cfg.randomness.seed)
-    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    state = state_of(Path(cfg.work_dir), identity, name)
+    state = state_of(Path(cfg.work_dir), identity)
     with state.claimed(ranks), Signals() as signals:
         runner = Runner.from_cfg(cfg)
         accumulate = cfg.optim_wrapper.accumulative_counts

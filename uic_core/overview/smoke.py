@@ -21,7 +21,7 @@ from uic_core import recipe
 from uic_core.config import Config, validate
 from uic_core.data import voc
 from uic_core.data.dataset import Datasets, ImageFolder, MiniImageNet, Voc07, VocSegmentation
-from uic_core.data.index import build_miniimagenet
+from uic_core.data.index import build_miniimagenet, scan
 from uic_core.errors import InputError, stage
 from uic_core.evaluations import Evaluation
 from uic_core.files import read_yaml, write_text
@@ -163,7 +163,7 @@ def _folder(full: ImageFolder, few: ImageFolder) -> Iterable[tuple[Path, Source]
     wanted = {split: images for split, images in wanted.items() if images}
 
     def files(split: str, label: str) -> list[str]:
-        return sorted(os.listdir(root / split / label))[: wanted[split]]
+        return scan(root / split / label)[1][: wanted[split]]
 
     labels: Iterable[str] = [""]  # data without classes has its images in the split's folder itself
     if few.classes:
@@ -236,7 +236,7 @@ def _lines(ids: Iterable[str]) -> str:
 
 
 def _link(target: Path, source: Path) -> None:
-    """Link to a file or folder that exists and can be read; keep a link that is there."""
+    """Link to a file or folder that exists and can be read; an earlier link is replaced."""
     target.parent.mkdir(parents=True, exist_ok=True)
     source = source.absolute()
     if source.is_dir():

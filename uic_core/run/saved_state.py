@@ -38,14 +38,15 @@ class State:
     Args:
         folder: folder of the stage's results.
         identity: values that a state must share to be resumed, as JSON: recipe or protocol, data, start.
-        name: part of the file names; letters and digits.
+        name: part of the file names; letters and digits. Default: a hash of the identity.
         prefix: prefix of the file names, if several stages write into one folder.
         alone: True: refuse a state of another name. False: keep it until this stage is complete.
     """
 
     def __init__(
-        self, folder: Path, identity: dict[str, Any], name: str, prefix: str = "", *, alone: bool = False
+        self, folder: Path, identity: dict[str, Any], name: str = "", prefix: str = "", *, alone: bool = False
     ) -> None:
+        name = name or hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         self.folder, self.identity, self._alone = folder, identity, alone
         self._stem = f"{prefix}state"
         self.path = folder / f"{self._stem}.{name}.safetensors"

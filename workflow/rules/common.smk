@@ -1,7 +1,6 @@
 # Python functions for the rules: they find files. Those that read the config are in config.smk, for SLURM in cluster.smk.
 import json
 import os
-import shlex
 import sys
 from pathlib import Path
 
