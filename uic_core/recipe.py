@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -102,7 +103,6 @@ class Training(Recipe):
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=2, description="images a step over all processes")
     lr: float = Field(gt=0)
-    schedule: Literal["linear", "cosine", "constant"] = Field(description="stepped per epoch; all but constant to 0")
     momentum: float = Field(ge=0, lt=1)
     weight_decay: float = Field(ge=0)
     augmentation: Literal["standard", "strong"]
@@ -116,6 +116,40 @@ class Training(Recipe):
     def images_of(self, available: int) -> int:
         """How many of the `available` images the run trains on."""
         return self.images or available
+
+    def learning_rate(self, epoch: int) -> float:
+        """Learning rate of an epoch, 0 <= epoch < epochs."""
+        raise NotImplementedError
+
+
+class Annealed(Training):
+    """A training whose learning rate follows a curve over all epochs (docs/protocol.md, Pretraining)."""
+
+    schedule: Literal["linear", "cosine", "constant"] = Field(description="stepped per epoch; all but constant to 0")
+
+    def learning_rate(self, epoch: int) -> float:
+        """Learning rate of an epoch, 0 <= epoch < epochs."""
+        done = epoch / self.epochs
+        return (
+            self.lr
+            * {"linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done)), "constant": 1.0}[self.schedule]
+        )
+
+
+class Stepped(Training):
+    """A training whose learning rate is divided by ten at some epochs."""
+
+    lr_steps: list[int] = Field(description="epochs, from 0, from which the learning rate is a tenth of that before")
+
+    @model_validator(mode="after")
+    def _steps_rise(self) -> Stepped:
+        if self.lr_steps != sorted(set(self.lr_steps)) or any(step < 1 for step in self.lr_steps):
+            raise ValueError(f"lr_steps: {self.lr_steps} must rise and start at 1 or later")
+        return self
+
+    def learning_rate(self, epoch: int) -> float:
+        """Learning rate of an epoch, 0 <= epoch < epochs."""
+        return self.lr / 10 ** sum(epoch >= step for step in self.lr_steps)
 
 
 class External(_Run):

@@ -21,7 +21,7 @@ from uic_core.errors import INTERRUPTED
 from uic_core.methods import METHODS, deepcluster
 from uic_core.pretrain import centre_crops, finetune, loop, progress
 from uic_core.pretrain.__main__ import main
-from uic_core.recipe import save
+from uic_core.recipe import Stepped, save
 from uic_core.run import saved_state
 
 OUTPUTS = ("checkpoint.safetensors", "labels.npy", "history.jsonl")
@@ -260,8 +260,18 @@ def test_finetune_keeps_the_labels_of_a_centre_crop_pass_and_the_top_layer(small
 )
 def test_schedules_by_hand(small, tmp_path, schedule, expected):
     made = recipe(epochs=4, lr=1.0, schedule=schedule)
-    rates = [loop.learning_rate(made, epoch) for epoch in range(4)]
+    rates = [made.learning_rate(epoch) for epoch in range(4)]
     assert rates == pytest.approx(expected or [1, 0.5 + 0.5 * 2**-0.5, 0.5, 0.5 - 0.5 * 2**-0.5])
+
+
+def test_steps_by_hand():
+    values = recipe(epochs=6, lr=0.08).model_dump(exclude={"schedule", "label_view", "balanced"})
+    made = Stepped(**values, lr_steps=[2, 4, 5])
+    rates = [made.learning_rate(epoch) for epoch in range(6)]
+    assert rates == pytest.approx([0.08, 0.08, 0.008, 0.008, 0.0008, 0.00008])
+    for steps in ([0], [3, 2], [2, 2]):
+        with pytest.raises(ValueError, match=r"lr_steps: .* must rise and start at 1 or later"):
+            Stepped(**values, lr_steps=steps)
 
 
 def test_finetune_draws_other_members_of_large_classes_each_epoch(small, altered):

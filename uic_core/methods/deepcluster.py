@@ -16,13 +16,13 @@ from pydantic import Field
 from uic_core.data.partition import Groups, Labels, group
 from uic_core.methods.method import Inference, Method, Passes
 from uic_core.methods.order import Balanced, Draws, Order
-from uic_core.recipe import Training
+from uic_core.recipe import Annealed
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-class DeepCluster(Training):
+class DeepCluster(Annealed):
     """A run of DeepCluster."""
 
     method: Literal["deepcluster"]

@@ -11,10 +11,10 @@ from pydantic import Field
 
 from uic_core.data.partition import Labels
 from uic_core.methods.method import Inference, Method, Passes, balanced_or_shuffled
-from uic_core.recipe import Training
+from uic_core.recipe import Annealed
 
 
-class Finetune(Training):
+class Finetune(Annealed):
     """A run of further fine-tuning."""
 
     method: Literal["finetune"]

@@ -6,10 +6,10 @@ from typing import Literal
 
 from uic_core.data.partition import Labels
 from uic_core.methods.method import Inference, Method, shuffled
-from uic_core.recipe import Training
+from uic_core.recipe import Annealed
 
 
-class Supervised(Training):
+class Supervised(Annealed):
     """A supervised run."""
 
     method: Literal["supervised"]

@@ -9,10 +9,10 @@ from pydantic import Field
 from uic_core.data.partition import Labels
 from uic_core.methods.labels import split_empty
 from uic_core.methods.method import Inference, Method, Passes, balanced_or_shuffled
-from uic_core.recipe import Training
+from uic_core.recipe import Annealed
 
 
-class Uic(Training):
+class Uic(Annealed):
     """A run of UIC."""
 
     method: Literal["uic"]

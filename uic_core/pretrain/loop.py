@@ -175,7 +175,7 @@ class Trainer:
         """Run the epoch's steps from the position on. The results of a step are read while the next one runs."""
         recipe, method, position, rank = self.recipe, self.method, self.run_state.position, self.ranks.rank
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(recipe, position.epoch)
+            group["lr"] = recipe.learning_rate(position.epoch)
         network.train()
         learns = method.learns(recipe)
         bounds = self.ranks.bounds(len(order), recipe.batch_size)
@@ -271,7 +271,7 @@ class Trainer:
         line = {
             "epoch": position.epoch,
             "loss": round(position.loss / position.images, 6),
-            "lr": round(learning_rate(self.recipe, position.epoch), 8),
+            "lr": round(self.recipe.learning_rate(position.epoch), 8),
             "nmi_previous": round(run.agreement, 6),
             "nmi_annotated": round(partition.nmi(run.groups, self.index.labels), 6),
             "empty_classes": position.empty,
@@ -384,10 +384,3 @@ def check(recipe: Recipe, index: Index) -> None:
         METHODS[recipe.method].check(recipe, len(index.classes))
     except ValueError as error:
         raise InputError(f"{index.name}: {error}") from None
-
-
-def learning_rate(recipe: Training, epoch: int) -> float:
-    """Learning rate of an epoch, 0 <= epoch < recipe.epochs (protocol.md, Pretraining: stepped per epoch, to 0)."""
-    done = epoch / recipe.epochs
-    factor = {"linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done)), "constant": 1.0}[recipe.schedule]
-    return recipe.lr * factor
