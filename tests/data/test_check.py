@@ -331,7 +331,7 @@ def huge(path: Path) -> None:
         (
             "miniimagenet",
             lambda root: (root / "test.csv").write_bytes(b"filename,label\ncaf\xe9.jpg,n0\n"),
-            r"test_classes: \S+/test\.csv: is not a CSV file",
+            r"test_classes: \S+/test\.csv:2: is not UTF-8",
         ),
         (
             "miniimagenet",

@@ -328,11 +328,12 @@ def test_wrong_folders_are_named(imagenet: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "expected a first line 'filename,label'"),
-        ("filename,label\n", "at least one image"),
-        ("name,class\na.jpg,b\n", "expected a first line 'filename,label'"),
+        ("", "test.csv:1: the first line must be 'filename,label'"),
+        ("filename,label\n", "test.csv: lists no image"),
+        ("name,class\na.jpg,b\n", "test.csv:1: the first line must be 'filename,label'"),
         ("filename,label\n../../a.jpg,n0\n", ":2: expected the name of a file in images/"),
-        ("filename,label\nn00000.jpg\n", ":2: expected the name"),
+        ("filename,label\nn00000.jpg\n", ":2: has 1 fields, not 2"),
+        ("filename,label\nn00000.jpg,\n", ":2: expected the name"),
         ("filename,label\nn00000.jpg,n0\nn00000.jpg,n1\n", ":3: n00000.jpg stands twice"),
         ("filename,label\nnone.jpg,n0\nn00000.jpg,n0\n", "1 of 2 images are unusable"),
     ],

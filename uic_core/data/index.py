@@ -6,7 +6,6 @@ Every later stage identifies images by their position in the index. Imports no t
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import os
 import zipfile
@@ -24,7 +23,7 @@ from uic_core.data import reader, stamps
 from uic_core.data.dataset import Dataset, ImageFolder, MiniImageNet
 from uic_core.data.pixels import Format, Pixels
 from uic_core.errors import InputError, stage
-from uic_core.files import atomic, remake
+from uic_core.files import atomic, read_csv, remake
 from uic_core.run import cpus
 
 _ARRAYS = {"name": "U", "root": "U", "paths": "U", "labels": "i", "classes": "U", "fingerprint": "U"}
@@ -202,23 +201,19 @@ def build_miniimagenet(root: Path, split: str) -> Index:
         InputError: the list is missing, malformed or empty, or has a file twice or one outside `images`.
     """
     table = Path(root) / f"{split}.csv"
-    try:
-        with open(table, encoding="utf-8-sig", newline="") as file:
-            lines = list(csv.reader(file))
-    except OSError as error:
-        raise InputError(f"{table}: cannot be read ({error.strerror}); expected Ravi & Larochelle's split") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{table}: is not a CSV file ({error}); expected columns filename,label") from error
-    if len(lines) < 2 or lines[0] != ["filename", "label"]:
-        raise InputError(f"{table}: expected a first line 'filename,label' and at least one image")
-    seen: set[str] = set()
-    for number, line in enumerate(lines[1:], start=2):
-        if len(line) != 2 or not line[1] or not _is_inside(line[0]) or "/" in line[0]:
-            raise InputError(f"{table}:{number}: expected the name of a file in images/ and its label, not {line}")
-        if line[0] in seen:
-            raise InputError(f"{table}:{number}: {line[0]} stands twice; remove one of the lines")
-        seen.add(line[0])
-    return _build(f"miniimagenet_{split}", Path(root), [(f"images/{name}", label) for name, label in lines[1:]])
+    listed: dict[str, str] = {}
+    for number, line in read_csv(table, ["filename", "label"]):
+        name = line["filename"]
+        if not line["label"] or not _is_inside(name) or "/" in name:
+            raise InputError(
+                f"{table}:{number}: expected the name of a file in images/ and its label, not {list(line.values())}"
+            )
+        if name in listed:
+            raise InputError(f"{table}:{number}: {name} stands twice; remove one of the lines")
+        listed[name] = line["label"]
+    if not listed:
+        raise InputError(f"{table}: lists no image; expected Ravi & Larochelle's split")
+    return _build(f"miniimagenet_{split}", Path(root), [(f"images/{name}", label) for name, label in listed.items()])
 
 
 def unreadable(files: Sequence[str], processes: int = 1) -> list[str]:
