@@ -196,7 +196,7 @@ def test_missing_and_damaged_files_are_named(made: SimpleNamespace, capsys: pyte
     arrays.write_bytes(arrays.read_bytes()[:100])
     with pytest.raises(SystemExit):
         run(made, 3)
-    assert f"{arrays}: does not hold the arrays of clusters" in capsys.readouterr().err
+    assert f"{arrays}: is not the file that was written with" in capsys.readouterr().err
     arrays.unlink()
     with pytest.raises(SystemExit):
         run(made, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,9 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from uic_core.data.palette import palette
+from uic_core.files import sha256
 from uic_core.report import figures, samples
+from uic_core.run import metrics
 from uic_core.samples import Detected, Samples, Segmented
 
 TABLES = Path(__file__).parents[2] / "config" / "tables.yaml"
@@ -22,7 +25,7 @@ CLASSES = ("cat", "dog")
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> SimpleNamespace:
+def made(tmp_path: Path, make_metrics: Callable[..., metrics.Metrics]) -> SimpleNamespace:
     """Two images, wide and tall; two runs that found a right box, a wrong one and a faint one, or nothing; masks."""
     detections: dict[str, list[Detected]] = {run: [] for run in LABELS}
     masks: dict[str, list[Segmented]] = {run: [] for run in LABELS}
@@ -46,19 +49,33 @@ def made(tmp_path: Path) -> SimpleNamespace:
         masks["uic_3k_fft"].append(Segmented(str(path), annotated, mask))
         masks["random_rgb"].append(Segmented(str(path), annotated, np.zeros_like(mask)))
     paths: dict[str, list[Path]] = {"detection": [], "segmentation": []}
+
+    def save(found: Samples[Any], path: Path) -> None:
+        """With the metrics that a stage writes beside it."""
+        found.save(path)
+        evaluation = path.stem.rpartition("_")[2]
+        beside = make_metrics(found.run, evaluation, {}, recipe_hash="0123", files={"samples": sha256(path)[:16]})
+        metrics.write(path.with_suffix(".json"), beside)
+
     for run in ("uic_3k_fft", "random_rgb"):  # not in the table's order
         for task, images, classes in (
             ("detection", detections[run], CLASSES),
             ("segmentation", masks[run], ("background", *CLASSES)),
         ):
             paths[task].append(tmp_path / f"{run}_{task}.npz")
-            Samples(run, "00ff", classes, ("000001", "000002"), tuple(images)).save(paths[task][-1])
-    return SimpleNamespace(folder=tmp_path, paths=paths)
+            save(Samples(run, "00ff", classes, ("000001", "000002"), tuple(images)), paths[task][-1])
+    return SimpleNamespace(folder=tmp_path, paths=paths, save=save)
 
 
-def run(made: SimpleNamespace, task: str, scale: str = "demo") -> tuple[bytes, bytes]:
+def read(made: SimpleNamespace, task: str, kind: Any) -> list[Samples[Any]]:
+    return samples.read(made.paths[task], [path.with_suffix(".json") for path in made.paths[task]], {}, kind)
+
+
+def run(made: SimpleNamespace, task: str, scale: str = "demo", **recipes: str) -> tuple[bytes, bytes]:
     png, svg = made.folder / "f.png", made.folder / "f.svg"
-    arguments = ["--task", task, "--samples", *made.paths[task], "--tables", TABLES, "--scale", scale]
+    arguments = ["--task", task, "--samples", *made.paths[task], "--tables", TABLES, "--scale", scale, "--metrics"]
+    arguments += [path.with_suffix(".json") for path in made.paths[task]]
+    arguments += ["--recipes", *(f"{run}={hash}" for run, hash in recipes.items())]
     samples.main([str(argument) for argument in [*arguments, "--out", png, "--svg", svg]])
     return png.read_bytes(), svg.read_bytes()
 
@@ -73,7 +90,7 @@ def test_same_bytes_each_time(made: SimpleNamespace, task: str) -> None:
 
 
 def test_boxes_are_drawn_right_or_wrong_and_a_run_without_any_says_so(made: SimpleNamespace) -> None:
-    figure = samples.detection_figure(samples.read(made.paths["detection"], Detected), LABELS)
+    figure = samples.detection_figure(read(made, "detection", Detected), LABELS)
     titles = [axes.get_title() for axes in figure.axes[:3]]
     assert titles == ["Annotated", "Random", "Ours"]
     annotated, nothing, ours = figure.axes[:3]
@@ -91,7 +108,7 @@ def test_boxes_are_drawn_right_or_wrong_and_a_run_without_any_says_so(made: Simp
 
 
 def test_masks_have_voc_s_colours_and_their_legend(made: SimpleNamespace) -> None:
-    figure = samples.segmentation_figure(samples.read(made.paths["segmentation"], Segmented), LABELS)
+    figure = samples.segmentation_figure(read(made, "segmentation", Segmented), LABELS)
     assert [axes.get_title() for axes in figure.axes[:4]] == ["Image", "Annotated", "Random", "Ours"]
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["dog"]
@@ -106,12 +123,27 @@ def test_masks_have_voc_s_colours_and_their_legend(made: SimpleNamespace) -> Non
 
 def test_runs_of_other_images_are_refused(made: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
     other = made.paths["detection"][1]
-    found = samples.read([other], Detected)[0]
-    Samples(found.run, "ff00", found.classes, found.ids, found.images).save(other)
+    found = read(made, "detection", Detected)[1]
+    made.save(Samples(found.run, "ff00", found.classes, found.ids, found.images), other)
     with pytest.raises(SystemExit) as stop:
         run(made, "detection")
     assert stop.value.code == 2
     assert f"{other}: shows other images than" in capsys.readouterr().err
+
+
+def test_samples_of_another_evaluation_or_recipe_are_refused(
+    made: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(made, "segmentation", random_rgb="0123")
+    with pytest.raises(SystemExit):
+        run(made, "segmentation", random_rgb="4567")
+    message = "random_rgb_segmentation.json: is of recipe 0123, but run 'random_rgb' of the config has 4567; run"
+    assert message in capsys.readouterr().err
+    other = made.paths["segmentation"][0]
+    other.write_bytes(made.paths["segmentation"][1].read_bytes())
+    with pytest.raises(SystemExit):
+        run(made, "segmentation")
+    assert f"{other}: is not the file that was written with" in capsys.readouterr().err
 
 
 def test_one_run_twice_is_refused(made: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:

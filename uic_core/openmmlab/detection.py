@@ -267,7 +267,8 @@ def main(arguments: list[str] | None = None) -> None:
                 dataset=metrics.Dataset(name="voc07", fingerprint=fingerprint, sizes=sizes),
                 values=values | {"proposal_recall": metrics.Value(value=100 * covered, unit="%", n=objects)},
                 protocol=protocol.model_dump() | settings, seed=protocol.seed, hardware=devices.hardware(),
-                files={f"proposals_{split}": digest for split, digest in hashes.items()},
+                files={f"proposals_{split}": digest for split, digest in hashes.items()}
+                | {"samples": sha256(options.samples)},
             )  # fmt: skip
 
 

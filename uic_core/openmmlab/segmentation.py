@@ -19,6 +19,7 @@ from uic_core.data import stamps, voc
 from uic_core.data.dataset import Dataset, VocSegmentation
 from uic_core.errors import InputError, stage
 from uic_core.evaluations.evaluation import VOC_IMAGE
+from uic_core.files import sha256
 from uic_core.models.network import Network
 from uic_core.openmmlab import backbones, fcn, runner
 from uic_core.run import cpus, devices, metrics, parallel
@@ -176,6 +177,7 @@ def main(arguments: list[str] | None = None) -> None:
                 dataset=metrics.Dataset(name="voc_segmentation", fingerprint=fingerprint, sizes=sizes),
                 values=values,
                 protocol=protocol.model_dump() | settings, seed=protocol.seed, hardware=devices.hardware(),
+                files={"samples": sha256(options.samples)},
             )  # fmt: skip
 
 

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from uic_core.data import reader
 from uic_core.data.index import Index
 from uic_core.errors import InputError, stage
-from uic_core.files import atomic, sha256
-from uic_core.report.origin import foreign
+from uic_core.files import atomic
+from uic_core.report.origin import read_with
 from uic_core.run import metrics as metrics_file
 
 INK, GREY, BLUE, RED = "#222222", "#6b6b6b", "#3b6e9e", "#c4512d"
@@ -298,9 +298,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--svg", type=Path, required=True)
     options = parser.parse_args(arguments)
     with stage():
-        metrics = metrics_file.read(options.metrics)
-        if reason := foreign(metrics, dict(each.split("=") for each in options.recipes)):
-            raise InputError(f"{options.metrics}: {reason}")
+        recipes = dict(each.split("=") for each in options.recipes)
+        metrics = read_with(options.metrics, "arrays", options.arrays, recipes)
         index = Index.load(options.index)
         if metrics.dataset.fingerprint != index.fingerprint:
             raise InputError(
@@ -308,11 +307,6 @@ def main(arguments: list[str] | None = None) -> None:
                 f"{options.index} is {index.fingerprint}; delete {options.metrics} and run snakemake"
             )
         clusters = Clusters.load(options.arrays)
-        if sha256(options.arrays)[:16] != metrics.provenance.files.get("arrays"):
-            raise InputError(
-                f"{options.arrays}: is not the file that was written with {options.metrics}; delete both and run "
-                "snakemake again"
-            )
         note = "demo data: generated images, not ImageNet" if options.scale == "demo" else ""
         if options.figure == 3:
             figure = class_sizes_figure(clusters.class_sizes, note)

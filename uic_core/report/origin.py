@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import get_args
 
+from uic_core.errors import InputError
 from uic_core.evaluations import Evaluations
+from uic_core.files import sha256
 from uic_core.recipe import Arch
+from uic_core.run import metrics as metrics_file
 from uic_core.run.metrics import Metrics
 
 # The keys of each evaluation's config section. Rows differ in them only if files of several configs are mixed.
@@ -40,6 +44,28 @@ def foreign(metrics: Metrics, recipes: Mapping[str, str]) -> str:
     return (
         f"is of recipe {found}, but run '{metrics.run}' of the config has {wanted}; run snakemake to evaluate it again"
     )
+
+
+def read_with(path: Path, name: str, beside: Path, recipes: Mapping[str, str]) -> Metrics:
+    """Read metrics that were written together with another file.
+
+    Args:
+        name: of the other file in `provenance.files`.
+        beside: that file.
+        recipes: as in `foreign`.
+
+    Raises:
+        InputError: the metrics cannot be read or are of another recipe, or the file is missing or is not the one that
+            they name.
+    """
+    metrics = metrics_file.read(path)
+    if reason := foreign(metrics, recipes):
+        raise InputError(f"{path}: {reason}")
+    if not beside.is_file():
+        raise InputError(f"{beside}: there is no such file; run snakemake to make it")
+    if sha256(beside)[:16] != metrics.provenance.files.get(name):
+        raise InputError(f"{beside}: is not the file that was written with {path}; delete both and run snakemake again")
+    return metrics
 
 
 def foot(metrics: Sequence[Metrics], scale: str) -> list[str]:

@@ -7,7 +7,7 @@ same bytes. Imports no torch.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -25,6 +25,7 @@ from uic_core.data.palette import palette
 from uic_core.errors import InputError, stage
 from uic_core.report.cells import shown_runs
 from uic_core.report.figures import BLUE, DPI, GREY, INK, RED, STYLE, WIDTH, save
+from uic_core.report.origin import read_with
 from uic_core.samples import Detected, Kind, Samples, Segmented, load
 
 SCORE, BOXES = 0.3, 5
@@ -36,12 +37,20 @@ _TALLEST = 1.2  # height ÷ width of a cell
 _LEGEND_COLUMNS = 8
 
 
-def read(paths: Sequence[Path], kind: type[Kind]) -> list[Samples[Kind]]:
+def read(
+    paths: Sequence[Path], metrics: Sequence[Path], recipes: Mapping[str, str], kind: type[Kind]
+) -> list[Samples[Kind]]:
     """Read the samples of every run.
 
+    Args:
+        metrics: for each file the metrics JSON that was written with it.
+        recipes: run → hash of its recipe in the config.
+
     Raises:
-        InputError: from uic_core.samples.load; or two files have the same run or different images.
+        InputError: from uic_core.samples.load and origin.read_with; or two files have the same run or different images.
     """
+    for path, beside in zip(metrics, paths, strict=True):
+        read_with(path, "samples", beside, recipes)
     every = [load(path, kind) for path in paths]
     for path, one in zip(paths, every, strict=True):
         if (one.ids, one.fingerprint, one.classes) != (every[0].ids, every[0].fingerprint, every[0].classes):
@@ -209,6 +218,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m uic_core.report.samples", description=__doc__)
     parser.add_argument("--task", choices=("detection", "segmentation"), required=True)
     parser.add_argument("--samples", type=Path, nargs="+", required=True, help="<task>_samples.npz of every run")
+    parser.add_argument("--metrics", type=Path, nargs="+", required=True, help="<task>.json of the same runs")
+    parser.add_argument("--recipes", nargs="*", default=[], help="run=hash: samples of another recipe are refused")
     parser.add_argument("--tables", type=Path, required=True, help="config/tables.yaml: what the runs are called")
     parser.add_argument("--scale", choices=("demo", "paper"), required=True)
     parser.add_argument("--out", type=Path, required=True, help="PNG")
@@ -217,10 +228,12 @@ def main(arguments: list[str] | None = None) -> None:
     with stage():
         note = "demo data: generated scenes, not PASCAL VOC" if options.scale == "demo" else ""
         labels = shown_runs(options.tables, options.task)
+        recipes = dict(each.split("=") for each in options.recipes)
+        given = options.samples, options.metrics, recipes
         if options.task == "detection":
-            figure = detection_figure(read(options.samples, Detected), labels, note)
+            figure = detection_figure(read(*given, Detected), labels, note)
         else:
-            figure = segmentation_figure(read(options.samples, Segmented), labels, note)
+            figure = segmentation_figure(read(*given, Segmented), labels, note)
         save(figure, options.out, options.svg)
 
 

@@ -120,6 +120,11 @@ def task_metrics(task):
     return [file for file in metrics_of(*TABLES) if Path(file).name.split(".")[0] == task]
 
 
+def own_metrics(task):
+    """Return the task's metrics of the same runs; with several seeds, the run's own."""
+    return [f"{Path(file).parent}/{task}.json" for file in task_metrics(task)]
+
+
 def task_samples(task):
-    """Return the task's results on sample images, for the same runs; with several seeds, the run's own."""
+    """Return the task's results on sample images, written with `own_metrics`."""
     return [f"{Path(file).parent}/{task}_samples.npz" for file in task_metrics(task)]

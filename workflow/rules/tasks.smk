@@ -11,6 +11,7 @@ for task in by_class(CONFIG.tables_file):
             f"fig_{task}"
         input:
             samples=task_samples(task),
+            metrics=own_metrics(task),
             tables=str(CONFIG.tables_file),
         output:
             png=report(
@@ -32,9 +33,10 @@ for task in by_class(CONFIG.tables_file):
         params:
             task=task,
             scale=CONFIG.scale,
+            recipes=CONFIG.hashes(Path(file).parent.name for file in task_metrics(task)),
         shell:
-            "python -m uic_core.report.samples --task {params.task} --samples {input.samples}"
-            " --tables {input.tables:q} --scale {params.scale} --out {output.png} --svg {output.svg} > {log} 2>&1"
+            "python -m uic_core.report.samples --task {params.task} --samples {input.samples} --metrics {input.metrics}"
+            " --recipes {params.recipes} --tables {input.tables:q} --scale {params.scale} --out {output.png} --svg {output.svg} > {log} 2>&1"
 
     rule:
         name:
