@@ -149,7 +149,7 @@ class Stepped(Training):
 
     def learning_rate(self, epoch: int) -> float:
         """Learning rate of an epoch, 0 <= epoch < epochs."""
-        return self.lr * 0.1 ** float(sum(epoch >= step for step in self.lr_steps))
+        return self.lr * math.pow(0.1, sum(epoch >= step for step in self.lr_steps))
 
 
 class External(_Run):
