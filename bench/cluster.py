@@ -2,9 +2,10 @@
 
     make bench-cluster
 
-Needs root and Debian's slurm-wlm and munge. The whole small DAG runs without a queue, and in the queue while jobs,
-controller and Snakemake are killed; the tables must be the same. (`make test-slurm` tests that it runs in the queue
-undisturbed and without help.) If `make demo` has run, `make plan` is compared with it too.
+Needs root and Debian's slurm-wlm and munge. The whole small DAG runs three times: without a queue; in
+the queue while jobs, controller and Snakemake are killed; and without a queue while Snakemake alone is killed and its
+jobs live on. The tables must be the same, and no finished training may be made again. (`make test-slurm` tests that it
+runs in the queue undisturbed and without help.) If `make demo` has run, `make plan` is compared with it too.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ from bench.site import Site
 from bench.small_dag import ROOT, small_config
 from uic_core.files import read_yaml
 
-KILLS = 20
+QUEUE_KILLS, LOCAL_KILLS = 17, 3
 SEEDS = 5
 CHAIN = "results/metrics/uic_10k/linear_probe.json"
-_PAUSE = (10.0, 40.0)  # seconds between kills: from the first jobs to the last
+# Seconds between kills: from the first jobs to the last.
+_QUEUE_PAUSE, _LOCAL_PAUSE = (10.0, 40.0), (40.0, 120.0)
 
 
 def main() -> None:
@@ -51,10 +53,13 @@ def main() -> None:
         with one_node(folder / "cluster") as cluster:
             bars.at_most("overhead_seconds_a_job", [overhead(folder, cluster)], 10)
             expected = tables(undisturbed(folder / "local"))
-            found, kills = killed(folder / "killed", cluster)
-            bars.at_least("kills", [float(kills)], KILLS)
-            bars.at_most("jobs_left_in_the_queue", [float(len(found.jobs()))], 0)
-            bars.at_least("tables_identical_after_kills", [float(tables(found) == expected)], 1)
+            queued, kills, repeated = killed(folder / "killed", cluster)
+            bars.at_most("jobs_left_in_the_queue", [float(len(queued.jobs()))], 0)
+        local, more, again = killed_locally(folder / "killed_locally")
+        bars.at_least("kills", [float(kills + more)], QUEUE_KILLS + LOCAL_KILLS)
+        bars.at_most("finished_trainings_made_again", [float(repeated + again)], 0)
+        for name, site in (("in_the_queue", queued), ("here", local)):
+            bars.at_least(f"tables_identical_after_kills_{name}", [float(tables(site) == expected)], 1)
     if spent(ROOT / "results" / "benchmarks"):
         bars.missed |= bool(subprocess.run([sys.executable, "-m", "bench.plan"]).returncode)
     bars.close()
@@ -107,19 +112,67 @@ def tables(site: Site) -> dict[str, str]:
     }
 
 
-def killed(folder: Path, cluster: Cluster) -> tuple[Site, int]:
-    """Run the whole DAG while something is killed every few seconds; call Snakemake again until it has finished."""
+def checkpoints(site: Site) -> dict[str, tuple[int, int]]:
+    """Return inode and time of each finished training's checkpoint."""
+    found = {path: path.stat() for path in (site.folder / "results" / "runs").glob("*/checkpoint.safetensors")}
+    return {path.parent.name: (state.st_ino, state.st_mtime_ns) for path, state in found.items()}
+
+
+def _changed(before: list[dict[str, tuple[int, int]]], site: Site) -> int:
+    """Count the trainings that were finished at some kill and made again since."""
+    now = checkpoints(site)
+    return len({run for each in before for run, file in each.items() if now.get(run) != file})
+
+
+def killed_locally(folder: Path) -> tuple[Site, int, int]:
+    """Run the whole DAG without a queue while Snakemake is killed now and then. Its jobs live on, as orphans.
+
+    Returns:
+        The site, the number of kills, and the number of finished trainings that were made again.
+    """
+    site, chance = Site(folder, None, small_config()), random.Random(1)
+    finished: list[dict[str, tuple[int, int]]] = []
+    started = time.monotonic()
+    while True:
+        process = site.start()
+        with (folder / "output").open("a") as log:
+            copying = subprocess.Popen(["cat"], stdin=process.stdout, stdout=log)
+        if len(finished) < LOCAL_KILLS and _wait(process, chance.uniform(*_LOCAL_PAUSE)):
+            finished.append(checkpoints(site))
+            process.kill()
+            print(f"  killed: snakemake, without a queue; {len(finished[-1])} trainings were finished", flush=True)
+        process.wait()
+        if process.returncode == -signal.SIGKILL:
+            _run(site, "--unlock")  # the orphans still hold the pipe: `copying` ends with them
+            continue
+        copying.wait()
+        if process.returncode:
+            raise RuntimeError(
+                f"snakemake: exit status {process.returncode}\n{(folder / 'output').read_text()[-6000:]}"
+            )
+        print(f"  whole DAG here under {len(finished)} kills: {time.monotonic() - started:.0f} s")
+        return site, len(finished), _changed(finished, site)
+
+
+def killed(folder: Path, cluster: Cluster) -> tuple[Site, int, int]:
+    """Run the whole DAG while something is killed every few seconds; call Snakemake again until it has finished.
+
+    Returns:
+        As `killed_locally`.
+    """
     site, chance, kills, calls = Site(folder, cluster, small_config()), random.Random(0), 0, 0
+    finished: list[dict[str, tuple[int, int]]] = []
     started = time.monotonic()
     done = False
     while not done:
         calls += 1
-        assert calls < 3 * KILLS, "it does not come to an end"
+        assert calls < 3 * QUEUE_KILLS, "it does not come to an end"
         process = site.start()
         with (folder / "output").open("a") as log:
             copying = subprocess.Popen(["cat"], stdin=process.stdout, stdout=log)
         while process.poll() is None:
-            if kills < KILLS and _wait(process, chance.uniform(*_PAUSE)):
+            if kills < QUEUE_KILLS and _wait(process, chance.uniform(*_QUEUE_PAUSE)):
+                finished.append(checkpoints(site))
                 what = _kill(site, process, chance)
                 kills += bool(what)
             else:
@@ -131,7 +184,7 @@ def killed(folder: Path, cluster: Cluster) -> tuple[Site, int]:
         if process.returncode == -signal.SIGKILL:
             _run(site, "--unlock")
     print(f"  whole DAG under {kills} kills: {time.monotonic() - started:.0f} s, {calls} calls of snakemake")
-    return site, kills
+    return site, kills, _changed(finished, site)
 
 
 def _kill(site: Site, process: subprocess.Popen[str], chance: random.Random) -> str:
