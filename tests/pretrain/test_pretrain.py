@@ -274,6 +274,22 @@ def test_steps_by_hand():
             Stepped(**values, lr_steps=steps)
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, (7, 0)),
+        ({"label_view": "center_crop"}, (7, 6)),  # the first epoch keeps the labels that were drawn
+        ({"method": "finetune"}, (7, 1)),
+        ({"method": "deepcluster", "schedule": "constant"}, (7, 7)),
+        ({"method": "supervised"}, (7, 0)),
+        ({"method": "random"}, (0, 0)),
+    ],
+)
+def test_a_run_costs_its_passes(changes, expected):
+    made = recipe(epochs=7, **changes)
+    assert METHODS[made.method].passes(made) == expected
+
+
 def test_finetune_draws_other_members_of_large_classes_each_epoch(small, altered):
     """Two of 30 classes are larger than the slots a class has; without regrouping each epoch would show the same."""
     values = np.r_[np.zeros(12), np.ones(8), np.arange(2, 30)].astype(np.int32)

@@ -34,5 +34,5 @@ METHOD = Method(
     learns=lambda recipe: recipe.label_view == "training",
     fill_empty=split_empty,
     order=balanced_or_shuffled,
-    passes=lambda recipe: Passes(recipe.epochs, recipe.epochs if recipe.label_view == "center_crop" else 0),
+    passes=lambda recipe: Passes(recipe.epochs, recipe.epochs - 1 if recipe.label_view == "center_crop" else 0),
 )
