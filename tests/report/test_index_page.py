@@ -17,6 +17,7 @@ from tests import linked_page
 from tests.resealed import rewrite
 from uic_core.files import write_json, write_text
 from uic_core.report import cells, index_page
+from uic_core.report.tables import DEMO
 from uic_core.run import metrics
 
 CONFIG = Path(__file__).parents[2] / "config"
@@ -181,6 +182,7 @@ def test_the_mean_over_seeds_leads_to_its_own_file(
     assert " ± 0.2" in page
     ids = Reader(page).ids
     assert {"run/uic_5k/clusters", "run/uic_5k/clusters.seeds"} <= set(ids)
+    assert 'The mean over the runs <a href="#run/uic_5k">uic_5k</a></p>' in page
 
 
 # --- gaps ------------------------------------------------------------------------------------------------------------
@@ -223,6 +225,7 @@ def test_what_must_not_be_shown_fails_the_page_and_is_a_gap_with_its_reason_in_t
         assert "Why there is no number" in block[0]
         assert "<td" not in block[0]
     assert "error: no history; run snakemake" in page
+    assert page.count("data:image/png") == 2  # Figs. 3 and 4 are of uic_3k
     for reason in reasons[1:]:
         assert len(re.findall(rf'<li id="table\d/why/\d">[^<]*{reason}', page)) >= 1, reason
     # Of uic_3k, every checkpoint is another one. Table 1 lacks its four numbers, and the NMI of both others.
@@ -244,7 +247,7 @@ def test_an_empty_folder_has_a_partial_page(tmp_path: Path, matrix: Matrix) -> N
     numbers = sum(len(table.sources()) for table in cells.read_tables(CONFIG / "tables.yaml").values())
     assert page.count(">– why?</a>") == numbers
     assert "speed.md: is not there" in page
-    assert "fig4.png: is not there" in page
+    assert f"<p>{absent['uic_3k', 'clusters']}: is not made yet" in page  # in place of Figs. 3 and 4
 
 
 @pytest.mark.parametrize("name", ["figures/fig4.png", "tables/speed.md"])
@@ -261,9 +264,8 @@ def test_a_part_that_is_missing_is_named(
 
 def test_further_pages_and_figures_are_parts_of_it(matrix: Matrix, results: Path) -> None:
     """A link to metrics leads to what the page says of them; HTML in a page is text."""
-    text = (
-        "# Speed\n\n| run | k |\n|:--|--:|\n| a | [1.5](../metrics/uic_3k/fewshot.json) |\n\n<b>x</b> [y](table1.md)\n"
-    )
+    table = "| run | k |\n|:--|--:|\n| a | [1.5](../metrics/uic_3k/fewshot.json) |"
+    text = f"> {DEMO}\n\n# Speed\n\n{table}\n\n<b>x</b> [y](table1.md)\n"
     write_text(results / "tables/speed.md", text)
     write_text(results / "tables/table1.md", "x")
     Image.new("RGB", (4, 4)).save(results / "figures/curves.png")
@@ -278,6 +280,7 @@ def test_further_pages_and_figures_are_parts_of_it(matrix: Matrix, results: Path
     page = make(matrix, results, *more)
     assert '<a href="#run/uic_3k/fewshot">1.5</a>' in page
     assert '<a href="tables/table1.md">y</a>' in page
+    assert page.count("Demo data.") == 1
     assert "&lt;b&gt;x&lt;/b&gt;" in page
     assert '<h2 id="speed">How fast</h2>\n<h3>Speed</h3>' in page
     assert '<a href="#speed">How fast</a>' in page

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from uic_core.report.cells import by_class, read_figures, read_published, read_t
 from uic_core.report.linked import LinkedTable, anchor, class_table, paper_table, text
 from uic_core.report.page import fragment
 from uic_core.report.runs import Evaluation, Run
-from uic_core.report.tables import DEMO
+from uic_core.report.tables import DEMO, Key
 from uic_core.run.metrics import Value
 
 _EPOCHS = 12  # lines of a history that are shown
@@ -72,6 +72,7 @@ class Results:
 
     Attributes:
         runs: from uic_core.report.runs.read.
+        every: (run, name of the file) → every metrics file that it has or needs.
         evaluations: (run, evaluation) → the metrics file that tables take of it.
     """
 
@@ -92,9 +93,10 @@ class Results:
         self.folder, self.out, self.recipes, self.partial = folder, out, recipes, partial
         self.runs = runs.read(folder, recipes, metrics)
         wanted = set(metrics)
-        every = [each for run in self.runs.values() for each in run.evaluations]
-        self.evaluations = {(each.run, each.name.partition(".")[0]): each for each in every if each.path in wanted}
-        self._anchors = {each.path.absolute(): anchor(each.run, each.name) for each in every}
+        self.every = {(each.run, each.name): each for run in self.runs.values() for each in run.evaluations}
+        taken = [each for each in self.every.values() if each.path in wanted]
+        self.evaluations = {(each.run, each.name.partition(".")[0]): each for each in taken}
+        self._anchors = {each.path.absolute(): anchor(*key) for key, each in self.every.items()}
         unfit = [each.reason for each in self.evaluations.values() if each.reason]
         if unfit and not partial:
             raise InputError("\n".join(unfit))
@@ -121,11 +123,19 @@ class Results:
         """Return the path of a table's files without suffix: those of a partial page lie beside it."""
         return self.out.parent / name if self.partial else self.folder / "tables" / name
 
-    def picture(self, name: str, title: str, caption: str, png: Path) -> Picture:
-        """Return a figure: of PNG and SVG the smaller file. Raises InputError if it is missing (not if partial)."""
+    def picture(self, name: str, title: str, caption: str, png: Path, made_of: Collection[Key] = ()) -> Picture:
+        """Return a figure: of PNG and SVG the smaller file.
+
+        Args:
+            made_of: evaluations that it shows; if one of them must not be shown, neither is the figure.
+
+        Raises:
+            InputError: it is missing, or must not be shown (not if partial).
+        """
         there = [path for path in (png, png.with_suffix(".svg")) if path.exists()]
-        if not there:
-            why = f"{png}: is not there; run snakemake to make it"
+        unfit = [self.every[key].reason for key in made_of if key in self.every and self.every[key].reason]
+        if unfit or not there:
+            why = unfit[0] if unfit else f"{png}: is not there; run snakemake to make it"
             if not self.partial:
                 raise InputError(why)
             return Picture(name, title, caption, png, "", why)
@@ -142,7 +152,7 @@ class Results:
         if not path.exists() and self.partial:
             return Part(path.stem, title, Markup("<p>%s: is not there; run snakemake to make it.</p>") % str(path))
         parser = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
-        tokens = parser.parse(read_text(path))
+        tokens = parser.parse(read_text(path).replace(f"> {DEMO}\n", ""))  # this page says it once
         for token in tokens:
             if re.fullmatch("h[1-4]", token.tag):
                 token.tag = f"h{int(token.tag[1]) + 2}"  # below the page's own
@@ -198,13 +208,13 @@ def class_tables(results: Results, tables_yaml: Path, scale: str) -> list[Linked
 def pictures(results: Results, tables_yaml: Path, further: Sequence[tuple[str, Path]]) -> list[Picture]:
     """Read the paper's figures, those of sample images, and further ones (title, PNG). Raises as Results.picture."""
     folder = results.folder / "figures"
-    found = [
-        results.picture(f"fig{number}", f"Fig. {number}. {figure.title}", figure.caption, folder / f"fig{number}.png")
-        for number, figure in read_figures(tables_yaml).items()
-    ]
-    found += [
-        results.picture(f"samples/{task}", *_SAMPLES[task], folder / f"{task}.png") for task in by_class(tables_yaml)
-    ]
+    found = []
+    for number, figure in read_figures(tables_yaml).items():
+        title, png = f"Fig. {number}. {figure.title}", folder / f"fig{number}.png"
+        found.append(results.picture(f"fig{number}", title, figure.caption, png, [(figure.run, "clusters")]))
+    for task in by_class(tables_yaml):
+        shown_of = [(run, task) for run in shown_runs(tables_yaml, task)]
+        found.append(results.picture(f"samples/{task}", *_SAMPLES[task], folder / f"{task}.png", shown_of))
     return [*found, *(results.picture(f"figure/{png.stem}", title, "", png) for title, png in further)]
 
 
@@ -252,13 +262,8 @@ def shown(value: Any) -> str:
         case list() | tuple():
             return ", ".join(map(shown, value)) or "–"
         case dict():
-            return (
-                ", ".join(
-                    f"{key}: {f'[{shown(each)}]' if isinstance(each, list) else shown(each)}"
-                    for key, each in value.items()
-                )
-                or "–"
-            )
+            inner = {key: f"[{shown(each)}]" if isinstance(each, list) else shown(each) for key, each in value.items()}
+            return ", ".join(f"{key}: {each}" for key, each in inner.items()) or "–"
         case _:
             return json.dumps(value)
 
