@@ -124,6 +124,8 @@ def test_a_link_into_a_closed_part_opens_it_and_a_phone_needs_no_scrolling_sidew
     reader.click("//section[@id='table1']//a[@title='run uic_3k']")
     reader.wait(f"return document.querySelector('#run\\\\/uic_3k > pre').{SEEN}")
     assert "epoch 40/40" in reader.see("//details[@id='run/uic_3k']/pre")
+    reader.run("location.hash = 'run/uic_10k'; location.reload()")  # as a link from outside
+    reader.wait("return document.readyState === 'complete' && document.getElementById('run/uic_10k').open")
     reader.run("for (const each of document.querySelectorAll('details')) each.open = true")
     reader.resize(400)
     assert reader.run("return document.documentElement.scrollWidth") <= 400
