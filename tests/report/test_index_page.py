@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -9,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -288,6 +291,21 @@ def test_further_pages_and_figures_are_parts_of_it(matrix: Matrix, results: Path
     assert '<a href="#speed">How fast</a>' in page
     assert "<strong>All curves.</strong>" in page
     Reader(page)
+
+
+def test_of_a_large_figure_the_page_holds_a_smaller_copy(
+    matrix: Matrix, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (100, 2000, 3), np.uint8)
+    Image.fromarray(pixels).save(results / "figures/fig4.png")
+    page = make(matrix, results)
+    source = re.search(r'<img src="data:image/webp;base64,([^"]+)" alt="Fig. 4', page)
+    assert source
+    assert Image.open(io.BytesIO(base64.b64decode(source[1]))).size == (1600, 80)
+    assert page.count("data:image/png") == 3
+    (results / "index.html").unlink()
+    (results / "figures/fig4.png").write_bytes(b"no image" * 100_000)
+    assert f"error: {results / 'figures/fig4.png'}: is no image" in fails(capsys, matrix, results)
 
 
 def test_nothing_that_others_wrote_does_harm(

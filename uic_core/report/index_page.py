@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import base64
 import hashlib
+import io
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from urllib.parse import quote, unquote, urlsplit
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
+from PIL import Image
 
 from uic_core.errors import InputError, stage
 from uic_core.files import read_text, write_text
@@ -34,7 +36,8 @@ from uic_core.run.metrics import Value
 
 _EPOCHS = 12  # lines of a history that are shown
 _WIDTH, _HEIGHT = 120, 26  # of a curve over the epochs, pixels
-_KINDS = {".png": "image/png", ".svg": "image/svg+xml"}
+_KINDS = {".png": "image/png", ".svg": "image/svg+xml", ".webp": "image/webp"}
+_LARGE, _WIDE = 400_000, 1600  # bytes of a figure in the page, width of the copy of a larger one
 _SAMPLES = {
     "detection": ("Detections", "Boxes that each run of Table 4 finds in sample images of VOC07."),
     "segmentation": ("Segmentations", "Masks that each run of Table 4 gives sample images."),
@@ -124,13 +127,13 @@ class Results:
         return self.out.parent / name if self.partial else self.folder / "tables" / name
 
     def picture(self, name: str, title: str, caption: str, png: Path, made_of: Collection[Key] = ()) -> Picture:
-        """Return a figure: of PNG and SVG the smaller file.
+        """Return a figure: of PNG and SVG the smaller file; of photographs, where both are large, a smaller copy.
 
         Args:
             made_of: evaluations that it shows; if one of them must not be shown, neither is the figure.
 
         Raises:
-            InputError: it is missing, or must not be shown (not if partial).
+            InputError: it is missing, or must not be shown (not if partial); or it is no image.
         """
         there = [path for path in (png, png.with_suffix(".svg")) if path.exists()]
         unfit = [self.every[key].reason for key in made_of if key in self.every and self.every[key].reason]
@@ -140,6 +143,8 @@ class Results:
                 raise InputError(why)
             return Picture(name, title, caption, png, "", why)
         content, kind = min(((path.read_bytes(), path.suffix) for path in there), key=lambda each: len(each[0]))
+        if len(content) > _LARGE and png in there:
+            content, kind = _photographs(png), ".webp"
         source = f"data:{_KINDS[kind]};base64,{base64.b64encode(content).decode()}"
         return Picture(name, title, caption, png, source, "")
 
@@ -216,6 +221,19 @@ def pictures(results: Results, tables_yaml: Path, further: Sequence[tuple[str, P
         shown_of = [(run, task) for run in shown_runs(tables_yaml, task)]
         found.append(results.picture(f"samples/{task}", *_SAMPLES[task], folder / f"{task}.png", shown_of))
     return [*found, *(results.picture(f"figure/{png.stem}", title, "", png) for title, png in further)]
+
+
+def _photographs(png: Path) -> bytes:
+    """Return a figure with photographs as WebP, at most _WIDE pixels wide: about a tenth of its PNG's bytes."""
+    try:
+        with Image.open(png) as image:
+            copy = image.convert("RGB")
+    except OSError as error:
+        raise InputError(f"{png}: is no image ({error}); delete it and run snakemake again") from error
+    copy.thumbnail((_WIDE, 3 * _WIDE))
+    content = io.BytesIO()
+    copy.save(content, "WEBP", quality=85)
+    return content.getvalue()
 
 
 def jobs(results: Results) -> Markup:

@@ -30,7 +30,7 @@ rule index_page:
         mem_mb=1000,
         runtime=10,
     params:
-        results=RESULTS,
+        results=subpath(output[0], parent=True),
         scale=CONFIG.scale,
         recipes=runs_of_page(),
         further=further_parts(),
