@@ -23,7 +23,7 @@ from uic_core.run import trained
 from uic_core.run.metrics import Metrics
 from uic_core.run.trained import Trained
 
-LINES = 30
+LINES = 20
 """Last lines of a log that are shown."""
 
 _TAIL, _WIDEST = 1 << 16, 400  # bytes of a log's end, characters of its line
