@@ -23,10 +23,11 @@ help:  ## this list
 setup:  ## .venv from envs/lock.txt; nothing happens when it is there already
 	@envs/setup.sh
 
-demo: setup  ## generate small data sets, then every table, figure and the report
+demo: setup  ## generate small data sets, then every table, figure, and the page that shows all
 	$(BIN)/snakemake --profile $(PROFILE) $(GPU)
 	$(BIN)/snakemake --profile $(PROFILE) --report results/report.html
-	@printf '%s\n' '' 'Done:' '  tables   results/tables/table1.md … table7.md (and .csv)' \
+	@printf '%s\n' '' 'Done:' '  page     results/index.html, to read in a browser: all of it, and what each number is from' \
+		'  tables   results/tables/table1.md … table7.md (and .csv)' \
 		'  figures  results/figures/fig3.png fig4.png detection.png segmentation.png (and .svg)' '  report   results/report.html'
 
 test: check  ## lint and every test; TESTS=tests/data runs a part

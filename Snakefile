@@ -66,6 +66,7 @@ include: "workflow/rules/frozen.smk"
 include: "workflow/rules/voc.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/tasks.smk"
+include: "workflow/rules/page.smk"
 
 
 localrules:
@@ -76,6 +77,7 @@ localrules:
     partial,
     seeds,
     summary,
+    index_page,
 
 
 rule all:
@@ -87,3 +89,4 @@ rule all:
         expand(f"{RESULTS}/tables/{{task}}.md", task=by_class(CONFIG.tables_file)),
         expand(f"{RESULTS}/figures/{{task}}.png", task=by_class(CONFIG.tables_file)),
         f"{RESULTS}/README.md",
+        f"{RESULTS}/index.html",

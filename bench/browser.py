@@ -105,6 +105,11 @@ class Browser:
         """Run a script in the page; return its result."""
         return self._ask("POST", "/execute/sync", {"script": script, "args": list(arguments)})
 
+    def resize(self, width: int) -> None:
+        """Show pages as a screen of this width would, pixels: a window cannot be as narrow as a phone."""
+        screen = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": width < 600}
+        self._ask("POST", "/goog/cdp/execute", {"cmd": "Emulation.setDeviceMetricsOverride", "params": screen})
+
     def errors(self) -> list[str]:
         """Return the page's console messages since the last call."""
         return [entry["message"] for entry in self._ask("POST", "/se/log", {"type": "browser"})]

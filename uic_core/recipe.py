@@ -62,8 +62,13 @@ class _Run(Strict):
 
     def hash(self) -> str:
         """First 16 hex digits of the SHA-256 of the canonical JSON."""
-        canonical = json.dumps(self.model_dump(), sort_keys=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+        return digest(self.model_dump())
+
+
+def digest(recipe: dict[str, Any]) -> str:
+    """The hash of a recipe's keys and values, as a recipe.yaml holds them."""
+    canonical = json.dumps(recipe, sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 class Recipe(_Run):

@@ -44,7 +44,7 @@ def make(config: Config, folder: Path) -> None:
     for name in [*(f"fig{number}" for number in read_figures(config.tables_file)), *tasks]:
         for suffix in ("png", "svg"):
             _text(results / f"figures/{name}.{suffix}")
-    for name in ("README.md", "times.html"):
+    for name in ("README.md", "times.html", "index.html"):
         _text(results / name)
 
 

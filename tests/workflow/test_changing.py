@@ -49,7 +49,7 @@ def evaluations(*runs: str) -> set[str]:
 
 
 def plan(folder: Path, *arguments: str, clone: Path = ROOT, path: str = "") -> tuple[set[str], str]:
-    """What a dry run would do ('rule' or 'rule:run', without the tables' summary), and all that it says."""
+    """What a dry run would do ('rule' or 'rule:run', without the tables' summary and page), and all that it says."""
     process = subprocess.run(
         [
             sys.executable, "-m", "snakemake", "-n", *arguments, "--snakefile", str(clone / "Snakefile"), "--profile",
@@ -62,7 +62,7 @@ def plan(folder: Path, *arguments: str, clone: Path = ROOT, path: str = "") -> t
     for block in re.findall(r"^(?:local)?rule \w+:\n(?: +.*\n)*", process.stdout, flags=re.MULTILINE):
         rule, run = re.match(r"(?:local)?rule (\w+)", block)[1], re.search(r"wildcards: .*\brun=(\w+)", block)
         jobs.add(f"{rule}:{run[1]}" if run else rule)
-    return jobs - {"all", "summary"}, process.stdout
+    return jobs - {"all", "summary", "index_page"}, process.stdout
 
 
 def write(folder: Path, config: Config) -> None:

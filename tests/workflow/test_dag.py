@@ -22,12 +22,14 @@ import yaml
 
 from bench import browser
 from bench.small_dag import small_config
+from tests import linked_page
 from uic_core import checkpoint
 from uic_core.config import validate
 from uic_core.data.index import Index
 from uic_core.errors import InputError
 from uic_core.overview import recorded
 from uic_core.recipe import save
+from uic_core.report.cells import read_tables
 from uic_core.run import metrics
 
 pytestmark = pytest.mark.slow
@@ -166,7 +168,7 @@ def test_a_mere_touch_of_a_checkpoint_reruns_nothing(copy):
 def test_another_checkpoint_reruns_its_evaluations_and_their_tables(copy):
     checkpoint = copy.folder / "results/runs/uic_5k/checkpoint.safetensors"
     replace(checkpoint, checkpoint.read_bytes() + b"\0")
-    assert planned(copy) == {"linear_probe:uic_5k", "clusters:uic_5k", "table1", "summary"}
+    assert planned(copy) == {"linear_probe:uic_5k", "clusters:uic_5k", "table1", "summary", "index_page"}
 
 
 def test_another_checkpoint_reaches_the_runs_fine_tuned_from_it(copy):
@@ -177,6 +179,7 @@ def test_another_checkpoint_reaches_the_runs_fine_tuned_from_it(copy):
         "linear_probe:uic_3k_center_crop_fft",
         "table2",
         "summary",
+        "index_page",
     }
 
 
@@ -191,6 +194,7 @@ def test_changed_settings_of_a_run_rerun_that_run_alone(copy):
         "clusters:uic_10k",
         "table1",
         "summary",
+        "index_page",
     }
 
 
@@ -232,7 +236,7 @@ def test_further_seeds_train_runs_of_their_own_and_tables_take_their_means(copy)
     replace(copy.config, yaml.safe_dump(config).encode())
     rules = ("recipe", "pretrain", "linear_probe", "clusters")
     new = {f"{rule}:uic_5k_seed{seed}" for rule in rules for seed in (1, 2)}
-    assert planned(copy) == new | {"seeds:uic_5k", "table1", "summary"}
+    assert planned(copy) == new | {"seeds:uic_5k", "table1", "summary", "index_page"}
 
 
 def test_a_cache_is_read_by_all_that_trains_on_imagenet(copy):
@@ -249,7 +253,7 @@ def test_changed_settings_of_an_evaluation_rerun_that_evaluation_alone(copy):
     config = small_config()
     config["evaluations"]["fewshot"]["episodes"] = 30
     replace(copy.config, yaml.safe_dump(config).encode())
-    assert planned(copy) == {"protocol", "fewshot:uic_3k", "fewshot:deepcluster", "table5", "summary"}
+    assert planned(copy) == {"protocol", "fewshot:uic_3k", "fewshot:deepcluster", "table5", "summary", "index_page"}
 
 
 def test_a_changed_data_set_reruns_what_reads_it_and_nothing_else(copy):
@@ -265,6 +269,7 @@ def test_a_changed_data_set_reruns_what_reads_it_and_nothing_else(copy):
         "fewshot:deepcluster",
         "table5",
         "summary",
+        "index_page",
     }
 
 
@@ -329,6 +334,8 @@ def test_a_metrics_file_that_is_not_finite_fails_its_table_and_shows_in_the_part
     table = (copy.folder / "results/tables/partial/table1.md").read_text()
     assert "–" in table
     assert "not a finite number" in table
+    page = (copy.folder / "results/tables/partial/index.html").read_text()
+    assert "Why there is no number: results/metrics/uic_5k/linear_probe.json: values.conv" in page
 
 
 def test_fault_59_every_remedy_makes_the_work_go_on(copy, seen, monkeypatch):
@@ -433,6 +440,23 @@ def test_a_browser_shows_every_table_figure_and_caption_of_the_report(finished, 
         reader.open(finished.folder / "results/two.html")
         reader.click("//*[text()='Results']")  # a category alone has no name
         assert reader.see("(//tr)[3]/td[1]").startswith("4 · ")
+
+
+def test_a_browser_follows_every_link_of_the_one_page_and_finds_every_number_in_its_json(finished):
+    if reason := browser.missing():
+        pytest.skip(reason)
+    page = finished.folder / "results/index.html"
+    assert page.stat().st_size < 10_000_000
+    with browser.Browser() as reader:
+        numbers = linked_page.check(reader, page)
+        for run in small_config()["runs"]:
+            reader.see(f"//details[@id='run/{run}']/pre")  # the end of its log
+        assert reader.run("return document.images.length") >= 4
+    for number, table in read_tables(ROOT / "config/tables.yaml").items():
+        shown = [each["name"] for each in numbers if each["table"] == f"table{number}"]
+        assert shown == [source.value for source in table.sources().values()]
+    for task in ("detection", "segmentation"):
+        assert [each for each in numbers if each["table"] == f"classes/{task}"]
 
 
 def test_the_plan_of_a_fresh_clone_on_a_cluster_covers_the_paper(tmp_path):

@@ -120,8 +120,8 @@ def _made_by(config: Config, log: Path) -> Path:
             return results / suffix[kind][0] / f"{name}{suffix[kind][1]}"
         return results / "proposals" / f"voc07_{name}.npz" if kind == "proposals" else results / "data" / f"{job}.yaml"
     if owner == "report":
-        if job == "summary":
-            return results / "README.md"
+        if job in ("summary", "index_page"):
+            return results / {"summary": "README.md", "index_page": "index.html"}[job]
         name = job.partition("_")[2] or job  # table_detection makes detection.md
         return results / "tables" / f"{name}.md" if job.startswith("table") else results / "figures" / f"{name}.png"
     if owner == "protocols":

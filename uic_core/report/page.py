@@ -86,7 +86,12 @@ def to_markdown(blocks: Sequence[Block]) -> str:
 
 def to_html(title: str, blocks: Sequence[Block]) -> str:
     """Write the page as one self-contained HTML file."""
-    return _HTML.format(title=html.escape(title), body="\n".join(_html(block) for block in blocks))
+    return _HTML.format(title=html.escape(title), body=fragment(blocks))
+
+
+def fragment(blocks: Sequence[Block]) -> str:
+    """Write blocks as HTML, for a part of a page."""
+    return "\n".join(_html(block) for block in blocks)
 
 
 def to_latex(label: str, blocks: Sequence[Block]) -> str:
@@ -156,9 +161,9 @@ def _markdown(block: Block) -> str:
 def _html(block: Block) -> str:
     match block:
         case Quote(text, points):
-            return f"<blockquote><p>{_inline(text)}</p>{_list(points) if points else ''}</blockquote>"
+            return f"<blockquote><p>{inline(text)}</p>{_list(points) if points else ''}</blockquote>"
         case Text(text, foot):
-            return f"<p{' class=foot' if foot else ''}>{_inline(text)}</p>"
+            return f"<p{' class=foot' if foot else ''}>{inline(text)}</p>"
         case Points(points):
             return _list(points)
         case Grid(header, lines, alignment):
@@ -166,7 +171,7 @@ def _html(block: Block) -> str:
             rows = [
                 _cells("td", line, alignment)
                 if len(line) == len(header)
-                else f'<tr class="heading"><td colspan="{len(header)}">{_inline(line[0])}</td></tr>'
+                else f'<tr class="heading"><td colspan="{len(header)}">{inline(line[0])}</td></tr>'
                 for line in lines
             ]
             return "\n".join(["<table>", f"<thead>{head}</thead>", "<tbody>", *rows, "</tbody>", "</table>"])
@@ -174,14 +179,15 @@ def _html(block: Block) -> str:
 
 def _cells(tag: str, cells: Sequence[str], alignment: Sequence[str]) -> str:
     pairs = zip(cells, alignment, strict=True)
-    return "<tr>" + "".join(f'<{tag} class="{side}">{_inline(cell)}</{tag}>' for cell, side in pairs) + "</tr>"
+    return "<tr>" + "".join(f'<{tag} class="{side}">{inline(cell)}</{tag}>' for cell, side in pairs) + "</tr>"
 
 
 def _list(points: Sequence[str]) -> str:
-    return "<ul>" + "".join(f"<li>{_inline(point)}</li>" for point in points) + "</ul>"
+    return "<ul>" + "".join(f"<li>{inline(point)}</li>" for point in points) + "</ul>"
 
 
-def _inline(text: str) -> str:
+def inline(text: str) -> str:
+    """Write a text with its markup as HTML; all else in it is escaped."""
     text = html.escape(text)
     text = re.sub(r"`(.+?)`", r"<code>\1</code>", text)
     text = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text)

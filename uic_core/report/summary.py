@@ -71,6 +71,7 @@ def page(
     folders = [[f"[{path}]({path})" if path == "times.html" else f"`{path}`", what] for path, what in _FOLDERS.items()]
     return [
         Text("# Results"),
+        Text("[index.html](index.html) is the one page to read, in a browser: its numbers link to what made them."),
         *([Quote(DEMO)] if scale == "demo" else []),
         Grid(head, lines, ["left", "left", "right", "right", "left"]),
         *([Grid(["classes", "shows", "also as"], classes, ["left"] * 3)] if classes else []),

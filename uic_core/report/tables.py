@@ -190,7 +190,7 @@ def _switches(table: Table, cells: dict[Key, Cell]) -> list[tuple[str, str, list
     for switch in table.switches:
         says: dict[str, list[str]] = {}
         problems: list[str] = []
-        for metrics in _metrics(cells):
+        for metrics in shown_metrics(cells):
             if metrics.evaluation != switch.evaluation:
                 continue
             setting = str(metrics.protocol.get(switch.key)).lower()
@@ -206,7 +206,7 @@ def _switches(table: Table, cells: dict[Key, Cell]) -> list[tuple[str, str, list
     return result
 
 
-def _metrics(cells: dict[Key, Cell]) -> list[Metrics]:
+def shown_metrics(cells: dict[Key, Cell]) -> list[Metrics]:
     """The metrics that fill a table, without duplicates, in reading order."""
     unique = {(c.metrics.run, c.metrics.evaluation): c.metrics for c in cells.values() if c.metrics is not None}
     return list(unique.values())
@@ -214,20 +214,20 @@ def _metrics(cells: dict[Key, Cell]) -> list[Metrics]:
 
 def page(filled: Filled) -> list[Block]:
     """Build the table's page: rows and columns in the paper's order, legend, notes, and the numbers' origin."""
-    marks, notes = _marks(filled)
+    marks, notes = marked(filled)
     blocks: list[Block] = [Quote(DEMO)] if filled.scale == "demo" else []
     blocks.append(Text(f"**Table {filled.number}.** {filled.table.title}."))
     if filled.problems:
         count = sum(bool(cell.missing) for cell in filled.cells.values())
         told = f"**Partial.** {count} of our numbers {'is' if count == 1 else 'are'} missing (–):"
         blocks.append(Quote(told, [" ".join(problem.split()) for problem in filled.problems]))
-    blocks += [_grid(filled, marks), Text(_legend(filled), foot=True)]
+    blocks += [_grid(filled, marks), Text(legend(filled), foot=True)]
     if notes:
         blocks.append(Points(notes))
-    return [*blocks, *(Text(line, foot=True) for line in foot(_metrics(filled.cells), filled.scale))]
+    return [*blocks, *(Text(line, foot=True) for line in foot(shown_metrics(filled.cells), filled.scale))]
 
 
-def _marks(filled: Filled) -> tuple[dict[Key, str], list[str]]:
+def marked(filled: Filled) -> tuple[dict[Key, str], list[str]]:
     """Assign superscript letters in reading order: (row, column) → letters, and the notes that explain them."""
     rows = ["", *(row.name for row in filled.table.rows)]
     columns = ["", *(column.name for column in filled.table.columns)]
@@ -268,22 +268,28 @@ def _label(row: Row) -> str:
 def _number(cell: Cell, table: Table) -> str:
     if cell.source is None:
         return cell.paper.text if cell.paper else "-"
-    ours = "–"
-    if cell.ours is not None:
-        ours = f"**{cell.ours.value:.{table.decimals}f}**"
-        spread = cell.ours.std if cell.ours.seeds else cell.ours.ci95 if table.intervals else None
-        if spread is not None:
-            ours += f" ± {spread:.{table.decimals}f}"
+    ours = "–" if cell.ours is None else f"**{cell.ours.value:.{table.decimals}f}**{spread(cell.ours, table)}"
     if not cell.paper:
         return ours
     if cell.difference is None or math.isinf(cell.tolerance):
         return f"{ours} ({cell.paper.text})"
-    sign = "−" if round(cell.difference, table.decimals) < 0 else "+"
-    verdict = "✓" if cell.within else "✗"
-    return f"{ours} ({cell.paper.text}, {sign}{abs(cell.difference):.{table.decimals}f} {verdict})"
+    return f"{ours} ({cell.paper.text}, {signed(cell.difference, table)} {'✓' if cell.within else '✗'})"
 
 
-def _legend(filled: Filled) -> str:
+def spread(value: Value, table: Table) -> str:
+    """Write ± the standard deviation over several seeds, or half the interval where the table shows it; else ''."""
+    half = value.std if value.seeds else value.ci95 if table.intervals else None
+    return "" if half is None else f" ± {half:.{table.decimals}f}"
+
+
+def signed(difference: float, table: Table) -> str:
+    """Write a difference in points with its sign."""
+    sign = "−" if round(difference, table.decimals) < 0 else "+"
+    return f"{sign}{abs(difference):.{table.decimals}f}"
+
+
+def legend(filled: Filled) -> str:
+    """Write the line under the table that says how its numbers are printed and where the cited ones are from."""
     legend = "**Bold**: computed here, with the paper's number in parentheses"
     compared = [cell for cell in filled.cells.values() if cell.within is not None and not math.isinf(cell.tolerance)]
     if compared:

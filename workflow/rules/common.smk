@@ -13,7 +13,7 @@ from uic_core.data.dataset import Dataset  # noqa: E402
 from uic_core.errors import InputError  # noqa: E402
 from uic_core.files import remake  # noqa: E402
 from uic_core.recipe import load  # noqa: E402
-from uic_core.report.cells import by_class, needed, read_figures, read_tables  # noqa: E402
+from uic_core.report.cells import all_needed, by_class, needed, read_figures, read_tables  # noqa: E402
 
 # Tasks with their own figure (sample images) and table (all classes); a table's cell only summarises them. Each result
 # has one label in the report: Snakemake's page turns a second label with two values in a category into a toggle, and
@@ -128,3 +128,17 @@ def own_metrics(task):
 def task_samples(task):
     """Return the task's results on sample images, written with `own_metrics`."""
     return [f"{Path(file).parent}/{task}_samples.npz" for file in task_metrics(task)]
+
+
+def runs_of_page():
+    """Return `run=hash` of the runs in tables and figures, of their further seeds, and of the runs they start from."""
+    shown = {name for run, _ in all_needed(CONFIG.tables_file) for name in CONFIG.repeats(run)}
+    while more := {recipe.start for run, recipe in CONFIG.runs.items() if run in shown} - shown - {""}:
+        shown |= more
+    return [f"{run}={recipe.hash()}" for run, recipe in CONFIG.runs.items() if run in shown]
+
+
+def further_parts():
+    """Return the arguments that name the one page's further pages and figures."""
+    options = [("--page", PAGES), ("--figure", DRAWN)]
+    return [word for option, files in options for title, file in files.items() for word in (option, title, file)]

@@ -155,8 +155,9 @@ rule summary:
         " --benchmarks {params.benchmarks} --times {output.times} --out {output.readme} > {log} 2>&1"
 
 
-# `snakemake partial` makes the tables from what exists, with `–` and the reason for each missing number. It declares no
-# outputs and no benchmark, which Snakemake would take for one: so it always runs, and never replaces the full tables.
+# `snakemake partial` makes the tables and the one page from what exists, with `–` and the reason for each missing number.
+# It declares no outputs and no benchmark, which Snakemake would take for one: so it always runs, and never replaces the
+# full tables and page.
 rule partial:
     input:
         tables=str(CONFIG.tables_file),
@@ -170,12 +171,19 @@ rule partial:
         runtime=10,
     params:
         metrics=lambda wildcards: [file for file in metrics_of(*TABLES) if os.path.exists(file)],
+        needed=metrics_of(*TABLES),
         numbers=list(TABLES),
+        results=RESULTS,
         folder=f"{RESULTS}/tables/partial",
         scale=CONFIG.scale,
         recipes=CONFIG.hashes(CONFIG.runs),
+        shown=runs_of_page(),
+        further=lambda wildcards: further_parts(),
     shell:
         "(for number in {params.numbers}; do"
         " python -m uic_core.report.tables --partial --table $number --scale {params.scale} --tables {input.tables:q}"
         " --published {input.published:q} --metrics {params.metrics} --recipes {params.recipes}"
-        " --out {params.folder}/table$number.md --csv {params.folder}/table$number.csv || exit 1; done) > {log} 2>&1"
+        " --out {params.folder}/table$number.md --csv {params.folder}/table$number.csv || exit 1; done"
+        " && python -m uic_core.report.index_page --partial --results {params.results} --metrics {params.needed}"
+        " --tables {input.tables:q} --published {input.published:q} --scale {params.scale} --recipes {params.shown}"
+        " {params.further:q} --out {params.folder}/index.html) > {log} 2>&1"

@@ -1,0 +1,40 @@
+# All that was made -> the one page to read.
+#   in   the tables and figures, the metrics that tables show; undeclared: results/runs/, results/logs/, results/benchmarks/
+#   out  results/index.html
+
+# Its further pages (Markdown) and figures (PNG), by title, in this order: a line here each.
+PAGES = {}
+DRAWN = {}
+
+
+rule index_page:
+    input:
+        expand(f"{RESULTS}/tables/table{{number}}.csv", number=TABLES),
+        expand(f"{RESULTS}/tables/{{task}}.csv", task=by_class(CONFIG.tables_file)),
+        expand(f"{RESULTS}/figures/fig{{number}}.png", number=FIGURES),
+        expand(f"{RESULTS}/figures/{{task}}.png", task=by_class(CONFIG.tables_file)),
+        list(PAGES.values()),
+        list(DRAWN.values()),
+        metrics=metrics_of(*TABLES),
+        tables=str(CONFIG.tables_file),
+        published=str(CONFIG.published_file),
+    output:
+        f"{RESULTS}/index.html",
+    log:
+        f"{RESULTS}/logs/report/index_page.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/report/index_page.tsv"
+    conda:
+        "../../envs/report.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        results=subpath(output[0], parent=True),
+        scale=CONFIG.scale,
+        recipes=runs_of_page(),
+        further=further_parts(),
+    shell:
+        "python -m uic_core.report.index_page --results {params.results} --metrics {input.metrics}"
+        " --tables {input.tables:q} --published {input.published:q} --scale {params.scale} --recipes {params.recipes}"
+        " {params.further:q} --out {output} > {log} 2>&1"
