@@ -300,4 +300,9 @@ def test_the_description_is_the_networks(arch):
     assert set(network.layers) == {layer.removesuffix(MAX_POOLED) for layer in described.fewshot_layers}
     assert described.probe_layers.keys() <= set(network.layers)
     assert bool(described.windows) == hasattr(network.classifier, "fc6")
+    if described.windows:
+        kinds = (torch.nn.Conv2d, torch.nn.MaxPool2d)
+        layers = [layer for layer in network.features.modules() if isinstance(layer, kinds)]
+        found = [(layer.kernel_size, layer.stride, layer.padding) for layer in layers]
+        assert list(described.windows) == [tuple(x[0] if isinstance(x, tuple) else x for x in each) for each in found]
     assert "uic_core" in described.formats

@@ -95,6 +95,9 @@ def test_fast_rcnn_is_the_protocol_s(paper: config.Config) -> None:
     (scales,) = (step for step in train["dataset"]["pipeline"] if step["type"] == "RandomChoiceResize")
     assert scales["scales"] == [(2000, side) for side in (480, 576, 688, 864, 1200)]
     assert {"type": "RandomFlip", "prob": 0.5} in train["dataset"]["pipeline"]
+    assert "RandomFlip" not in {step["type"] for step in test["dataset"]["pipeline"]}
+    # Training leaves out what cannot be learned from; every image is tested.
+    assert (train["dataset"]["test_mode"], test["dataset"]["test_mode"]) == (False, True)
     assert {"type": "Resize", "scale": (1000, 600), "keep_ratio": True} in test["dataset"]["pipeline"]
     assert train["dataset"]["ann_file"].endswith("VOC2007/ImageSets/Main/trainval.txt")
     assert test["dataset"]["ann_file"].endswith("VOC2007/ImageSets/Main/test.txt")
@@ -144,6 +147,7 @@ def test_fcn_32s_is_the_protocol_s(paper: config.Config) -> None:
     assert (train["batch_size"], test["batch_size"]) == (1, 1)
     assert train["dataset"]["ann_file"].endswith("benchmark_RELEASE/dataset/train.txt")
     assert test["dataset"]["ann_file"].endswith("VOC2012/ImageSets/Segmentation/seg11valid.txt")
+    assert (train["dataset"]["test_mode"], test["dataset"]["test_mode"]) == (False, True)
     for data in (train, test):  # images keep their size, and none is flipped
         assert data["dataset"]["pipeline"] == [{"type": "LoadRgb"}, {"type": "LoadMask"}, {"type": "PackSegInputs"}]
     assert content["model"]["data_preprocessor"] == {
