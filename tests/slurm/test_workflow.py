@@ -76,6 +76,6 @@ def test_an_exchanged_checkpoint_reruns_its_evaluations_and_their_tables_alone(f
     process = finished.run()
     assert process.returncode == 0, process.stdout[-4000:]
     ran = re.findall(r"^(?:local)?rule (\w+):", process.stdout, flags=re.MULTILINE)
-    assert sorted(ran) == ["all", "clusters", "linear_probe", "summary", "table1"]
+    assert sorted(ran) == ["all", "clusters", "knn", "linear_probe", "summary", "table1", "table_knn"]
     after = json.loads((finished.folder / "results/metrics/uic_5k/linear_probe.json").read_text())
     assert after["provenance"]["checkpoint_hash"] != before["provenance"]["checkpoint_hash"]

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import math
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +42,11 @@ def values(curves: dict[str, Curve], images: int) -> dict[str, metrics.Value]:
     found = {}
     for layer, curve in curves.items():
         best = int(curve.top1.argmax())
-        found[layer] = _percent(curve.top1[best], images, curve.remark)
-        found[f"{layer}/top5"] = _percent(curve.top5[best], images, curve.remark)
+        found[layer] = metrics.percent(curve.top1[best], images, curve.remark)
+        found[f"{layer}/top5"] = metrics.percent(curve.top5[best], images, curve.remark)
         found[f"{layer}/best_epoch"] = metrics.Value(value=best + 1, unit="epoch")
-        found[f"{layer}/last"] = _percent(curve.top1[-1], images, curve.remark)
-        found[f"{layer}/last/top5"] = _percent(curve.top5[-1], images, curve.remark)
+        found[f"{layer}/last"] = metrics.percent(curve.top1[-1], images, curve.remark)
+        found[f"{layer}/last/top5"] = metrics.percent(curve.top5[-1], images, curve.remark)
     return found
 
 
@@ -120,11 +119,6 @@ def main(arguments: list[str] | None = None) -> None:
             if found[layer].remark:
                 probes.say(f"{layer} {found[layer].remark}; lower linear_probe.lr")
         ranks.barrier()
-
-
-def _percent(share: float, images: int, remark: str) -> metrics.Value:
-    interval = 1.96 * math.sqrt(share * (1 - share) / images)
-    return metrics.Value(value=100 * float(share), unit="%", ci95=100 * interval, n=images, remark=remark)
 
 
 if __name__ == "__main__":

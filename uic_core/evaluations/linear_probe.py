@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from uic_core.evaluations.evaluation import (
     BACKWARD,
     Counting,
-    Evaluation,
-    Listed,
     Resources,
     Work,
     check_archs,
     check_layers,
     check_steps,
 )
+from uic_core.evaluations.train_val import TrainVal
 from uic_core.models import ARCHS
 from uic_core.recipe import Arch, External, Recipe
 
@@ -30,16 +29,12 @@ SNAPSHOT_BYTES = 2 << 30
 _CROPS = 10  # per tested image
 
 
-class LinearProbe(Evaluation):
+class LinearProbe(TrainVal):
     """Linear classifiers on frozen layers (docs/protocol.md, Linear probes)."""
 
     resources: ClassVar[Resources] = Resources(memory=64, cpus=16)
 
-    data: str = Field(description="a name under datasets.folders")
-    layers: dict[Arch, list[str]]
     crop: dict[Arch, Literal["random_crop", "resized_crop"]]
-    images: dict[Arch, Annotated[int, Field(ge=0)]] = Field(description="training images, 0 = all")
-    val_images: dict[Arch, Annotated[int, Field(ge=0)]] = Field(description="tested images, 0 = all")
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     lr: float = Field(gt=0)
@@ -47,7 +42,6 @@ class LinearProbe(Evaluation):
     momentum: float = Field(ge=0, lt=1)
     weight_decay: float = Field(ge=0)
     batch_norm: bool = Field(description="non-affine BN before the linear layer, as SelfLabel and RotNet have it")
-    seed: int = Field(ge=0)
 
     @model_validator(mode="after")
     def _consistent(self) -> LinearProbe:
@@ -55,25 +49,14 @@ class LinearProbe(Evaluation):
         check_steps(self.lr_steps, "epochs", self.epochs)
         return self
 
-    def needs(self, config: Config) -> tuple[tuple[str, str], ...]:
-        """The lists of training and validation images."""
-        return tuple(dict.fromkeys((config.datasets.train_list(self.data), ("index", self.data))))
-
-    def lists(self, recipe: Recipe | External) -> tuple[Listed, ...]:
-        """The training and validation images."""
-        return (
-            Listed(self.data, "train", self.images[recipe.arch], self.seed),
-            Listed(self.data, "val", self.val_images[recipe.arch], self.seed),
-        )
-
     def work(self, config: Config, recipe: Recipe | External, counting: Counting) -> Work:
         """Count training and ten-crop tests of the probes of all layers."""
-        data, arch = config.datasets.folders[self.data], recipe.arch
+        arch = recipe.arch
+        (learned, tested), classes = self.sizes(config, arch), config.datasets.folders[self.data].classes
         trunk, heads, snapshot = counting.probed(
-            arch, recipe.image_size, recipe.sobel, tuple(self.layers[arch]), data.classes
+            arch, recipe.image_size, recipe.sobel, tuple(self.layers[arch]), classes
         )
-        drawn = (self.images[arch] or data.train_images) * self.epochs
-        tested = self.val_images[arch] or data.val_images
+        drawn = learned * self.epochs
         passes = math.ceil(self.epochs / max(1, SNAPSHOT_BYTES // snapshot))
         crops = _CROPS * tested
         flops = drawn * (trunk + (1 + BACKWARD) * heads) + crops * (passes * trunk + self.epochs * heads)
@@ -89,14 +72,6 @@ class LinearProbe(Evaluation):
         return few | {"epochs": 2, "lr_steps": [1]}
 
     def check(self, name: str, config: Config) -> None:
-        """Check that its data set exists and is large enough, and that every architecture has its entries."""
-        data = config.datasets.folder(self.data, "data")
-        if not data.val_images:
-            raise ValueError(f"data: {self.data} has no validation images; name another data set")
-        for key in ("layers", "crop", "images", "val_images"):
-            check_archs(key, getattr(self, key), config)
-        for key, there in (("images", data.train_images), ("val_images", data.val_images)):
-            for arch in sorted({recipe.arch for recipe in config.runs.values()}):
-                wanted = getattr(self, key)[arch]
-                if wanted > there:
-                    raise ValueError(f"{key}.{arch}: {wanted}, but {self.data} has {there}; 0 takes all")
+        """Check its data set, and that every architecture has its entries."""
+        super().check(name, config)
+        check_archs("crop", self.crop, config)

@@ -6,22 +6,17 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import get_args
 
-from uic_core.evaluations import Evaluations
+from uic_core.evaluations import SECTIONS
 from uic_core.recipe import Arch
 from uic_core.run.metrics import Metrics
 
 # The keys of each evaluation's config section. Rows differ in them only if files of several configs are mixed.
-_SECTIONS = {
-    name: tuple(field.annotation.model_fields)
-    for name, field in Evaluations.model_fields.items()
-    if field.annotation is not None
-}
+_KEYS = {name: tuple(section.model_fields) for name, section in SECTIONS.items()}
 # The keys among them that the config states by architecture: rows of different architectures differ in them.
 _BY_ARCH = {
     (name, key)
-    for name, section in Evaluations.model_fields.items()
-    if section.annotation is not None
-    for key, field in section.annotation.model_fields.items()
+    for name, section in SECTIONS.items()
+    for key, field in section.model_fields.items()
     if get_args(field.annotation)[:1] == (Arch,)
 }
 
@@ -118,7 +113,7 @@ def _mixed(metrics: Sequence[Metrics]) -> list[str]:
     settings: dict[tuple[str, str, str], dict[str, list[str]]] = {}
     for item in metrics:
         layers = json.dumps(item.protocol.get("layers"), sort_keys=True)
-        for key in _SECTIONS.get(item.evaluation, ()):
+        for key in _KEYS.get(item.evaluation, ()):
             if key in item.protocol:
                 among = layers if (item.evaluation, key) in _BY_ARCH else ""
                 value = json.dumps(item.protocol[key], sort_keys=True)
