@@ -42,7 +42,7 @@ def make(config: Config, folder: Path) -> None:
     for name in [*(f"table{number}" for number in read_tables(config.tables_file)), *tasks, "knn"]:
         for suffix in ("md", "csv", "tex", "html"):
             _text(results / f"tables/{name}.{suffix}")
-    for name in [*(f"fig{number}" for number in read_figures(config.tables_file)), *tasks]:
+    for name in [*(f"fig{number}" for number in read_figures(config.tables_file)), *tasks, "curves"]:
         for suffix in ("png", "svg"):
             _text(results / f"figures/{name}.{suffix}")
     for name in ("README.md", "times.html"):

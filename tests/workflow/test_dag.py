@@ -107,7 +107,9 @@ def test_every_table_figure_and_metric_is_there(finished):
         assert len(list(results.glob(f"metrics/*/{task}_samples.npz"))) == 5
     knn = (results / "tables/knn.md").read_text()
     assert all(f"`{run}`" in knn for run in small_config()["runs"])
-    assert "[Nearest neighbours](tables/knn.md)" in (results / "README.md").read_text()
+    assert (results / "figures/curves.png").read_bytes().startswith(b"\x89PNG")
+    for file in ("tables/knn.md", "figures/curves.png"):
+        assert f"]({file})" in (results / "README.md").read_text()
     assert "The ordering ImageNet Labels > Random-RGB and Random-Sobel " in (results / "tables/table4.md").read_text()
     files = sorted(results.glob("metrics/*/*.json"))
     assert len(files) >= 30
@@ -183,6 +185,7 @@ def test_another_checkpoint_reaches_the_runs_fine_tuned_from_it(copy):
         "knn:uic_3k_center_crop_fft",
         "table2",
         "table_knn",
+        "fig_curves",
         "summary",
     }
 
@@ -199,6 +202,7 @@ def test_changed_settings_of_a_run_rerun_that_run_alone(copy):
         "knn:uic_10k",
         "table1",
         "table_knn",
+        "fig_curves",
         "summary",
     }
 
@@ -285,6 +289,7 @@ def test_a_changed_data_set_reruns_what_reads_it_and_nothing_else(copy):
         *((f"table_{task}", f"tables/{task}.*") for task in ("detection", "segmentation")),
         *((f"fig_{task}", f"figures/{task}.*") for task in ("detection", "segmentation")),
         ("table_knn", "tables/knn.*"),
+        ("fig_curves", "figures/curves.*"),
     ],
 )
 def test_each_table_and_figure_is_a_target(copy, target, files):
@@ -385,7 +390,7 @@ def test_the_report_is_one_file_with_every_table_and_figure(finished):
     html = (finished.folder / "results/report.html").read_text()
     names = (*(f"table{n}" for n in range(1, 8)), "detection", "segmentation", "knn")
     tables = [f"tables/{name}.html" for name in names]
-    for name in tables + [f"figures/{name}.png" for name in ("fig3", "fig4", "detection", "segmentation")]:
+    for name in tables + [f"figures/{name}.png" for name in ("fig3", "fig4", "detection", "segmentation", "curves")]:
         content = (finished.folder / "results" / name).read_bytes()
         assert base64.b64encode(content).decode() in html, name
         assert json.dumps(f"results/{name}") in html
@@ -409,7 +414,10 @@ def test_a_browser_shows_every_table_figure_and_caption_of_the_report(finished, 
     numbers = [str(number) for number in range(1, 8)]
     shelves = {  # category → beginning of the label → (file, beginning of the caption)
         "Tables": {f"{number} · ": (f"table{number}.html", f"Table {number}: ") for number in numbers},
-        "All runs": {"Nearest neighbours": ("knn.html", "Nearest neighbours: ")},
+        "All runs": {
+            "Nearest neighbours": ("knn.html", "Nearest neighbours: "),
+            "Training curves": ("curves.png", "Training curves: "),
+        },
         "Classes": {f"{task.capitalize()}: ": (f"{task}.html", f"{task.capitalize()} by class: ") for task in tasks},
         "Figures": {f"{number} · ": (f"fig{number}.png", f"Fig. {number}: ") for number in ("3", "4")}
         | {f"{task.capitalize()}s ": (f"{task}.png", f"{task.capitalize()}s: ") for task in tasks},

@@ -20,7 +20,7 @@ from uic_core.errors import stage
 from uic_core.files import read_yaml
 from uic_core.overview.costs import Job, evaluation, preparation, training
 from uic_core.overview.rates import Rates, assumed
-from uic_core.recipe import External
+from uic_core.recipe import External, Training
 from uic_core.report.cells import all_needed, by_class, check_cells, needed, of_every_run, read_figures, read_tables
 
 Key = tuple[str, str]
@@ -53,6 +53,7 @@ def everything(config: Config) -> dict[Key, Job]:
     shown += [f"fig{number}" for number in read_figures(config.tables_file)]
     shown += [f"{kind}_{task}" for task in by_class(config.tables_file) for kind in ("fig", "table")]
     shown += [f"table_{name}" for name in dict.fromkeys(name for _, name in of_every_run(config))]
+    shown += ["fig_curves"] * any(isinstance(run, Training) for run in config.runs.values())
     return jobs_of(config, pairs, shown)
 
 

@@ -21,6 +21,12 @@ _TASKS = {
 }
 _ALL_RUNS = {
     "knn": ("Nearest neighbours", "top-1 accuracy by the nearest training images", "tables", "csv html"),
+    "curves": (
+        "Training curves",
+        "labels' agreement, empty classes, coverage and loss of each epoch",
+        "figures",
+        "svg",
+    ),
 }
 _FOLDERS = {
     "runs/<run>/": "`recipe.yaml`, `checkpoint.safetensors`, `labels.npy`, `history.jsonl`, `training.json`; states",

@@ -12,7 +12,7 @@ sys.path.insert(0, str(workflow.basedir))
 from uic_core.data.dataset import Dataset  # noqa: E402
 from uic_core.errors import InputError  # noqa: E402
 from uic_core.files import remake  # noqa: E402
-from uic_core.recipe import load  # noqa: E402
+from uic_core.recipe import Training, load  # noqa: E402
 from uic_core.report.cells import by_class, needed, of_every_run, read_figures, read_tables  # noqa: E402
 
 # Tasks with their own figure (sample images) and table (all classes); a table's cell only summarises them. Each result
@@ -116,6 +116,11 @@ def merged(run, evaluation):
 def metrics_of(*tables):
     """Return the metrics files that the given tables take a cell from."""
     return sorted({merged(*pair) for table in tables for pair in needed(CONFIG.tables_file, table)})
+
+
+def training_runs():
+    """Return the runs that train here, without those of further seeds."""
+    return [run for run in CONFIG.named if isinstance(CONFIG.runs[run], Training)]
 
 
 def metrics_of_every_run(evaluation):

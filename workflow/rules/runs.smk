@@ -1,6 +1,6 @@
 # All runs of the config side by side, whether or not a table of the paper shows them.
-#   in   results/metrics/<run>/knn.json of every run
-#   out  results/tables/knn.{md,csv,html}
+#   in   results/metrics/<run>/knn.json, results/runs/<run>/history.jsonl
+#   out  results/tables/knn.{md,csv,html}, results/figures/curves.{png,svg}
 OF_ALL_RUNS = []  # what `rule all` takes of them
 
 if metrics_of_every_run("knn"):
@@ -35,3 +35,33 @@ if metrics_of_every_run("knn"):
         shell:
             "python -m uic_core.report.knn --metrics {input.metrics} --runs {params.runs} --scale {params.scale}"
             " --recipes {params.recipes} --out {output.md} --csv {output.csv} --html {output.html} > {log} 2>&1"
+
+
+if training_runs():
+    OF_ALL_RUNS.append(f"{RESULTS}/figures/curves.png")
+
+    rule fig_curves:
+        input:
+            histories=[f"{RESULTS}/runs/{run}/history.jsonl" for run in training_runs()],
+        output:
+            png=report(
+                f"{RESULTS}/figures/curves.png",
+                caption="../report/fig_curves.rst",
+                category="All runs",
+                labels={"shows": "Training curves"},
+            ),
+            svg=f"{RESULTS}/figures/curves.svg",
+        log:
+            f"{RESULTS}/logs/report/fig_curves.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/report/fig_curves.tsv"
+        conda:
+            "../../envs/report.yaml"
+        resources:
+            mem_mb=megabytes(2000),
+            runtime=minutes(10),
+        params:
+            scale=CONFIG.scale,
+        shell:
+            "python -m uic_core.report.curves --history {input.histories} --scale {params.scale} --out {output.png}"
+            " --svg {output.svg} > {log} 2>&1"
