@@ -4,7 +4,7 @@
 #   snakemake --profile profiles/demo    the demo, on this machine      (config/demo.yaml)
 #   snakemake --profile … table4         one table; so table1 … table7, fig3, fig4,
 #                                        fig_detection, table_detection, …_segmentation,
-#                                        table_knn, fig_curves
+#                                        table_knn, fig_curves, table_speed
 #
 # Data flows down this page: images -> index -> recipe -> checkpoint -> metrics -> tables and figures.
 from snakemake.utils import min_version

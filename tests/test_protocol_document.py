@@ -40,6 +40,7 @@ SECTIONS = {
     "Table 1": "##", "Table 2": "##", "Table 3": "##", "Table 4": "##", "Classification FC6-8": "###",
     "Classification ALL": "###", "Detection": "###", "Segmentation": "###", "Table 5": "##", "Table 6": "##",
     "Table 7": "##", "Fig. 3": "##", "Fig. 4": "##", "Nearest neighbours": "##", "Training curves": "##",
+    "Speed": "##",
 }  # fmt: skip
 
 

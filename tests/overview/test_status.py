@@ -177,7 +177,7 @@ def test_every_data_set_is_checked_though_the_first_is_missing(
         ("data/imagenet", "data/imagenet.yaml"), ("data/proposals_test", "proposals/voc07_test.npz"),
         ("report/table4", "tables/table4.md"), ("report/table_detection", "tables/detection.md"),
         ("report/table_knn", "tables/knn.md"), ("uic_3k/knn", "metrics/uic_3k/knn.json"),
-        ("report/fig_curves", "figures/curves.png"),
+        ("report/fig_curves", "figures/curves.png"), ("report/table_speed", "tables/speed.md"),
         ("report/fig3", "figures/fig3.png"), ("report/fig_detection", "figures/detection.png"),
         ("report/summary", "README.md"), ("uic_3k/recipe", "runs/uic_3k/recipe.yaml"),
         ("uic_3k/finetune", "runs/uic_3k/checkpoint.safetensors"), ("uic_3k/export", "export/uic_3k/README.md"),

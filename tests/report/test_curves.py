@@ -11,6 +11,7 @@ import pytest
 from matplotlib.axes import Axes
 from PIL import Image
 
+from uic_core.errors import InputError
 from uic_core.report import curves
 from uic_core.run import trained
 
@@ -46,7 +47,7 @@ def make(folder: Path, scale: str = "paper") -> tuple[bytes, bytes]:
 
 @pytest.fixture
 def histories(tmp_path: Path) -> dict[str, curves.History]:
-    return {name: curves.read(write(tmp_path, name, history)) for name, history in HISTORIES.items()}
+    return {name: curves.read(write(tmp_path, name, history), {}) for name, history in HISTORIES.items()}
 
 
 def panels(histories: dict[str, curves.History]) -> dict[str, Axes]:
@@ -120,3 +121,10 @@ def test_a_history_that_the_training_did_not_write_is_refused(
     with pytest.raises(SystemExit):
         make(tmp_path)
     assert f"{path}: is not the file that the run's training wrote" in capsys.readouterr().err
+    trained.write(path.parent, [path.name], recipe="a")
+    curves.read(path, {path.parent.name: "a", "another": "b"})
+    with pytest.raises(InputError, match="is of recipe a, but run 'rotations' of the config has b; run snakemake"):
+        curves.read(path, {path.parent.name: "b"})
+    path.unlink()
+    with pytest.raises(InputError, match=r"history\.jsonl: cannot be read"):
+        curves.read(path, {})

@@ -39,7 +39,7 @@ def make(config: Config, folder: Path) -> None:
     for run, evaluation in pairs:
         _evaluation(config, run, evaluation, results / "metrics" / run, indexes)
     tasks = by_class(config.tables_file)
-    for name in [*(f"table{number}" for number in read_tables(config.tables_file)), *tasks, "knn"]:
+    for name in [*(f"table{number}" for number in read_tables(config.tables_file)), *tasks, "knn", "speed"]:
         for suffix in ("md", "csv", "tex", "html"):
             _text(results / f"tables/{name}.{suffix}")
     for name in [*(f"fig{number}" for number in read_figures(config.tables_file)), *tasks, "curves"]:

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 TABLES = {f"table{number}" for number in range(1, 8)}
 PAGES = {f"{kind}_{task}" for kind in ("fig", "table") for task in ("detection", "segmentation")}
-OF_ALL_RUNS = {"table_knn", "fig_curves"}
+OF_ALL_RUNS = {"table_knn", "fig_curves", "table_speed"}
 EXTERNAL = {
     "method": "external", "path": "their.pth", "format": "torchvision", "arch": "alexnet", "sobel": False,
     "image_size": 64, "resize": 73,

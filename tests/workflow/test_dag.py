@@ -108,7 +108,11 @@ def test_every_table_figure_and_metric_is_there(finished):
     knn = (results / "tables/knn.md").read_text()
     assert all(f"`{run}`" in knn for run in small_config()["runs"])
     assert (results / "figures/curves.png").read_bytes().startswith(b"\x89PNG")
-    for file in ("tables/knn.md", "figures/curves.png"):
+    speed = (results / "tables/speed.md").read_text()
+    trained = [run for run, recipe in small_config()["runs"].items() if recipe["method"] != "random"]
+    assert [line.split("`")[1] for line in speed.splitlines() if line.startswith("| `")] == trained
+    assert "twice faster than DeepCluster" in speed
+    for file in ("tables/knn.md", "tables/speed.md", "figures/curves.png"):
         assert f"]({file})" in (results / "README.md").read_text()
     assert "The ordering ImageNet Labels > Random-RGB and Random-Sobel " in (results / "tables/table4.md").read_text()
     files = sorted(results.glob("metrics/*/*.json"))
@@ -186,6 +190,7 @@ def test_another_checkpoint_reaches_the_runs_fine_tuned_from_it(copy):
         "table2",
         "table_knn",
         "fig_curves",
+        "table_speed",
         "summary",
     }
 
@@ -203,6 +208,7 @@ def test_changed_settings_of_a_run_rerun_that_run_alone(copy):
         "table1",
         "table_knn",
         "fig_curves",
+        "table_speed",
         "summary",
     }
 
@@ -290,6 +296,7 @@ def test_a_changed_data_set_reruns_what_reads_it_and_nothing_else(copy):
         *((f"fig_{task}", f"figures/{task}.*") for task in ("detection", "segmentation")),
         ("table_knn", "tables/knn.*"),
         ("fig_curves", "figures/curves.*"),
+        ("table_speed", "tables/speed.*"),
     ],
 )
 def test_each_table_and_figure_is_a_target(copy, target, files):
@@ -388,7 +395,7 @@ def test_the_report_is_one_file_with_every_table_and_figure(finished):
     process = snakemake("--report", "results/report.html", folder=finished.folder, config=finished.config)
     assert process.returncode == 0, process.stderr
     html = (finished.folder / "results/report.html").read_text()
-    names = (*(f"table{n}" for n in range(1, 8)), "detection", "segmentation", "knn")
+    names = (*(f"table{n}" for n in range(1, 8)), "detection", "segmentation", "knn", "speed")
     tables = [f"tables/{name}.html" for name in names]
     for name in tables + [f"figures/{name}.png" for name in ("fig3", "fig4", "detection", "segmentation", "curves")]:
         content = (finished.folder / "results" / name).read_bytes()
@@ -417,6 +424,7 @@ def test_a_browser_shows_every_table_figure_and_caption_of_the_report(finished, 
         "All runs": {
             "Nearest neighbours": ("knn.html", "Nearest neighbours: "),
             "Training curves": ("curves.png", "Training curves: "),
+            "Speed of the trainings": ("speed.html", "Speed: "),
         },
         "Classes": {f"{task.capitalize()}: ": (f"{task}.html", f"{task.capitalize()} by class: ") for task in tasks},
         "Figures": {f"{number} · ": (f"fig{number}.png", f"Fig. {number}: ") for number in ("3", "4")}

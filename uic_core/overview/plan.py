@@ -53,7 +53,7 @@ def everything(config: Config) -> dict[Key, Job]:
     shown += [f"fig{number}" for number in read_figures(config.tables_file)]
     shown += [f"{kind}_{task}" for task in by_class(config.tables_file) for kind in ("fig", "table")]
     shown += [f"table_{name}" for name in dict.fromkeys(name for _, name in of_every_run(config))]
-    shown += ["fig_curves"] * any(isinstance(run, Training) for run in config.runs.values())
+    shown += ["fig_curves", "table_speed"] * any(isinstance(run, Training) for run in config.runs.values())
     return jobs_of(config, pairs, shown)
 
 

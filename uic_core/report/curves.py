@@ -20,7 +20,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from uic_core.errors import InputError, stage
 from uic_core.files import RETRAIN, unchanged
 from uic_core.report.figures import DPI, GREY, INK, STYLE, WIDTH, save
-from uic_core.run import trained
+from uic_core.report.origin import training
 
 PANELS = {
     "nmi_previous": ("NMI with the previous epoch, %", 100),
@@ -41,18 +41,21 @@ _HEIGHT = 4.5  # inches
 History = list[dict[str, float]]
 
 
-def read(path: Path) -> History:
+def read(path: Path, recipes: Mapping[str, str]) -> History:
     """Read a run's history.jsonl: one dictionary an epoch.
 
+    Args:
+        recipes: run → hash of its recipe.
+
     Raises:
-        InputError: the file is missing, damaged or not the one that the training wrote; names the line.
+        InputError: the file is missing, damaged (names the line), or of another training or recipe.
     """
     with unchanged(history=path) as hashes:
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: cannot be read ({error}); {RETRAIN}") from error
-    trained.check(path, hashes["history"])
+        training(path, hashes, recipes)
     found: History = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -143,11 +146,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m uic_core.report.curves", description=__doc__)
     parser.add_argument("--history", type=Path, nargs="+", required=True, help="runs/<run>/history.jsonl of every run")
     parser.add_argument("--scale", choices=("demo", "paper"), required=True)
+    parser.add_argument("--recipes", nargs="*", default=[], help="run=hash: a history of another recipe is refused")
     parser.add_argument("--out", type=Path, required=True, help="PNG")
     parser.add_argument("--svg", type=Path, required=True)
     options = parser.parse_args(arguments)
     with stage():
-        histories = {path.parent.name: read(path) for path in options.history}
+        recipes = dict(each.split("=") for each in options.recipes)
+        histories = {path.parent.name: read(path, recipes) for path in options.history}
         stay = [run for run, history in histories.items() if not curve(history, OF_LABELS[0])[0]]
         notes = [f"not in a to c, as their labels stay: {', '.join(stay)}"] if stay else []
         notes += ["demo data: generated images, not ImageNet"] if options.scale == "demo" else []

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import get_args
 
+from uic_core.errors import InputError
 from uic_core.evaluations import SECTIONS
 from uic_core.recipe import Arch
+from uic_core.run import trained
 from uic_core.run.metrics import Metrics
+from uic_core.run.trained import Trained
 
 # The keys of each evaluation's config section. Rows differ in them only if files of several configs are mixed.
 _KEYS = {name: tuple(section.model_fields) for name, section in SECTIONS.items()}
@@ -35,6 +39,29 @@ def foreign(metrics: Metrics, recipes: Mapping[str, str]) -> str:
     return (
         f"is of recipe {found}, but run '{metrics.run}' of the config has {wanted}; run snakemake to evaluate it again"
     )
+
+
+def training(history: Path, hashes: Mapping[str, str], recipes: Mapping[str, str]) -> Trained | None:
+    """Return what the training of a run says of itself, by its training.json; None if there is none.
+
+    Args:
+        history: runs/<run>/history.jsonl.
+        hashes: its SHA-256, as `history`; from uic_core.files.unchanged, which has no hash of a file that is missing.
+        recipes: run → hash of its recipe in the config; other runs are not checked.
+
+    Raises:
+        InputError: the history is missing, or is not the one that the training wrote; or that was of another recipe.
+    """
+    if "history" not in hashes:
+        raise InputError(f"{history}: is not there; run snakemake to make it")
+    trained.check(history, hashes["history"])
+    made, run = trained.read(history.parent), history.parent.name
+    if made and made.recipe and made.recipe != recipes.get(run, made.recipe):
+        raise InputError(
+            f"{history.with_name(trained.NAME)}: is of recipe {made.recipe}, but run '{run}' of the config has "
+            f"{recipes[run]}; run snakemake to train it again"
+        )
+    return made
 
 
 def foot(metrics: Sequence[Metrics], scale: str) -> list[str]:

@@ -21,6 +21,7 @@ _TASKS = {
 }
 _ALL_RUNS = {
     "knn": ("Nearest neighbours", "top-1 accuracy by the nearest training images", "tables", "csv html"),
+    "speed": ("Speed", "how fast the trainings were, by their own records", "tables", "csv html"),
     "curves": (
         "Training curves",
         "labels' agreement, empty classes, coverage and loss of each epoch",

@@ -1,6 +1,6 @@
 # All runs of the config side by side, whether or not a table of the paper shows them.
 #   in   results/metrics/<run>/knn.json, results/runs/<run>/history.jsonl
-#   out  results/tables/knn.{md,csv,html}, results/figures/curves.{png,svg}
+#   out  results/tables/{knn,speed}.{md,csv,html}, results/figures/curves.{png,svg}
 OF_ALL_RUNS = []  # what `rule all` takes of them
 
 if metrics_of_every_run("knn"):
@@ -38,7 +38,7 @@ if metrics_of_every_run("knn"):
 
 
 if training_runs():
-    OF_ALL_RUNS.append(f"{RESULTS}/figures/curves.png")
+    OF_ALL_RUNS += [f"{RESULTS}/figures/curves.png", f"{RESULTS}/tables/speed.md"]
 
     rule fig_curves:
         input:
@@ -62,6 +62,36 @@ if training_runs():
             runtime=minutes(10),
         params:
             scale=CONFIG.scale,
+            recipes=CONFIG.hashes(training_runs()),
         shell:
-            "python -m uic_core.report.curves --history {input.histories} --scale {params.scale} --out {output.png}"
-            " --svg {output.svg} > {log} 2>&1"
+            "python -m uic_core.report.curves --history {input.histories} --scale {params.scale}"
+            " --recipes {params.recipes} --out {output.png} --svg {output.svg} > {log} 2>&1"
+
+    # From each history's neighbour training.json, which is no output: a training of an earlier version has no times.
+    rule table_speed:
+        input:
+            histories=[f"{RESULTS}/runs/{run}/history.jsonl" for run in training_runs()],
+        output:
+            md=f"{RESULTS}/tables/speed.md",
+            csv=f"{RESULTS}/tables/speed.csv",
+            html=report(
+                f"{RESULTS}/tables/speed.html",
+                caption="../report/table_speed.rst",
+                category="All runs",
+                labels={"shows": "Speed of the trainings"},
+            ),
+        log:
+            f"{RESULTS}/logs/report/table_speed.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/report/table_speed.tsv"
+        conda:
+            "../../envs/report.yaml"
+        resources:
+            mem_mb=megabytes(1000),
+            runtime=minutes(10),
+        params:
+            scale=CONFIG.scale,
+            recipes=CONFIG.hashes(training_runs()),
+        shell:
+            "python -m uic_core.report.speed --history {input.histories} --scale {params.scale}"
+            " --recipes {params.recipes} --out {output.md} --csv {output.csv} --html {output.html} > {log} 2>&1"
