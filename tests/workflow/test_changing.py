@@ -306,3 +306,30 @@ def test_a_cache_is_made_and_all_that_trains_on_it(copy):
     jobs, _ = plan(copy)
     assert trained | {"cache", "finetune:uic_3k_fft", "linear_probe:supervised"} <= jobs
     assert not jobs & {"dataset", "check", "index", "external:supervised"}
+
+
+def test_a_peers_probe_is_made_by_the_rule_of_the_papers_if_the_config_has_its_section(copy):
+    target = "results/metrics/uic_3k/linear_probe_rotnet.json"
+    jobs, told = plan(copy, target)
+    assert not jobs
+    assert f"error: {target}: the config has no evaluations.linear_probe_rotnet; add the section" in told
+    config = base()
+    section = dict(config["evaluations"]["linear_probe"])
+    section |= {key: {"alexnet": section[key]["alexnet"]} for key in ("layers", "crop", "images", "val_images")}
+    section |= {"lr_factor": 5.0, "nesterov": True, "start": "he", "test": "center_crop"}
+    config["evaluations"]["linear_probe_rotnet"] = section
+    write(copy, config)
+    assert plan(copy)[0] == set()  # no table takes a cell from it
+    jobs, told = plan(copy, target)
+    assert jobs == {"protocol", "linear_probe:uic_3k"}
+    refused = plan(copy, "results/metrics/uic_vgg16_strong/linear_probe_rotnet.json")[1]
+    assert "run uic_vgg16_strong is vgg16, and this probe is of alexnet; name another run" in refused
+
+
+def test_a_config_without_nearest_neighbours_has_none_of_their_jobs(copy):
+    config = base()
+    config["evaluations"]["knn"] = None  # as left out: a config of several files cannot remove a section otherwise
+    write(copy, config)
+    (copy / "results/tables/knn.md").unlink()
+    assert plan(copy)[0] == set()
+    assert "the config has no evaluations.knn" in plan(copy, "results/metrics/uic_3k/knn.json")[1]

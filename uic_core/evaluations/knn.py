@@ -53,7 +53,7 @@ class Knn(TrainVal):
     def check(self, name: str, config: Config) -> None:
         """Check its data set, and that there are as many images as neighbours."""
         super().check(name, config)
-        for arch in sorted({recipe.arch for recipe in config.runs.values()}):
+        for arch in self.archs(config):
             voting, _ = self.sizes(config, arch)
             if self.neighbours[-1] > voting:
                 raise ValueError(f"neighbours: {self.neighbours[-1]} of the {voting} images of {arch}; lower it")

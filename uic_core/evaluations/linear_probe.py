@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -26,7 +26,24 @@ if TYPE_CHECKING:
 SNAPSHOT_BYTES = 2 << 30
 """Limit for the heads of past epochs that wait for their test; before it is exceeded, all are tested."""
 
-_CROPS = 10  # per tested image
+Start = Literal["normal", "xavier", "he"]
+"""First weights of a head: N(0, .01); Xavier's uniform, as of a convolution; N(0, √(2 / classes)). Biases are 0."""
+
+Test = Literal["ten_crop_softmax", "ten_crop_logits", "center_crop"]
+"""A tested image's scores: the mean softmax or the mean logits of ten crops, or those of the centre crop."""
+
+
+class Switches(NamedTuple):
+    """What peers' probes do otherwise than the paper's; the defaults are the paper's.
+
+    Attributes:
+        lr_factor: the learning rate is divided by this at each of `lr_steps`.
+    """
+
+    lr_factor: float = 10.0
+    nesterov: bool = False
+    start: Start = "normal"
+    test: Test = "ten_crop_softmax"
 
 
 class LinearProbe(TrainVal):
@@ -43,6 +60,11 @@ class LinearProbe(TrainVal):
     weight_decay: float = Field(ge=0)
     batch_norm: bool = Field(description="non-affine BN before the linear layer, as SelfLabel and RotNet have it")
 
+    @property
+    def switches(self) -> Switches:
+        """What it does otherwise than the paper's probes: nothing."""
+        return Switches()
+
     @model_validator(mode="after")
     def _consistent(self) -> LinearProbe:
         check_layers(self.layers, {name: tuple(arch.probe_layers) for name, arch in ARCHS.items()})
@@ -58,7 +80,7 @@ class LinearProbe(TrainVal):
         )
         drawn = learned * self.epochs
         passes = math.ceil(self.epochs / max(1, SNAPSHOT_BYTES // snapshot))
-        crops = _CROPS * tested
+        crops = tested * (1 if self.switches.test == "center_crop" else 10)
         flops = drawn * (trunk + (1 + BACKWARD) * heads) + crops * (passes * trunk + self.epochs * heads)
         return Work(flops, drawn + passes * tested)
 
@@ -74,4 +96,28 @@ class LinearProbe(TrainVal):
     def check(self, name: str, config: Config) -> None:
         """Check its data set, and that every architecture has its entries."""
         super().check(name, config)
-        check_archs("crop", self.crop, config)
+        check_archs("crop", self.crop, self.archs(config))
+
+
+class PeerProbe(LinearProbe):
+    """A peer's own linear probe, of the architectures that it names (docs/protocol.md, Linear probes of the peers)."""
+
+    lr_factor: float = Field(gt=1, description="lr is divided by this at each of lr_steps")
+    nesterov: bool = Field(description="Nesterov's momentum")
+    start: Start = Field(description="first weights of a head")
+    test: Test = Field(description="how an image is tested")
+
+    @property
+    def switches(self) -> Switches:
+        """What it does otherwise than the paper's probes."""
+        return Switches(self.lr_factor, self.nesterov, self.start, self.test)
+
+    def archs(self, config: Config) -> list[str]:
+        """Return those that it names."""
+        return [arch for arch in super().archs(config) if arch in self.layers]
+
+    def refuses(self, run: str, recipe: Recipe | External) -> str:
+        """Refuse an architecture that it does not name."""
+        if recipe.arch in self.layers:
+            return ""
+        return f"run {run} is {recipe.arch}, and this probe is of {', '.join(self.layers)}; name another run"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from uic_core.evaluations.evaluation import Evaluation, Listed, check_archs
+from uic_core.evaluations.evaluation import Evaluation, Listed, archs_of, check_archs
 from uic_core.recipe import Arch, External, Recipe
 
 if TYPE_CHECKING:
@@ -38,15 +38,19 @@ class TrainVal(Evaluation):
         data = config.datasets.folders[self.data]
         return self.images[arch] or data.train_images, self.val_images[arch] or data.val_images
 
+    def archs(self, config: Config) -> list[str]:
+        """Return the architectures of the runs that it evaluates."""
+        return archs_of(config)
+
     def check(self, name: str, config: Config) -> None:
         """Check that its data set exists and is large enough, and that every architecture has its entries."""
         data = config.datasets.folder(self.data, "data")
         if not data.val_images:
             raise ValueError(f"data: {self.data} has no validation images; name another data set")
         for key in ("layers", "images", "val_images"):
-            check_archs(key, getattr(self, key), config)
+            check_archs(key, getattr(self, key), self.archs(config))
         for key, there in (("images", data.train_images), ("val_images", data.val_images)):
-            for arch in sorted({recipe.arch for recipe in config.runs.values()}):
+            for arch in self.archs(config):
                 wanted = getattr(self, key)[arch]
                 if wanted > there:
                     raise ValueError(f"{key}.{arch}: {wanted}, but {self.data} has {there}; 0 takes all")

@@ -87,7 +87,7 @@ def index_of(evaluation, split):
     """Return an input function for the index of an evaluation's images: those it learns from, or is tested on."""
 
     def find(wildcards):
-        data = CONFIG.evaluations.one(evaluation).data
+        data = CONFIG.evaluations.one(evaluation.format(**wildcards)).data
         return train_index(data) if split == "train" else f"{RESULTS}/index/{data}_{split}.npz"
 
     return find

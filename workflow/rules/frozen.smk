@@ -5,29 +5,31 @@
 
 rule linear_probe:
     input:
-        checkpoint=lambda wildcards: evaluated(wildcards.run, "linear_probe"),
-        protocol=by_content("metrics/{run}/linear_probe.json", "protocols/linear_probe.yaml"),
-        train=by_content("metrics/{run}/linear_probe.json", index_of("linear_probe", "train")),
-        val=by_content("metrics/{run}/linear_probe.json", index_of("linear_probe", "val")),
+        checkpoint=lambda wildcards: evaluated(wildcards.run, wildcards.evaluation),
+        protocol=by_content("metrics/{run}/{evaluation}.json", "protocols/{evaluation}.yaml"),
+        train=by_content("metrics/{run}/{evaluation}.json", index_of("{evaluation}", "train")),
+        val=by_content("metrics/{run}/{evaluation}.json", index_of("{evaluation}", "val")),
     output:
-        f"{RESULTS}/metrics/{{run}}/linear_probe.json",
+        f"{RESULTS}/metrics/{{run}}/{{evaluation}}.json",
     log:
-        f"{RESULTS}/logs/{{run}}/linear_probe.log",
+        f"{RESULTS}/logs/{{run}}/{{evaluation}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/{{run}}/linear_probe.tsv"
+        f"{RESULTS}/benchmarks/{{run}}/{{evaluation}}.tsv"
+    wildcard_constraints:
+        evaluation="linear_probe|linear_probe_selflabel|linear_probe_rotnet",
     conda:
         "../../envs/core.yaml"
     threads: asked("linear_probe").cpus
     resources:
         mem_mb=memory_of("linear_probe"),
-        runtime=time_of("linear_probe"),
+        runtime=time_of("{evaluation}"),
         gpu=asked("linear_probe").gpus,
         gres="",
         nodes=1,
         slurm_extra=SIGNAL,
     shell:
         "launch {resources.nodes} {resources.gpu} '{resources.gres}' uic_core.evaluate.linear_probe --run {wildcards.run} --checkpoint {input.checkpoint}"
-        " --protocol {input.protocol} --train-index {input.train} --val-index {input.val} --out {output}"
+        " --evaluation {wildcards.evaluation} --protocol {input.protocol} --train-index {input.train} --val-index {input.val} --out {output}"
         " --threads {threads} > {log} 2>&1"
 
 
