@@ -3,7 +3,8 @@
 #   snakemake --profile slurm            the paper, on a cluster        (config/paper.yaml)
 #   snakemake --profile profiles/demo    the demo, on this machine      (config/demo.yaml)
 #   snakemake --profile … table4         one table; so table1 … table7, fig3, fig4,
-#                                        fig_detection, table_detection, …_segmentation
+#                                        fig_detection, table_detection, …_segmentation,
+#                                        table_knn, fig_curves, table_speed
 #
 # Data flows down this page: images -> index -> recipe -> checkpoint -> metrics -> tables and figures.
 from snakemake.utils import min_version
@@ -66,6 +67,7 @@ include: "workflow/rules/frozen.smk"
 include: "workflow/rules/voc.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/tasks.smk"
+include: "workflow/rules/runs.smk"
 include: "workflow/rules/page.smk"
 
 
@@ -83,10 +85,11 @@ localrules:
 rule all:
     default_target: True
     input:
-        from_elsewhere(*TABLES),
+        from_elsewhere(CONFIG.named),
         expand(f"{RESULTS}/tables/table{{number}}.md", number=TABLES),
         expand(f"{RESULTS}/figures/fig{{number}}.png", number=FIGURES),
         expand(f"{RESULTS}/tables/{{task}}.md", task=by_class(CONFIG.tables_file)),
         expand(f"{RESULTS}/figures/{{task}}.png", task=by_class(CONFIG.tables_file)),
+        OF_ALL_RUNS,
         f"{RESULTS}/README.md",
         f"{RESULTS}/index.html",

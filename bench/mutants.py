@@ -46,7 +46,7 @@ MIRRORS = {
     "pretrain": {"centre_crops": "pretrain/reference pretrain/pretrain run/precision run/parallel"}
     | {"loop": "pretrain/reference pretrain/pretrain run/parallel", "merge": "run/parallel"},
     "models": dict.fromkeys(("alexnet", "network", "probe_pool", "resnet", "sobel", "vgg"), "models/models"),
-    "evaluate": dict.fromkeys(("average_precision", "clusters", "fewshot", "voc_classification"), "")
+    "evaluate": dict.fromkeys(("average_precision", "clusters", "fewshot", "knn", "voc_classification"), "")
     | dict.fromkeys(("heads", "probes", "ten_crop"), "evaluate/linear_probe"),
     "openmmlab": dict.fromkeys(("backbones", "fcn", "proposals", "regression", "voc_ap"), "")
     | {"fast_rcnn": "openmmlab/protocol", "detection": "openmmlab/fast_rcnn openmmlab/protocol openmmlab/stages"}

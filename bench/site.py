@@ -19,7 +19,8 @@ from bench.one_node_slurm import Cluster
 ROOT = Path(__file__).parents[1]
 _MADE = (".*", "results", "data", "tests", "docs")  # at the root
 _THREADED = (
-    "pretrain", "finetune", "linear_probe", "voc_classification", "fewshot", "proposals", "detection", "segmentation",
+    "pretrain", "finetune", "linear_probe", "voc_classification", "fewshot", "knn", "proposals", "detection",
+    "segmentation",
 )  # fmt: skip
 
 

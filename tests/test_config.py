@@ -128,6 +128,15 @@ NUMBERS = {
         "alexnet": ["conv3", "conv4", "conv5", "conv5+MP"], "vgg16": ["conv13", "conv13+MP"],
         "resnet50": ["avgpool"], "resnet50_mlp": ["avgpool", "mlp"],
     },
+    "evaluations.knn": {  # section 9
+        "data": "imagenet", "neighbours": [10, 20, 200], "temperatures": [0.07, 0.1],
+        "layers": {
+            "alexnet": ["conv5", "fc7"], "vgg16": ["conv13", "fc7"], "resnet50": ["avgpool"],
+            "resnet50_mlp": ["avgpool", "mlp"],
+        },
+        "images": {"alexnet": 0, "vgg16": 0, "resnet50": 0, "resnet50_mlp": 0},
+        "val_images": {"alexnet": 0, "vgg16": 0, "resnet50": 0, "resnet50_mlp": 0},
+    },
 }  # fmt: skip
 
 
@@ -166,7 +175,9 @@ def test_every_evaluation_says_where_its_values_are_from():
     """[paper], [code] or [choice], as the README promises."""
     text = (ROOT / "config" / "README.md").read_text().partition("## evaluations")[2].partition("## tables.yaml")[0]
     paragraphs = [part for part in text.split("\n\n") if part.startswith("**")]
-    assert len(paragraphs) == len(Evaluations.model_fields) - 1  # VOC classification has two sections
+    assert (
+        len(paragraphs) == len(Evaluations.model_fields) - 2
+    )  # VOC classification and the peers' probes have two each
     for paragraph in paragraphs:
         assert re.search(r"\[(paper|code|choice)\]", paragraph), paragraph
 
@@ -270,6 +281,16 @@ def _broken(paper, path, value):
         ),
         ("evaluations.fewshot.layers.alexnet", ["conv9"], "fewshot: layers.alexnet: has no layer 'conv9' for this"),
         ("evaluations.fewshot.layers.resnet50", KeyError, "evaluations.fewshot.layers: nothing for resnet50, which"),
+        (
+            "evaluations.knn.layers.resnet50",
+            ["fc7"],
+            "knn: layers.resnet50: has no layer 'fc7' for this (known: avgpool)",
+        ),
+        ("evaluations.knn.layers.vgg16", KeyError, "evaluations.knn.layers: nothing for vgg16, which runs use"),
+        ("evaluations.knn.neighbours", [20, 10], "evaluations.knn: neighbours: [20, 10] must rise"),
+        ("evaluations.knn.temperatures", [0.1, 0.1], "evaluations.knn: temperatures: [0.1, 0.1] must rise"),
+        ("evaluations.knn.images.vgg16", 199, "evaluations.knn.neighbours: 200 of the 199 images of vgg16; lower it"),
+        ("evaluations.knn.data", "photos", "evaluations.knn.data: no data set 'photos' under datasets.folders"),
         ("evaluations.fewshot.ways", 21, "evaluations.fewshot.ways: 21, but there are 20 test classes"),
         (
             "evaluations.fewshot.queries",
@@ -398,6 +419,23 @@ def test_a_seed_that_makes_a_known_name_is_refused(paper):
     paper["seeds"] = {"uic_5k": [3]}
     with pytest.raises(InputError, match=r"seeds\.uic_5k: 3 makes a run 'uic_5k_seed3', which stands under runs"):
         validate(paper, "config/mine.yaml")
+
+
+def test_a_section_with_a_default_may_be_left_out(paper, tmp_path):
+    without = copy.deepcopy(paper)
+    del without["evaluations"]["knn"]
+    config = validate(without, "mine.yaml")
+    assert "knn" not in config.evaluations.present
+    assert config.refuses("uic_3k", "knn") == "the config has no evaluations.knn; add the section (config/README.md)"
+    save(config, tmp_path / "mine.yaml")
+    assert validate(read_yaml(tmp_path / "mine.yaml"), "mine.yaml") == config
+    assert "knn" not in (tmp_path / "mine.yaml").read_text()
+
+
+def test_further_seeds_are_not_among_the_runs_that_are_written_out(paper):
+    config = validate(paper | {"seeds": {"uic_5k": [1, 2]}}, "mine.yaml")
+    assert config.named == list(paper["runs"])
+    assert len(config.runs) == len(paper["runs"]) + 2
 
 
 def test_all_mistakes_are_told_at_once(paper):
@@ -609,4 +647,4 @@ def test_fault_60_a_run_that_cannot_be_evaluated_so_is_refused_with_the_reason(p
     ):
         seen(config.refuses(run, evaluation))
         assert config.refuses(run, evaluation).startswith(reason)
-    assert {config.refuses("uic_3k", evaluation) for evaluation in EVALUATIONS} == {""}
+    assert {config.refuses("uic_3k", name) for name in EVALUATIONS if name in config.evaluations.present} == {""}

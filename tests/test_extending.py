@@ -41,6 +41,7 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     demo = folder / "config" / "demo.yaml"
     fewer = {
         "train_images: 2000": "train_images: 200",
+        "{alexnet: 1000, ": "{alexnet: 200, ",
         "val_images: 300": "val_images: 60",
         " images: 1000": " images: 100",
     }
@@ -115,14 +116,14 @@ def test_the_method_trains_resumes_and_is_evaluated(extended: Path, index: Path)
 
 def test_the_evaluation_is_made_by_its_rule(extended: Path) -> None:
     """Of a run that does not train; the features of one image in twenty classes find some of their kind."""
-    process = start(extended, "snakemake", "--profile", "profiles/demo", "results/metrics/random_rgb/knn.json")
+    process = start(extended, "snakemake", "--profile", "profiles/demo", "results/metrics/random_rgb/class_means.json")
     told, _ = process.communicate()
     assert process.returncode == 0, told
-    found = json.loads((extended / "results/metrics/random_rgb/knn.json").read_text())
-    assert found["protocol"] == {"data": "imagenet", "neighbours": 5}
+    found = json.loads((extended / "results/metrics/random_rgb/class_means.json").read_text())
+    assert found["protocol"] == {"data": "imagenet"}
     assert 5 < found["values"]["top1"]["value"] <= 100
     planned = run(extended, "uic_core.overview.plan", "--config", "config/demo.yaml")
-    assert "knn" not in planned, "no table shows it"
+    assert "class_means" not in planned, "no table shows it"
 
 
 def test_the_architecture_trains_and_is_evaluated(extended: Path, index: Path) -> None:
@@ -156,7 +157,7 @@ def test_what_was_added_is_checked_planned_and_made(extended: Path) -> None:
     demo = ("--config", "config/demo.yaml")
     assert re.search(r"^pretrain .*", run(extended, "uic_core.overview.plan", *demo), flags=re.MULTILINE)
     told = run(extended, "uic_core.overview.status", *demo)
-    assert re.search(r"^upright +0/2 epochs +0/1 +linear_probe", told, flags=re.MULTILINE), told
+    assert re.search(r"^upright +0/2 epochs +0/2 +linear_probe, knn", told, flags=re.MULTILINE), told
     code = "from pathlib import Path; from uic_core.files import read_yaml; from uic_core.config import validate; "
     code += "content = read_yaml(Path('config/demo.yaml')); content['runs']['upright'] |= {'classes': 3}; "
     code += "validate(content, 'mine.yaml')"

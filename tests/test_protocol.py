@@ -7,7 +7,6 @@ import pytest
 from uic_core import protocol
 from uic_core.config import Config
 from uic_core.data.dataset import Dataset
-from uic_core.evaluations import Evaluations
 from uic_core.files import read_yaml
 from uic_core.methods import load_run
 from uic_core.recipe import Strict, load
@@ -17,8 +16,11 @@ DEMO = Path(__file__).parents[1] / "config" / "demo.yaml"
 
 def sections() -> list[tuple[str, Strict]]:
     config = Config.model_validate(read_yaml(DEMO))
-    evaluations = [(name, getattr(config.evaluations, name)) for name in Evaluations.model_fields]
-    return [*evaluations, ("recipe", config.runs["uic_3k"]), ("dataset", config.datasets.one("voc07"))]
+    return [
+        *config.evaluations.present.items(),
+        ("recipe", config.runs["uic_3k"]),
+        ("dataset", config.datasets.one("voc07")),
+    ]
 
 
 @pytest.mark.parametrize(("section", "value"), sections())

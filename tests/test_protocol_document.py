@@ -15,6 +15,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from tests.evaluate.test_peer_probe import ROTNET, SELFLABEL
 from uic_core.config import Config
 from uic_core.files import read_yaml
 from uic_core.methods import METHODS
@@ -22,6 +23,8 @@ from uic_core.methods import METHODS
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "protocol.md").read_text()
 CONFIG = read_yaml(ROOT / "config" / "paper.yaml")
+PEERS = {"linear_probe_selflabel", "linear_probe_rotnet"}
+"""Sections of `evaluations` that the paper's config leaves out."""
 MARK = re.compile(r"\[(paper|code|choice)\b")
 
 # Where things lie, how much must be there, what a demo draws, what a table is called; `seeds` repeats whole runs.
@@ -39,17 +42,20 @@ SECTIONS = {
     "Networks": "##", "Images, decoding, precision": "##", "Pretraining": "##", "Linear probes": "##",
     "Table 1": "##", "Table 2": "##", "Table 3": "##", "Table 4": "##", "Classification FC6-8": "###",
     "Classification ALL": "###", "Detection": "###", "Segmentation": "###", "Table 5": "##", "Table 6": "##",
-    "Table 7": "##", "Fig. 3": "##", "Fig. 4": "##",
+    "Table 7": "##", "Fig. 3": "##", "Fig. 4": "##", "Nearest neighbours": "##", "Linear probes of the peers": "##",
+    "Training curves": "##",
+    "Speed": "##",
 }  # fmt: skip
 
 
 def leaves(model: type[BaseModel], above: str = "") -> Iterator[str]:
     """Dotted paths of a model's keys. Runs are recipes of all methods; a dictionary of anything else is one key."""
     for name, field in model.model_fields.items():
+        kinds = [kind for kind in get_args(field.annotation) or [field.annotation] if kind is not type(None)]
         if (above, name) == ("", "runs"):
             yield from (f"runs.*.{key}" for method in METHODS.values() for key in method.recipe.model_fields)
-        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from leaves(field.annotation, f"{above}{name}.")
+        elif len(kinds) == 1 and isinstance(kinds[0], type) and issubclass(kinds[0], BaseModel):  # it may be optional
+            yield from leaves(kinds[0], f"{above}{name}.")
         else:
             assert not any(isinstance(part, type) and issubclass(part, BaseModel) for part in get_args(field)), name
             yield f"{above}{name}"
@@ -118,8 +124,13 @@ def test_a_row_has_the_configs_value_a_mark_and_a_file():
     wrong = []
     for key, value, source, file in key_rows():
         found: Any = CONFIG
-        for part in key.split("."):
-            found = found.get(part, "–")
+        if not PEERS & set(key.split(".")):
+            for part in key.split("."):
+                found = found.get(part, "–")
+        elif (peers := ROOT / "config" / "peers.yaml").exists():
+            found = read_yaml(peers)["evaluations"][key.split(".")[1]][key.split(".")[2]]
+        else:
+            found = yaml.safe_load(value)
         if (value if value == "–" else yaml.safe_load(value)) != found:
             wrong.append(f"{key}: {value} in the document, {found} in the config")
         if not MARK.search(source):
@@ -127,6 +138,18 @@ def test_a_row_has_the_configs_value_a_mark_and_a_file():
         if not re.fullmatch(r"`uic_core/[\w/]+\.py`", file):
             wrong.append(f"{key}: {file} is no file")
     assert not wrong
+
+
+@pytest.mark.parametrize(("name", "section"), [("selflabel", SELFLABEL), ("rotnet", ROTNET)])
+def test_the_peers_probes_have_their_codes_numbers(name: str, section: dict[str, Any]) -> None:
+    """Those of tests/evaluate/test_peer_probe.py, whose network is another one."""
+    start = f"evaluations.linear_probe_{name}."
+    told = {key.removeprefix(start): yaml.safe_load(value) for key, value, *_ in key_rows() if key.startswith(start)}
+    assert told.keys() == section.keys()
+    for key, value in section.items():
+        assert (list(told[key].values()) if isinstance(value, dict) else told[key]) == (
+            list(value.values()) if isinstance(value, dict) else value
+        ), key
 
 
 def test_every_file_that_is_named_is_there():
@@ -184,7 +207,9 @@ def test_the_configs_readme_has_the_same_marks_for_runs():
     assert methods == told["method"]
 
 
-@pytest.mark.parametrize("name", ["linear_probe", "clusters", "proposals", "detection", "segmentation", "fewshot"])
+@pytest.mark.parametrize(
+    "name", ["linear_probe", "clusters", "proposals", "detection", "segmentation", "fewshot", "knn"]
+)
 def test_the_configs_readme_has_the_same_marks_for_an_evaluation(name: str) -> None:
     text = (ROOT / "config" / "README.md").read_text()
     paragraph = next(part for part in text.split("\n\n") if part.startswith(f"**{name}**"))

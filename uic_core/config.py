@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field
 
 from uic_core.data.dataset import Datasets
 from uic_core.errors import InputError
-from uic_core.evaluations import EVALUATIONS, Evaluations
+from uic_core.evaluations import Evaluation, Evaluations
 from uic_core.files import lines_of
 from uic_core.methods import METHODS, Run
 from uic_core.recipe import External, PathName, Strict, as_written, parse
@@ -51,6 +51,12 @@ class Config(Strict):
         """Return the path of `published`, likewise."""
         return _ROOT / self.published
 
+    @property
+    def named(self) -> list[str]:
+        """Return the names of the runs that the config writes out: those of further seeds are left out."""
+        further = {repeat for run in self.seeds for repeat in self.repeats(run)[1:]}
+        return [run for run in self.runs if run not in further]
+
     def repeats(self, run: str) -> list[str]:
         """Return the names of all runs of a recipe: itself, and one for each further seed."""
         return [run, *(seeded(run, seed) for seed in self.seeds.get(run, []))]
@@ -64,6 +70,8 @@ class Config(Strict):
         """Return why a run cannot have an evaluation, and the remedy; '' if it can."""
         if run not in self.runs:
             return f"no run '{run}' in the config; name one of {', '.join(self.runs)}"
+        if evaluation not in self.evaluations.present:
+            return f"the config has no evaluations.{evaluation}; add the section (config/README.md)"
         return self.evaluations.one(evaluation).refuses(run, self.runs[run])
 
 
@@ -186,8 +194,9 @@ def _with_seeds(config: Config, source: str) -> Config:
 
 def _check_evaluations(config: Config, where: str) -> None:
     """Find mistakes that would otherwise appear after days of pretraining."""
-    for name in EVALUATIONS:
+    for name, section in config.evaluations.present.items():
         try:
-            config.evaluations.one(name).check(name, config)
+            if isinstance(section, Evaluation):
+                section.check(name, config)
         except ValueError as error:
             raise InputError(f"{where}.{name}.{error}") from None

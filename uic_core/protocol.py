@@ -13,7 +13,7 @@ from pathlib import Path
 from uic_core import recipe
 from uic_core.data.dataset import Dataset
 from uic_core.errors import InputError, stage
-from uic_core.evaluations import Evaluations
+from uic_core.evaluations import SECTIONS
 from uic_core.methods import parse_run
 
 
@@ -24,10 +24,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--value", required=True, help="the section as JSON")
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args(arguments)
-    models: dict[str, type[recipe.Strict]] = {"dataset": Dataset}
-    for name, field in Evaluations.model_fields.items():
-        assert isinstance(field.annotation, type)
-        models[name] = field.annotation
+    models: dict[str, type[recipe.Strict]] = {"dataset": Dataset} | SECTIONS
     with stage():
         value = json.loads(options.value)
         if options.section == "recipe":

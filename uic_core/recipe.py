@@ -295,5 +295,5 @@ def load(model: type[Model], path: Path) -> Model:
 
 
 def save(value: Strict, path: Path) -> None:
-    """Write a model as YAML, atomically, in field order."""
-    write_text(path, yaml.safe_dump(value.model_dump(), sort_keys=False))
+    """Write a model as YAML, atomically, in field order. What it leaves out stays left out."""
+    write_text(path, yaml.safe_dump(value.model_dump(exclude_none=True), sort_keys=False))

@@ -21,8 +21,8 @@ from safetensors import safe_open
 from uic_core import checkpoint, recipe
 from uic_core.data import voc
 from uic_core.data.index import Index, build_folder, build_miniimagenet
-from uic_core.evaluate import clusters, fewshot, linear_probe, voc_classification
-from uic_core.evaluations import Clusters, Fewshot, LinearProbe, VocClassification
+from uic_core.evaluate import clusters, fewshot, knn, linear_probe, voc_classification
+from uic_core.evaluations import Clusters, Fewshot, Knn, LinearProbe, VocClassification
 from uic_core.files import read_yaml
 from uic_core.methods import parse_run
 from uic_core.models import build
@@ -33,6 +33,7 @@ MAINS = {
     "clusters": clusters.main,
     "voc_classification": voc_classification.main,
     "fewshot": fewshot.main,
+    "knn": knn.main,
 }
 
 
@@ -51,9 +52,10 @@ def given(demo_data: SimpleNamespace, tmp_path: Path) -> SimpleNamespace:
     shutil.copytree(demo_data.voc07, tmp_path / "voc")
     for name, model in {
         "linear_probe": LinearProbe, "clusters": Clusters, "voc_classification_fc6_8": VocClassification,
-        "fewshot": Fewshot,
+        "fewshot": Fewshot, "knn": Knn,
     }.items():  # fmt: skip
-        section = recipe.parse(model, DEMO["evaluations"][name], "test")
+        all_images = {"images": {"alexnet": 0}, "neighbours": [10]} if name == "knn" else {}
+        section = recipe.parse(model, DEMO["evaluations"][name] | all_images, "test")
         recipe.save(section, tmp_path / f"{name.removesuffix('_fc6_8')}.yaml")
     inputs = {
         "linear_probe": {"train-index": "train.npz", "val-index": "val.npz"},
@@ -65,6 +67,7 @@ def given(demo_data: SimpleNamespace, tmp_path: Path) -> SimpleNamespace:
         },
         "voc_classification": {"voc": "voc"},
         "fewshot": {"index": "test.npz"},
+        "knn": {"train-index": "train.npz", "val-index": "val.npz"},
     }
     arguments = {
         name: ["--run", "random_sobel"]
@@ -127,7 +130,7 @@ def test_weights_that_are_not_finite(given: SimpleNamespace, name: str, capsys: 
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("linear_probe", "linear_probe.layers: nothing for vgg16"), ("fewshot", "fewshot.layers: nothing for vgg16")],
+    [(name, f"{name}.layers: nothing for vgg16") for name in ("linear_probe", "fewshot", "knn")],
 )
 def test_a_network_that_the_protocol_does_not_fit(
     given: SimpleNamespace, name: str, message: str, capsys: pytest.CaptureFixture[str]
@@ -135,13 +138,13 @@ def test_a_network_that_the_protocol_does_not_fit(
     made_by = parse_run(DEMO["runs"]["random_sobel"] | {"classes": 4, "arch": "vgg16", "sobel": False}, "test")
     network = build("vgg16", classes=4, image_size=64, sobel=False)
     checkpoint.save(given.folder / "checkpoint.safetensors", network, made_by, {})
-    model = {"linear_probe": LinearProbe, "fewshot": Fewshot}[name]
+    model = {"linear_probe": LinearProbe, "fewshot": Fewshot, "knn": Knn}[name]
     section = DEMO["evaluations"][name] | {"layers": {"alexnet": ["conv5"]}}
     recipe.save(recipe.parse(model, section, "test"), given.folder / f"{name}.yaml")
     assert message in refused(given, name, capsys)
 
 
-@pytest.mark.parametrize(("name", "index"), [("linear_probe", "train"), ("fewshot", "test")])
+@pytest.mark.parametrize(("name", "index"), [("linear_probe", "train"), ("fewshot", "test"), ("knn", "train")])
 def test_an_image_that_is_gone(
     given: SimpleNamespace, name: str, index: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -30,8 +30,10 @@ def real(demo_data: SimpleNamespace, tmp_path: Path) -> dict[str, Any]:
     config["datasets"]["voc_segmentation"]["sbd"] = str(sbd)
     for recipe in config["runs"].values():
         recipe |= {"classes": 4, "images": 0} if "images" in recipe else {"classes": 4}
-    probe = config["evaluations"]["linear_probe"]
-    probe |= {key: dict.fromkeys(probe[key], 0) for key in ("images", "val_images")}
+    for name in ("linear_probe", "knn"):
+        section = config["evaluations"][name]
+        section |= {key: dict.fromkeys(section[key], 0) for key in ("images", "val_images")}
+    config["evaluations"]["knn"]["neighbours"] = [10]
     return config
 
 

@@ -44,7 +44,7 @@ def test_a_run_goes_from_nothing_to_trained_and_evaluated(config: Config) -> Non
     folder = Path(config.results) / "runs" / "uic_3k"
     total = config.runs["uic_3k"].epochs
     assert shown(config, "uic_3k") == status.RunStatus(
-        "uic_3k", False, 0, total, (), ("linear_probe", "clusters", "fewshot")
+        "uic_3k", False, 0, total, (), ("linear_probe", "clusters", "fewshot", "knn")
     )
     state(folder, 7)
     state(folder, 9)
@@ -54,7 +54,7 @@ def test_a_run_goes_from_nothing_to_trained_and_evaluated(config: Config) -> Non
     (Path(config.results) / "metrics" / "uic_3k" / "clusters.json").touch()
     found = shown(config, "uic_3k")
     assert (found.trained, found.epochs) == (True, total)
-    assert (found.present, found.missing) == (("clusters",), ("linear_probe", "fewshot"))
+    assert (found.present, found.missing) == (("clusters",), ("linear_probe", "fewshot", "knn"))
 
 
 @pytest.mark.parametrize("content", [b"", b"1234", b"\xff" * 8, b"\x05\0\0\0\0\0\0\0{nope", b"\x02\0\0\0\0\0\0\0{}"])
@@ -65,8 +65,8 @@ def test_a_state_that_is_being_written_is_passed_over(config: Config, content: b
     assert shown(config, "uic_3k").epochs == 4
 
 
-def test_runs_that_no_table_shows_but_one_starts_from_are_there(config: Config) -> None:
-    assert shown(config, "uic_3k_center_crop").missing == ()
+def test_runs_that_no_table_of_the_paper_shows_are_there(config: Config) -> None:
+    assert shown(config, "uic_3k_center_crop").missing == ("knn",)  # which every run has
 
 
 def test_failures_are_told_until_the_job_is_done(config: Config) -> None:
@@ -133,7 +133,7 @@ def test_the_command_prints_all_of_it_and_the_queue(config: Config, tmp_path: Pa
     assert "12     RUNNING  1:02    rule_pretrain_wildcards_uic_3k" in process.stdout
     assert "other" not in process.stdout
     assert "rule_index" not in process.stdout
-    assert process.stdout.rstrip().endswith("42 evaluations made, 1 jobs in the queue, 0 failed")
+    assert process.stdout.rstrip().endswith("56 evaluations made, 1 jobs in the queue, 0 failed")
     assert sorted(Path(config.results).rglob("*")) == before
 
 
@@ -152,9 +152,10 @@ def test_every_data_set_is_checked_though_the_first_is_missing(
     content["evaluations"]["fewshot"]["ways"] = 5
     for recipe in content["runs"].values():
         recipe |= {"classes": 4, **({"images": 0} if "images" in recipe else {})}
-    content["evaluations"]["linear_probe"] |= {
-        key: dict.fromkeys(content["evaluations"]["linear_probe"][key], 0) for key in ("images", "val_images")
-    }
+    for name in ("linear_probe", "knn"):
+        section = content["evaluations"][name]
+        section |= {key: dict.fromkeys(section[key], 0) for key in ("images", "val_images")}
+    content["evaluations"]["knn"]["neighbours"] = [10]
     content["evaluations"]["fewshot"] |= {"shots": 5, "queries": 15}
     path = tmp_path / "real.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -175,6 +176,8 @@ def test_every_data_set_is_checked_though_the_first_is_missing(
         ("data/check_voc07", "data/voc07.checked"), ("data/cache_imagenet", "index/imagenet_train_cached.npz"),
         ("data/imagenet", "data/imagenet.yaml"), ("data/proposals_test", "proposals/voc07_test.npz"),
         ("report/table4", "tables/table4.md"), ("report/table_detection", "tables/detection.md"),
+        ("report/table_knn", "tables/knn.md"), ("uic_3k/knn", "metrics/uic_3k/knn.json"),
+        ("report/fig_curves", "figures/curves.png"), ("report/table_speed", "tables/speed.md"),
         ("report/fig3", "figures/fig3.png"), ("report/fig_detection", "figures/detection.png"),
         ("report/summary", "README.md"), ("report/index_page", "index.html"),
         ("uic_3k/recipe", "runs/uic_3k/recipe.yaml"),

@@ -25,8 +25,9 @@ def paper() -> Config:
 def protocol(config: Config, run: str, evaluation: str) -> dict[str, Any]:
     """The settings as the stages record them: the probes' by architecture are those of the run's."""
     settings: dict[str, Any] = getattr(config.evaluations, evaluation).model_dump()
-    by_arch = ("layers", "crop", "images", "val_images") if evaluation == "linear_probe" else ()
-    return settings | {key: settings[key][config.runs[run.partition("_seed")[0]].arch] for key in by_arch}
+    by_arch = {"linear_probe": ("layers", "crop", "images", "val_images"), "knn": ("layers", "images", "val_images")}
+    arch = config.runs[run.partition("_seed")[0]].arch
+    return settings | {key: settings[key][arch] for key in by_arch.get(evaluation, ())}
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from uic_core import config, files
 from uic_core.errors import InputError
@@ -400,3 +401,28 @@ def test_fault_60_the_remedies_of_a_cell_that_cannot_be_lead_on(
     small[0].write_text(wrong.replace("run: uic_resnet50_strong", "run: uic_resnet50_strong, absent: [conv3]"))
     small[1].write_text(SMALL_PUBLISHED.replace("1,Ours,conv3,41.2,paper\n", ""))
     assert _checked(paper, *small) == ""
+
+
+def test_what_is_made_of_every_run_is_made_of_those_in_no_table_too() -> None:
+    """Also of one trained elsewhere, and once of a run with several seeds; of none if the config lacks its section."""
+    content = files.read_yaml(ROOT / "config" / "paper.yaml")
+    content["runs"]["theirs"] = MOCO
+    content["seeds"] = {"uic_5k": [1]}
+    made = cells.of_every_run(config.validate(content, "mine.yaml"))
+    assert made == [(run, "knn") for run in content["runs"]]
+    del content["evaluations"]["knn"]
+    assert cells.of_every_run(config.validate(content, "mine.yaml")) == []
+
+
+def test_a_cell_of_a_section_that_the_config_lacks_is_refused(tmp_path: Path) -> None:
+    content = files.read_yaml(ROOT / "config" / "paper.yaml")
+    del content["evaluations"]["knn"]
+    tables = files.read_yaml(TABLES)
+    row = next(row for row in tables["tables"][3]["rows"] if row.get("run"))
+    row["cells"] = {"conv5": {"evaluation": "knn", "value": "conv5/k20/t0.07"}}
+    path = tmp_path / "tables.yaml"
+    path.write_text(yaml.safe_dump(tables))
+    with pytest.raises(
+        InputError, match=r"tables\.3: row '.*', column 'conv5': the config has no evaluations\.knn; add"
+    ):
+        cells.check_cells(path, config.validate(content, "mine.yaml"))

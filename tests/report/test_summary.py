@@ -25,7 +25,16 @@ def make(matrix: dict[tuple[str, str], Path], folder: Path, scale: str) -> list[
 
 def index(csvs: list[Path], out: Path, scale: str) -> str:
     arguments = ["--tables", CONFIG / "tables.yaml", "--csv", *csvs, "--scale", scale, "--out", out]
-    arguments += ["--benchmarks", out.parent, "--times", out.parent / "times.html"]
+    arguments += [
+        "--benchmarks",
+        out.parent,
+        "--times",
+        out.parent / "times.html",
+        "--all-runs",
+        "knn",
+        "curves",
+        "speed",
+    ]
     summary.main([str(argument) for argument in arguments])
     return out.read_text(encoding="utf-8")
 
@@ -45,6 +54,10 @@ def test_it_links_every_table_and_figure_and_counts_their_numbers(matrix, tmp_pa
     for task in ("detection", "segmentation"):
         assert f"[{task.capitalize()}](figures/{task}.png)" in text
         assert f"[{task.capitalize()} by class](tables/{task}.md)" in text
+    assert "[Nearest neighbours](tables/knn.md)" in text
+    assert "[csv](tables/knn.csv)" in text
+    assert "[Training curves](figures/curves.png)" in text
+    assert "[Speed](tables/speed.md)" in text
     assert "Demo data" not in text
 
 

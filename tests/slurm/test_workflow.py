@@ -76,6 +76,7 @@ def test_an_exchanged_checkpoint_reruns_its_evaluations_and_their_tables_alone(f
     process = finished.run()
     assert process.returncode == 0, process.stdout[-4000:]
     ran = re.findall(r"^(?:local)?rule (\w+):", process.stdout, flags=re.MULTILINE)
-    assert sorted(ran) == ["all", "clusters", "index_page", "linear_probe", "summary", "table1"]
+    rules = ["all", "clusters", "index_page", "knn", "linear_probe", "summary", "table1", "table_knn"]
+    assert sorted(ran) == rules
     after = json.loads((finished.folder / "results/metrics/uic_5k/linear_probe.json").read_text())
     assert after["provenance"]["checkpoint_hash"] != before["provenance"]["checkpoint_hash"]

@@ -16,7 +16,7 @@ from uic_core import recipe
 from uic_core.config import Config
 from uic_core.data.index import Index
 from uic_core.recipe import External, Training
-from uic_core.report.cells import all_needed, by_class, read_figures, read_tables
+from uic_core.report.cells import all_needed, by_class, of_every_run, read_figures, read_tables
 from uic_core.run import metrics
 
 
@@ -24,24 +24,25 @@ def make(config: Config, folder: Path) -> None:
     """Write the results of `config` below `folder`, in the order in which the workflow makes them."""
     results = folder / config.results
     indexes = data(config, results)
-    pairs = [(name, evaluation) for run, evaluation in all_needed(config.tables_file) for name in config.repeats(run)]
+    shown = dict.fromkeys([*all_needed(config.tables_file), *of_every_run(config)])
+    pairs = [(name, evaluation) for run, evaluation in shown for name in config.repeats(run)]
     runs = {run for run, _ in pairs}
     runs |= {config.runs[run].start for run in runs} - {""}
     for name in config.runs:
         if name in runs:
             _run(config, name, results / "runs" / name, indexes)
-    for evaluation in type(config.evaluations).model_fields:
-        recipe.save(getattr(config.evaluations, evaluation), results / "protocols" / f"{evaluation}.yaml")
+    for evaluation, section in config.evaluations.present.items():
+        recipe.save(section, results / "protocols" / f"{evaluation}.yaml")
     proposals = config.evaluations.proposals.model_dump_json()
     for split in ("trainval", "test"):
         _npz(results / f"proposals/voc07_{split}.npz", settings=proposals, fingerprint=_print("voc07", split))
     for run, evaluation in pairs:
         _evaluation(config, run, evaluation, results / "metrics" / run, indexes)
     tasks = by_class(config.tables_file)
-    for name in [*(f"table{number}" for number in read_tables(config.tables_file)), *tasks]:
+    for name in [*(f"table{number}" for number in read_tables(config.tables_file)), *tasks, "knn", "speed"]:
         for suffix in ("md", "csv", "tex", "html"):
             _text(results / f"tables/{name}.{suffix}")
-    for name in [*(f"fig{number}" for number in read_figures(config.tables_file)), *tasks]:
+    for name in [*(f"fig{number}" for number in read_figures(config.tables_file)), *tasks, "curves"]:
         for suffix in ("png", "svg"):
             _text(results / f"figures/{name}.{suffix}")
     for name in ("README.md", "times.html", "index.html"):
@@ -83,13 +84,14 @@ def _evaluation(config: Config, run: str, evaluation: str, folder: Path, indexes
     made, section = config.runs[run], config.evaluations.one(evaluation)
     protocol, arch = section.model_dump(), made.arch
     fingerprint = _print("voc_segmentation" if evaluation == "segmentation" else "voc07", "all")
-    if evaluation == "linear_probe":
+    if evaluation in ("linear_probe", "knn"):
         parts = [
             indexes[f"{protocol['data']}_{split}"].subset(protocol[key][arch], protocol["seed"])
             for split, key in (("train", "images"), ("val", "val_images"))
         ]
         fingerprint = "+".join(part.fingerprint for part in parts)
-        protocol |= {"images": len(parts[0]), "val_images": len(parts[1]), "crop": protocol["crop"][arch]}
+        protocol |= {"images": len(parts[0]), "val_images": len(parts[1])}
+        protocol |= {"crop": protocol["crop"][arch]} if "crop" in protocol else {}
     elif evaluation == "clusters":
         fingerprint = indexes[f"{made.data}_train"].fingerprint
     elif evaluation == "fewshot":

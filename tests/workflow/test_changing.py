@@ -26,6 +26,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 TABLES = {f"table{number}" for number in range(1, 8)}
 PAGES = {f"{kind}_{task}" for kind in ("fig", "table") for task in ("detection", "segmentation")}
+OF_ALL_RUNS = {"table_knn", "fig_curves", "table_speed"}
 EXTERNAL = {
     "method": "external", "path": "their.pth", "format": "torchvision", "arch": "alexnet", "sobel": False,
     "image_size": 64, "resize": 73,
@@ -43,8 +44,9 @@ def base() -> Config:
 
 
 def evaluations(*runs: str) -> set[str]:
-    """The evaluations that tables need of some runs: 'rule:run'."""
+    """The evaluations of some runs: those that tables need, and kNN, 'rule:run'."""
     pairs = [(run, name) for run, name in all_needed(ROOT / "config/tables.yaml") if run in runs]
+    pairs += [(run, "knn") for run in runs]
     return {f"{re.sub('_(fc6_8|all)$', '', name)}:{run}" for run, name in pairs}
 
 
@@ -126,12 +128,13 @@ def seeds(config: Config) -> None:
 
 
 CENTER = ("uic_3k_center_crop", "uic_3k_center_crop_fft")
-SEED = {f"{rule}:uic_5k_seed1" for rule in ("recipe", "pretrain", "linear_probe", "clusters")}
+SEED = {f"{rule}:uic_5k_seed1" for rule in ("recipe", "pretrain", "linear_probe", "clusters", "knn")}
 LINES: dict[str, tuple[Callable[[Config], None], set[str]]] = {
     "a recipe under `runs`": (
         recipe,
         {f"recipe:{CENTER[0]}", f"pretrain:{CENTER[0]}", f"finetune:{CENTER[1]}", "table1", "table2"}
-        | evaluations(*CENTER),
+        | evaluations(*CENTER)
+        | OF_ALL_RUNS,
     ),
     "a section of `evaluations`": (evaluation, {"protocol", "fewshot:uic_3k", "fewshot:deepcluster", "table5"}),
     "`evaluations.proposals`": (
@@ -146,9 +149,11 @@ LINES: dict[str, tuple[Callable[[Config], None], set[str]]] = {
     ),
     "`path` of a run from elsewhere": (
         other_checkpoint,
-        {"recipe:supervised", "external:supervised", "table3", "table4"} | PAGES | evaluations("supervised"),
+        {"recipe:supervised", "external:supervised", "table3", "table4", "table_knn"}
+        | PAGES
+        | evaluations("supervised"),
     ),
-    "`seeds`": (seeds, {*SEED, "seeds:uic_5k", "table1"}),
+    "`seeds`": (seeds, {*SEED, "seeds:uic_5k", "table1", "table_knn"}),
 }
 OTHERS = {
     "code; installed software, the lock, conda; what a profile requests": "test_fault_34",
@@ -217,7 +222,7 @@ OWN = {"recipe:deepcluster", "pretrain:deepcluster"} | evaluations("deepcluster"
 
 def test_fault_34_code_software_times_and_the_clones_folder_make_nothing_but_tables_again(elsewhere_planned, seen):
     jobs, _ = elsewhere_planned
-    assert jobs - OWN == TABLES | PAGES
+    assert jobs - OWN == TABLES | PAGES | OF_ALL_RUNS
     seen(f"again: {', '.join(sorted(jobs - OWN))}")
 
 
@@ -287,7 +292,7 @@ def test_fault_65_a_setting_put_back_makes_again_what_was_made_meanwhile(copy, s
     checkpoint.unlink()
     checkpoint.write_bytes(content + b"\0")
     jobs, told = plan(copy)
-    assert jobs == {"protocol", "fewshot:uic_3k", "table5", "linear_probe:uic_10k", "clusters:uic_10k", "table1"}
+    assert jobs == {"protocol", "fewshot:uic_3k", "table5", "table1", "table_knn"} | evaluations("uic_10k")
     seen(next(line for line in told.splitlines() if "episodes" in line))
 
 
@@ -301,3 +306,30 @@ def test_a_cache_is_made_and_all_that_trains_on_it(copy):
     jobs, _ = plan(copy)
     assert trained | {"cache", "finetune:uic_3k_fft", "linear_probe:supervised"} <= jobs
     assert not jobs & {"dataset", "check", "index", "external:supervised"}
+
+
+def test_a_peers_probe_is_made_by_the_rule_of_the_papers_if_the_config_has_its_section(copy):
+    target = "results/metrics/uic_3k/linear_probe_rotnet.json"
+    jobs, told = plan(copy, target)
+    assert not jobs
+    assert f"error: {target}: the config has no evaluations.linear_probe_rotnet; add the section" in told
+    config = base()
+    section = dict(config["evaluations"]["linear_probe"])
+    section |= {key: {"alexnet": section[key]["alexnet"]} for key in ("layers", "crop", "images", "val_images")}
+    section |= {"lr_factor": 5.0, "nesterov": True, "start": "he", "test": "center_crop"}
+    config["evaluations"]["linear_probe_rotnet"] = section
+    write(copy, config)
+    assert plan(copy)[0] == set()  # no table takes a cell from it
+    jobs, told = plan(copy, target)
+    assert jobs == {"protocol", "linear_probe:uic_3k"}
+    refused = plan(copy, "results/metrics/uic_vgg16_strong/linear_probe_rotnet.json")[1]
+    assert "run uic_vgg16_strong is vgg16, and this probe is of alexnet; name another run" in refused
+
+
+def test_a_config_without_nearest_neighbours_has_none_of_their_jobs(copy):
+    config = base()
+    config["evaluations"]["knn"] = None  # as left out: a config of several files cannot remove a section otherwise
+    write(copy, config)
+    (copy / "results/tables/knn.md").unlink()
+    assert plan(copy)[0] == set()
+    assert "the config has no evaluations.knn" in plan(copy, "results/metrics/uic_3k/knn.json")[1]

@@ -107,6 +107,15 @@ def test_every_table_figure_and_metric_is_there(finished):
         assert (results / "tables" / f"{task}.csv").read_text().count(",uic_3k_fft,") > 5
         assert f"(tables/{task}.md)" in (results / "README.md").read_text()
         assert len(list(results.glob(f"metrics/*/{task}_samples.npz"))) == 5
+    knn = (results / "tables/knn.md").read_text()
+    assert all(f"`{run}`" in knn for run in small_config()["runs"])
+    assert (results / "figures/curves.png").read_bytes().startswith(b"\x89PNG")
+    speed = (results / "tables/speed.md").read_text()
+    trained = [run for run, recipe in small_config()["runs"].items() if recipe["method"] != "random"]
+    assert [line.split("`")[1] for line in speed.splitlines() if line.startswith("| `")] == trained
+    assert "twice faster than DeepCluster" in speed
+    for file in ("tables/knn.md", "tables/speed.md", "figures/curves.png"):
+        assert f"]({file})" in (results / "README.md").read_text()
     assert "The ordering ImageNet Labels > Random-RGB and Random-Sobel " in (results / "tables/table4.md").read_text()
     files = sorted(results.glob("metrics/*/*.json"))
     assert len(files) >= 30
@@ -168,16 +177,22 @@ def test_a_mere_touch_of_a_checkpoint_reruns_nothing(copy):
 def test_another_checkpoint_reruns_its_evaluations_and_their_tables(copy):
     checkpoint = copy.folder / "results/runs/uic_5k/checkpoint.safetensors"
     replace(checkpoint, checkpoint.read_bytes() + b"\0")
-    assert planned(copy) == {"linear_probe:uic_5k", "clusters:uic_5k", "table1", "summary", "index_page"}
+    tables = {"table1", "table_knn", "summary", "index_page"}
+    assert planned(copy) == {"linear_probe:uic_5k", "clusters:uic_5k", "knn:uic_5k"} | tables
 
 
 def test_another_checkpoint_reaches_the_runs_fine_tuned_from_it(copy):
     checkpoint = copy.folder / "results/runs/uic_3k_center_crop/checkpoint.safetensors"
     replace(checkpoint, checkpoint.read_bytes() + b"\0")
     assert planned(copy) == {
+        "knn:uic_3k_center_crop",
         "finetune:uic_3k_center_crop_fft",
         "linear_probe:uic_3k_center_crop_fft",
+        "knn:uic_3k_center_crop_fft",
         "table2",
+        "table_knn",
+        "fig_curves",
+        "table_speed",
         "summary",
         "index_page",
     }
@@ -192,7 +207,11 @@ def test_changed_settings_of_a_run_rerun_that_run_alone(copy):
         "pretrain:uic_10k",
         "linear_probe:uic_10k",
         "clusters:uic_10k",
+        "knn:uic_10k",
         "table1",
+        "table_knn",
+        "fig_curves",
+        "table_speed",
         "summary",
         "index_page",
     }
@@ -213,7 +232,7 @@ def test_a_checkpoint_from_elsewhere_goes_through_an_evaluation_and_out_again(co
     assert process.returncode == 0, process.stderr[-6000:]
     assert metrics.read(copy.folder / target).provenance.coverage == 1
     assert "method: external" in (copy.folder / card).read_text()
-    assert planned(copy) == set()  # no table takes a cell from it
+    assert planned(copy) == {"table_knn"}  # no table of the paper takes a cell from it
     replace(copy.folder / "their.pth", b"other bytes")
     assert planned(copy, target) == {"external:theirs", "linear_probe:theirs"}
     (copy.folder / "their.pth").unlink()
@@ -226,7 +245,7 @@ def test_a_model_card_holds_the_metrics_that_tables_show(copy):
     process = snakemake("results/export/uic_3k/README.md", folder=copy.folder, config=copy.config)
     assert process.returncode == 0, process.stderr[-6000:]
     card = (copy.folder / "results/export/uic_3k/README.md").read_text()
-    for evaluation in ("clusters", "fewshot", "linear_probe"):
+    for evaluation in ("clusters", "fewshot", "knn", "linear_probe"):
         assert f"| {evaluation} |" in card
 
 
@@ -234,9 +253,9 @@ def test_further_seeds_train_runs_of_their_own_and_tables_take_their_means(copy)
     config = small_config()
     config["seeds"] = {"uic_5k": [1, 2]}
     replace(copy.config, yaml.safe_dump(config).encode())
-    rules = ("recipe", "pretrain", "linear_probe", "clusters")
+    rules = ("recipe", "pretrain", "linear_probe", "clusters", "knn")
     new = {f"{rule}:uic_5k_seed{seed}" for rule in rules for seed in (1, 2)}
-    assert planned(copy) == new | {"seeds:uic_5k", "table1", "summary", "index_page"}
+    assert planned(copy) == new | {"seeds:uic_5k", "table1", "table_knn", "summary", "index_page"}
 
 
 def test_a_cache_is_read_by_all_that_trains_on_imagenet(copy):
@@ -280,6 +299,9 @@ def test_a_changed_data_set_reruns_what_reads_it_and_nothing_else(copy):
         *((f"fig{number}", f"figures/fig{number}.*") for number in (3, 4)),
         *((f"table_{task}", f"tables/{task}.*") for task in ("detection", "segmentation")),
         *((f"fig_{task}", f"figures/{task}.*") for task in ("detection", "segmentation")),
+        ("table_knn", "tables/knn.*"),
+        ("fig_curves", "figures/curves.*"),
+        ("table_speed", "tables/speed.*"),
     ],
 )
 def test_each_table_and_figure_is_a_target(copy, target, files):
@@ -380,8 +402,9 @@ def test_the_report_is_one_file_with_every_table_and_figure(finished):
     process = snakemake("--report", "results/report.html", folder=finished.folder, config=finished.config)
     assert process.returncode == 0, process.stderr
     html = (finished.folder / "results/report.html").read_text()
-    tables = [f"tables/{name}.html" for name in (*(f"table{n}" for n in range(1, 8)), "detection", "segmentation")]
-    for name in tables + [f"figures/{name}.png" for name in ("fig3", "fig4", "detection", "segmentation")]:
+    names = (*(f"table{n}" for n in range(1, 8)), "detection", "segmentation", "knn", "speed")
+    tables = [f"tables/{name}.html" for name in names]
+    for name in tables + [f"figures/{name}.png" for name in ("fig3", "fig4", "detection", "segmentation", "curves")]:
         content = (finished.folder / "results" / name).read_bytes()
         assert base64.b64encode(content).decode() in html, name
         assert json.dumps(f"results/{name}") in html
@@ -405,6 +428,11 @@ def test_a_browser_shows_every_table_figure_and_caption_of_the_report(finished, 
     numbers = [str(number) for number in range(1, 8)]
     shelves = {  # category → beginning of the label → (file, beginning of the caption)
         "Tables": {f"{number} · ": (f"table{number}.html", f"Table {number}: ") for number in numbers},
+        "All runs": {
+            "Nearest neighbours": ("knn.html", "Nearest neighbours: "),
+            "Training curves": ("curves.png", "Training curves: "),
+            "Speed of the trainings": ("speed.html", "Speed: "),
+        },
         "Classes": {f"{task.capitalize()}: ": (f"{task}.html", f"{task.capitalize()} by class: ") for task in tasks},
         "Figures": {f"{number} · ": (f"fig{number}.png", f"Fig. {number}: ") for number in ("3", "4")}
         | {f"{task.capitalize()}s ": (f"{task}.png", f"{task.capitalize()}s: ") for task in tasks},

@@ -119,7 +119,7 @@ def test_fault_42_a_job_asks_for_its_cost_and_at_most_for_the_site_s_limit(seen)
 
 def test_fault_42_rules_that_may_be_long_are_told_of_their_limit():
     """Those with a state to save; the other rules take less than two hours of the paper's matrix."""
-    resumable = {"pretrain", "finetune", "linear_probe", "voc_classification", "detection", "segmentation"}
+    resumable = {"pretrain", "finetune", "linear_probe", "knn", "voc_classification", "detection", "segmentation"}
     assert {name for name, text in rules() if "slurm_extra=SIGNAL" in text} == resumable
     path = ROOT / "config/paper.yaml"
     config = validate(read_yaml(path), str(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 
 import torch
@@ -59,7 +60,7 @@ def activations(network: Network, images: Tensor, layers: Sequence[str]) -> dict
 
 @torch.no_grad()
 def build_heads(network: Network, layers: Sequence[str], classes: int, protocol: LinearProbe) -> dict[str, Head]:
-    """Create heads on the network's device: weights N(0, .01), biases 0.
+    """Create heads on the network's device, with the protocol's first weights: N(0, .01) in the paper's, biases 0.
 
     The weights depend on seed and layer only, not on which other layers are probed.
     """
@@ -72,7 +73,12 @@ def build_heads(network: Network, layers: Sequence[str], classes: int, protocol:
         head = Head(tap.shape[1], dimension, classes, protocol.batch_norm)
         digest = hashlib.sha256(f"{protocol.seed} {layer}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7]))
-        nn.init.normal_(head.linear.weight, 0, 0.01, generator=generator)
+        weight = head.linear.weight
+        if protocol.switches.start == "xavier":  # of a convolution over all places, as SelfLabel's head is
+            nn.init.xavier_uniform_(weight.unflatten(1, (tap.shape[1], -1)), generator=generator)
+        else:
+            deviation = {"normal": 0.01, "he": math.sqrt(2 / classes)}[protocol.switches.start]
+            nn.init.normal_(weight, 0, deviation, generator=generator)
         nn.init.zeros_(head.linear.bias)
         heads[layer] = head.to(device)
     return heads

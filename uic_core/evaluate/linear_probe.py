@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import math
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,12 @@ from uic_core.data.index import Index
 from uic_core.errors import stage
 from uic_core.evaluate.probes import Curve, Probes, settings
 from uic_core.evaluate.ten_crop import CROPS
-from uic_core.evaluations import LinearProbe
+from uic_core.evaluations import SECTIONS, LinearProbe, PeerProbe
 from uic_core.run import cpus, devices, metrics, parallel, randomness
 from uic_core.run.saved_state import Saver, State
 from uic_core.run.signals import Signals
+
+_PROBES = {name: section for name, section in SECTIONS.items() if issubclass(section, LinearProbe)}
 
 
 def values(curves: dict[str, Curve], images: int) -> dict[str, metrics.Value]:
@@ -43,11 +44,11 @@ def values(curves: dict[str, Curve], images: int) -> dict[str, metrics.Value]:
     found = {}
     for layer, curve in curves.items():
         best = int(curve.top1.argmax())
-        found[layer] = _percent(curve.top1[best], images, curve.remark)
-        found[f"{layer}/top5"] = _percent(curve.top5[best], images, curve.remark)
+        found[layer] = metrics.percent(curve.top1[best], images, curve.remark)
+        found[f"{layer}/top5"] = metrics.percent(curve.top5[best], images, curve.remark)
         found[f"{layer}/best_epoch"] = metrics.Value(value=best + 1, unit="epoch")
-        found[f"{layer}/last"] = _percent(curve.top1[-1], images, curve.remark)
-        found[f"{layer}/last/top5"] = _percent(curve.top5[-1], images, curve.remark)
+        found[f"{layer}/last"] = metrics.percent(curve.top1[-1], images, curve.remark)
+        found[f"{layer}/last/top5"] = metrics.percent(curve.top5[-1], images, curve.remark)
     return found
 
 
@@ -55,7 +56,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Train and test linear probes on a checkpoint's frozen layers; write the metrics JSON."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--protocol", type=Path, required=True, help="the config's linear_probe section")
+    parser.add_argument("--protocol", type=Path, required=True, help="the config's section of the evaluation")
+    parser.add_argument("--evaluation", default="linear_probe", choices=_PROBES, help="default: the paper's")
     parser.add_argument("--train-index", type=Path, required=True)
     parser.add_argument("--val-index", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="metrics JSON to write")
@@ -64,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
     cpus.add_threads(parser)
     options = parser.parse_args(arguments)
     with stage(), parallel.group(devices.current()) as ranks, Signals() as signals:
-        protocol = recipe.load(LinearProbe, options.protocol)
+        protocol = recipe.load(_PROBES[options.evaluation], options.protocol)
         randomness.seed_everything(protocol.seed)
         network, trained_by, origin = checkpoint.of_run(options.run, options.checkpoint)
         network = network.to(devices.current(), memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -82,7 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
             "train": train_index.fingerprint,
             "val": val_index.fingerprint,
         }
-        state = State(options.out.parent, identity, prefix="linear_probe.")
+        state = State(options.out.parent, identity, prefix=f"{options.evaluation}.")
         beyond: dict[str, Any] = {
             "layers": layers,
             "crop": crop,
@@ -91,6 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
             "image_size": network.image_size,
             "resize": trained_by.resize,
             "test": f"mean softmax of {CROPS} crops",
+            **({"test": protocol.test} if isinstance(protocol, PeerProbe) else {}),
             "classes": len(train_index.classes),
             "precision": "fp32",
             "processes": ranks.world,
@@ -104,7 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
             if not ranks.rank:
                 state.check_owner()
                 metrics.record(
-                    options.out, "linear_probe", origin,
+                    options.out, options.evaluation, origin,
                     dataset=metrics.Dataset(
                         name=train_index.name.removesuffix("_train"),
                         fingerprint=f"{train_index.fingerprint}+{val_index.fingerprint}",
@@ -118,13 +121,8 @@ def main(arguments: list[str] | None = None) -> None:
         probes.say(f"{options.run}: top-1 % over {len(val_index)} validation images: {shown}")
         for layer in layers:
             if found[layer].remark:
-                probes.say(f"{layer} {found[layer].remark}; lower linear_probe.lr")
+                probes.say(f"{layer} {found[layer].remark}; lower {options.evaluation}.lr")
         ranks.barrier()
-
-
-def _percent(share: float, images: int, remark: str) -> metrics.Value:
-    interval = 1.96 * math.sqrt(share * (1 - share) / images)
-    return metrics.Value(value=100 * float(share), unit="%", ci95=100 * interval, n=images, remark=remark)
 
 
 if __name__ == "__main__":

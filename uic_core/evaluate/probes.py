@@ -68,8 +68,8 @@ def settings(network: Network, protocol: LinearProbe) -> tuple[list[str], str]:
 
 
 def learning_rate(protocol: LinearProbe, epoch: int) -> float:
-    """Return `lr` divided by ten for each of `lr_steps` reached; epochs count from 0."""
-    rate: float = protocol.lr / 10 ** sum(epoch >= step for step in protocol.lr_steps)
+    """Return `lr` divided by ten, or a peer's factor, for each of `lr_steps` reached; epochs count from 0."""
+    rate: float = protocol.lr / protocol.switches.lr_factor ** sum(epoch >= step for step in protocol.lr_steps)
     return rate
 
 
@@ -131,8 +131,9 @@ class Probes:
         self._module = nn.ModuleDict(self.heads)
         self._trained = list(self._module.parameters())
         self._optimizer = torch.optim.SGD(
-            self._trained, lr=protocol.lr, momentum=protocol.momentum, weight_decay=protocol.weight_decay, fused=True
-        )
+            self._trained, lr=protocol.lr, momentum=protocol.momentum, weight_decay=protocol.weight_decay,
+            nesterov=protocol.switches.nesterov, fused=True,
+        )  # fmt: skip
         share = -(-protocol.batch_size // ranks.world)
         self._loader = Loader(train_index, network.image_size, resize, share, workers, self._device)
         self._labels = torch.from_numpy(train_index.labels).long().to(self._device)
@@ -219,8 +220,9 @@ class Probes:
         if not self.tested:
             self.hits = torch.zeros(len(self.layers), 2, len(self.waiting), dtype=torch.int64, device=self._device)
         left = ten_crop.hits(
-            self.network, self.waiting, self.val_index, self._resize, self._workers, self.ranks, self.tested
-        )
+            self.network, self.waiting, self.val_index, self._resize, self._workers, self.ranks, self.tested,
+            self.protocol.switches.test,
+        )  # fmt: skip
         for self.tested, found in left:
             self.hits += found
             if self.tested < len(self.val_index):

@@ -17,11 +17,13 @@ from uic_core.data.index import Index
 from uic_core.data.loader import answers
 from uic_core.errors import InputError
 from uic_core.evaluate.heads import Affine, activations
+from uic_core.evaluations.linear_probe import Test
 from uic_core.models.network import Network
 from uic_core.run.parallel import ALONE, Ranks
 
 CROPS = 10
 
+_CENTRE = 4  # the centre crop's place among the ten
 _IMAGES = 25  # per batch and process; a forward pass processes ten times as many crops
 
 
@@ -54,17 +56,19 @@ def hits(
     workers: int = 0,
     ranks: Ranks = ALONE,
     first: int = 0,
+    test: Test = "ten_crop_softmax",
 ) -> Iterator[tuple[int, Tensor]]:
     """Test the heads of several epochs in one pass; the ranks share each batch.
 
-    An image's score for a class is the softmax averaged over its ten crops. With fewer than five classes top-5 is
-    always correct.
+    An image's score for a class is the softmax averaged over its ten crops, as the paper's probes have it; a peer's may
+    average logits, or look at the centre crop alone. With fewer than five classes top-5 is always correct.
 
     Args:
         snapshots: heads of E epochs, each for the same L layers.
         index: the validation images.
         resize: shorter side of the image before cropping, pixels.
         first: position of the first image to test.
+        test: how an image is tested.
 
     Yields:
         (position of the next image, int64 [L, 2, E]: correctly classified images of this batch over all ranks, top-1
@@ -87,12 +91,14 @@ def hits(
     # A rank without an image in the last batch processes one that is not counted.
     own = [share if len(share) else whole[:1] for share, whole in zip(shares, wholes, strict=True)]
     for number, (crops, positions) in enumerate(ten_crops(index, network.image_size, resize, own, workers)):
+        if test == "center_crop":
+            crops = crops[:, _CENTRE : _CENTRE + 1]
         images = normalize(crops.to(device, non_blocking=True).flatten(0, 1))
         truth = labels[positions.to(device)]
         found = []
         for layer, features in activations(network, images, layers).items():
-            logits = F.linear(features, *stacked[layer]).view(len(positions), CROPS, len(snapshots), -1)
-            scores = logits.softmax(3).mean(1)  # [b, E, K]
+            logits = F.linear(features, *stacked[layer]).view(len(positions), crops.shape[1], len(snapshots), -1)
+            scores = (logits.softmax(3) if test == "ten_crop_softmax" else logits).mean(1)  # [b, E, K]
             best = scores.topk(min(5, scores.shape[2]), dim=2).indices == truth[:, None, None]
             counted = best[: len(shares[number])]
             found.append(torch.stack([counted[..., 0].sum(0), counted.any(2).sum(0)]))

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from uic_core.evaluations.clusters import Clusters
 from uic_core.evaluations.detection import Detection, Proposals
 from uic_core.evaluations.evaluation import Evaluation
 from uic_core.evaluations.fewshot import Fewshot, Resolution
-from uic_core.evaluations.linear_probe import LinearProbe
+from uic_core.evaluations.knn import Knn
+from uic_core.evaluations.linear_probe import LinearProbe, PeerProbe
 from uic_core.evaluations.segmentation import Segmentation
 from uic_core.evaluations.voc_classification import VocClassification
 from uic_core.recipe import Strict
 
 __all__ = [
-    "EVALUATIONS", "Clusters", "Detection", "Evaluation", "Evaluations", "Fewshot", "LinearProbe", "Proposals",
-    "Resolution", "Segmentation", "VocClassification",
+    "EVALUATIONS", "SECTIONS", "Clusters", "Detection", "Evaluation", "Evaluations", "Fewshot", "Knn", "LinearProbe",
+    "PeerProbe", "Proposals", "Resolution", "Segmentation", "VocClassification",
 ]  # fmt: skip
 
 
 class Evaluations(Strict):
-    """The config's `evaluations`: one section each, and one for the proposals, which all detection jobs share."""
+    """The config's `evaluations`: one section each, and one for the proposals, which all detection jobs share.
+
+    A config may leave out a section with a default; it then has no job of that evaluation.
+    """
 
     linear_probe: LinearProbe
     clusters: Clusters
@@ -28,16 +34,29 @@ class Evaluations(Strict):
     detection: Detection
     segmentation: Segmentation
     fewshot: Fewshot
+    knn: Knn | None = None
+    linear_probe_selflabel: PeerProbe | None = None
+    linear_probe_rotnet: PeerProbe | None = None
+
+    @property
+    def present(self) -> dict[str, Strict]:
+        """The sections that the config has, by name."""
+        return {name: section for name, section in self if section is not None}
 
     def one(self, name: str) -> Evaluation:
-        """Return an evaluation's section by its name in EVALUATIONS."""
+        """Return the section of one of `present` that is an evaluation."""
         section = getattr(self, name)
         assert isinstance(section, Evaluation), name
         return section
 
 
-EVALUATIONS: dict[str, type[Evaluation]] = {
-    name: field.annotation
+SECTIONS: dict[str, type[Strict]] = {
+    name: model
     for name, field in Evaluations.model_fields.items()
-    if isinstance(field.annotation, type) and issubclass(field.annotation, Evaluation)
+    for model in get_args(field.annotation) or (field.annotation,)  # of an optional section its model and None
+    if isinstance(model, type) and issubclass(model, Strict)
+}
+
+EVALUATIONS: dict[str, type[Evaluation]] = {
+    name: model for name, model in SECTIONS.items() if issubclass(model, Evaluation)
 }

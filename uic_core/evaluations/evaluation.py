@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -103,6 +104,8 @@ class Evaluation(Strict):
     environment: ClassVar[Environment] = "core"
     by_class: ClassVar[bool] = False
     """Its numbers of every class have a table of their own, and its results on sample images a figure."""
+    of_every_run: ClassVar[bool] = False
+    """It is made of all runs of a config, not of those in a table alone, if the config has its section."""
 
     def needs(self, config: Config) -> tuple[tuple[str, str], ...]:
         """Return the jobs (rule, data set or split) that it needs besides the run's checkpoint."""
@@ -147,9 +150,14 @@ def check_layers(layers: dict[str, list[str]], known: dict[str, tuple[str, ...]]
             raise ValueError(f"layers.{arch}: {what} (known: {', '.join(known[arch])})")
 
 
-def check_archs(key: str, stated: dict[str, object], config: Config) -> None:
-    """Refuse a key that lacks an entry for an architecture that runs use."""
-    for arch in sorted({recipe.arch for recipe in config.runs.values()}):
+def archs_of(config: Config) -> list[str]:
+    """Return the architectures of a config's runs, sorted."""
+    return sorted({recipe.arch for recipe in config.runs.values()})
+
+
+def check_archs(key: str, stated: Mapping[str, object], archs: Iterable[str]) -> None:
+    """Refuse a key that lacks an entry for one of the architectures that runs use."""
+    for arch in archs:
         if arch not in stated:
             raise ValueError(f"{key}: nothing for {arch}, which runs use; add a line")
 

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from uic_core.evaluations.evaluation import Counting, Evaluation, Listed, Resources, Work, check_archs, check_layers
+from uic_core.evaluations.evaluation import (
+    Counting,
+    Evaluation,
+    Listed,
+    Resources,
+    Work,
+    archs_of,
+    check_archs,
+    check_layers,
+)
 from uic_core.models import ARCHS
 from uic_core.recipe import Arch, External, Recipe, Strict
 
@@ -72,7 +81,7 @@ class Fewshot(Evaluation):
 
     def check(self, name: str, config: Config) -> None:
         """Check that miniImageNet can fill an episode and that both resolutions are given."""
-        check_archs("layers", dict(self.layers), config)
+        check_archs("layers", self.layers, archs_of(config))
         data = config.datasets.miniimagenet
         if self.ways > data.test_classes:
             raise ValueError(f"ways: {self.ways}, but there are {data.test_classes} test classes")

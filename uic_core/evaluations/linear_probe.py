@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
 from uic_core.evaluations.evaluation import (
     BACKWARD,
     Counting,
-    Evaluation,
-    Listed,
     Resources,
     Work,
     check_archs,
     check_layers,
     check_steps,
 )
+from uic_core.evaluations.train_val import TrainVal
 from uic_core.models import ARCHS
 from uic_core.recipe import Arch, External, Recipe
 
@@ -27,19 +26,32 @@ if TYPE_CHECKING:
 SNAPSHOT_BYTES = 2 << 30
 """Limit for the heads of past epochs that wait for their test; before it is exceeded, all are tested."""
 
-_CROPS = 10  # per tested image
+Start = Literal["normal", "xavier", "he"]
+"""First weights of a head: N(0, .01); Xavier's uniform, as of a convolution; N(0, √(2 / classes)). Biases are 0."""
+
+Test = Literal["ten_crop_softmax", "ten_crop_logits", "center_crop"]
+"""A tested image's scores: the mean softmax or the mean logits of ten crops, or those of the centre crop."""
 
 
-class LinearProbe(Evaluation):
+class Switches(NamedTuple):
+    """What peers' probes do otherwise than the paper's; the defaults are the paper's.
+
+    Attributes:
+        lr_factor: the learning rate is divided by this at each of `lr_steps`.
+    """
+
+    lr_factor: float = 10.0
+    nesterov: bool = False
+    start: Start = "normal"
+    test: Test = "ten_crop_softmax"
+
+
+class LinearProbe(TrainVal):
     """Linear classifiers on frozen layers (docs/protocol.md, Linear probes)."""
 
     resources: ClassVar[Resources] = Resources(memory=64, cpus=16)
 
-    data: str = Field(description="a name under datasets.folders")
-    layers: dict[Arch, list[str]]
     crop: dict[Arch, Literal["random_crop", "resized_crop"]]
-    images: dict[Arch, Annotated[int, Field(ge=0)]] = Field(description="training images, 0 = all")
-    val_images: dict[Arch, Annotated[int, Field(ge=0)]] = Field(description="tested images, 0 = all")
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     lr: float = Field(gt=0)
@@ -47,7 +59,11 @@ class LinearProbe(Evaluation):
     momentum: float = Field(ge=0, lt=1)
     weight_decay: float = Field(ge=0)
     batch_norm: bool = Field(description="non-affine BN before the linear layer, as SelfLabel and RotNet have it")
-    seed: int = Field(ge=0)
+
+    @property
+    def switches(self) -> Switches:
+        """What it does otherwise than the paper's probes: nothing."""
+        return Switches()
 
     @model_validator(mode="after")
     def _consistent(self) -> LinearProbe:
@@ -55,27 +71,16 @@ class LinearProbe(Evaluation):
         check_steps(self.lr_steps, "epochs", self.epochs)
         return self
 
-    def needs(self, config: Config) -> tuple[tuple[str, str], ...]:
-        """The lists of training and validation images."""
-        return tuple(dict.fromkeys((config.datasets.train_list(self.data), ("index", self.data))))
-
-    def lists(self, recipe: Recipe | External) -> tuple[Listed, ...]:
-        """The training and validation images."""
-        return (
-            Listed(self.data, "train", self.images[recipe.arch], self.seed),
-            Listed(self.data, "val", self.val_images[recipe.arch], self.seed),
-        )
-
     def work(self, config: Config, recipe: Recipe | External, counting: Counting) -> Work:
         """Count training and ten-crop tests of the probes of all layers."""
-        data, arch = config.datasets.folders[self.data], recipe.arch
+        arch = recipe.arch
+        (learned, tested), classes = self.sizes(config, arch), config.datasets.folders[self.data].classes
         trunk, heads, snapshot = counting.probed(
-            arch, recipe.image_size, recipe.sobel, tuple(self.layers[arch]), data.classes
+            arch, recipe.image_size, recipe.sobel, tuple(self.layers[arch]), classes
         )
-        drawn = (self.images[arch] or data.train_images) * self.epochs
-        tested = self.val_images[arch] or data.val_images
+        drawn = learned * self.epochs
         passes = math.ceil(self.epochs / max(1, SNAPSHOT_BYTES // snapshot))
-        crops = _CROPS * tested
+        crops = tested * (1 if self.switches.test == "center_crop" else 10)
         flops = drawn * (trunk + (1 + BACKWARD) * heads) + crops * (passes * trunk + self.epochs * heads)
         return Work(flops, drawn + passes * tested)
 
@@ -89,14 +94,30 @@ class LinearProbe(Evaluation):
         return few | {"epochs": 2, "lr_steps": [1]}
 
     def check(self, name: str, config: Config) -> None:
-        """Check that its data set exists and is large enough, and that every architecture has its entries."""
-        data = config.datasets.folder(self.data, "data")
-        if not data.val_images:
-            raise ValueError(f"data: {self.data} has no validation images; name another data set")
-        for key in ("layers", "crop", "images", "val_images"):
-            check_archs(key, getattr(self, key), config)
-        for key, there in (("images", data.train_images), ("val_images", data.val_images)):
-            for arch in sorted({recipe.arch for recipe in config.runs.values()}):
-                wanted = getattr(self, key)[arch]
-                if wanted > there:
-                    raise ValueError(f"{key}.{arch}: {wanted}, but {self.data} has {there}; 0 takes all")
+        """Check its data set, and that every architecture has its entries."""
+        super().check(name, config)
+        check_archs("crop", self.crop, self.archs(config))
+
+
+class PeerProbe(LinearProbe):
+    """A peer's own linear probe, of the architectures that it names (docs/protocol.md, Linear probes of the peers)."""
+
+    lr_factor: float = Field(gt=1, description="lr is divided by this at each of lr_steps")
+    nesterov: bool = Field(description="Nesterov's momentum")
+    start: Start = Field(description="first weights of a head")
+    test: Test = Field(description="how an image is tested")
+
+    @property
+    def switches(self) -> Switches:
+        """What it does otherwise than the paper's probes."""
+        return Switches(self.lr_factor, self.nesterov, self.start, self.test)
+
+    def archs(self, config: Config) -> list[str]:
+        """Return those that it names."""
+        return [arch for arch in super().archs(config) if arch in self.layers]
+
+    def refuses(self, run: str, recipe: Recipe | External) -> str:
+        """Refuse an architecture that it does not name."""
+        if recipe.arch in self.layers:
+            return ""
+        return f"run {run} is {recipe.arch}, and this probe is of {', '.join(self.layers)}; name another run"

@@ -15,6 +15,9 @@ Format = Literal["uic_core", "uic_official", "deepcluster", "selflabel", "torchv
 MAX_POOLED = "+MP"
 """Suffix of a layer's name for its activation after the network's last max-pooling."""
 
+FC7 = "fc7"
+"""The last hidden layer of a classifier of fully connected layers, after its ReLU: the top layer's input."""
+
 _FCN_STRIDE = 32
 
 
@@ -72,6 +75,11 @@ class Architecture:
     frozen: tuple[str, ...] = ()
     formats: tuple[Format, ...] = ("uic_core",)
     resnet_depth: int = 0
+
+    @property
+    def knn_layers(self) -> tuple[str, ...]:
+        """Layers for nearest neighbours: those of linear probes, and fc7 where there is one."""
+        return (*self.probe_layers, *[FC7] * bool(self.windows))
 
     def fc6_side(self, image_size: int) -> int:
         """Side of fc6's input map, for images of `image_size` ≥ 64 pixels."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from uic_core.errors import InputError
+from uic_core.models.architecture import FC7
 from uic_core.models.sobel import Sobel
 
 
@@ -79,22 +80,27 @@ class Network(nn.Module):
     def taps(self, x: Tensor, layers: Iterable[str]) -> dict[str, Tensor]:
         """Activations of `layers`, after their ReLU and before the network's own pooling.
 
-        Layers deeper than the deepest of them are not computed.
+        Layers deeper than the deepest of them are not computed. A classifier with an `fc7` has that layer too, [B, D]:
+        only for images of the size that the network is built for.
 
         Raises:
             InputError: the network does not have a layer.
         """
         wanted = list(layers)
-        self._check(wanted)
-        children = {self._ends[layer]: layer for layer in wanted}
+        whole = FC7 in wanted and hasattr(self.classifier, FC7)
+        maps = [layer for layer in wanted if layer != FC7 or not whole]
+        self._check(maps)
+        children = {self._ends[layer]: layer for layer in maps}
         found: dict[str, Tensor] = {}
         x = self.sobel(x)
         for name, child in self.features.named_children():
             x = child(x)
             if name in children:
                 found[children[name]] = x
-                if len(found) == len(children):
+                if len(found) == len(children) and not whole:
                     break
+        if whole:
+            found[FC7] = self._classify(x)
         return {layer: found[layer] for layer in wanted}
 
     def pool_last(self, x: Tensor) -> Tensor:

@@ -20,8 +20,8 @@ from uic_core.errors import stage
 from uic_core.files import read_yaml
 from uic_core.overview.costs import Job, evaluation, preparation, training
 from uic_core.overview.rates import Rates, assumed
-from uic_core.recipe import External
-from uic_core.report.cells import all_needed, by_class, check_cells, needed, read_figures, read_tables
+from uic_core.recipe import External, Training
+from uic_core.report.cells import all_needed, by_class, check_cells, needed, of_every_run, read_figures, read_tables
 
 Key = tuple[str, str]
 
@@ -48,10 +48,12 @@ def jobs_of(config: Config, pairs: Iterable[Key], tables: Sequence[str] = ()) ->
 
 def everything(config: Config) -> dict[Key, Job]:
     """Return all jobs of a config, including its figures."""
-    pairs = all_needed(config.tables_file)
+    pairs = [*all_needed(config.tables_file), *of_every_run(config)]
     shown = [f"table{number}" for number in read_tables(config.tables_file)]
     shown += [f"fig{number}" for number in read_figures(config.tables_file)]
     shown += [f"{kind}_{task}" for task in by_class(config.tables_file) for kind in ("fig", "table")]
+    shown += [f"table_{name}" for name in dict.fromkeys(name for _, name in of_every_run(config))]
+    shown += ["fig_curves", "table_speed"] * any(isinstance(run, Training) for run in config.runs.values())
     return jobs_of(config, pairs, shown)
 
 
@@ -116,7 +118,7 @@ def report(config: Config, rates: Rates) -> str:
     by_table = tabulate(
         rows, ["alone", "runs", "jobs", unit, "wall, h", "disk, GB", "which runs"], floatfmt=("", "", "", *[".2f"] * 3)
     )
-    trained = {run: 1 + len(config.seeds.get(run, [])) for run in config.runs if (run not in _seeds(config))}
+    trained = {run: 1 + len(config.seeds.get(run, [])) for run in config.named}
     several = f", {sum(trained.values())} with their seeds" if any(config.seeds.values()) else ""
     foreign = sum(isinstance(recipe, External) for recipe in config.runs.values())
     elsewhere = f" ({foreign} trained elsewhere)" if foreign else ""
@@ -126,10 +128,6 @@ def report(config: Config, rates: Rates) -> str:
         f"What each table takes by itself; the cheapest is {min(rows, key=lambda row: row[3])[0]}:\n\n{by_table}\n\n"
         f"wall time of everything on {slots}: {_hours(wall(jobs, rates))}\n"
     )
-
-
-def _seeds(config: Config) -> set[str]:
-    return {repeat for run in config.seeds for repeat in config.repeats(run)[1:]}
 
 
 def _sums(jobs: Iterable[Job], rates: Rates) -> tuple[float, float, float, float]:

@@ -44,7 +44,6 @@ def smaller(config: Config, folder: Path) -> Config:
     Raises:
         InputError: VOC2007's lists or annotations cannot be read.
     """
-    repeats = {repeat for run in config.seeds for repeat in config.repeats(run)[1:]}
     evaluations = {
         name: section.model_copy(update=section.few()) if isinstance(section, Evaluation) else section
         for name, section in config.evaluations
@@ -55,7 +54,7 @@ def smaller(config: Config, folder: Path) -> Config:
         "scale": "demo",
         "results": str(folder),
         "datasets": _datasets(config, folder / "datasets"),
-        "runs": {name: _run(run) for name, run in config.runs.items() if name not in repeats},
+        "runs": {name: _run(config.runs[name]) for name in config.named},
         "seeds": {},
         "evaluations": config.evaluations.model_copy(update=evaluations),
     }

@@ -21,7 +21,7 @@ from uic_core.config import Config, validate
 from uic_core.errors import stage
 from uic_core.files import read_yaml
 from uic_core.recipe import Training
-from uic_core.report.cells import all_needed, check_cells
+from uic_core.report.cells import all_needed, check_cells, of_every_run
 
 _TAIL = 3
 _KILLED = re.compile("oom.kill|out of memory|DUE TO (TIME LIMIT|NODE FAILURE)", re.IGNORECASE)
@@ -42,7 +42,7 @@ class RunStatus:
 def runs(config: Config) -> list[RunStatus]:
     """Return the status of every run that a table or figure shows, and of the runs they start from."""
     evaluations: dict[str, list[str]] = {}
-    for run, evaluation in all_needed(config.tables_file):
+    for run, evaluation in dict.fromkeys([*all_needed(config.tables_file), *of_every_run(config)]):
         for name in config.repeats(run):
             evaluations.setdefault(name, []).append(evaluation)
     for name in list(evaluations):

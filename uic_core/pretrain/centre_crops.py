@@ -28,6 +28,9 @@ class CentreCrops:
         batch_size: images per batch over all ranks.
         pause: saves and ends if a signal came; called for each batch.
         threads: CPUs for work of rank 0 while all others wait.
+
+    Attributes:
+        inputs: number of images that all passes saw, over all ranks.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class CentreCrops:
         self._network, self._loader, self._images, self._batch_size = network, loader, images, batch_size
         self._ranks, self._device = ranks, device
         self.pause, self.threads = pause, threads
+        self.inputs = 0
 
     def predict(self) -> Labels:
         """Argmax of the logits of all images, int32 [N], the same on every rank."""
@@ -69,6 +73,7 @@ class CentreCrops:
             x = normalize(crops).contiguous(memory_format=torch.channels_last)
             rows = function(x)[: len(part[rank])]
             values = self._ranks.gather(rows, [len(positions) for positions in part])
+            self.inputs += len(values)
             if not everywhere and rank:
                 continue
             if found is None:  # allocated only once: DeepCluster's features are 21 GB on ImageNet

@@ -155,7 +155,7 @@ def main(arguments: list[str] | None = None) -> None:
             network, remarks = convert(read_tensors(options.source), recipe, str(options.source))
         (options.out.parent / trained.NAME).unlink(missing_ok=True)  # of an earlier file
         checkpoint.save(options.out, network, recipe, {"source": sha256(options.source)})
-        trained.write(options.out.parent, [options.out.name])
+        trained.write(options.out.parent, [options.out.name], recipe=recipe.hash())
         for remark in remarks:
             print(f"{options.source}: {remark}")
 

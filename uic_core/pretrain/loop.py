@@ -30,8 +30,8 @@ from uic_core.methods.order import Order
 from uic_core.models.network import Network
 from uic_core.pretrain.centre_crops import CentreCrops
 from uic_core.pretrain.merge import merge_labels
-from uic_core.pretrain.progress import Progress
-from uic_core.pretrain.state import Position, RunState, restore, save
+from uic_core.pretrain.progress import Progress, labelling
+from uic_core.pretrain.state import RunState, restore, save
 from uic_core.recipe import Recipe, Training
 from uic_core.run import devices, randomness, saved_state, trained
 from uic_core.run.parallel import Ranks
@@ -127,7 +127,10 @@ class Trainer:
                 self._write_history()
                 extra = {"precision": self.precision_name}
                 write_results(folder, self.recipe, self.network, self.index, self.run_state.labels, extra)
-                trained.write(folder, RESULTS, devices.hardware(), self.ranks.world)
+                trained.write(
+                    folder, RESULTS, devices.hardware(), self.ranks.world, recipe=self.recipe.hash(),
+                    precision=self.precision_name, epochs=self.run_state.times,
+                )  # fmt: skip
                 state.remove()
         if self._writer is not None:
             self._writer.close()
@@ -139,7 +142,8 @@ class Trainer:
             self._file, self.network, self.optimizer, self.ranks, self.device, self.precision_name, self._say
         )
         if not len(run.labels):
-            self._relabel(method.first_labels(recipe, self.index.labels, self.inference), 0)
+            with labelling(run, self.inference):
+                self._relabel(method.first_labels(recipe, self.index.labels, self.inference), 0)
         self._say(
             f"{recipe.method}, {recipe.arch}: {len(self.index)} images, {self.ranks.world} process(es) on "
             f"{self.device.type}, {self.precision_name}"
@@ -147,15 +151,17 @@ class Trainer:
         network = self.ranks.wrap(self.network)
         for epoch in range(run.position.epoch, recipe.epochs):
             if not run.position.step:
-                self._prepare(epoch)
+                with labelling(run, self.inference):
+                    self._prepare(epoch)
             order = method.order(recipe, epoch, run.labels, run.groups)
             self._epoch(network, order)
             covered = order.coverage()
             del order  # frees the old groups too
             if method.learns(recipe):
-                self._relabel(run.labels, epoch + 1)
+                with labelling(run, self.inference):
+                    self._relabel(run.labels, epoch + 1)
             self._record(covered)
-            run.position = Position(epoch + 1)
+            run.end_epoch()
             if epoch + 1 < recipe.epochs:
                 self._stop_or_save(self._requests(saved_state.EPOCH_SECONDS))
 
@@ -200,6 +206,7 @@ class Trainer:
             numbers = randomness.uniforms(recipe.seed, position.epoch, draws, UNIFORMS)
             x = method.views(recipe, crops, numbers)
             x = x.contiguous(memory_format=torch.channels_last)
+            position.inputs += len(x) * self.ranks.world
             with autocast(self.precision, self.device):
                 logits = network(x)
             target = devices.onto(self.device, targets.popleft())
@@ -222,7 +229,8 @@ class Trainer:
             self._take(waiting, bounds, progress)
         progress.close()
         self.rate = progress.rate
-        self._merge(order, bounds)
+        with labelling(self.run_state, self.inference):
+            self._merge(order, bounds)
 
     def _merge(self, order: Order, bounds: list[tuple[int, int]]) -> None:
         """Merge the labels that all ranks wrote in these batches."""
@@ -358,7 +366,7 @@ def keep_initial(recipe: Recipe, index: Index, network: Network, folder: Path) -
     check(recipe, index)
     write_history(folder, [])
     write_results(folder, recipe, network, index, draw_initial(len(index), recipe.classes, recipe.seed), {})
-    trained.write(folder, RESULTS)
+    trained.write(folder, RESULTS, recipe=recipe.hash())
 
 
 def write_results(

@@ -1,19 +1,30 @@
-"""Progress output of a training run."""
+"""Progress output of a training run, and what its parts take."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from tqdm import tqdm
 
+from uic_core.pretrain.centre_crops import CentreCrops
 from uic_core.pretrain.state import RunState
 from uic_core.run.parallel import Ranks
 
 LINE_SECONDS = 60
+
+
+@contextlib.contextmanager
+def labelling(run: RunState, inference: CentreCrops) -> Iterator[None]:
+    """Count the time, and the inputs of label passes, of work on the labels in this block."""
+    started, before = time.monotonic(), inference.inputs
+    yield
+    run.position.label_seconds += time.monotonic() - started
+    run.position.inputs += inference.inputs - before
 
 
 class Progress:
@@ -27,6 +38,7 @@ class Progress:
         """`steps` counts all steps of the epoch, also those before the run's position; `say` prints a line."""
         self._run, self._epochs, self._steps, self._say = run, epochs, steps, say
         self._first, self._images = run.position.step, run.position.images
+        self._before = run.position.training_seconds
         self._started = self._shown = time.monotonic()
         self._covered = run.history[-1]["coverage"] if run.history else None  # of the previous epoch
         self._title = f"epoch {run.position.epoch + 1}/{epochs}"
@@ -36,9 +48,10 @@ class Progress:
             self._bar = tqdm(desc=self._title, total=steps, initial=self._first, leave=False)
 
     def show(self) -> None:
-        """Update the display; called after each step."""
+        """Update the run's training time and the display; called after each step."""
         position, now = self._run.position, time.monotonic()
         seconds = max(now - self._started, 1e-9)
+        position.training_seconds = self._before + seconds
         self.rate = (position.images - self._images) / seconds
         if self._bar is None and now - self._shown < LINE_SECONDS:
             return

@@ -25,6 +25,8 @@ class Position:
         epoch, step: the next epoch and step.
         loss, images: sum of the loss over the images of this epoch's steps so far, and number of these images.
         empty: number of classes without members in this epoch's labels, before they are filled.
+        inputs: number of the network's inputs in this epoch so far, over all processes, those of label passes included.
+        training_seconds, label_seconds: time of this epoch's steps, and of what makes, compares and groups labels.
     """
 
     epoch: int = 0
@@ -32,6 +34,9 @@ class Position:
     loss: float = 0.0
     images: int = 0
     empty: int = 0
+    inputs: int = 0
+    training_seconds: float = 0.0
+    label_seconds: float = 0.0
 
     def __str__(self) -> str:
         return f"epoch {self.epoch + 1}, step {self.step + 1}"
@@ -51,6 +56,7 @@ class RunState:
         groups: the images grouped by their labels, or by the targets of the current epoch.
         agreement: NMI of the labels with the previous ones.
         history: one line per finished epoch.
+        times: what each finished epoch took; no part of what equal runs have in common.
     """
 
     position: Position = field(default_factory=Position)
@@ -58,6 +64,14 @@ class RunState:
     groups: Groups = field(default_factory=_nothing)
     agreement: float = 1.0
     history: list[dict[str, Any]] = field(default_factory=list)
+    times: list[dict[str, Any]] = field(default_factory=list)
+
+    def end_epoch(self) -> None:
+        """Note what the epoch took, and go on to the next."""
+        ended = self.position
+        took = {key: getattr(ended, key) for key in ("images", "inputs", "training_seconds", "label_seconds")}
+        self.times.append({key: round(value, 4) for key, value in took.items()})
+        self.position = Position(ended.epoch + 1)
 
     def relabel(self, found: Labels, classes: int, seed: int, epoch: int) -> None:
         """Replace the labels; compute their agreement with the current groups and their own groups for `epoch`."""
@@ -88,7 +102,7 @@ def save(
     for name, array in vars(run.groups).items():
         tensors[f"groups.{name}"] = torch.from_numpy(array)
     content = {
-        "position": asdict(run.position), "history": run.history, "agreement": run.agreement,
+        "position": asdict(run.position), "history": run.history, "times": run.times, "agreement": run.agreement,
         "ranks": ranks.world, "precision": precision,
     }  # fmt: skip
     file.save(tensors, content)
@@ -117,6 +131,7 @@ def restore(
         Groups(**{each.name: tensors[f"groups.{each.name}"].numpy().copy() for each in fields(Groups)}),
         content["agreement"],
         content["history"],
+        content.get("times", []),  # states of earlier versions have no such entry
     )
     say(f"{path}: going on from {run.position}{ranks.changed(content['ranks'])}")
     before = content.get("precision", precision)  # states of earlier versions have no such entry

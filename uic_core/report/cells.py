@@ -204,6 +204,12 @@ def all_needed(tables_yaml: Path) -> list[tuple[str, str]]:
     return list(dict.fromkeys(pairs))
 
 
+def of_every_run(config: Config) -> list[tuple[str, str]]:
+    """The (run, evaluation) pairs of what a config makes of all its runs, whether or not a table names them."""
+    names = [name for name in config.evaluations.present if name in EVALUATIONS and EVALUATIONS[name].of_every_run]
+    return [(run, name) for name in names for run in config.named]
+
+
 def by_class(tables_yaml: Path) -> list[str]:
     """List the evaluations in a table whose classes and sample images are shown, too. Raises as `read_tables`."""
     shown = {evaluation for _, evaluation in all_needed(tables_yaml)}
@@ -231,10 +237,10 @@ def check_cells(tables_yaml: Path, config: Config) -> None:
                     f"{where}: takes cells from runs that the config lacks: {source.run}; add them under runs: "
                     f"(known: {', '.join(config.runs)})"
                 )
-            section, run = config.evaluations.one(source.evaluation), config.runs[source.run]
-            if reason := section.refuses(source.run, run):
+            if reason := config.refuses(source.run, source.evaluation):
                 raise InputError(f"{where}: {reason}, or name the column under `absent` of its row")
-            values = section.values_of(run.arch)
+            run = config.runs[source.run]
+            values = config.evaluations.one(source.evaluation).values_of(run.arch)
             if values and source.value not in values:
                 raise InputError(
                     f"{where}: takes '{source.value}', which evaluations.{source.evaluation}."

@@ -8,24 +8,21 @@ from pathlib import Path
 from typing import get_args
 
 from uic_core.errors import InputError
-from uic_core.evaluations import Evaluations
+from uic_core.evaluations import SECTIONS
 from uic_core.files import sha256
 from uic_core.recipe import Arch
 from uic_core.run import metrics as metrics_file
+from uic_core.run import trained
 from uic_core.run.metrics import Metrics
+from uic_core.run.trained import Trained
 
 # The keys of each evaluation's config section. Rows differ in them only if files of several configs are mixed.
-_SECTIONS = {
-    name: tuple(field.annotation.model_fields)
-    for name, field in Evaluations.model_fields.items()
-    if field.annotation is not None
-}
+_KEYS = {name: tuple(section.model_fields) for name, section in SECTIONS.items()}
 # The keys among them that the config states by architecture: rows of different architectures differ in them.
 _BY_ARCH = {
     (name, key)
-    for name, section in Evaluations.model_fields.items()
-    if section.annotation is not None
-    for key, field in section.annotation.model_fields.items()
+    for name, section in SECTIONS.items()
+    for key, field in section.model_fields.items()
     if get_args(field.annotation)[:1] == (Arch,)
 }
 
@@ -66,6 +63,29 @@ def read_with(path: Path, name: str, beside: Path, recipes: Mapping[str, str]) -
     if sha256(beside)[:16] != metrics.provenance.files.get(name):
         raise InputError(f"{beside}: is not the file that was written with {path}; delete both and run snakemake again")
     return metrics
+
+
+def training(history: Path, hashes: Mapping[str, str], recipes: Mapping[str, str]) -> Trained | None:
+    """Return what the training of a run says of itself, by its training.json; None if there is none.
+
+    Args:
+        history: runs/<run>/history.jsonl.
+        hashes: its SHA-256, as `history`; from uic_core.files.unchanged, which has no hash of a file that is missing.
+        recipes: run → hash of its recipe in the config; other runs are not checked.
+
+    Raises:
+        InputError: the history is missing, or is not the one that the training wrote; or that was of another recipe.
+    """
+    if "history" not in hashes:
+        raise InputError(f"{history}: is not there; run snakemake to make it")
+    trained.check(history, hashes["history"])
+    made, run = trained.read(history.parent), history.parent.name
+    if made and made.recipe and made.recipe != recipes.get(run, made.recipe):
+        raise InputError(
+            f"{history.with_name(trained.NAME)}: is of recipe {made.recipe}, but run '{run}' of the config has "
+            f"{recipes[run]}; run snakemake to train it again"
+        )
+    return made
 
 
 def foot(metrics: Sequence[Metrics], scale: str) -> list[str]:
@@ -144,7 +164,7 @@ def _mixed(metrics: Sequence[Metrics]) -> list[str]:
     settings: dict[tuple[str, str, str], dict[str, list[str]]] = {}
     for item in metrics:
         layers = json.dumps(item.protocol.get("layers"), sort_keys=True)
-        for key in _SECTIONS.get(item.evaluation, ()):
+        for key in _KEYS.get(item.evaluation, ()):
             if key in item.protocol:
                 among = layers if (item.evaluation, key) in _BY_ARCH else ""
                 value = json.dumps(item.protocol[key], sort_keys=True)

@@ -19,6 +19,16 @@ _TASKS = {
     "detection": ("Detection", "Boxes found in sample images of VOC07", "AP of every class"),
     "segmentation": ("Segmentation", "Masks of sample images", "IU of every class"),
 }
+_ALL_RUNS = {
+    "knn": ("Nearest neighbours", "top-1 accuracy by the nearest training images", "tables", "csv html"),
+    "speed": ("Speed", "how fast the trainings were, by their own records", "tables", "csv html"),
+    "curves": (
+        "Training curves",
+        "labels' agreement, empty classes, coverage and loss of each epoch",
+        "figures",
+        "svg",
+    ),
+}
 _FOLDERS = {
     "runs/<run>/": "`recipe.yaml`, `checkpoint.safetensors`, `labels.npy`, `history.jsonl`, `training.json`; states",
     "metrics/<run>/<evaluation>.json": "what an evaluation says of a checkpoint: values, protocol, provenance",
@@ -34,7 +44,12 @@ _FOLDERS = {
 
 
 def page(
-    titles: dict[int, str], csvs: dict[int, Path], figures: dict[int, str], tasks: Collection[str], scale: str
+    titles: dict[int, str],
+    csvs: dict[int, Path],
+    figures: dict[int, str],
+    tasks: Collection[str],
+    scale: str,
+    of_all_runs: Collection[str] = (),
 ) -> list[Block]:
     """Build the index: the tables, the figures, and the folder's other files.
 
@@ -46,6 +61,7 @@ def page(
         figures: the figures' titles by number.
         tasks: evaluations with a figure and a table of their own.
         scale: 'demo' or 'paper'.
+        of_all_runs: names of the files that show all runs.
 
     Raises:
         InputError: a CSV is missing or is not that of a table.
@@ -68,6 +84,12 @@ def page(
         drawn.append([f"[{name}](figures/{task}.png)", pictures, f"[svg](figures/{task}.svg)"])
         also = " ".join(f"[{kind}](tables/{task}.{kind})" for kind in ("csv", "html"))
         classes.append([f"[{name} by class](tables/{task}.md)", f"{table}, behind Table 4", also])
+    shown = []
+    for file in of_all_runs:
+        name, what, folder, kinds = _ALL_RUNS[file]
+        first = "md" if folder == "tables" else "png"
+        also = " ".join(f"[{kind}]({folder}/{file}.{kind})" for kind in kinds.split())
+        shown.append([f"[{name}]({folder}/{file}.{first})", what, also])
     folders = [[f"[{path}]({path})" if path == "times.html" else f"`{path}`", what] for path, what in _FOLDERS.items()]
     return [
         Text("# Results"),
@@ -76,6 +98,7 @@ def page(
         Grid(head, lines, ["left", "left", "right", "right", "left"]),
         *([Grid(["classes", "shows", "also as"], classes, ["left"] * 3)] if classes else []),
         *([Grid(["figure", "shows", "also as"], drawn, ["left"] * 3)] if drawn else []),
+        *([Grid(["all runs", "shows", "also as"], shown, ["left"] * 3)] if shown else []),
         Grid(["path", "what it is"], folders, ["left"] * 2),
     ]
 
@@ -97,6 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--scale", choices=("demo", "paper"), required=True)
     parser.add_argument("--benchmarks", type=Path, required=True, help="results/benchmarks")
     parser.add_argument("--times", type=Path, required=True, help="HTML: what the jobs took")
+    parser.add_argument("--all-runs", nargs="*", default=[], choices=_ALL_RUNS, help="what shows all runs")
     parser.add_argument("--out", type=Path, required=True, help="Markdown")
     options = parser.parse_args(arguments)
     with stage():
@@ -105,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tasks = by_class(options.tables)
         csvs = dict(zip(titles, options.csv, strict=True))
         write_text(options.times, to_html("Jobs", times.page(options.benchmarks)))
-        write_text(options.out, to_markdown(page(titles, csvs, figures, tasks, options.scale)))
+        write_text(options.out, to_markdown(page(titles, csvs, figures, tasks, options.scale, options.all_runs)))
 
 
 if __name__ == "__main__":

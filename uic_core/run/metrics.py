@@ -65,6 +65,12 @@ class Value(Record):
         return self
 
 
+def percent(share: float, n: int, remark: str = "") -> Value:
+    """Turn a share of n samples, 0..1, into percent with its binomial interval, ± 1.96·√(p(1 − p)/n)."""
+    interval = 1.96 * math.sqrt(share * (1 - share) / n)
+    return Value(value=100 * float(share), unit="%", ci95=100 * interval, n=n, remark=remark)
+
+
 class Dataset(Record):
     """The evaluated data set: the fingerprint of its index and the number of images per split."""
 

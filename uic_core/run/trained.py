@@ -1,4 +1,6 @@
-"""training.json, beside a run's checkpoint: which code made its files, on what, and their hashes. Imports no torch.
+"""training.json, beside a run's checkpoint: which code made its files, on what, how fast, and their hashes.
+
+Imports no torch.
 
 Not in the checkpoint, whose bytes depend on the recipe alone: another commit that changes no number reruns nothing.
 """
@@ -6,8 +8,11 @@ Not in the checkpoint, whose bytes depend on the recipe alone: another commit th
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from pydantic import Field
 
 from uic_core.errors import InputError
 from uic_core.files import sha256, write_json
@@ -16,10 +21,27 @@ from uic_core.run.metrics import Record, code, cpu, seconds, today, versions
 NAME = "training.json"
 
 
+class Epoch(Record):
+    """What an epoch took.
+
+    Attributes:
+        images: number of images that its steps drew.
+        inputs: number of the network's inputs, those of label passes included; DeepCluster has two an image.
+        training_seconds: time of the steps, with waiting for images and saved states.
+        label_seconds: time of what makes, compares and groups labels.
+    """
+
+    images: int
+    inputs: int
+    training_seconds: float
+    label_seconds: float
+
+
 class Trained(Record):
     """The whole file. `files` maps the names of the files beside it to their SHA-256.
 
-    A training that was interrupted and resumed is described as its last process saw it.
+    A training that was interrupted and resumed is described as its last process saw it, but for `epochs`, which have
+    the times of all its processes. `recipe` is the hash of its recipe. Earlier versions wrote neither, nor `precision`.
     """
 
     commit: str
@@ -30,16 +52,34 @@ class Trained(Record):
     processes: int
     wall_seconds: float
     files: dict[str, str]
+    recipe: str = ""
+    precision: str = ""
+    epochs: list[Epoch] = Field(default_factory=list)
 
 
-def write(folder: Path, names: Sequence[str], hardware: str = "", processes: int = 1) -> None:
+def write(
+    folder: Path, names: Sequence[str], hardware: str = "", processes: int = 1, *, recipe: str = "",
+    precision: str = "", epochs: Sequence[Mapping[str, Any]] = (),
+) -> None:  # fmt: skip
     """Describe the files `names` of a run's folder. `hardware` names the accelerator; default: the CPU."""
     commit, dirty = code()
     made = Trained(
         commit=commit, dirty=dirty, date=today(), versions=versions(), hardware=hardware or cpu(), processes=processes,
-        wall_seconds=round(seconds(), 2), files={name: sha256(folder / name) for name in names},
+        wall_seconds=round(seconds(), 2), files={name: sha256(folder / name) for name in names}, recipe=recipe,
+        precision=precision, epochs=[Epoch(**each) for each in epochs],
     )  # fmt: skip
     write_json(folder / NAME, made.model_dump())
+
+
+def read(folder: Path) -> Trained | None:
+    """Read a run's training.json; None if there is none. Raises InputError if it is damaged."""
+    path = folder / NAME
+    try:
+        return Trained.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:  # of which ValidationError is one
+        raise InputError(f"{path}: is damaged ({type(error).__name__}); delete it") from error
 
 
 def check(path: Path, digest: str) -> str:
@@ -54,16 +94,10 @@ def check(path: Path, digest: str) -> str:
     Raises:
         InputError: the training wrote other bytes, or training.json is damaged.
     """
-    described = path.parent / NAME
-    try:
-        made = Trained.model_validate(json.loads(described.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    made, described = read(path.parent), path.parent / NAME
+    if made is None or path.name not in made.files:
         return ""
-    except (OSError, ValueError) as error:  # of which ValidationError is one
-        raise InputError(f"{described}: is damaged ({type(error).__name__}); delete it") from error
-    wanted = made.files.get(path.name)
-    if wanted is None:
-        return ""
+    wanted = made.files[path.name]
     if wanted != digest:
         raise InputError(
             f"{path}: is not the file that the run's training wrote (SHA-256 {digest[:16]}, {described} says "

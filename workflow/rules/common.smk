@@ -12,8 +12,8 @@ sys.path.insert(0, str(workflow.basedir))
 from uic_core.data.dataset import Dataset  # noqa: E402
 from uic_core.errors import InputError  # noqa: E402
 from uic_core.files import remake  # noqa: E402
-from uic_core.recipe import load  # noqa: E402
-from uic_core.report.cells import all_needed, by_class, needed, read_figures, read_tables  # noqa: E402
+from uic_core.recipe import Training, load  # noqa: E402
+from uic_core.report.cells import by_class, needed, of_every_run, read_figures, read_tables  # noqa: E402
 
 # Tasks with their own figure (sample images) and table (all classes); a table's cell only summarises them. Each result
 # has one label in the report: Snakemake's page turns a second label with two values in a category into a toggle, and
@@ -83,9 +83,14 @@ def evaluated(run, evaluation):
     return f"{RESULTS}/runs/{run}/checkpoint.safetensors"
 
 
-def probed_index(wildcards):
-    """Return the index of the images that linear probes are trained on."""
-    return train_index(CONFIG.evaluations.linear_probe.data)
+def index_of(evaluation, split):
+    """Return an input function for the index of an evaluation's images: those it learns from, or is tested on."""
+
+    def find(wildcards):
+        data = CONFIG.evaluations.one(evaluation.format(**wildcards)).data
+        return train_index(data) if split == "train" else f"{RESULTS}/index/{data}_{split}.npz"
+
+    return find
 
 
 def labelled_index(run):
@@ -98,11 +103,29 @@ def shows(number):
     return TABLES[number].title.partition(".")[0]
 
 
+def existing(files):
+    """Return the files that exist."""
+    return [file for file in files if os.path.exists(file)]
+
+
+def merged(run, evaluation):
+    """Return the metrics file of an evaluation that tables show: the run's own, or that of all its seeds."""
+    return f"{RESULTS}/metrics/{run}/{evaluation}{'.seeds' if CONFIG.seeds.get(run) else ''}.json"
+
+
 def metrics_of(*tables):
     """Return the metrics files that the given tables take a cell from."""
-    pairs = {pair for table in tables for pair in needed(CONFIG.tables_file, table)}
-    several = {run: ".seeds" for run in CONFIG.seeds if CONFIG.seeds[run]}
-    return sorted(f"{RESULTS}/metrics/{run}/{evaluation}{several.get(run, '')}.json" for run, evaluation in pairs)
+    return sorted({merged(*pair) for table in tables for pair in needed(CONFIG.tables_file, table)})
+
+
+def training_runs():
+    """Return the runs that train here, without those of further seeds."""
+    return [run for run in CONFIG.named if isinstance(CONFIG.runs[run], Training)]
+
+
+def metrics_of_every_run(evaluation):
+    """Return the metrics files of an evaluation that all runs have."""
+    return [merged(run, name) for run, name in of_every_run(CONFIG) if name == evaluation]
 
 
 def metrics_of_seeds(wildcards):
@@ -112,7 +135,8 @@ def metrics_of_seeds(wildcards):
 
 def metrics_of_run(wildcards):
     """Return every metrics file of a run that a table shows."""
-    return [file for file in metrics_of(*TABLES) if Path(file).parent.name == wildcards.run]
+    every = [*metrics_of(*TABLES), *metrics_of_every_run("knn")]
+    return [file for file in every if Path(file).parent.name == wildcards.run]
 
 
 def task_metrics(task):
@@ -130,12 +154,9 @@ def task_samples(task):
     return [f"{Path(file).parent}/{task}_samples.npz" for file in task_metrics(task)]
 
 
-def runs_of_page():
-    """Return `run=hash` of the runs in tables and figures, of their further seeds, and of the runs they start from."""
-    shown = {name for run, _ in all_needed(CONFIG.tables_file) for name in CONFIG.repeats(run)}
-    while more := {recipe.start for run, recipe in CONFIG.runs.items() if run in shown} - shown - {""}:
-        shown |= more
-    return [f"{run}={recipe.hash()}" for run, recipe in CONFIG.runs.items() if run in shown]
+def made(files):
+    """Return those of the files that are of all runs which this config makes."""
+    return {title: file for title, file in files.items() if file in OF_ALL_RUNS}
 
 
 def further_parts():

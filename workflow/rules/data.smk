@@ -13,7 +13,7 @@ rule protocol:
     benchmark:
         f"{RESULTS}/benchmarks/protocols/{{evaluation}}.tsv"
     wildcard_constraints:
-        evaluation="|".join(type(CONFIG.evaluations).model_fields),
+        evaluation="|".join(CONFIG.evaluations.present),
     conda:
         "../../envs/report.yaml"
     resources:

@@ -1,33 +1,35 @@
-# Checkpoint -> metrics of the network as it is: linear probes, clusters, VOC07 classification, few-shot.
+# Checkpoint -> metrics of the network as it is: linear probes, clusters, VOC07 classification, few-shot, kNN.
 #   in   results/runs/<run>/checkpoint.safetensors, results/protocols/<evaluation>.yaml, the data sets
 #   out  results/metrics/<run>/<evaluation>.json
 
 
 rule linear_probe:
     input:
-        checkpoint=lambda wildcards: evaluated(wildcards.run, "linear_probe"),
-        protocol=by_content("metrics/{run}/linear_probe.json", "protocols/linear_probe.yaml"),
-        train=by_content("metrics/{run}/linear_probe.json", probed_index),
-        val=by_content("metrics/{run}/linear_probe.json", f"index/{CONFIG.evaluations.linear_probe.data}_val.npz"),
+        checkpoint=lambda wildcards: evaluated(wildcards.run, wildcards.evaluation),
+        protocol=by_content("metrics/{run}/{evaluation}.json", "protocols/{evaluation}.yaml"),
+        train=by_content("metrics/{run}/{evaluation}.json", index_of("{evaluation}", "train")),
+        val=by_content("metrics/{run}/{evaluation}.json", index_of("{evaluation}", "val")),
     output:
-        f"{RESULTS}/metrics/{{run}}/linear_probe.json",
+        f"{RESULTS}/metrics/{{run}}/{{evaluation}}.json",
     log:
-        f"{RESULTS}/logs/{{run}}/linear_probe.log",
+        f"{RESULTS}/logs/{{run}}/{{evaluation}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/{{run}}/linear_probe.tsv"
+        f"{RESULTS}/benchmarks/{{run}}/{{evaluation}}.tsv"
+    wildcard_constraints:
+        evaluation="linear_probe|linear_probe_selflabel|linear_probe_rotnet",
     conda:
         "../../envs/core.yaml"
     threads: asked("linear_probe").cpus
     resources:
         mem_mb=memory_of("linear_probe"),
-        runtime=time_of("linear_probe"),
+        runtime=time_of("{evaluation}"),
         gpu=asked("linear_probe").gpus,
         gres="",
         nodes=1,
         slurm_extra=SIGNAL,
     shell:
         "launch {resources.nodes} {resources.gpu} '{resources.gres}' uic_core.evaluate.linear_probe --run {wildcards.run} --checkpoint {input.checkpoint}"
-        " --protocol {input.protocol} --train-index {input.train} --val-index {input.val} --out {output}"
+        " --evaluation {wildcards.evaluation} --protocol {input.protocol} --train-index {input.train} --val-index {input.val} --out {output}"
         " --threads {threads} > {log} 2>&1"
 
 
@@ -111,3 +113,31 @@ rule fewshot:
     shell:
         "launch {resources.nodes} {resources.gpu} '{resources.gres}' uic_core.evaluate.fewshot --run {wildcards.run} --checkpoint {input.checkpoint}"
         " --protocol {input.protocol} --index {input.index} --out {output} --threads {threads} > {log} 2>&1"
+
+
+rule knn:
+    input:
+        checkpoint=lambda wildcards: evaluated(wildcards.run, "knn"),
+        protocol=by_content("metrics/{run}/knn.json", "protocols/knn.yaml"),
+        train=by_content("metrics/{run}/knn.json", index_of("knn", "train")),
+        val=by_content("metrics/{run}/knn.json", index_of("knn", "val")),
+    output:
+        f"{RESULTS}/metrics/{{run}}/knn.json",
+    log:
+        f"{RESULTS}/logs/{{run}}/knn.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{run}}/knn.tsv"
+    conda:
+        "../../envs/core.yaml"
+    threads: asked("knn").cpus
+    resources:
+        mem_mb=memory_of("knn"),
+        runtime=time_of("knn"),
+        gpu=asked("knn").gpus,
+        gres="",
+        nodes=1,
+        slurm_extra=SIGNAL,
+    shell:
+        "launch {resources.nodes} {resources.gpu} '{resources.gres}' uic_core.evaluate.knn --run {wildcards.run} --checkpoint {input.checkpoint}"
+        " --protocol {input.protocol} --train-index {input.train} --val-index {input.val} --out {output}"
+        " --threads {threads} > {log} 2>&1"

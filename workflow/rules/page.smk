@@ -1,10 +1,10 @@
 # All that was made -> the one page to read.
-#   in   the tables and figures, the metrics that tables show; undeclared: results/runs/, results/logs/, results/benchmarks/
+#   in   the tables and figures, the metrics that they show; undeclared: results/runs/, results/logs/, results/benchmarks/
 #   out  results/index.html
 
 # Its further pages (Markdown) and figures (PNG), by title, in this order: a line here each.
-PAGES = {}
-DRAWN = {}
+PAGES = made({"Nearest neighbours": f"{RESULTS}/tables/knn.md", "Speed": f"{RESULTS}/tables/speed.md"})
+DRAWN = made({"Training curves": f"{RESULTS}/figures/curves.png"})
 
 
 rule index_page:
@@ -15,7 +15,7 @@ rule index_page:
         expand(f"{RESULTS}/figures/{{task}}.png", task=by_class(CONFIG.tables_file)),
         list(PAGES.values()),
         list(DRAWN.values()),
-        metrics=metrics_of(*TABLES),
+        metrics=[*metrics_of(*TABLES), *metrics_of_every_run("knn")],
         tables=str(CONFIG.tables_file),
         published=str(CONFIG.published_file),
     output:
@@ -32,7 +32,7 @@ rule index_page:
     params:
         results=subpath(output[0], parent=True),
         scale=CONFIG.scale,
-        recipes=runs_of_page(),
+        recipes=CONFIG.hashes(CONFIG.runs),
         further=further_parts(),
     shell:
         "python -m uic_core.report.index_page --results {params.results} --metrics {input.metrics}"

@@ -55,7 +55,7 @@ for number in TABLES:
         name:
             f"table{number}"
         input:
-            from_elsewhere(number),
+            from_elsewhere([run for run, _ in needed(CONFIG.tables_file, number)]),
             metrics=metrics_of(number),
             tables=str(CONFIG.tables_file),
             published=str(CONFIG.published_file),
@@ -150,9 +150,11 @@ rule summary:
     params:
         scale=CONFIG.scale,
         benchmarks=f"{RESULTS}/benchmarks",
+        all_runs=lambda wildcards: [Path(file).stem for file in OF_ALL_RUNS],
     shell:
         "python -m uic_core.report.summary --csv {input.csv} --tables {input.tables:q} --scale {params.scale}"
-        " --benchmarks {params.benchmarks} --times {output.times} --out {output.readme} > {log} 2>&1"
+        " --benchmarks {params.benchmarks} --times {output.times} --all-runs {params.all_runs} --out {output.readme}"
+        " > {log} 2>&1"
 
 
 # `snakemake partial` makes the tables and the one page from what exists, with `–` and the reason for each missing number.
@@ -170,20 +172,24 @@ rule partial:
         mem_mb=1000,
         runtime=10,
     params:
-        metrics=lambda wildcards: [file for file in metrics_of(*TABLES) if os.path.exists(file)],
-        needed=metrics_of(*TABLES),
+        metrics=lambda wildcards: existing(metrics_of(*TABLES)),
+        knn=lambda wildcards: existing(metrics_of_every_run("knn")),
+        runs=CONFIG.named if metrics_of_every_run("knn") else [],
+        needed=[*metrics_of(*TABLES), *metrics_of_every_run("knn")],
         numbers=list(TABLES),
         results=RESULTS,
         folder=f"{RESULTS}/tables/partial",
         scale=CONFIG.scale,
         recipes=CONFIG.hashes(CONFIG.runs),
-        shown=runs_of_page(),
         further=lambda wildcards: further_parts(),
     shell:
         "(for number in {params.numbers}; do"
         " python -m uic_core.report.tables --partial --table $number --scale {params.scale} --tables {input.tables:q}"
         " --published {input.published:q} --metrics {params.metrics} --recipes {params.recipes}"
-        " --out {params.folder}/table$number.md --csv {params.folder}/table$number.csv || exit 1; done"
-        " && python -m uic_core.report.index_page --partial --results {params.results} --metrics {params.needed}"
-        " --tables {input.tables:q} --published {input.published:q} --scale {params.scale} --recipes {params.shown}"
+        " --out {params.folder}/table$number.md --csv {params.folder}/table$number.csv || exit 1; done;"
+        " if [[ -n '{params.runs}' ]]; then python -m uic_core.report.knn --partial --metrics {params.knn}"
+        " --runs {params.runs} --scale {params.scale} --recipes {params.recipes} --out {params.folder}/knn.md"
+        " --csv {params.folder}/knn.csv; fi;"
+        " python -m uic_core.report.index_page --partial --results {params.results} --metrics {params.needed}"
+        " --tables {input.tables:q} --published {input.published:q} --scale {params.scale} --recipes {params.recipes}"
         " {params.further:q} --out {params.folder}/index.html) > {log} 2>&1"

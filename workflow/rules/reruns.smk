@@ -6,8 +6,6 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from uic_core.report.cells import needed
-
 JUDGED = {}  # what `difference` found of each file
 
 
@@ -77,14 +75,14 @@ def look_past_ancient():
     dag.bfs = bfs
 
 
-def from_elsewhere(*tables):
-    """Return an input function that refuses tables of a run whose checkpoint from elsewhere is missing.
+def from_elsewhere(runs):
+    """Return an input function that refuses what is made of runs if a checkpoint from elsewhere is missing.
 
     Snakemake would not say so: where a file cannot be made again, it takes the one that is there.
     """
 
     def find(wildcards):
-        for run in dict.fromkeys(run for table in tables for run, _ in needed(CONFIG.tables_file, table)):
+        for run in dict.fromkeys(runs):
             recipe = CONFIG.runs[run]
             if recipe.stage == "external" and difference(f"{RESULTS}/runs/{run}/checkpoint.safetensors") != "":
                 there(run, recipe.path)
