@@ -50,7 +50,7 @@ def whole(index: Index, position: int) -> np.ndarray:
     return index.read_part(position, lambda w, h: (0, 0, w, h), SIDE)[0]
 
 
-@pytest.mark.parametrize("format", ["jpeg", "uint8"])
+@pytest.mark.parametrize("format", ["jpeg", "uint8", "device"])
 def test_every_image_is_there_with_its_shorter_side_reduced(index: Index, tmp_path: Path, format: str):
     cached = cache.build(index, tmp_path / "cache", format, SIDE)
     assert cached.fingerprint != index.fingerprint

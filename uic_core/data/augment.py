@@ -76,6 +76,23 @@ def crop_box(
     return left, top, left + w, top + h
 
 
+def crop_boxes(width: int, height: int, u: NDArray[np.float64]) -> NDArray[np.int64]:
+    """`crop_box` of many images of one size: [B, CROP_UNIFORMS] numbers → int64 [B, 4]."""
+    area = width * height * (0.08 + (1.0 - 0.08) * u[:, 0 : 2 * _ATTEMPTS : 2])
+    low, high = math.log(3 / 4), math.log(4 / 3)
+    shape = np.exp(low + (high - low) * u[:, 1 : 2 * _ATTEMPTS : 2])
+    w, h = (np.rint(np.sqrt(each)).astype(np.int64) for each in (area * shape, area / shape))
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    first = fits.argmax(1)[:, None]
+    w, h = (np.take_along_axis(each, first, 1)[:, 0] for each in (w, h))
+    left = (u[:, 2 * _ATTEMPTS] * (width - w + 1)).astype(np.int64)
+    top = (u[:, 2 * _ATTEMPTS + 1] * (height - h + 1)).astype(np.int64)
+    boxes = np.stack([left, top, left + w, top + h], 1)
+    for row in np.flatnonzero(~fits.any(1)):
+        boxes[row] = crop_box(width, height, u[row])
+    return boxes
+
+
 def normalize(batch: Tensor) -> Tensor:
     """Convert uint8 [B, 3, H, W] to float32 in [0, 1] and standardise with ImageNet's mean and standard deviation."""
     assert batch.dtype == torch.uint8, f"normalize takes uint8 images, got {batch.dtype}"

@@ -1,7 +1,8 @@
 """The cache: a data set's images at a smaller size, in a few large files, made once for all epochs.
 
 With a small network, training waits for decoding. JPEGs of shorter side 256 cost a third as much to decode, raw pixels
-nothing (ImageNet: about 45 GB as JPEG, 330 GB as pixels). The cache is optional: it resamples the images twice.
+nothing (ImageNet: about 45 GB as JPEG, 330 GB as pixels). Small images of one size are kept on the training device as a
+whole (format device). The cache is optional: it resamples images larger than its side twice.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def encode(path: Path, format: Format, side: int) -> tuple[bytes, int, int]:
     image = Image.fromarray(pixels)
     if image.size != size:
         image = image.resize(size, Image.Resampling.BILINEAR, box=box)
-    if format == "uint8":
+    if format != "jpeg":
         return image.tobytes(), *size
     encoded = io.BytesIO()
     image.save(encoded, "JPEG", quality=_QUALITY)

@@ -108,7 +108,7 @@ class Dataset(Strict):
 class Cache(Strict):
     """Smaller copies of the training images of `folders`, for pretraining and probes (uic_core/data/cache.py)."""
 
-    format: Literal["none", "jpeg", "uint8"]
+    format: Literal["none", "jpeg", "uint8", "device"]
     side: int = Field(ge=64, description="shorter side, pixels; larger images are resized to it")
     root: PathName = Field(min_length=1, description="folder for the pixels, on a fast disk")
 

@@ -347,7 +347,7 @@ def _pixels(value: dict[str, Any], path: Path) -> Pixels:
     columns = {key: value[key].astype(np.int64) for key, kind in _PIXELS.items() if kind == "i"}
     shapes = {column.shape for column in columns.values()}
     found = Pixels(Path(str(value["folder"])), str(value["format"]), **columns)  # type: ignore[arg-type]
-    plain = found.format == "uint8" and not np.array_equal(found.length, 3 * found.width * found.height)
+    plain = found.format != "jpeg" and not np.array_equal(found.length, 3 * found.width * found.height)
     if (
         shapes != {value["paths"].shape}
         or found.format not in get_args(Format)

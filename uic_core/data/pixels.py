@@ -16,7 +16,8 @@ from uic_core.data import reader
 from uic_core.errors import InputError
 from uic_core.files import remake
 
-Format = Literal["jpeg", "uint8"]
+Format = Literal["jpeg", "uint8", "device"]
+"""Of the files; device is uint8, to be kept on the training device (uic_core.data.resident)."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Pixels:
 
     Attributes:
         folder: contains the part files.
-        format: jpeg, or uint8 for raw pixels (height, width, channel).
+        format: jpeg, or uint8 and device for raw pixels (height, width, channel).
         part, offset, length: file number, first byte and number of bytes of each image, int64 [N].
         width, height: int64 [N], pixels.
     """

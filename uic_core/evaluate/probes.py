@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from uic_core.data.augment import UNIFORMS, augment
 from uic_core.data.index import Index
-from uic_core.data.loader import Loader
+from uic_core.data.resident import open_loader
 from uic_core.errors import InputError
 from uic_core.evaluate import ten_crop
 from uic_core.evaluate.frozen import frozen
@@ -135,7 +135,7 @@ class Probes:
             nesterov=protocol.switches.nesterov, fused=True,
         )  # fmt: skip
         share = -(-protocol.batch_size // ranks.world)
-        self._loader = Loader(train_index, network.image_size, resize, share, workers, self._device)
+        self._loader = open_loader(train_index, network.image_size, resize, share, workers, self._device)
         self._labels = torch.from_numpy(train_index.labels).long().to(self._device)
         self.epoch = self.step = self.tested = 0
         self.loss = torch.zeros(len(self.layers), device=self._device)

@@ -14,7 +14,7 @@ _MEMORY = {
     "synthetic": 2, "check": 4, "index": 8, "cache": 16, "pretrain": 64, "finetune": 64, "external": 8, "proposals": 16,
     "table": 1, "fig": 2,
 }  # fmt: skip
-_CACHE = {"jpeg": 0.4, "uint8": 3.0}  # bytes per pixel (uic_core/data/cache.py)
+_CACHE = {"jpeg": 0.4, "uint8": 3.0, "device": 3.0}  # bytes per pixel (uic_core/data/cache.py)
 _ASPECT = 1.31  # longer side over shorter side of ImageNet's images
 
 

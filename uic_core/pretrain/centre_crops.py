@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from uic_core.data.augment import normalize
-from uic_core.data.loader import Loader
 from uic_core.data.partition import Labels
+from uic_core.data.resident import AnyLoader
 from uic_core.models.network import Network
 from uic_core.run.parallel import Ranks
 
@@ -34,7 +34,7 @@ class CentreCrops:
     """
 
     def __init__(
-        self, network: Network, loader: Loader, images: int, batch_size: int, ranks: Ranks,
+        self, network: Network, loader: AnyLoader, images: int, batch_size: int, ranks: Ranks,
         device: torch.device, pause: Callable[[], None], threads: int,
     ) -> None:  # fmt: skip
         self._network, self._loader, self._images, self._batch_size = network, loader, images, batch_size

@@ -20,8 +20,8 @@ from uic_core import checkpoint
 from uic_core.data import partition
 from uic_core.data.augment import UNIFORMS
 from uic_core.data.index import Index
-from uic_core.data.loader import Loader
 from uic_core.data.partition import Labels
+from uic_core.data.resident import open_loader
 from uic_core.errors import InputError
 from uic_core.files import atomic, write_text
 from uic_core.methods import METHODS
@@ -97,7 +97,7 @@ class Trainer:
             fused=True,
         )
         part = -(-recipe.batch_size // ranks.world)
-        self.loader = Loader(self.index, recipe.image_size, recipe.resize, part, workers, self.device)
+        self.loader = open_loader(self.index, recipe.image_size, recipe.resize, part, workers, self.device)
         self.inference = CentreCrops(
             self.network, self.loader, len(self.index), recipe.batch_size, ranks, self.device, self._pause, threads
         )

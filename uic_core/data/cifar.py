@@ -1,0 +1,101 @@
+"""CIFAR-10's own files as class folders of PNGs: train/<class>/<number>.png and val/<class>/<number>.png.
+
+Reads the "python version", data_batch_1 … 5, test_batch and batches.meta, as torchvision downloads it
+(cifar-10-batches-py). Those files are pickles. Only arrays, numbers, texts and their containers are taken from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from uic_core.errors import InputError, stage
+from uic_core.files import atomic
+
+TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
+_SIDE = 32
+# What a pickled array of bytes is made of, under NumPy's old name and its new one.
+_KNOWN = {
+    ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"), ("numpy", "ndarray"),
+    ("numpy", "dtype"), ("_codecs", "encode"),
+}  # fmt: skip
+
+
+class _Arrays(pickle.Unpickler):
+    """Refuses everything but arrays: a pickle can name any function, and unpickling would call it."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _KNOWN:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return super().find_class(module, name)
+
+
+def read(file: Path) -> Mapping[bytes, Any]:
+    """Read one of the pickles.
+
+    Raises:
+        InputError: it is missing or damaged, or holds something else than arrays and texts.
+    """
+    remedy = "fetch the python version of CIFAR-10 again and unpack it"
+    try:
+        with open(file, "rb") as opened:
+            found = _Arrays(opened, encoding="bytes").load()
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}); {remedy}") from error
+    except Exception as error:  # a damaged pickle can raise almost anything
+        raise InputError(f"{file}: is not one of CIFAR-10's files ({error}); {remedy}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{file}: is not one of CIFAR-10's files (a {type(found).__name__}); {remedy}")
+    return found
+
+
+def write(batches: Path, out: Path) -> dict[str, int]:
+    """Write the images of CIFAR-10 as class folders; what is there already is written again, to the same bytes.
+
+    Returns:
+        Number of images per split.
+
+    Raises:
+        InputError: from `read`; or a file has other arrays than CIFAR-10's.
+    """
+    names = [name.decode() for name in read(batches / "batches.meta").get(b"label_names", [])]
+    if not names or not all(name.isalnum() for name in names):
+        raise InputError(f"{batches / 'batches.meta'}: names no classes; fetch the python version of CIFAR-10 again")
+    counts = {}
+    for split, files in (("train", TRAIN), ("val", ("test_batch",))):
+        number = 0
+        for name in names:
+            (out / split / name).mkdir(parents=True, exist_ok=True)
+        for file in files:
+            content = read(batches / file)
+            pixels, labels = (np.asarray(content.get(key)) for key in (b"data", b"labels"))
+            whole = pixels.dtype == np.uint8 and pixels.shape == (labels.size, 3 * _SIDE**2)
+            if not whole or not all(label in range(len(names)) for label in labels.tolist()):
+                raise InputError(f"{batches / file}: holds no images of 32×32 pixels with labels; fetch it again")
+            for image, label in zip(pixels.reshape(-1, 3, _SIDE, _SIDE), labels.tolist(), strict=True):
+                with atomic(out / split / names[label] / f"{number:05}.png") as temporary:
+                    Image.fromarray(image.transpose(1, 2, 0)).save(temporary, format="PNG")
+                number += 1
+        counts[split] = number
+    return counts
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Write CIFAR-10's own files as class folders."""
+    parser = argparse.ArgumentParser(prog="python -m uic_core.data.cifar", description=__doc__)
+    parser.add_argument("--batches", type=Path, required=True, help="the folder cifar-10-batches-py")
+    parser.add_argument("--out", type=Path, required=True, help="datasets.folders.cifar10.root")
+    options = parser.parse_args(arguments)
+    with stage():
+        for split, count in write(options.batches, options.out).items():
+            print(f"{options.out / split}: {count} images")
+
+
+if __name__ == "__main__":
+    main()
