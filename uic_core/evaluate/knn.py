@@ -28,7 +28,7 @@ from torch import Tensor
 from uic_core import checkpoint, recipe
 from uic_core.data.augment import normalize
 from uic_core.data.index import Index
-from uic_core.data.loader import Loader
+from uic_core.data.resident import open_loader
 from uic_core.errors import InputError, stage
 from uic_core.evaluate.frozen import frozen
 from uic_core.evaluations import Knn
@@ -134,7 +134,7 @@ def features(
     Raises:
         InputError: an image cannot be read (names the file), or a feature is not finite (names the layer).
     """
-    loader = Loader(index, network.image_size, resize, _BATCH, workers, next(network.parameters()).device)
+    loader = open_loader(index, network.image_size, resize, _BATCH, workers, next(network.parameters()).device)
     with contextlib.closing(loader):
         for crops, positions in loader.batches(np.arange(first, len(index)), "center_crop", seed=0, epoch=0):
             images = normalize(crops).contiguous(memory_format=torch.channels_last)
