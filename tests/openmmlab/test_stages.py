@@ -271,3 +271,4 @@ def test_an_unknown_mask_value_ends_segmentation_and_names_the_file(
     message = capsys.readouterr().err
     assert str(mask) in message
     assert "77" in message
+    assert not list((tmp_path / "run").glob("*/vis_data/scalars.json")), "found only after a training"
