@@ -18,6 +18,7 @@ from bench.plan import spent
 from uic_core.config import validate
 from uic_core.errors import InputError, stage
 from uic_core.files import read_yaml
+from uic_core.recipe import stated
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "config" / "demo.yaml"
@@ -33,7 +34,7 @@ def main() -> None:
             print("bench.demo: there is no demo to look at; make demo")
             return
         bars = Bars("demo")
-        report(bars, results, 100 / config.datasets.folders[config.evaluations.linear_probe.data].classes)
+        report(bars, results, 100 / config.datasets.folders[stated(config.evaluations.linear_probe).data].classes)
         bars.close()
 
 

@@ -192,11 +192,22 @@ def _with_seeds(config: Config, source: str) -> Config:
     return config.model_copy(update={"runs": runs})
 
 
+def _check_data(name: str, section: Evaluation, config: Config) -> None:
+    """Find data sets, and proposals, that an evaluation needs and the config lacks."""
+    if section.dataset and section.dataset not in config.datasets.names:
+        raise ValueError(f"needs datasets.{section.dataset}, which is missing; add that section, or remove this one")
+    lacking = "proposals" in {job for job, _ in section.needs(config)} - config.evaluations.present.keys()
+    if lacking:
+        raise ValueError("needs evaluations.proposals, which is missing; add that section, or remove this one")
+
+
 def _check_evaluations(config: Config, where: str) -> None:
     """Find mistakes that would otherwise appear after days of pretraining."""
     for name, section in config.evaluations.present.items():
         try:
             if isinstance(section, Evaluation):
+                _check_data(name, section, config)
                 section.check(name, config)
         except ValueError as error:
-            raise InputError(f"{where}.{name}.{error}") from None
+            what = str(error)
+            raise InputError(f"{where}.{name}{': ' if what.startswith('needs ') else '.'}{what}") from None

@@ -49,6 +49,15 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+S = TypeVar("S", bound=Strict)
+
+
+def stated(section: S | None) -> S:
+    """Return a section that may be left out, where the config's check has found that it is not."""
+    assert section is not None, "the config lacks a data set, or an evaluation, that it needs"
+    return section
+
+
 class _Run(Strict):
     @property
     def start(self) -> str:

@@ -114,15 +114,18 @@ class Cache(Strict):
 
 
 class Datasets(Strict):
-    """Where the data sets are and what they must contain; `generated` creates them first, in these sizes."""
+    """Where the data sets are and what they must contain; `generated` creates them first, in these sizes.
+
+    Those that no evaluation of the config takes may be left out.
+    """
 
     generated: bool
     seed: int = Field(ge=0)
     check_files: bool = Field(description="compare sizes and times of all files with those at the check, in each job")
     folders: dict[str, ImageFolder] = Field(description="images in class folders, by the name that runs use")
-    voc07: Voc07
-    voc_segmentation: VocSegmentation
-    miniimagenet: MiniImageNet
+    voc07: Voc07 | None = None
+    voc_segmentation: VocSegmentation | None = None
+    miniimagenet: MiniImageNet | None = None
     cache: Cache
 
     @model_validator(mode="after")
@@ -136,8 +139,8 @@ class Datasets(Strict):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Return the names of all data sets."""
-        return (*self.folders, *_OTHERS)
+        """Return the names of all data sets that are described."""
+        return (*self.folders, *(name for name in _OTHERS if getattr(self, name) is not None))
 
     def folder(self, name: str, key: str) -> ImageFolder:
         """Return a data set of class folders by name; `key` is the config key that gives the name.

@@ -23,17 +23,17 @@ __all__ = [
 class Evaluations(Strict):
     """The config's `evaluations`: one section each, and one for the proposals, which all detection jobs share.
 
-    A config may leave out a section with a default; it then has no job of that evaluation.
+    A config may leave out sections; it then has no job of those evaluations.
     """
 
-    linear_probe: LinearProbe
-    clusters: Clusters
-    voc_classification_fc6_8: VocClassification
-    voc_classification_all: VocClassification
-    proposals: Proposals
-    detection: Detection
-    segmentation: Segmentation
-    fewshot: Fewshot
+    linear_probe: LinearProbe | None = None
+    clusters: Clusters | None = None
+    voc_classification_fc6_8: VocClassification | None = None
+    voc_classification_all: VocClassification | None = None
+    proposals: Proposals | None = None
+    detection: Detection | None = None
+    segmentation: Segmentation | None = None
+    fewshot: Fewshot | None = None
     knn: Knn | None = None
     linear_probe_selflabel: PeerProbe | None = None
     linear_probe_rotnet: PeerProbe | None = None

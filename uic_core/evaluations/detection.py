@@ -18,7 +18,7 @@ from uic_core.evaluations.evaluation import (
     check_steps,
     without_fc6,
 )
-from uic_core.recipe import External, PathName, Recipe, Strict
+from uic_core.recipe import External, PathName, Recipe, Strict, stated
 
 if TYPE_CHECKING:
     from uic_core.config import Config
@@ -39,6 +39,7 @@ class Detection(Evaluation):
     """Fast R-CNN through mmdet (docs/protocol.md, Detection)."""
 
     resources: ClassVar[Resources] = Resources(memory=32)
+    dataset: ClassVar[str] = "voc07"
     environment: ClassVar[Environment] = "openmmlab"
     by_class: ClassVar[bool] = True
 
@@ -82,13 +83,14 @@ class Detection(Evaluation):
 
     def work(self, config: Config, recipe: Recipe | External, counting: Counting) -> Work:
         """Count training at each scale equally often, and a test of all proposals."""
-        size, area, tested = counting.arithmetic(recipe), recipe.image_size**2, config.datasets.voc07.test_images
+        size, area = counting.arithmetic(recipe), recipe.image_size**2
+        tested = stated(config.datasets.voc07).test_images
         scales = [_pixels(side, self.train_max) for side in self.train_scales]
         drawn = self.iterations * self.images_per_batch
         image = size.features * sum(scales) / len(scales) / area
         image += size.classifier * self.rois_per_batch / self.images_per_batch
         test = size.features * _pixels(self.test_scale, self.test_max) / area
-        test += size.classifier * config.evaluations.proposals.max_boxes
+        test += size.classifier * stated(config.evaluations.proposals).max_boxes
         return Work(drawn * (1 + BACKWARD) * image + tested * test, drawn + tested)
 
     def few(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from uic_core.evaluations.evaluation import (
     check_layers,
 )
 from uic_core.models import ARCHS
-from uic_core.recipe import Arch, External, Recipe, Strict
+from uic_core.recipe import Arch, External, Recipe, Strict, stated
 
 if TYPE_CHECKING:
     from uic_core.config import Config
@@ -40,6 +40,7 @@ class Fewshot(Evaluation):
     """Prototypical evaluation (docs/protocol.md, Table 5). Resolution 'upsampled' is Table 5's 224, 'native' its 84."""
 
     resources: ClassVar[Resources] = Resources(memory=16)
+    dataset: ClassVar[str] = "miniimagenet"
 
     resolutions: dict[Literal["upsampled", "native"], Resolution]
     layers: dict[Arch, list[str]]
@@ -64,7 +65,7 @@ class Fewshot(Evaluation):
 
     def work(self, config: Config, recipe: Recipe | External, counting: Counting) -> Work:
         """Count a forward pass of every test image at each resolution."""
-        data = config.datasets.miniimagenet
+        data = stated(config.datasets.miniimagenet)
         images = data.test_classes * data.images_per_class
         pixel = counting.arithmetic(recipe).features / recipe.image_size**2
         flops = sum(images * pixel * each.crop**2 for each in self.resolutions.values())
@@ -82,7 +83,7 @@ class Fewshot(Evaluation):
     def check(self, name: str, config: Config) -> None:
         """Check that miniImageNet can fill an episode and that both resolutions are given."""
         check_archs("layers", self.layers, archs_of(config))
-        data = config.datasets.miniimagenet
+        data = stated(config.datasets.miniimagenet)
         if self.ways > data.test_classes:
             raise ValueError(f"ways: {self.ways}, but there are {data.test_classes} test classes")
         if self.shots + self.queries > data.images_per_class:

@@ -19,7 +19,7 @@ from uic_core.evaluations.evaluation import (
     without_fc6,
 )
 from uic_core.models import ARCHS
-from uic_core.recipe import External, Recipe
+from uic_core.recipe import External, Recipe, stated
 
 if TYPE_CHECKING:
     from uic_core.config import Config
@@ -31,6 +31,7 @@ class Segmentation(Evaluation):
     """FCN-32s through mmseg (docs/protocol.md, Segmentation)."""
 
     resources: ClassVar[Resources] = Resources(memory=32)
+    dataset: ClassVar[str] = "voc_segmentation"
     environment: ClassVar[Environment] = "openmmlab"
     by_class: ClassVar[bool] = True
 
@@ -59,7 +60,7 @@ class Segmentation(Evaluation):
 
     def work(self, config: Config, recipe: Recipe | External, counting: Counting) -> Work:
         """Count training and test on whole, padded images."""
-        size, tested = counting.arithmetic(recipe), config.datasets.voc_segmentation.val_images
+        size, tested = counting.arithmetic(recipe), stated(config.datasets.voc_segmentation).val_images
         width, height = (side + 2 * self.pad for side in VOC_IMAGE)
         image = size.features * width * height / recipe.image_size**2 + size.classifier * width * height / _STRIDE**2
         drawn = self.iterations * self.batch_size

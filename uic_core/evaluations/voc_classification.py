@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from uic_core.evaluations.evaluation import BACKWARD, Counting, Evaluation, Listed, Resources, Work
-from uic_core.recipe import External, Recipe
+from uic_core.recipe import External, Recipe, stated
 
 if TYPE_CHECKING:
     from uic_core.config import Config
@@ -17,6 +17,7 @@ class VocClassification(Evaluation):
     """Multi-label VOC07 classification (docs/protocol.md, Table 4)."""
 
     resources: ClassVar[Resources] = Resources(memory=32)
+    dataset: ClassVar[str] = "voc07"
 
     image_size: int = Field(ge=64)
     train: Literal["fc6_8", "all"]
@@ -43,7 +44,7 @@ class VocClassification(Evaluation):
         """Count training, and a forward pass of every crop of the test images."""
         size = counting.arithmetic(recipe, self.image_size)
         step = size.training if self.train == "all" else size.forward + BACKWARD * size.classifier
-        drawn, tested = self.iterations * self.batch_size, config.datasets.voc07.test_images
+        drawn, tested = self.iterations * self.batch_size, stated(config.datasets.voc07).test_images
         return Work(drawn * step + tested * self.crops * size.forward, drawn + tested)
 
     def few(self) -> dict[str, Any]:

@@ -108,13 +108,14 @@ def evaluation(config: Config, run: str, name: str, counting: Counting | None = 
 def preparation(config: Config) -> list[Job]:
     """Return the jobs before the first run, which all runs share: checks, indexes, the cache, proposals."""
     data, proposals = config.datasets, config.evaluations.proposals
-    mini = sum((data.miniimagenet.train_classes, data.miniimagenet.val_classes, data.miniimagenet.test_classes))
-    counts = {
-        **{name: folder.train_images + folder.val_images for name, folder in data.folders.items()},
-        "voc07": data.voc07.trainval_images + data.voc07.test_images,
-        "voc_segmentation": data.voc_segmentation.train_images + data.voc_segmentation.val_images,
-        "miniimagenet": mini * data.miniimagenet.images_per_class,
-    }
+    counts = {name: folder.train_images + folder.val_images for name, folder in data.folders.items()}
+    if data.voc07:
+        counts["voc07"] = data.voc07.trainval_images + data.voc07.test_images
+    if data.voc_segmentation:
+        counts["voc_segmentation"] = data.voc_segmentation.train_images + data.voc_segmentation.val_images
+    if mini := data.miniimagenet:
+        classes = mini.train_classes + mini.val_classes + mini.test_classes
+        counts["miniimagenet"] = classes * mini.images_per_class
     jobs = []
     for name, images in counts.items():
         made: tuple[tuple[str, str], ...] = ()
@@ -127,8 +128,9 @@ def preparation(config: Config) -> list[Job]:
     for name, folder in data.folders.items() if data.cache.format != "none" else ():
         size = _CACHE[data.cache.format] * data.cache.side**2 * _ASPECT * folder.train_images
         jobs.append(Job("cache", name, (("index", name),), "core", images=folder.train_images, bytes=size, cpus=16))
-    splits = {"trainval": data.voc07.trainval_images, "test": data.voc07.test_images}
-    for split, images in splits.items():
-        size = 8 * proposals.max_boxes * images
-        jobs.append(Job("proposals", split, (("check", "voc07"),), "openmmlab", searched=images, bytes=size, cpus=16))
+    if data.voc07 and proposals:
+        for split, images in (("trainval", data.voc07.trainval_images), ("test", data.voc07.test_images)):
+            size = 8 * proposals.max_boxes * images
+            needs = (("check", "voc07"),)
+            jobs.append(Job("proposals", split, needs, "openmmlab", searched=images, bytes=size, cpus=16))
     return jobs

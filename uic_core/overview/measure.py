@@ -68,7 +68,7 @@ def measured(config: Config, gpus: int, cpus: int) -> Rates:
             rates.setdefault(recipe.arch, max(rates.values(), default=1e12))
     start = {name: _seconds_to_start(module) + _WORKFLOW_SECONDS for name, module in _STAGES.items()}
     threads = 16 if gpu else 1
-    search = 2.0 * (config.evaluations.proposals.shorter_side / 500) ** 2
+    search = 2.0 * ((config.evaluations.proposals.shorter_side if config.evaluations.proposals else 500) / 500) ** 2
     where = torch.cuda.get_device_name() if gpu else f"{cpus} CPUs, a job each"
     said = f"measured here: {where}; " + ", ".join(f"{arch} {rate / 1e12:.3g} TFLOP/s" for arch, rate in flops.items())
     said += f", {decode:.0f} images/s a CPU; a job starts in {', '.join(f'{each:.0f} s' for each in start.values())}"

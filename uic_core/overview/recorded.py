@@ -20,7 +20,7 @@ from uic_core.data.index import subset_fingerprint
 from uic_core.errors import InputError
 from uic_core.evaluations.evaluation import Listed
 from uic_core.files import read_yaml
-from uic_core.recipe import External, Training, load
+from uic_core.recipe import External, Training, load, stated
 from uic_core.run import metrics
 
 _Pair = tuple[str, Any, Any]
@@ -95,7 +95,7 @@ def _evaluation(config: Config, path: Path) -> Iterator[_Pair]:
     """A metrics file, or the proposals. A key by architecture may be recorded as this architecture's value."""
     if path.parent.name == "proposals":
         split = path.stem.rpartition("_")[2]
-        yield from _keys(json.loads(_member(path, "settings")), config.evaluations.proposals.model_dump())
+        yield from _keys(json.loads(_member(path, "settings")), stated(config.evaluations.proposals).model_dump())
         yield "voc07", _member(path, "fingerprint"), _checked(config, "voc07", split)
         return
     found, section = metrics.read(path), getattr(config.evaluations, path.stem)

@@ -46,10 +46,11 @@ def smaller(config: Config, folder: Path) -> Config:
     """
     evaluations = {
         name: section.model_copy(update=section.few()) if isinstance(section, Evaluation) else section
-        for name, section in config.evaluations
+        for name, section in config.evaluations.present.items()
     }
-    # Published proposals are of the whole lists.
-    evaluations["proposals"] = config.evaluations.proposals.model_copy(update={"source": "", "max_boxes": 50})
+    if proposals := config.evaluations.proposals:
+        # Published ones are of the whole lists.
+        evaluations["proposals"] = proposals.model_copy(update={"source": "", "max_boxes": 50})
     small = {
         "scale": "demo",
         "results": str(folder),
@@ -117,27 +118,29 @@ def _datasets(config: Config, folder: Path) -> Datasets:
             "val_images": min(VAL, val) * classes,
         }  # fmt: skip
         folders[name] = each.model_copy(update=changes)
-    segmentation: dict[str, Any] = {"root": str(folder / "voc_segmentation")}
-    segmentation |= zip(("train_images", "val_images"), SEGMENTED, strict=True)
-    if data.voc_segmentation.sbd:
-        segmentation["sbd"] = str(folder / "sbd")
-    listed = dict.fromkeys(("trainval", "test"), len(voc.CLASSES))
-    if not data.generated:
-        listed = {split: len(_covering(data.voc07, split)) for split in listed}
-    mini = {
-        "root": str(folder / "miniimagenet"),
-        "train_classes": min(2, data.miniimagenet.train_classes), "val_classes": 1,
-        "test_classes": max(5, fewshot.ways), "images_per_class": max(20, fewshot.shots + fewshot.queries),
-    }  # fmt: skip
     changed: dict[str, Any] = {
-        "folders": folders,
-        "voc07": data.voc07.model_copy(
-            update={"root": str(folder / "voc07")} | {f"{split}_images": count for split, count in listed.items()}
-        ),
-        "voc_segmentation": data.voc_segmentation.model_copy(update=segmentation),
-        "miniimagenet": data.miniimagenet.model_copy(update=mini),
-        "cache": data.cache.model_copy(update={"root": str(folder / "cache")}),
-    }
+        "folders": folders, "cache": data.cache.model_copy(update={"root": str(folder / "cache")}),
+    }  # fmt: skip
+    if data.voc_segmentation:
+        segmentation: dict[str, Any] = {"root": str(folder / "voc_segmentation")}
+        segmentation |= zip(("train_images", "val_images"), SEGMENTED, strict=True)
+        if data.voc_segmentation.sbd:
+            segmentation["sbd"] = str(folder / "sbd")
+        changed["voc_segmentation"] = data.voc_segmentation.model_copy(update=segmentation)
+    if voc07 := data.voc07:
+        listed = dict.fromkeys(("trainval", "test"), len(voc.CLASSES))
+        if not data.generated:
+            listed = {split: len(_covering(voc07, split)) for split in listed}
+        counts = {f"{split}_images": count for split, count in listed.items()}
+        changed["voc07"] = voc07.model_copy(update={"root": str(folder / "voc07")} | counts)
+    if data.miniimagenet:
+        ways, images = (fewshot.ways, fewshot.shots + fewshot.queries) if fewshot else (5, 20)
+        mini = {
+            "root": str(folder / "miniimagenet"),
+            "train_classes": min(2, data.miniimagenet.train_classes), "val_classes": 1,
+            "test_classes": max(5, ways), "images_per_class": max(20, images),
+        }  # fmt: skip
+        changed["miniimagenet"] = data.miniimagenet.model_copy(update=mini)
     return data.model_copy(update=changed)
 
 

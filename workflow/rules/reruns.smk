@@ -100,4 +100,4 @@ def there(run, path):
 
 def voc07_root(wildcards, input):
     """Return VOC07's folder. By the argument `input` Snakemake knows that another folder alone reruns nothing."""
-    return CONFIG.datasets.voc07.root
+    return CONFIG.datasets.voc07.root if CONFIG.datasets.voc07 else ""
