@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # For `make plan` (bench/RESULTS.md): iterations of an optimisation, and what one takes a number, in float32 operations.
-_ITERATIONS, _OPERATIONS = 500, 100
+_ITERATIONS, _OPERATIONS = 500, 150
 
 
 class SelfLabel(Stepped):
