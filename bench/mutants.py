@@ -41,9 +41,11 @@ MIRRORS = {
     "data": {"augment": "", "boxes": "openmmlab/fast_rcnn", "crop": "data/loader data/cache", "reader": ""}
     | {"partition": "methods/labels pretrain/reference"},
     "methods": dict.fromkeys(("labels", "order"), "pretrain/reference")
+    | {"selflabel": "pretrain/reference pretrain/pretrain", "sinkhorn": "", "uic_balanced_start": "methods/labels"}
     | {"deepcluster": "methods/order pretrain/reference pretrain/pretrain"}
     | dict.fromkeys(("finetune", "method", "supervised", "uic"), "pretrain/reference pretrain/pretrain"),
     "pretrain": {"centre_crops": "pretrain/reference pretrain/pretrain run/precision run/parallel"}
+    | {"label_passes": "pretrain/reference pretrain/pretrain run/parallel"}
     | {"loop": "pretrain/reference pretrain/pretrain run/parallel", "merge": "run/parallel"},
     "models": dict.fromkeys(("alexnet", "network", "probe_pool", "resnet", "sobel", "vgg"), "models/models"),
     "evaluate": dict.fromkeys(("average_precision", "clusters", "fewshot", "knn", "voc_classification"), "")

@@ -413,6 +413,19 @@ def test_a_foreign_run_has_no_seeds_and_is_not_fine_tuned(paper):
         validate(paper, "config/mine.yaml")
 
 
+def test_a_run_of_several_heads_is_not_fine_tuned(paper):
+    paper = copy.deepcopy(paper)
+    keys = {"lr_steps": [], "heads": 2, "optimisations": 9, "moments": "linear", "heads_at_once": "all"}
+    keys |= {"method": "selflabel", "sharpness": 25.0, "tolerance": 0.1, "precision": "auto", "seed": 0}
+    shared = {key: value for key, value in UIC.items() if key not in ("schedule", "label_view", "balanced")}
+    paper["runs"]["selflabel"] = shared | keys
+    paper["runs"]["uic_3k_fft"]["pretrained"] = "selflabel"
+    with pytest.raises(InputError, match=r"runs\.uic_3k_fft\.pretrained: 'selflabel' has several heads; further fine-"):
+        validate(paper, "config/mine.yaml")
+    paper["runs"]["selflabel"]["heads"] = 1
+    validate(paper, "config/mine.yaml")
+
+
 def test_a_seed_that_makes_a_known_name_is_refused(paper):
     paper = copy.deepcopy(paper)
     paper["runs"]["uic_5k_seed3"] = paper["runs"]["uic_5k"]

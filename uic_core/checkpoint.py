@@ -108,7 +108,7 @@ def read(path: Path, remedy: str = "") -> tuple[Network, Recipe | External, str]
         top = tensors.get("top.weight")
         classes = max(2, len(top)) if top is not None and top.numel() and top.ndim == 2 else 2
     else:
-        classes = recipe.classes
+        classes = recipe.outputs
     network = build(recipe.arch, classes=classes, image_size=recipe.image_size, sobel=recipe.sobel)
     network.coverage = coverage
     expected = network.state_dict()

@@ -168,6 +168,11 @@ def _check_runs(config: Config, source: str) -> None:
             differing = [key for key in shape if getattr(recipe, key) != getattr(source_run, key)]
             if differing:
                 raise InputError(f"{where}: {', '.join(differing)} must equal those of run '{recipe.start}'")
+            if source_run.outputs != recipe.outputs:
+                raise InputError(
+                    f"{where}.pretrained: '{recipe.start}' has several heads; further fine-tuning starts from a run of "
+                    "one head"
+                )
 
 
 def _with_seeds(config: Config, source: str) -> Config:

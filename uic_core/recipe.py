@@ -90,7 +90,7 @@ class Recipe(_Run):
     data: str = Field(description="a name under datasets.folders")
     arch: Arch
     sobel: bool = Field(description="frozen greyscale + Sobel filters before conv1 (paper: AlexNet)")
-    classes: int = Field(ge=2, description="K, the width of the top layer; supervised: the annotated classes")
+    classes: int = Field(ge=2, description="K of the top layer, or of each of its heads; supervised: annotated classes")
     image_size: int = Field(ge=64, description="side of the square crop the network sees, pixels")
     resize: int = Field(ge=64, description="shorter side before a centre crop, pixels")
     seed: int = Field(ge=0)
@@ -99,6 +99,11 @@ class Recipe(_Run):
     def _crop_fits(self) -> Recipe:
         _check_crop(self.resize, self.image_size)
         return self
+
+    @property
+    def outputs(self) -> int:
+        """Width of the top layer."""
+        return self.classes
 
     @property
     def gpus(self) -> int:
@@ -119,7 +124,7 @@ class Training(Recipe):
     lr: float = Field(gt=0)
     momentum: float = Field(ge=0, lt=1)
     weight_decay: float = Field(ge=0)
-    augmentation: Literal["standard", "strong"]
+    augmentation: Literal["standard", "strong", "selflabel"]
     precision: Literal["auto", "fp32", "bf16"]
 
     @property
@@ -163,7 +168,7 @@ class Stepped(Training):
 
     def learning_rate(self, epoch: int) -> float:
         """Learning rate of an epoch, 0 <= epoch < epochs."""
-        return self.lr * math.pow(0.1, sum(epoch >= step for step in self.lr_steps))
+        return self.lr / 10.0 ** sum(epoch >= step for step in self.lr_steps)
 
 
 class External(_Run):

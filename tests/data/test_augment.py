@@ -202,13 +202,26 @@ def test_strong_equals_torchvision_step_by_step():
     torch.testing.assert_close(got, torch.stack([reference(*pair) for pair in zip(images, u, strict=True)]), **CLOSE)
 
 
+def test_selflabel_equals_torchvision_step_by_step():
+    """Grey first, then always jitter (.4, .4, .4, .4), flip last: the order of its published code."""
+    images, u = batch(64), uniforms(1, 2, np.arange(64), A.UNIFORMS)
+    expected = []
+    for image, numbers in zip(images, u, strict=True):
+        pixels = tv.rgb_to_grayscale(image.float() / 255, 3) if numbers[7] < 0.2 else image.float() / 255
+        factors = [*(0.6 + 0.8 * numbers[2:5]), -0.4 + 0.8 * numbers[5]]
+        for operation in list(itertools.permutations(range(4)))[math.floor(24 * numbers[6])]:
+            pixels = OPERATIONS[operation](pixels, float(factors[operation]))
+        expected.append(tv.normalize(tv.hflip(pixels) if numbers[0] < 0.5 else pixels, *IMAGENET))
+    torch.testing.assert_close(A.augment(images, u, "selflabel"), torch.stack(expected), **CLOSE)
+
+
 def test_standard_only_flips_and_normalises():
     images, u = batch(16), uniforms(1, 2, np.arange(16), A.UNIFORMS)
     want = torch.stack([tv.hflip(one) if coin < 0.5 else one for one, coin in zip(images, u[:, 0], strict=True)])
     assert torch.equal(A.augment(images, u, "standard"), A.normalize(want))
 
 
-@pytest.mark.parametrize("kind", ["standard", "strong"])
+@pytest.mark.parametrize("kind", ["standard", "strong", "selflabel"])
 def test_an_image_does_not_depend_on_its_batch(kind: A.Augmentation):
     images, u = batch(12), uniforms(3, 0, np.arange(12), A.UNIFORMS)
     whole = A.augment(images, u, kind)

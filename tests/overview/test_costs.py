@@ -9,7 +9,8 @@ import pytest
 from uic_core.config import Config, validate
 from uic_core.evaluations.counting import count
 from uic_core.files import read_yaml
-from uic_core.overview import costs
+from uic_core.overview import costs, plan
+from uic_core.overview.rates import assumed
 
 CONFIG = Path(__file__).parents[2] / "config"
 
@@ -54,6 +55,31 @@ def test_labels_from_a_centre_crop_take_a_pass_an_epoch_but_the_first_and_fine_t
     assert tuned.images == images * (1 + paper.runs["uic_3k_fft"].epochs)
     assert ("pretrain", "uic_3k") in tuned.needs
     assert costs.training(paper, "random_rgb").flops == 0
+
+
+@pytest.mark.parametrize("heads", [1, 10])
+def test_selflabel_takes_a_pass_for_each_moment_and_an_optimisation_for_each_head(heads: int) -> None:
+    content = read_yaml(CONFIG / "paper.yaml")
+    keys = ("schedule", "label_view", "balanced")
+    run = {key: value for key, value in content["runs"]["uic_3k"].items() if key not in keys}
+    run |= {"method": "selflabel", "epochs": 400, "sobel": False, "lr_steps": [150, 300, 350], "heads": heads}
+    run |= {"optimisations": 100, "moments": "quadratic", "heads_at_once": "all", "sharpness": 25.0, "tolerance": 0.1}
+    config = validate(content | {"runs": content["runs"] | {"selflabel": run}}, "paper.yaml")
+    job, size = costs.training(config, "selflabel"), count("alexnet", 3000 * heads, 224, False)
+    images = config.datasets.folders["imagenet"].train_images
+    assert job.images == images * (400 + 99)
+    # logits three times, and 500 iterations of what takes as long as 150 float32 operations a number
+    labelling = 99 * heads * images * 3000 * (3 * 2 * 4096 + 500 * 150)
+    assert job.labelling.operations == pytest.approx(labelling)
+    assert job.exact == pytest.approx(labelling + 99 * images * size.forward)
+    assert job.flops == pytest.approx(job.exact + 400 * images * size.training)
+    assert (job.labelling.memory / 1e9, job.labelling.disk / 1e9) == pytest.approx((7.69, 10.50), abs=0.01)
+    assert job.gigabytes() * 1e9 > 6 * job.labelling.memory
+    assert job.bytes > job.labelling.disk
+    line = plan._labelling(job, assumed(config, 312, 8))
+    hours = labelling / (0.6 / 16 * 312e12) / 3600
+    assert line.startswith(f"selflabel: {99 * heads} label optimisations of 1,281,167 × 3,000, taken to last 500")
+    assert line.endswith(f"in 7.7 GB of memory with 10.5 GB of disk; together {hours:.1f} GPU-hours")
 
 
 def test_probes_decode_every_training_image_an_epoch_and_test_in_few_passes(paper: Config) -> None:

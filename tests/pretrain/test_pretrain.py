@@ -94,6 +94,9 @@ def undisturbed(small, known):
         {"method": "deepcluster", "schedule": "constant"},
         {"method": "deepcluster", "schedule": "constant", "balanced": False},
         {"method": "random"},
+        {"method": "selflabel"},
+        {"method": "selflabel", "heads": 3, "heads_at_once": "one"},
+        {"method": "uic_balanced_start"},
         {"images": 20},
     ],
     ids=lambda changes: "-".join(map(str, changes.values())) or "uic",
@@ -211,7 +214,7 @@ def test_predictions_are_those_of_the_forward_that_is_learned_from(small, altere
 
 def test_deepclusters_top_layer_is_new_each_epoch_and_has_no_momentum(small, altered, monkeypatch):
     tops, momenta = [], []
-    renew, epoch = METHODS["deepcluster"].start_epoch, loop.Trainer._epoch
+    renew, epoch = METHODS["deepcluster"].start_epoch, loop.Trainer._steps
 
     def note(made, number, top):
         renew(made, number, top)
@@ -223,7 +226,7 @@ def test_deepclusters_top_layer_is_new_each_epoch_and_has_no_momentum(small, alt
         epoch(trainer, *rest)
 
     altered("deepcluster", start_epoch=note)
-    monkeypatch.setattr(loop.Trainer, "_epoch", begin)
+    monkeypatch.setattr(loop.Trainer, "_steps", begin)
     small("run", method="deepcluster", schedule="constant")
     small("other")
     assert momenta == [[0.9, 0.0]] * 2 + [[0.9, 0.9]] * 2

@@ -26,6 +26,7 @@ from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor, nn
 
 from tests import recipes
+from tests.methods.test_sinkhorn import transcribed
 from uic_core.data import partition
 from uic_core.data.index import Index, build_folder
 from uic_core.methods import deepcluster
@@ -48,6 +49,8 @@ CASES: dict[str, dict[str, Any]] = {
     "finetune": {"schedule": "linear", "method": "finetune", "augmentation": "strong"},
     "deepcluster": {"schedule": "cosine", "method": "deepcluster"},
     "supervised": {"schedule": "cosine", "method": "supervised", "classes": ANNOTATED, "sobel": False},
+    # labels before steps 1 and 3 of the first epoch, and before step 3 of the second
+    "selflabel": {"method": "selflabel", "augmentation": "selflabel", "sobel": False, "optimisations": 4},
 }
 
 
@@ -105,7 +108,10 @@ def centres(index: Index) -> Tensor:
 
 
 def training_view(picture: Tensor, place: NDArray[np.float64], u: NDArray[np.float64], augmentation: str) -> Tensor:
-    """RandomResizedCrop and flip; strong: then jitter (.8, .8, .8, .2) p .8, grey p .2, blur p .5 sigma U(.1, 2)."""
+    """RandomResizedCrop and flip; strong: then jitter (.8, .8, .8, .2) p .8, grey p .2, blur p .5 sigma U(.1, 2).
+
+    selflabel: grey p .2, jitter (.4, .4, .4, .4).
+    """
     height, width = picture.shape[1:]
     for area, shape in place[:20].reshape(10, 2):  # ten attempts; one fits each of these pictures
         pixels, ratio = width * height * (0.08 + 0.92 * area), math.exp(math.log(3 / 4) + math.log(16 / 9) * shape)
@@ -121,6 +127,11 @@ def training_view(picture: Tensor, place: NDArray[np.float64], u: NDArray[np.flo
             image = COLOURS[operation](image, factors[operation])
         image = tv.rgb_to_grayscale(image, 3) if u[7] < 0.2 else image
         image = tv.gaussian_blur(image, [7, 7], [0.1 + 1.9 * u[9]] * 2) if u[8] < 0.5 else image  # 23 at 224
+    if augmentation == "selflabel":
+        image = tv.rgb_to_grayscale(image, 3) if u[7] < 0.2 else image
+        factors = [*(0.6 + 0.8 * u[2:5]), -0.4 + 0.8 * u[5]]
+        for operation in list(itertools.permutations(range(4)))[int(24 * u[6])]:
+            image = COLOURS[operation](image, factors[operation])
     return normalised(image)
 
 
@@ -154,6 +165,30 @@ def whitened(features: Tensor, dimension: int) -> NDArray[np.float32]:
     return F.normalize(components).float().numpy()
 
 
+def views(recipe: Training, pictures: list[Tensor], draws: NDArray[np.int64], seed: int, number: int) -> Tensor:
+    """Training views of draws, in an epoch or a pass of this number."""
+    both = uniforms(seed + (1 << 32), number, draws, 22), uniforms(seed, number, draws, 10)
+    made = zip(draws % IMAGES, *both, strict=True)
+    return torch.stack([training_view(pictures[n], place, u, recipe.augmentation) for n, place, u in made])
+
+
+def seeded(*entropy: int) -> None:
+    """Seed dropout."""
+    torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
+
+
+def transported(recipe: Any, pictures: list[Tensor], w: dict[str, Tensor], number: int) -> list[int]:
+    """SelfLabel's labels: a pass in train mode in an order of its own, and Sinkhorn-Knopp in float64."""
+    seed, logits = recipe.seed + (1 << 34), torch.zeros(IMAGES, recipe.classes)
+    order = Permutation(IMAGES, seed, number)(np.arange(IMAGES))
+    for batch, first in enumerate(range(0, IMAGES, recipe.batch_size)):
+        chosen = order[first : first + recipe.batch_size]
+        seeded(recipe.seed, 6, number, batch, 0)
+        with torch.no_grad():
+            logits[chosen] = alexnet(w, views(recipe, pictures, chosen, seed, number), training=True)[0]
+    return transcribed(logits.numpy(), recipe.sharpness, recipe.tolerance)[0].tolist()
+
+
 def grouped(values: list[int], recipe: Training, epoch: int) -> list[list[int]]:
     """Each class's members, in the suite's random order."""
     rng = np.random.default_rng([recipe.seed, 1, epoch])
@@ -176,9 +211,13 @@ def train(recipe: Training, index: Index, w: dict[str, Tensor]) -> tuple[list[in
     )
     if recipe.method == "supervised":
         values = annotated
+    if recipe.method == "selflabel":
+        rng = np.random.default_rng([recipe.seed, 7, 0])
+        values = rng.permutation([n % recipe.classes for n in range(IMAGES)]).tolist()
     if recipe.method == "finetune":
         values = alexnet(w, middle, training=False)[0].argmax(1).tolist()
 
+    agreement = 1.0
     for epoch in range(recipe.epochs):
         before = values
         if getattr(recipe, "label_view", "") == "center_crop" and epoch:
@@ -190,33 +229,35 @@ def train(recipe: Training, index: Index, w: dict[str, Tensor]) -> tuple[list[in
             generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
             w["top.weight"] = 0.01 * torch.randn(w["top.weight"].shape, generator=generator)
             w["top.bias"] = torch.zeros(recipe.classes)
-        agreement = nmi(before, values)
+        if recipe.method != "selflabel":
+            agreement = nmi(before, values)
         members = grouped(values, recipe, epoch)
         empty = sum(not group for group in members)
         if recipe.method == "uic":
             split(members)
         targets = [next(number for number, group in enumerate(members) if n in group) for n in range(IMAGES)]
-        if recipe.method == "supervised":
+        if recipe.method in ("supervised", "selflabel"):
             draws = [(n, 0) for n in Permutation(IMAGES, recipe.seed, epoch)(np.arange(IMAGES)).tolist()]
         else:
             draws = balanced(members, recipe.seed, epoch)
         done = epoch / recipe.epochs
-        lr = recipe.lr * (1 - done if recipe.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2)
+        if recipe.method == "selflabel":
+            lr = recipe.lr / 10**epoch
+        else:
+            lr = recipe.lr * (1 - done if recipe.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2)
 
         values, losses = list(targets), []
         for step, first in enumerate(range(0, IMAGES, recipe.batch_size)):
+            if recipe.method == "selflabel" and (epoch, step) in [(0, 0), (0, 2), (1, 2)]:
+                targets, before = transported(recipe, pictures, w, 3 * epoch + step), targets
+                agreement, values = nmi(before, targets), list(targets)
+                empty = recipe.classes - len(set(targets))
             batch = draws[first : first + recipe.batch_size]
-            views = np.array([n + IMAGES * view for n, view in batch])
-            places, us = uniforms(recipe.seed + (1 << 32), epoch, views, 22), uniforms(recipe.seed, epoch, views, 10)
-            x = [
-                training_view(pictures[n], *pair, recipe.augmentation)
-                for (n, _), *pair in zip(batch, places, us, strict=True)
-            ]
-            stream = np.random.SeedSequence([recipe.seed, 3, epoch, step, 0]).generate_state(1, np.uint64)[0]
-            torch.manual_seed(int(stream >> 1))  # dropout's
+            x = views(recipe, pictures, np.array([n + IMAGES * view for n, view in batch]), recipe.seed, epoch)
+            seeded(recipe.seed, 3, epoch, step, 0)
             for name in trained:
                 w[name].requires_grad_(True)
-            logits = alexnet(w, torch.stack(x), training=True)[0]
+            logits = alexnet(w, x, training=True)[0]
             target = torch.tensor([targets[n] for n, _ in batch])
             loss = -logits.log_softmax(1)[torch.arange(len(batch)), target].mean()
             gradients = torch.autograd.grad(loss, [w[name] for name in trained])

@@ -110,6 +110,7 @@ def undisturbed(index, tmp_path_factory):
         (1, {"augmentation": "strong", "epochs": 3}),
         (1, {"label_view": "center_crop"}),
         (1, {"method": "deepcluster", "schedule": "constant"}),
+        (1, {"method": "selflabel", "heads": 2}),
         (2, {}),
         (2, {"method": "deepcluster", "schedule": "constant"}),
     ],

@@ -84,7 +84,13 @@ def test_it_is_refused_before_a_pass_over_all_images(demo_data, method):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"balanced": False}, {"label_view": "center_crop"}, {"method": "deepcluster", "schedule": "constant"}],
+    [
+        {},
+        {"balanced": False},
+        {"label_view": "center_crop"},
+        {"method": "deepcluster", "schedule": "constant"},
+        {"method": "selflabel", "heads": 2},
+    ],
     ids=lambda changes: "-".join(map(str, changes.values())) or "uic",
 )
 def test_two_processes_leave_what_one_leaves(demo_data, tmp_path, changes):

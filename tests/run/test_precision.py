@@ -101,3 +101,13 @@ def test_passes_over_all_images_are_float32_in_a_bf16_run(
         assert found[0].tolist() == expected.argmax(1).tolist()
     assert (rounded - expected).norm() > 1e-3 * expected.norm(), "else the test would say nothing"
     assert (ours - expected).norm() < 1e-6 * expected.norm()
+
+
+def test_passes_over_training_views_are_float32_in_a_bf16_run(demo_data: SimpleNamespace, tmp_path: Path) -> None:
+    index = build_folder(demo_data.imagenet, "train", "imagenet").subset(12, 0)
+    made = recipe(method="selflabel", precision="bf16", batch_size=8, epochs=1, optimisations=1)
+    network = build("alexnet", classes=5, image_size=64, sobel=True)
+    seen: list[tuple[bool, torch.dtype]] = []
+    network.classifier.fc7.register_forward_hook(lambda *given: seen.append((given[2].requires_grad, given[2].dtype)))
+    Trainer(made, index, network, "fresh", ALONE, workers=0, save_every=300).run(tmp_path)
+    assert seen == [(False, torch.float32)] * 2 + [(True, torch.bfloat16)] * 2

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from uic_core.run import devices
 
-Augmentation = Literal["standard", "strong"]
+Augmentation = Literal["standard", "strong", "selflabel"]
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -35,7 +35,7 @@ CROP_UNIFORMS = 2 * _ATTEMPTS + 2
 _GREY = (0.2989, 0.587, 0.114)
 _ORDERS = np.array(list(itertools.permutations(range(4))))
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
-_STRENGTH = np.array([0.8, 0.8, 0.8, 0.2])
+_STRENGTH = {"strong": np.array([0.8, 0.8, 0.8, 0.2]), "selflabel": np.array([0.4, 0.4, 0.4, 0.4])}
 
 
 def crop_box(
@@ -105,7 +105,8 @@ def augment(batch: Tensor, uniforms: NDArray[np.float64] | Tensor, kind: Augment
 
     standard: horizontal flip with probability .5. strong: also colour jitter (.8, .8, .8, .2) with p .8, greyscale
     with p .2, Gaussian blur with p .5, sigma uniform in [.1, 2) pixels, odd kernel (23 at 224). Blur is drawn per
-    image as in SimCLR; the official UIC code draws it once per batch and uses an even kernel.
+    image as in SimCLR; the official UIC code draws it once per batch and uses an even kernel. selflabel: greyscale with
+    p .2, then always colour jitter (.4, .4, .4, .4). Its flip is the last; it only moves pixels, so it may come first.
 
     Args:
         batch: uint8 [B, 3, S, S].
@@ -123,8 +124,11 @@ def augment(batch: Tensor, uniforms: NDArray[np.float64] | Tensor, kind: Augment
             return normalize(images)
         pixels = images.float() / 255
         # Factors are within 1 ± strength; the hue shift is within ± strength turns.
-        factors = _STRENGTH * (2 * u[:, 2:6] - 1) + np.array([1, 1, 1, 0])
+        factors = _STRENGTH[kind] * (2 * u[:, 2:6] - 1) + np.array([1, 1, 1, 0])
         order = _ORDERS[(u[:, 6] * len(_ORDERS)).astype(int)]
+        if kind == "selflabel":
+            pixels = greyscale(pixels, u[:, 7] < 0.2)
+            return _standardize(jitter(pixels, factors, order, np.full(len(u), True)))
         pixels = jitter(pixels, factors, order, u[:, 1] < 0.8)
         pixels = greyscale(pixels, u[:, 7] < 0.2)
         blurred = np.flatnonzero(u[:, 8] < 0.5)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Labels = NDArray[np.int32]
+"""One label per image, [N], or one per image and head, [N, heads]."""
 
 SEGMENT = 1 << 18
 """Images processed at a time."""
@@ -38,6 +39,11 @@ class Groups:
     def empty(self) -> int:
         """Return the number of empty classes."""
         return int((self.sizes == 0).sum())
+
+
+def of_first_head(labels: Labels) -> Labels:
+    """Return one label per image, int32 [N]: of several heads, those of the first (a view)."""
+    return labels[:, 0] if labels.ndim == 2 else labels
 
 
 def class_sizes(labels: NDArray[np.integer], classes: int) -> NDArray[np.int64]:

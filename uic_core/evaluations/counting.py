@@ -16,7 +16,7 @@ from uic_core.recipe import External, Recipe
 
 def arithmetic(recipe: Recipe | External, image_size: int = 0) -> Arithmetic:
     """Count a run's network, at its own image size or another one (pixels)."""
-    classes = 1000 if isinstance(recipe, External) else recipe.classes
+    classes = 1000 if isinstance(recipe, External) else recipe.outputs
     return count(recipe.arch, classes, image_size or recipe.image_size, recipe.sobel)
 
 

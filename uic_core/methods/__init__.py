@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 from pydantic import Discriminator, Tag
 
 from uic_core.files import lines_of, read_yaml
-from uic_core.methods import deepcluster, finetune, random, supervised, uic
+from uic_core.methods import deepcluster, finetune, random, selflabel, supervised, uic, uic_balanced_start
 from uic_core.methods.method import Method
 from uic_core.recipe import External, Recipe, parse, tag
 
@@ -18,6 +18,8 @@ METHODS: dict[str, Method[Any]] = {
     "uic": uic.METHOD,
     "finetune": finetune.METHOD,
     "deepcluster": deepcluster.METHOD,
+    "selflabel": selflabel.METHOD,
+    "uic_balanced_start": uic_balanced_start.METHOD,
     "supervised": supervised.METHOD,
     "random": random.METHOD,
 }

@@ -18,6 +18,15 @@ def draw_initial(images: int, classes: int, seed: int) -> Labels:
     return np.random.default_rng([seed, 5]).integers(0, classes, images, dtype=np.int32)
 
 
+def draw_balanced(images: int, classes: int, seed: int, head: int = 0) -> Labels:
+    """Permute the labels i mod K, so that class sizes differ by at most one, shape [images] [code: SelfLabel].
+
+    Args:
+        head: each of several heads has a permutation of its own.
+    """
+    return np.random.default_rng([seed, 7, head]).permutation(np.arange(images, dtype=np.int32) % classes)
+
+
 def split_empty(groups: Groups, labels: Labels) -> None:
     """Give every empty class half of a large class, in place (paper section 4.2).
 

@@ -63,10 +63,14 @@ class Network(nn.Module):
         With the 8 bits of bf16, early in training, many of thousands of classes would have equal logits. The argmax,
         which becomes the pseudo-label, would always be the first of them.
         """
-        hidden = self._classify(self.maps(x))
+        hidden = self.hidden(x)
         with torch.autocast(x.device.type, enabled=False):
             logits: Tensor = self.top(hidden.to(self.top.weight.dtype))
         return logits
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """Images -> features [B, D] that the top layer sees: AlexNet's fc7 after its ReLU."""
+        return self._classify(self.maps(x))
 
     def maps(self, x: Tensor) -> Tensor:
         """Images [B, 3, h, w] of any size -> last convolutional map after its pooling [B, C, h', w']."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from uic_core.config import Config
 from uic_core.evaluations.evaluation import Counting, Environment
 from uic_core.methods import METHODS
+from uic_core.methods.method import Labelling
+from uic_core.models import ARCHS
 from uic_core.recipe import External
 
 # Gigabytes that the rules request at the first attempt. Those of evaluations are in uic_core/evaluations.
@@ -32,8 +34,9 @@ class Job:
         searched: number of images for selective search.
         bytes: written to disk, including resume states.
         gpus: number of GPUs, if it uses any.
-        exact: the float32 part of a pretraining's `flops`: its centre-crop passes. An evaluation is entirely in
-            float32.
+        exact: the float32 part of a pretraining's `flops`: its passes for labels and its optimisations of labels. An
+            evaluation is entirely in float32.
+        labelling: what a pretraining's labels take beside passes over its images.
         memory: gigabytes that an evaluation requests; 0: as its rule says.
         cpus: number of CPUs on a cluster.
     """
@@ -49,6 +52,7 @@ class Job:
     bytes: float = 0.0
     gpus: int = 1
     exact: float = 0.0
+    labelling: Labelling = field(default_factory=Labelling)
     memory: float = 0.0
     cpus: int = 8
 
@@ -82,15 +86,17 @@ def training(config: Config, run: str, counting: Counting | None = None) -> Job:
         return Job("external", run, (), "core", bytes=4 * size.parameters)
     images = recipe.images_of(config.datasets.folders[recipe.data].train_images)
     passes = METHODS[recipe.method].passes(recipe)
+    labelling = METHODS[recipe.method].labelling(recipe, images, ARCHS[recipe.arch].embedding_size)
+    of_labels = images * passes.forward * size.forward + labelling.operations
     needs: tuple[tuple[str, str], ...] = (config.datasets.train_list(recipe.data),)
     if recipe.start:
         needs += ((config.runs[recipe.start].stage, recipe.start),)
     return Job(
         recipe.stage, run, needs, "core", recipe.arch,
-        flops=images * (passes.training * size.training + passes.centre_crop * size.forward),
-        exact=images * passes.centre_crop * size.forward, images=images * sum(passes),
+        flops=images * passes.training * size.training + of_labels, exact=of_labels, labelling=labelling,
+        images=images * sum(passes), gpus=recipe.gpus, cpus=16,
         # weights and labels; two resume states of weights, momentum, labels and their groups
-        bytes=4 * size.parameters + 4 * images + 2 * (8 * size.parameters + 12 * images), gpus=recipe.gpus, cpus=16,
+        bytes=4 * size.parameters + 4 * images + 2 * (8 * size.parameters + 12 * images) + labelling.disk,
     )  # fmt: skip
 
 

@@ -113,7 +113,7 @@ def _training_bytes(recipe: Training) -> tuple[int, int]:
         return tensor
 
     with torch.device("meta"):
-        built = models.build(recipe.arch, classes=recipe.classes, image_size=recipe.image_size, sobel=recipe.sobel)
+        built = models.build(recipe.arch, classes=recipe.outputs, image_size=recipe.image_size, sobel=recipe.sobel)
         x = torch.empty(images, 3, recipe.image_size, recipe.image_size)
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             built.train().embed(x)
@@ -149,7 +149,7 @@ def _training_rate(recipe: Training, images: int, precision_name: str, _: int) -
     if device.type == "cpu":
         torch.set_num_threads(1)
     precision = resolve(precision_name or recipe.precision, device)
-    built = models.build(recipe.arch, classes=recipe.classes, image_size=recipe.image_size, sobel=recipe.sobel)
+    built = models.build(recipe.arch, classes=recipe.outputs, image_size=recipe.image_size, sobel=recipe.sobel)
     built = built.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(built.parameters(), lr=1e-3, momentum=0.9, fused=True)
     x = torch.randn(images, 3, recipe.image_size, recipe.image_size, device=device)

@@ -122,11 +122,13 @@ def report(config: Config, rates: Rates) -> str:
     several = f", {sum(trained.values())} with their seeds" if any(config.seeds.values()) else ""
     foreign = sum(isinstance(recipe, External) for recipe in config.runs.values())
     elsewhere = f" ({foreign} trained elsewhere)" if foreign else ""
+    labelled = [_labelling(job, rates) for job in jobs.values() if job.labelling.said]
     slots = f"{rates.slots} {'GPU' if rates.gpu else 'CPU'}{'s' if rates.slots > 1 else ''}"
     return (
         f"{len(trained)} runs{elsewhere}{several}; rates {rates.said}\n\n{by_rule}\n\n"
         f"What each table takes by itself; the cheapest is {min(rows, key=lambda row: row[3])[0]}:\n\n{by_table}\n\n"
-        f"wall time of everything on {slots}: {_hours(wall(jobs, rates))}\n"
+        + "".join(f"{line}\n" for line in labelled)
+        + f"wall time of everything on {slots}: {_hours(wall(jobs, rates))}\n"
     )
 
 
@@ -136,6 +138,12 @@ def _sums(jobs: Iterable[Job], rates: Rates) -> tuple[float, float, float, float
     hours = [rates.seconds(job) / 3600 for job in jobs]
     counted = sum(each * rates.taken(job) for each, job in zip(hours, jobs, strict=True))
     return counted, max(hours), sum(job.bytes for job in jobs) / 1e9, max(job.gigabytes() for job in jobs)
+
+
+def _labelling(job: Job, rates: Rates) -> str:
+    """Return a line on what a training's labels take beside passes over its images."""
+    hours = job.labelling.operations / rates.exact[job.arch] / 3600
+    return f"{job.run}: {job.labelling.said}; together {hours:.1f} {'GPU' if rates.gpu else 'CPU'}-hours"
 
 
 def _hours(seconds: float) -> str:

@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
                         f"but {options.recipe} says {getattr(recipe, key)}; make them equal"
                     )
         else:
-            network = build(recipe.arch, classes=recipe.classes, image_size=recipe.image_size, sobel=recipe.sobel)
+            network = build(recipe.arch, classes=recipe.outputs, image_size=recipe.image_size, sobel=recipe.sobel)
         start = origin.checkpoint[:16] if options.pretrained else "fresh"
         if not isinstance(recipe, Training):
             if not ranks.rank:

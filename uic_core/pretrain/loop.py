@@ -8,6 +8,7 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +29,9 @@ from uic_core.methods import METHODS
 from uic_core.methods.labels import draw_initial, update
 from uic_core.methods.order import Order
 from uic_core.models.network import Network
-from uic_core.pretrain.centre_crops import CentreCrops
+from uic_core.pretrain.label_passes import LabelPasses
 from uic_core.pretrain.merge import merge_labels
-from uic_core.pretrain.progress import Progress, labelling
+from uic_core.pretrain.progress import Progress, timing_labels
 from uic_core.pretrain.state import RunState, restore, save
 from uic_core.recipe import Recipe, Training
 from uic_core.run import devices, randomness, saved_state, trained
@@ -98,13 +99,15 @@ class Trainer:
         )
         part = -(-recipe.batch_size // ranks.world)
         self.loader = open_loader(self.index, recipe.image_size, recipe.resize, part, workers, self.device)
-        self.inference = CentreCrops(
-            self.network, self.loader, len(self.index), recipe.batch_size, ranks, self.device, self._pause, threads
-        )
+        self.inference = LabelPasses(
+            recipe, self.method, self.network, self.loader, len(self.index), ranks, self.device, self._pause, self._say,
+            threads,
+        )  # fmt: skip
         self.save_every = save_every
         self.run_state = RunState()
         self.rate = 0.0
         self.folder = Path()
+        self._buffers: dict[str, Tensor] = {}  # batch norm's statistics before a preparation
         self._saver: Saver | None = None
         self._writer: SummaryWriter | None = None
 
@@ -119,7 +122,7 @@ class Trainer:
             Interrupted: SIGTERM or SIGUSR1 came, and the state is saved.
         """
         state = State(folder, self.identity, self.recipe.hash(), alone=True)
-        self.folder = folder
+        self.folder = self.inference.folder = folder
         with state.claimed(self.ranks), contextlib.closing(self.loader), Signals() as signals:
             self._saver = Saver(state, self.ranks, signals, self.save_every)
             self._train()
@@ -142,43 +145,52 @@ class Trainer:
             self._file, self.network, self.optimizer, self.ranks, self.device, self.precision_name, self._say
         )
         if not len(run.labels):
-            with labelling(run, self.inference):
+            with timing_labels(run, self.inference):
                 self._relabel(method.first_labels(recipe, self.index.labels, self.inference), 0)
         self._say(
             f"{recipe.method}, {recipe.arch}: {len(self.index)} images, {self.ranks.world} process(es) on "
             f"{self.device.type}, {self.precision_name}"
         )
         network = self.ranks.wrap(self.network)
+        steps = len(self.ranks.bounds(len(self.index), recipe.batch_size))
         for epoch in range(run.position.epoch, recipe.epochs):
-            if not run.position.step:
-                with labelling(run, self.inference):
-                    self._prepare(epoch)
-            order = method.order(recipe, epoch, run.labels, run.groups)
-            self._epoch(network, order)
-            covered = order.coverage()
-            del order  # frees the old groups too
+            moments = method.moments(recipe, epoch, steps)
+            for first, last in pairwise(sorted({0, *moments, steps})):
+                if last <= run.position.step:
+                    continue
+                # A state saved before a moment's step is one before its preparation, which is then made again.
+                if first == run.position.step:
+                    self.inference.moment = epoch * steps + first
+                    with timing_labels(run, self.inference):
+                        self._prepare(epoch, relabel=first in moments)
+                order = method.order(recipe, epoch, run.labels, run.groups)
+                self._steps(network, order, last)
+                covered = order.coverage()
+                del order  # frees the old groups too
             if method.learns(recipe):
-                with labelling(run, self.inference):
+                with timing_labels(run, self.inference):
                     self._relabel(run.labels, epoch + 1)
             self._record(covered)
             run.end_epoch()
             if epoch + 1 < recipe.epochs:
                 self._stop_or_save(self._requests(saved_state.EPOCH_SECONDS))
 
-    def _prepare(self, epoch: int) -> None:
-        """Set labels, groups and top layer for a new epoch."""
+    def _prepare(self, epoch: int, *, relabel: bool) -> None:
+        """Set labels, groups and top layer for the steps from the position on."""
         recipe, method, run = self.recipe, self.method, self.run_state
-        found = method.labels(recipe, epoch, run.labels, self.inference)
-        if found is not None:
-            self._relabel(found, epoch)
+        if relabel:
+            self._buffers = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
+            found = method.labels(recipe, epoch, run.labels, self.inference)
+            if found is not None:
+                self._relabel(found, epoch)
         run.position.empty = run.groups.empty()
         if method.fill_empty:
             method.fill_empty(run.groups, run.labels)
-        if method.start_epoch:
+        if method.start_epoch and not run.position.step:
             method.start_epoch(recipe, epoch, self.network.top)
 
-    def _epoch(self, network: nn.Module, order: Order) -> None:
-        """Run the epoch's steps from the position on. The results of a step are read while the next one runs."""
+    def _steps(self, network: nn.Module, order: Order, end: int) -> None:
+        """Run the epoch's steps from the position to `end`. The results of a step are read while the next one runs."""
         recipe, method, position, rank = self.recipe, self.method, self.run_state.position, self.ranks.rank
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.learning_rate(position.epoch)
@@ -188,8 +200,8 @@ class Trainer:
         targets: deque[NDArray[np.int32]] = deque()
 
         def shares() -> Iterator[NDArray[np.int64]]:
-            for start in range(position.step, len(bounds), _BATCHES):
-                block = bounds[start : start + _BATCHES]
+            for start in range(position.step, end, _BATCHES):
+                block = bounds[start : min(start + _BATCHES, end)]
                 drawn, classes = order.draw(block[0][0], block[-1][1])
                 for first, last in block:
                     own = self.ranks.share(first, last, block[0][0])
@@ -222,15 +234,15 @@ class Trainer:
                 if any(requests):
                     self._take(waiting, bounds, progress)
                     waiting = None
-                    if position.step < len(bounds):
+                    if position.step < end:
                         self._merge(order, bounds[: position.step])
                         self._stop_or_save(requests)
         if waiting is not None:
             self._take(waiting, bounds, progress)
         progress.close()
         self.rate = progress.rate
-        with labelling(self.run_state, self.inference):
-            self._merge(order, bounds)
+        with timing_labels(self.run_state, self.inference):
+            self._merge(order, bounds[:end])
 
     def _merge(self, order: Order, bounds: list[tuple[int, int]]) -> None:
         """Merge the labels that all ranks wrote in these batches."""
@@ -331,11 +343,13 @@ class Trainer:
         )
 
     def _pause(self) -> None:
-        """Save and stop if a signal came. Called on all ranks while a method prepares an epoch.
+        """Save and stop if a signal came. Called on all ranks while a method prepares steps.
 
-        The saved state is the one before the preparation, which must not have changed the run yet.
+        The saved state is the one before the preparation, which may have moved batch norm's statistics, but no more.
         """
         stop, _ = self._requests(math.inf)
+        if stop:
+            self.network.load_state_dict(self._buffers, strict=False)
         self._stop_or_save([stop, 0.0])
 
     def _say(self, line: str) -> None:
@@ -375,7 +389,7 @@ def write_results(
     """Write labels.npy, then checkpoint.safetensors with `extra` in its header. Raises InputError for a full disk."""
     (folder / trained.NAME).unlink(missing_ok=True)  # of an earlier training
     with atomic(folder / "labels.npy") as temporary:
-        np.save(temporary, labels)
+        np.save(temporary, partition.of_first_head(labels))
     checkpoint.save(folder / "checkpoint.safetensors", network, recipe, {"data": index.fingerprint, **extra})
 
 

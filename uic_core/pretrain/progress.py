@@ -19,7 +19,7 @@ LINE_SECONDS = 60
 
 
 @contextlib.contextmanager
-def labelling(run: RunState, inference: CentreCrops) -> Iterator[None]:
+def timing_labels(run: RunState, inference: CentreCrops) -> Iterator[None]:
     """Count the time, and the inputs of label passes, of work on the labels in this block."""
     started, before = time.monotonic(), inference.inputs
     yield

@@ -52,9 +52,10 @@ class RunState:
 
     Attributes:
         position: the next epoch and step.
-        labels: int32 [N], the only data kept per image apart from its place in `groups`.
-        groups: the images grouped by their labels, or by the targets of the current epoch.
-        agreement: NMI of the labels with the previous ones.
+        labels: int32 [N], or [N, heads] for several heads; apart from its place in `groups` the only data kept per
+            image.
+        groups: the images grouped by their labels, or by the targets of the current epoch; of several heads the first.
+        agreement: NMI of the labels with the previous ones, likewise.
         history: one line per finished epoch.
         times: what each finished epoch took; no part of what equal runs have in common.
     """
@@ -75,11 +76,12 @@ class RunState:
 
     def relabel(self, found: Labels, classes: int, seed: int, epoch: int) -> None:
         """Replace the labels; compute their agreement with the current groups and their own groups for `epoch`."""
+        first = partition.of_first_head(found)
         if len(self.groups.members):
-            self.agreement = partition.nmi(self.groups, found)
+            self.agreement = partition.nmi(self.groups, first)
         self.labels = found
         del self.groups  # frees them before the new ones are made: eight bytes per image, not twelve
-        self.groups = partition.group(found, classes, np.random.default_rng([seed, 1, epoch]))
+        self.groups = partition.group(first, classes, np.random.default_rng([seed, 1, epoch]))
 
 
 def save(
