@@ -66,6 +66,7 @@ def test_every_number_is_there_by_layer_and_the_best_of_a_column_is_bold(
         "`deepcluster`",
         *(f"**{value}**" for value in ("40.0", "40.2", "40.5", "40.8", "41.0", "41.2")),
     ]
+    assert lines[10] == ["`uic_vgg16_strong`", "20.0", "20.2", "20.5", "20.8", "21.0", "21.2"]  # alone: best of nothing
     assert "95 % intervals: ± 0.4 points or less." in text
     assert "Commit: 0123456789ab." in text
     assert len(records) == 4 * 6 + 6 + 6 + 2 * 6

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -58,8 +59,9 @@ def page(every: Mapping[str, Metrics], runs: Sequence[str], problems: Sequence[s
     for layer, of in layers(every).items():
         lines.append([f"*{layer}*"])
         values = {run: [every[run].values.get(name(layer, *column)) for column in columns] for run in of}
+        alone = len(of) == 1  # and best of nothing
         best = [
-            max((value.value for value in column if value), default=0.0)
+            math.inf if alone else max((value.value for value in column if value), default=0.0)
             for column in zip(*values.values(), strict=True)
         ]
         for run in of:
