@@ -2,6 +2,7 @@
 
 import copy
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,7 +18,7 @@ from uic_core.files import read_yaml
 from uic_core.methods import METHODS, Run, load_run, parse_run
 from uic_core.models import ARCHS
 from uic_core.recipe import External, as_written, load, parse, save
-from uic_core.report.cells import Override, Row, Tables
+from uic_core.report.cells import Override, Row, Tables, check_cells
 
 ROOT = Path(__file__).parents[1]
 
@@ -588,6 +589,20 @@ def test_an_unknown_key_of_an_optional_part_is_answered_with_the_known_ones():
         InputError, match=r"tables\.1\.ordering\.abov: unknown key; did you mean 'above'\? \(known: abo"
     ):
         parse(Tables, {"tables": {1: table | {"ordering": {"abov": "x", "below": ["y"]}}}}, "tables.yaml")
+
+
+def test_a_run_whose_labels_say_nothing_has_no_pseudo_classes(paper, monkeypatch):
+    """They are not compared with annotations, and nothing is fine-tuned on them."""
+    config = validate(paper, "mine.yaml")
+    monkeypatch.setitem(METHODS, "uic", replace(METHODS["uic"], pseudo_classes=False))
+    assert config.refuses("uic_3k", "clusters") == (
+        "run uic_3k is of method uic, which gives images no pseudo-labels; name another run"
+    )
+    assert {config.refuses("uic_3k", name) for name in EVALUATIONS if name != "clusters"} == {""}
+    with pytest.raises(InputError, match=r"tables\.yaml: figures\.3\.run: run uic_3k is of method uic, which gives"):
+        check_cells(config.tables_file, config)
+    with pytest.raises(InputError, match=r"runs\.uic_3k_fft\.pretrained: 'uic_3k' is of method uic, whose top layer t"):
+        validate(paper, "mine.yaml")
 
 
 def test_fault_60_a_run_that_cannot_be_evaluated_so_is_refused_with_the_reason(paper, seen):

@@ -156,6 +156,11 @@ def _check_runs(config: Config, source: str) -> None:
                     f"{where}.pretrained: '{recipe.start}' was trained elsewhere; further fine-tuning starts from "
                     "a run of this config"
                 )
+            if not METHODS[source_run.method].pseudo_classes:
+                raise InputError(
+                    f"{where}.pretrained: '{recipe.start}' is of method {source_run.method}, whose top layer tells no "
+                    "pseudo-classes apart; name another run"
+                )
             shape = ("arch", "sobel", "classes", "image_size")
             differing = [key for key in shape if getattr(recipe, key) != getattr(source_run, key)]
             if differing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from uic_core.config import Config, validate
 from uic_core.evaluations.counting import count
 from uic_core.files import read_yaml
+from uic_core.methods import METHODS
 from uic_core.overview import costs
 
 CONFIG = Path(__file__).parents[2] / "config"
@@ -54,6 +56,13 @@ def test_labels_from_a_centre_crop_take_a_pass_an_epoch_and_fine_tuning_one(pape
     assert tuned.images == images * (1 + paper.runs["uic_3k_fft"].epochs)
     assert ("pretrain", "uic_3k") in tuned.needs
     assert costs.training(paper, "random_rgb").flops == 0
+
+
+def test_an_image_of_several_views_is_decoded_once(paper: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = costs.training(paper, "supervised")
+    monkeypatch.setitem(METHODS, "supervised", replace(METHODS["supervised"], views_per_image=4))
+    after = costs.training(paper, "supervised")
+    assert (after.flops, after.images, after.bytes) == (4 * before.flops, before.images, before.bytes)
 
 
 def test_probes_decode_every_training_image_an_epoch_and_test_in_few_passes(paper: Config) -> None:

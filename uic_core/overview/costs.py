@@ -81,13 +81,14 @@ def training(config: Config, run: str, counting: Counting | None = None) -> Job:
     if isinstance(recipe, External):
         return Job("external", run, (), "core", bytes=4 * size.parameters)
     images = recipe.images_of(config.datasets.folders[recipe.data].train_images)
-    passes = METHODS[recipe.method].passes(recipe)
+    method = METHODS[recipe.method]
+    passes, views = method.passes(recipe), method.views_per_image
     needs: tuple[tuple[str, str], ...] = (config.datasets.train_list(recipe.data),)
     if recipe.start:
         needs += ((config.runs[recipe.start].stage, recipe.start),)
     return Job(
         recipe.stage, run, needs, "core", recipe.arch,
-        flops=images * (passes.training * size.training + passes.centre_crop * size.forward),
+        flops=images * (passes.training * views * size.training + passes.centre_crop * size.forward),
         exact=images * passes.centre_crop * size.forward, images=images * sum(passes),
         # weights and labels; two resume states of weights, momentum, labels and their groups
         bytes=4 * size.parameters + 4 * images + 2 * (8 * size.parameters + 12 * images), gpus=recipe.gpus, cpus=16,

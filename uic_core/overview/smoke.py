@@ -25,6 +25,7 @@ from uic_core.data.index import build_miniimagenet, scan
 from uic_core.errors import InputError, stage
 from uic_core.evaluations import Evaluation
 from uic_core.files import read_yaml, write_text
+from uic_core.methods import METHODS
 from uic_core.models import ARCHS
 from uic_core.overview.plan import everything
 from uic_core.recipe import External, Recipe, Strict, Training
@@ -143,10 +144,10 @@ def _datasets(config: Config, folder: Path) -> Datasets:
 
 
 def _run(run: Recipe | External) -> Recipe | External:
-    """Return a run with few images, and as many classes as its data set has."""
+    """Return a run with few images, and as many pseudo-classes as its data set has classes."""
     if isinstance(run, External):
         return run
-    changes: dict[str, Any] = {"classes": CLASSES}
+    changes: dict[str, Any] = {"classes": CLASSES} if METHODS[run.method].pseudo_classes else {}
     if isinstance(run, Training):
         heavy = ARCHS[run.arch].training_gflop > _HEAVY
         changes |= {"images": CLASSES * TRAIN // 3 if heavy else 0, "batch_size": 16, "epochs": 2}

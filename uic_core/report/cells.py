@@ -19,7 +19,7 @@ from uic_core.config import Config
 from uic_core.errors import InputError
 from uic_core.evaluations import EVALUATIONS
 from uic_core.files import read_csv
-from uic_core.recipe import External, Strict, load
+from uic_core.recipe import Strict, load
 
 PUBLISHED_HEADER = ("table", "row", "column", "value", "source")
 
@@ -215,14 +215,12 @@ def check_cells(tables_yaml: Path, config: Config) -> None:
 
     Raises:
         InputError: a cell's run is not in the config; its value belongs to a layer that is not evaluated; it needs the
-            pseudo-labels of a run that was trained elsewhere; it needs detection or segmentation of an architecture
+            pseudo-labels of a run that has none; it needs detection or segmentation of an architecture
             that these do not support, or segmentation with too small a padding.
     """
     for drawn, figure in read_figures(tables_yaml).items():
-        run = config.runs.get(figure.run)
-        if run is None or isinstance(run, External):
-            what = "was trained elsewhere and has no pseudo-labels" if run else "is not in the config"
-            raise InputError(f"{tables_yaml}: figures.{drawn}.run: {figure.run} {what}; name another run")
+        if reason := config.refuses(figure.run, "clusters"):
+            raise InputError(f"{tables_yaml}: figures.{drawn}.run: {reason}")
     for number, table in read_tables(tables_yaml).items():
         for (row, column), source in table.sources().items():
             where = f"{tables_yaml}: tables.{number}: row '{row}', column '{column}'"

@@ -6,8 +6,10 @@ Not in the checkpoint, whose bytes depend on the recipe alone: another commit th
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from pydantic import Field
 
 from uic_core.errors import InputError
 from uic_core.files import sha256, write_json
@@ -19,7 +21,8 @@ NAME = "training.json"
 class Trained(Record):
     """The whole file. `files` maps the names of the files beside it to their SHA-256.
 
-    A training that was interrupted and resumed is described as its last process saw it.
+    `last` is the last line of history.jsonl: loss, learning rate, what the method measures … A training that was
+    interrupted and resumed is described as its last process saw it.
     """
 
     commit: str
@@ -29,15 +32,23 @@ class Trained(Record):
     hardware: str
     processes: int
     wall_seconds: float
+    last: dict[str, float | int] = Field(default_factory=dict)
     files: dict[str, str]
 
 
-def write(folder: Path, names: Sequence[str], hardware: str = "", processes: int = 1) -> None:
-    """Describe the files `names` of a run's folder. `hardware` names the accelerator; default: the CPU."""
+def write(
+    folder: Path, names: Sequence[str], hardware: str = "", processes: int = 1, last: Mapping[str, float] | None = None
+) -> None:
+    """Describe the files `names` of a run's folder.
+
+    Args:
+        hardware: names the accelerator; default: the CPU.
+        last: the last line of the history; default: there is none.
+    """
     commit, dirty = code()
     made = Trained(
         commit=commit, dirty=dirty, date=today(), versions=versions(), hardware=hardware or cpu(), processes=processes,
-        wall_seconds=round(seconds(), 2), files={name: sha256(folder / name) for name in names},
+        wall_seconds=round(seconds(), 2), last=dict(last or {}), files={name: sha256(folder / name) for name in names},
     )  # fmt: skip
     write_json(folder / NAME, made.model_dump())
 
