@@ -30,7 +30,7 @@ configfile: "config/paper.yaml"
 CONFIG = validated_config()
 FULL = full_config()
 RESULTS = CONFIG.results
-TABLES, FIGURES = read_tables(CONFIG.tables_file), read_figures(CONFIG.tables_file)
+TABLES, FIGURES = read_tables(CONFIG.tables_file, CONFIG.computable), read_figures(CONFIG.tables_file)
 check_folders(write=False)
 refuse_second_start()
 refuse_other_scale()
@@ -84,6 +84,6 @@ rule all:
         from_elsewhere(*TABLES),
         expand(f"{RESULTS}/tables/table{{number}}.md", number=TABLES),
         expand(f"{RESULTS}/figures/fig{{number}}.png", number=FIGURES),
-        expand(f"{RESULTS}/tables/{{task}}.md", task=by_class(CONFIG.tables_file)),
-        expand(f"{RESULTS}/figures/{{task}}.png", task=by_class(CONFIG.tables_file)),
+        expand(f"{RESULTS}/tables/{{task}}.md", task=by_class(CONFIG.tables_file, CONFIG.computable)),
+        expand(f"{RESULTS}/figures/{{task}}.png", task=by_class(CONFIG.tables_file, CONFIG.computable)),
         f"{RESULTS}/README.md",

@@ -60,6 +60,11 @@ class Config(Strict):
         names = dict.fromkeys(name for run in runs for name in self.repeats(run))
         return [f"{name}={self.runs[name].hash()}" for name in names]
 
+    @property
+    def computable(self) -> frozenset[tuple[str, str]]:
+        """Return (run, evaluation) of everything that can be computed, whether or not a table shows it."""
+        return frozenset((run, name) for run in self.runs for name in EVALUATIONS if not self.refuses(run, name))
+
     def refuses(self, run: str, evaluation: str) -> str:
         """Return why a run cannot have an evaluation, and the remedy; '' if it can."""
         if run not in self.runs:

@@ -48,10 +48,11 @@ def jobs_of(config: Config, pairs: Iterable[Key], tables: Sequence[str] = ()) ->
 
 def everything(config: Config) -> dict[Key, Job]:
     """Return all jobs of a config, including its figures."""
-    pairs = all_needed(config.tables_file)
+    pairs = all_needed(config.tables_file, config.computable)
     shown = [f"table{number}" for number in read_tables(config.tables_file)]
     shown += [f"fig{number}" for number in read_figures(config.tables_file)]
-    shown += [f"{kind}_{task}" for task in by_class(config.tables_file) for kind in ("fig", "table")]
+    tasks = by_class(config.tables_file, config.computable)
+    shown += [f"{kind}_{task}" for task in tasks for kind in ("fig", "table")]
     return jobs_of(config, pairs, shown)
 
 
@@ -95,7 +96,8 @@ def wall(jobs: dict[Key, Job], rates: Rates) -> float:
 
 def report(config: Config, rates: Rates) -> str:
     """Return the plan as text."""
-    pairs = {number: needed(config.tables_file, number) for number in read_tables(config.tables_file)}
+    tables, computed = config.tables_file, config.computable
+    pairs = {number: needed(tables, number, computed) for number in read_tables(tables, computed)}
     jobs = everything(config)
     unit = "GPU-hours" if rates.gpu else "CPU-hours"
     rules: dict[str, list[Job]] = {}

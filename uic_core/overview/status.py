@@ -42,7 +42,7 @@ class RunStatus:
 def runs(config: Config) -> list[RunStatus]:
     """Return the status of every run that a table or figure shows, and of the runs they start from."""
     evaluations: dict[str, list[str]] = {}
-    for run, evaluation in all_needed(config.tables_file):
+    for run, evaluation in all_needed(config.tables_file, config.computable):
         for name in config.repeats(run):
             evaluations.setdefault(name, []).append(evaluation)
     for name in list(evaluations):

@@ -98,10 +98,21 @@ def shows(number):
     return TABLES[number].title.partition(".")[0]
 
 
+def pairs_of(*tables):
+    """Return each (run, evaluation) that the given tables take a cell from, once, in reading order."""
+    pairs = (pair for table in tables for pair in needed(CONFIG.tables_file, table, CONFIG.computable))
+    return list(dict.fromkeys(pairs))
+
+
+def computed(*tables, task=""):
+    """Return the same, of one evaluation if `task` names it, as stages take it: it decides what optional rows are."""
+    return [f"{run}/{evaluation}" for run, evaluation in pairs_of(*tables) if evaluation == (task or evaluation)]
+
+
 def metrics_of(*tables):
     """Return the metrics files that the given tables take a cell from."""
-    pairs = {pair for table in tables for pair in needed(CONFIG.tables_file, table)}
     several = {run: ".seeds" for run in CONFIG.seeds if CONFIG.seeds[run]}
+    pairs = pairs_of(*tables)
     return sorted(f"{RESULTS}/metrics/{run}/{evaluation}{several.get(run, '')}.json" for run, evaluation in pairs)
 
 

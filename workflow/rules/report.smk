@@ -82,11 +82,13 @@ for number in TABLES:
             number=number,
             scale=CONFIG.scale,
             caption=lambda wildcards, number=number: TABLES[number].caption,
-            recipes=CONFIG.hashes(run for run, _ in needed(CONFIG.tables_file, number)),
+            recipes=CONFIG.hashes(run for run, _ in pairs_of(number)),
+            computed=computed(number),
         shell:
             "python -m uic_core.report.tables --table {params.number} --scale {params.scale} --tables {input.tables:q}"
-            " --published {input.published:q} --metrics {input.metrics} --recipes {params.recipes} --out {output.md}"
-            " --csv {output.csv} --tex {output.tex} --html {output.html} > {log} 2>&1"
+            " --computed {params.computed} --published {input.published:q} --metrics {input.metrics}"
+            " --recipes {params.recipes} --out {output.md} --csv {output.csv} --tex {output.tex} --html {output.html}"
+            " > {log} 2>&1"
 
 
 for number in FIGURES:
@@ -150,9 +152,11 @@ rule summary:
     params:
         scale=CONFIG.scale,
         benchmarks=f"{RESULTS}/benchmarks",
+        computed=computed(*TABLES),
     shell:
-        "python -m uic_core.report.summary --csv {input.csv} --tables {input.tables:q} --scale {params.scale}"
-        " --benchmarks {params.benchmarks} --times {output.times} --out {output.readme} > {log} 2>&1"
+        "python -m uic_core.report.summary --csv {input.csv} --tables {input.tables:q} --computed {params.computed}"
+        " --scale {params.scale} --benchmarks {params.benchmarks} --times {output.times} --out {output.readme}"
+        " > {log} 2>&1"
 
 
 # `snakemake partial` makes the tables from what exists, with `–` and the reason for each missing number. It declares no
@@ -174,8 +178,9 @@ rule partial:
         folder=f"{RESULTS}/tables/partial",
         scale=CONFIG.scale,
         recipes=CONFIG.hashes(CONFIG.runs),
+        computed=computed(*TABLES),
     shell:
         "(for number in {params.numbers}; do"
         " python -m uic_core.report.tables --partial --table $number --scale {params.scale} --tables {input.tables:q}"
-        " --published {input.published:q} --metrics {params.metrics} --recipes {params.recipes}"
-        " --out {params.folder}/table$number.md --csv {params.folder}/table$number.csv || exit 1; done) > {log} 2>&1"
+        " --computed {params.computed} --published {input.published:q} --metrics {params.metrics}"
+        " --recipes {params.recipes} --out {params.folder}/table$number.md --csv {params.folder}/table$number.csv || exit 1; done) > {log} 2>&1"

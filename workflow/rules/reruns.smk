@@ -6,8 +6,6 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from uic_core.report.cells import needed
-
 JUDGED = {}  # what `difference` found of each file
 
 
@@ -84,7 +82,7 @@ def from_elsewhere(*tables):
     """
 
     def find(wildcards):
-        for run in dict.fromkeys(run for table in tables for run, _ in needed(CONFIG.tables_file, table)):
+        for run in dict.fromkeys(run for run, _ in pairs_of(*tables)):
             recipe = CONFIG.runs[run]
             if recipe.stage == "external" and difference(f"{RESULTS}/runs/{run}/checkpoint.safetensors") != "":
                 there(run, recipe.path)
