@@ -9,8 +9,9 @@ from typing import Any, get_args
 import pytest
 import yaml
 from pydantic import AfterValidator, BaseModel
+from snakemake.utils import update_config
 
-from uic_core.config import RUN_NAME, Config, validate
+from uic_core.config import RUN_NAME, Config, read, validate
 from uic_core.data.dataset import Dataset
 from uic_core.errors import InputError
 from uic_core.evaluations import EVALUATIONS, Evaluations
@@ -315,6 +316,44 @@ def test_mistakes_are_named(paper, path, value, message):
         validate(_broken(paper, path, value), "config/mine.yaml")
     assert message in str(error.value)
     assert str(error.value).startswith("config/mine.yaml: ")
+
+
+def test_files_go_over_each_other_as_snakemake_merges_them(paper, tmp_path):
+    """Mappings key by key, lists and scalars whole; the order of runs is that of the files."""
+    over = {
+        "results": "mine", "runs": {"uic_3k": {"lr": 0.2}, "more": paper["runs"]["uic_5k"]},
+        "evaluations": {"detection": {"lr_steps": [9]}}, "seeds": {"uic_3k": [1]},
+    }  # fmt: skip
+    files = [ROOT / "config" / "paper.yaml", tmp_path / "one.yaml", tmp_path / "two.yaml"]
+    files[1].write_text(yaml.safe_dump(over))
+    files[2].write_text(yaml.safe_dump({"runs": {"uic_3k": {"epochs": 7}}, "seeds": {}}))
+    found, theirs = read(files), {}
+    for file in files:
+        update_config(theirs, read_yaml(file))
+    assert found == validate(theirs, "theirs")
+    assert list(found.runs) == [*paper["runs"], "more", "uic_3k_seed1"]
+    assert (found.runs["uic_3k"].lr, found.runs["uic_3k"].epochs, found.runs["uic_5k"].lr) == (0.2, 7, 0.1)
+    assert found.evaluations.detection.lr_steps == [9]
+    assert read(files[:1]) == validate(paper, "paper")
+
+
+def test_a_mistake_is_named_in_the_file_that_has_it(paper, tmp_path):
+    """The uppermost that has the key; where none has all of it, the one that has most."""
+    lower, upper = tmp_path / "lower.yaml", tmp_path / "upper.yaml"
+    text = (ROOT / "config" / "paper.yaml").read_text()
+    lower.write_text(text.replace("epochs: 90", "epochs: 0"))
+    upper.write_text("runs:\n  mine:\n    {method: random}\nevaluations:\n  fewshot:\n    ways: 21\n")
+    with pytest.raises(InputError) as caught:
+        read([lower, upper])
+    lines = str(caught.value).splitlines()
+    number = text[: text.index("  supervised:")].count("\n") + 1
+    assert f"{lower}:{number}: runs.supervised.epochs: Input should be greater than or equal to 1, not 0" in lines
+    assert [line for line in lines if line.startswith(f"{upper}:2: runs.mine.data: missing")]
+    upper.write_text(upper.read_text().replace("  mine:\n    {method: random}\n", "  uic_3k: {lr: 0.2}\n"))
+    lower.write_text(text)
+    with pytest.raises(InputError) as caught:
+        read([lower, upper])
+    assert str(caught.value).startswith(f"{upper}:5: evaluations.fewshot.ways: 21, but there are 20 test classes")
 
 
 def test_fault_31_generated_images_are_not_held_against_the_paper(paper, seen):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,11 +14,14 @@ from pydantic import AfterValidator, Field
 from uic_core.data.dataset import Datasets
 from uic_core.errors import InputError
 from uic_core.evaluations import EVALUATIONS, Evaluations
-from uic_core.files import lines_of
+from uic_core.files import lines_of, read_yaml
 from uic_core.methods import METHODS, Run
 from uic_core.recipe import External, PathName, Strict, as_written, parse
 
 _ROOT = Path(__file__).resolve().parents[1]
+
+FILES = "the config, in one file or in several, each over those before it"
+"""What an argument `--config` is."""
 
 RUN_NAME = "[A-Za-z0-9_]{1,100}"
 """Pattern of a run's name, which becomes the name of its folder."""
@@ -77,13 +80,37 @@ def seeded(run: str, seed: int) -> str:
     return f"{run}_seed{seed}"
 
 
-def validate(value: dict[str, Any], source: str) -> Config:
+def read(files: Sequence[Path]) -> Config:
+    """Read and validate a config of one or more files; each goes over those before it, as Snakemake merges them.
+
+    Mappings are merged key by key; anything else replaces what was there.
+
+    Raises:
+        InputError: as `read_yaml` and `validate`.
+    """
+    value: dict[str, Any] = {}
+    for file in files:
+        value = _over(value, read_yaml(file))
+    *below, last = map(str, files)
+    return validate(value, last, *below)
+
+
+def _over(old: Any, new: Any) -> Any:
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return new
+    return old | {key: _over(old.get(key), value) for key, value in new.items()}
+
+
+def validate(value: dict[str, Any], source: str, *below: str) -> Config:
     """Validate a whole config, including conditions between keys.
+
+    Args:
+        source, below: the file that it was read from, and those that this one goes over; only named in messages.
 
     Raises:
         InputError: the mistakes, each with file and key; for an unknown run, the known ones.
     """
-    with lines_of(source):
+    with lines_of(source, *below):
         config = _with_seeds(parse(Config, value, source), source)
         if config.scale == "paper" and config.datasets.generated:
             raise InputError(

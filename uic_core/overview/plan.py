@@ -15,9 +15,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from uic_core.config import Config, validate
+from uic_core.config import FILES, Config, read
 from uic_core.errors import stage
-from uic_core.files import read_yaml
 from uic_core.overview.costs import Job, evaluation, preparation, training
 from uic_core.overview.rates import Rates, assumed
 from uic_core.recipe import External
@@ -149,13 +148,13 @@ def _hours(seconds: float) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Print the plan of a config."""
     parser = argparse.ArgumentParser(prog="python -m uic_core.overview.plan", description=__doc__)
-    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--config", type=Path, nargs="+", required=True, help=FILES)
     parser.add_argument("--gpus", type=int, default=8, help="used at once")
     parser.add_argument("--peak", type=float, default=312.0, help="bf16 matrix rate of one GPU, TFLOP/s (A100: 312)")
     parser.add_argument("--measure", action="store_true", help="measure the rates of this machine: a minute or two")
     options = parser.parse_args(arguments)
     with stage():
-        config = validate(read_yaml(options.config), str(options.config))
+        config = read(options.config)
         check_cells(config.tables_file, config)
         if options.measure:
             from uic_core.overview.measure import measured  # imports torch and the stages

@@ -17,9 +17,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from uic_core.config import Config, validate
+from uic_core.config import FILES, Config, read
 from uic_core.errors import stage
-from uic_core.files import read_yaml
 from uic_core.recipe import Training
 from uic_core.report.cells import all_needed, check_cells
 
@@ -155,10 +154,10 @@ def jobs() -> list[list[str]] | None:
 def main(arguments: list[str] | None = None) -> None:
     """Print runs, epochs, evaluations, queued jobs, and failures with the ends of their logs."""
     parser = argparse.ArgumentParser(prog="python -m uic_core.overview.status", description=__doc__)
-    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--config", type=Path, nargs="+", required=True, help=FILES)
     options = parser.parse_args(arguments)
     with stage():
-        config = validate(read_yaml(options.config), str(options.config))
+        config = read(options.config)
         check_cells(config.tables_file, config)
         found = runs(config)
         rows = [
