@@ -13,6 +13,7 @@ HUGE_PAGES := GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 # Without a total as many jobs as cores would share the GPU; where there is none, no job waits for it.
 GPU := $(if $(filter profiles/demo,$(PROFILE)),$(if $(shell nvidia-smi -L 2>/dev/null),--resources gpu=2))
 TESTS := tests
+# One file, or several, each over those before it: CONFIG="config/paper.yaml config/peers.yaml".
 CONFIG := config/paper.yaml
 
 .PHONY: help setup demo test test-slurm test-gpu check bench mutants faults voc-sanity smoke plan check-data status lock clean
@@ -65,7 +66,7 @@ voc-sanity: setup  ## whether detection and segmentation learn what can be learn
 
 smoke: setup  ## a few images and steps of everything on your data, folders and machines: CONFIG=… PROFILE=slurm
 	@small=$$($(BIN)/python -m uic_core.overview.smoke --config $(CONFIG)) && \
-	UIC_FULL_CONFIG=$(CONFIG) $(BIN)/snakemake --profile $(PROFILE) --replace-workflow-config --configfile $$small $(GPU)
+	UIC_FULL_CONFIG="$(CONFIG)" $(BIN)/snakemake --profile $(PROFILE) --replace-workflow-config --configfile $$small $(GPU)
 	@printf '%s\n' '' 'Done: the machines, environments, data sets and folders work. Now the same without smoke; its own' \
 		'results, in the folder smoke of the results, may be deleted.'
 

@@ -31,7 +31,7 @@ configfile: "config/paper.yaml"
 CONFIG = validated_config()
 FULL = full_config()
 RESULTS = CONFIG.results
-TABLES, FIGURES = read_tables(CONFIG.tables_file), read_figures(CONFIG.tables_file)
+TABLES, FIGURES = read_tables(CONFIG.tables_file, CONFIG.computable), read_figures(CONFIG.tables_file)
 check_folders(write=False)
 refuse_second_start()
 refuse_other_scale()
@@ -88,8 +88,8 @@ rule all:
         from_elsewhere(CONFIG.named),
         expand(f"{RESULTS}/tables/table{{number}}.md", number=TABLES),
         expand(f"{RESULTS}/figures/fig{{number}}.png", number=FIGURES),
-        expand(f"{RESULTS}/tables/{{task}}.md", task=by_class(CONFIG.tables_file)),
-        expand(f"{RESULTS}/figures/{{task}}.png", task=by_class(CONFIG.tables_file)),
+        expand(f"{RESULTS}/tables/{{task}}.md", task=by_class(CONFIG.tables_file, CONFIG.computable)),
+        expand(f"{RESULTS}/figures/{{task}}.png", task=by_class(CONFIG.tables_file, CONFIG.computable)),
         OF_ALL_RUNS,
         f"{RESULTS}/README.md",
         f"{RESULTS}/index.html",

@@ -2,14 +2,16 @@
 
 import copy
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import yaml
 from pydantic import AfterValidator, BaseModel
+from snakemake.utils import update_config
 
-from uic_core.config import RUN_NAME, Config, validate
+from uic_core.config import RUN_NAME, Config, read, validate
 from uic_core.data.dataset import Dataset
 from uic_core.errors import InputError
 from uic_core.evaluations import EVALUATIONS, Evaluations
@@ -17,7 +19,7 @@ from uic_core.files import read_yaml
 from uic_core.methods import METHODS, Run, load_run, parse_run
 from uic_core.models import ARCHS
 from uic_core.recipe import External, as_written, load, parse, save
-from uic_core.report.cells import Override, Row, Tables
+from uic_core.report.cells import Override, Row, Tables, check_cells
 
 ROOT = Path(__file__).parents[1]
 
@@ -337,6 +339,44 @@ def test_mistakes_are_named(paper, path, value, message):
     assert str(error.value).startswith("config/mine.yaml: ")
 
 
+def test_files_go_over_each_other_as_snakemake_merges_them(paper, tmp_path):
+    """Mappings key by key, lists and scalars whole; the order of runs is that of the files."""
+    over = {
+        "results": "mine", "runs": {"uic_3k": {"lr": 0.2}, "more": paper["runs"]["uic_5k"]},
+        "evaluations": {"detection": {"lr_steps": [9]}}, "seeds": {"uic_3k": [1]},
+    }  # fmt: skip
+    files = [ROOT / "config" / "paper.yaml", tmp_path / "one.yaml", tmp_path / "two.yaml"]
+    files[1].write_text(yaml.safe_dump(over))
+    files[2].write_text(yaml.safe_dump({"runs": {"uic_3k": {"epochs": 7}}, "seeds": {}}))
+    found, theirs = read(files), {}
+    for file in files:
+        update_config(theirs, read_yaml(file))
+    assert found == validate(theirs, "theirs")
+    assert list(found.runs) == [*paper["runs"], "more", "uic_3k_seed1"]
+    assert (found.runs["uic_3k"].lr, found.runs["uic_3k"].epochs, found.runs["uic_5k"].lr) == (0.2, 7, 0.1)
+    assert found.evaluations.detection.lr_steps == [9]
+    assert read(files[:1]) == validate(paper, "paper")
+
+
+def test_a_mistake_is_named_in_the_file_that_has_it(paper, tmp_path):
+    """The uppermost that has the key; where none has all of it, the one that has most."""
+    lower, upper = tmp_path / "lower.yaml", tmp_path / "upper.yaml"
+    text = (ROOT / "config" / "paper.yaml").read_text()
+    lower.write_text(text.replace("epochs: 90", "epochs: 0"))
+    upper.write_text("runs:\n  mine:\n    {method: random}\nevaluations:\n  fewshot:\n    ways: 21\n")
+    with pytest.raises(InputError) as caught:
+        read([lower, upper])
+    lines = str(caught.value).splitlines()
+    number = text[: text.index("  supervised:")].count("\n") + 1
+    assert f"{lower}:{number}: runs.supervised.epochs: Input should be greater than or equal to 1, not 0" in lines
+    assert [line for line in lines if line.startswith(f"{upper}:2: runs.mine.data: missing")]
+    upper.write_text(upper.read_text().replace("  mine:\n    {method: random}\n", "  uic_3k: {lr: 0.2}\n"))
+    lower.write_text(text)
+    with pytest.raises(InputError) as caught:
+        read([lower, upper])
+    assert str(caught.value).startswith(f"{upper}:5: evaluations.fewshot.ways: 21, but there are 20 test classes")
+
+
 def test_fault_31_generated_images_are_not_held_against_the_paper(paper, seen):
     with pytest.raises(InputError) as error:
         validate(_broken(paper, "datasets.generated", True), "config/mine.yaml")
@@ -639,6 +679,20 @@ def test_an_unknown_key_of_an_optional_part_is_answered_with_the_known_ones():
         InputError, match=r"tables\.1\.ordering\.abov: unknown key; did you mean 'above'\? \(known: abo"
     ):
         parse(Tables, {"tables": {1: table | {"ordering": {"abov": "x", "below": ["y"]}}}}, "tables.yaml")
+
+
+def test_a_run_whose_labels_say_nothing_has_no_pseudo_classes(paper, monkeypatch):
+    """They are not compared with annotations, and nothing is fine-tuned on them."""
+    config = validate(paper, "mine.yaml")
+    monkeypatch.setitem(METHODS, "uic", replace(METHODS["uic"], pseudo_classes=False))
+    assert config.refuses("uic_3k", "clusters") == (
+        "run uic_3k is of method uic, which gives images no pseudo-labels; name another run"
+    )
+    assert {config.refuses("uic_3k", name) for name in EVALUATIONS if name != "clusters"} == {""}
+    with pytest.raises(InputError, match=r"tables\.yaml: figures\.3\.run: run uic_3k is of method uic, which gives"):
+        check_cells(config.tables_file, config)
+    with pytest.raises(InputError, match=r"runs\.uic_3k_fft\.pretrained: 'uic_3k' is of method uic, whose top layer t"):
+        validate(paper, "mine.yaml")
 
 
 def test_fault_60_a_run_that_cannot_be_evaluated_so_is_refused_with_the_reason(paper, seen):

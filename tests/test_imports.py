@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "models": set(),
     "data": {"run", "recipe"},
     "methods": {"run", "recipe", "data"},
-    "evaluations": {"recipe", "models"},
+    "evaluations": {"recipe", "models", "methods"},
     **ABOVE,
     "pretrain": {"run", "recipe", "data", "models", "methods", "checkpoint"},
     "evaluate": {"run", "recipe", "data", "models", "evaluations", "checkpoint"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,12 +13,15 @@ from pydantic import AfterValidator, Field
 
 from uic_core.data.dataset import Datasets
 from uic_core.errors import InputError
-from uic_core.evaluations import Evaluation, Evaluations
-from uic_core.files import lines_of
+from uic_core.evaluations import EVALUATIONS, Evaluation, Evaluations
+from uic_core.files import lines_of, read_yaml
 from uic_core.methods import METHODS, Run
 from uic_core.recipe import External, PathName, Strict, as_written, parse
 
 _ROOT = Path(__file__).resolve().parents[1]
+
+FILES = "the config, in one file or in several, each over those before it"
+"""What an argument `--config` is."""
 
 RUN_NAME = "[A-Za-z0-9_]{1,100}"
 """Pattern of a run's name, which becomes the name of its folder."""
@@ -66,6 +69,11 @@ class Config(Strict):
         names = dict.fromkeys(name for run in runs for name in self.repeats(run))
         return [f"{name}={self.runs[name].hash()}" for name in names]
 
+    @property
+    def computable(self) -> frozenset[tuple[str, str]]:
+        """Return (run, evaluation) of everything that can be computed, whether or not a table shows it."""
+        return frozenset((run, name) for run in self.runs for name in EVALUATIONS if not self.refuses(run, name))
+
     def refuses(self, run: str, evaluation: str) -> str:
         """Return why a run cannot have an evaluation, and the remedy; '' if it can."""
         if run not in self.runs:
@@ -80,13 +88,37 @@ def seeded(run: str, seed: int) -> str:
     return f"{run}_seed{seed}"
 
 
-def validate(value: dict[str, Any], source: str) -> Config:
+def read(files: Sequence[Path]) -> Config:
+    """Read and validate a config of one or more files; each goes over those before it, as Snakemake merges them.
+
+    Mappings are merged key by key; anything else replaces what was there.
+
+    Raises:
+        InputError: as `read_yaml` and `validate`.
+    """
+    value: dict[str, Any] = {}
+    for file in files:
+        value = _over(value, read_yaml(file))
+    *below, last = map(str, files)
+    return validate(value, last, *below)
+
+
+def _over(old: Any, new: Any) -> Any:
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return new
+    return old | {key: _over(old.get(key), value) for key, value in new.items()}
+
+
+def validate(value: dict[str, Any], source: str, *below: str) -> Config:
     """Validate a whole config, including conditions between keys.
+
+    Args:
+        source, below: the file that it was read from, and those that this one goes over; only named in messages.
 
     Raises:
         InputError: the mistakes, each with file and key; for an unknown run, the known ones.
     """
-    with lines_of(source):
+    with lines_of(source, *below):
         config = _with_seeds(parse(Config, value, source), source)
         if config.scale == "paper" and config.datasets.generated:
             raise InputError(
@@ -163,6 +195,11 @@ def _check_runs(config: Config, source: str) -> None:
                 raise InputError(
                     f"{where}.pretrained: '{recipe.start}' was trained elsewhere; further fine-tuning starts from "
                     "a run of this config"
+                )
+            if not METHODS[source_run.method].pseudo_classes:
+                raise InputError(
+                    f"{where}.pretrained: '{recipe.start}' is of method {source_run.method}, whose top layer tells no "
+                    "pseudo-classes apart; name another run"
                 )
             shape = ("arch", "sobel", "classes", "image_size")
             differing = [key for key in shape if getattr(recipe, key) != getattr(source_run, key)]

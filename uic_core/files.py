@@ -278,35 +278,39 @@ def _told(error: yaml.YAMLError, text: str) -> tuple[int, str]:
 
 
 @contextlib.contextmanager
-def lines_of(source: str) -> Iterator[None]:
+def lines_of(source: str, *below: str) -> Iterator[None]:
     """Name lines in an InputError of the block: "<source>: <key>: …" becomes "<source>:<line>: <key>: …".
 
     The line of a key that an anchor gives is the anchor's. Where `source` is no YAML file, nothing changes.
+
+    Args:
+        below: files that `source` goes over; the line is that of the uppermost file that has the key, or most of it.
     """
     try:
         yield
     except InputError as error:
-        try:
-            root = yaml.compose(read_text(Path(source)), Loader=yaml.SafeLoader)
-        except (InputError, yaml.YAMLError):
-            raise error from None
+        roots = {}
+        for file in (*below, source):
+            with contextlib.suppress(InputError, yaml.YAMLError):
+                roots[file] = yaml.compose(read_text(Path(file)), Loader=yaml.SafeLoader)
 
         def numbered(match: re.Match[str]) -> str:
-            line = _line(root, match[1].split("."))
-            return f"{source}:{line}: {match[1]}" if line else match[0]
+            places = [(*_line(root, match[1].split(".")), file) for file, root in reversed(roots.items())]
+            depth, line, file = max(places, key=lambda place: place[0], default=(0, 0, source))
+            return f"{file}:{line}: {match[1]}" if depth else match[0]
 
         raise InputError(re.sub(rf"^{re.escape(source)}: ([^:\n]+)", numbered, str(error), flags=re.M)) from None
 
 
-def _line(node: yaml.Node | None, keys: list[str]) -> int:
-    """Return the line, from 1, of the innermost of nested keys that is there; 0 if none is."""
-    line = 0
+def _line(node: yaml.Node | None, keys: list[str]) -> tuple[int, int]:
+    """Return how many of nested keys are there, and the line, from 1, of the innermost of them; 0, 0 if none is."""
+    depth = line = 0
     for key in keys:
         found = next((pair for pair in _pairs(node) if pair[0] == key), None)
         if found is None:
             break
-        _, line, node = found
-    return line
+        depth, (_, line, node) = depth + 1, found
+    return depth, line
 
 
 def _pairs(node: yaml.Node | None) -> Iterator[tuple[str, int, yaml.Node]]:

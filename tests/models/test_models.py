@@ -1,5 +1,7 @@
 """The networks are those of docs/protocol.md, Networks: shapes, counts, initial weights, Sobel, taps."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 import torchvision
@@ -100,6 +102,32 @@ def test_embedding_is_fc7_before_its_relu(arch):
     assert torch.equal(embedding, seen["fc7"])
     assert 0.2 < (embedding < 0).float().mean() < 0.8
     torch.testing.assert_close(network.top(functional.relu(embedding)), logits)
+
+
+@torch.no_grad()
+def test_linear_layers_have_the_batch_norm_after_them_folded_in():
+    torch.manual_seed(0)
+    network = build("alexnet", classes=5, image_size=64, sobel=True).eval()
+    plain = network.linear_layers()
+    assert list(plain) == ["fc6", "fc7"]
+    for name, layer in plain.items():
+        assert layer == (network.classifier.get_submodule(name).weight, network.classifier.get_submodule(name).bias)
+    parts = {
+        "fc6": nn.Linear(256, 12, bias=False), "bn6": nn.BatchNorm1d(12), "relu6": nn.ReLU(),
+        "fc7": nn.Linear(12, 9), "bn7": nn.BatchNorm1d(9), "relu7": nn.ReLU(),
+    }  # fmt: skip
+    for norm in (parts["bn6"], parts["bn7"]):
+        for values in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            values.uniform_(0.5, 2)
+    network.classifier = nn.Sequential(OrderedDict(parts)).eval()
+    x = torch.randn(3, 256)
+    (w6, b6), (w7, b7) = network.linear_layers().values()
+    folded = functional.relu(functional.linear(functional.relu(functional.linear(x, w6, b6)), w7, b7))
+    torch.testing.assert_close(folded, network.classifier(x))
+    # what DeepCluster clusters: all but the last ReLU
+    maps = x.view(3, 256, 1, 1)
+    torch.testing.assert_close(functional.relu(network._embed(maps)), network.classifier(x))
+    assert (network._embed(maps) < 0).any()
 
 
 @torch.no_grad()

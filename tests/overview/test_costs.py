@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from uic_core.config import Config, validate
 from uic_core.evaluations.counting import count
 from uic_core.files import read_yaml
+from uic_core.methods import METHODS
 from uic_core.overview import costs, plan
 from uic_core.overview.rates import assumed
 
@@ -80,6 +82,13 @@ def test_selflabel_takes_a_pass_for_each_moment_and_an_optimisation_for_each_hea
     hours = labelling / (0.6 / 16 * 312e12) / 3600
     assert line.startswith(f"selflabel: {99 * heads} label optimisations of 1,281,167 × 3,000, taken to last 500")
     assert line.endswith(f"in 7.7 GB of memory with 10.5 GB of disk; together {hours:.1f} GPU-hours")
+
+
+def test_an_image_of_several_views_is_decoded_once(paper: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = costs.training(paper, "supervised")
+    monkeypatch.setitem(METHODS, "supervised", replace(METHODS["supervised"], views_per_image=4))
+    after = costs.training(paper, "supervised")
+    assert (after.flops, after.images, after.bytes) == (4 * before.flops, before.images, before.bytes)
 
 
 def test_probes_decode_every_training_image_an_epoch_and_test_in_few_passes(paper: Config) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from tests.recipes import recipe
 from uic_core.errors import InputError
+from uic_core.methods import METHODS
 from uic_core.overview import measure
 
 GB = 10**9
@@ -32,6 +34,15 @@ def test_fault_68_as_many_processes_as_memory_holds(
     found = measure.fitting(paper, free, 2)
     seen(f"{free / GB:.0f} GB: {found[0]} process(es), batches of {found[1]}")
     assert found == (processes, pytest.approx(images, abs=5))
+
+
+def test_a_batch_of_several_views_takes_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    paper = recipe(image_size=224, resize=256, batch_size=256, classes=3000)
+    assert measure.fitting(paper, 9 * GB, 2) == (1, 256)
+    monkeypatch.setitem(METHODS, "uic", replace(METHODS["uic"], views_per_image=4))
+    fixed, view = measure._training_bytes(paper)
+    assert measure.fitting(paper, 9 * GB, 2) == (1, (9 * GB - fixed) // (4 * view))
+    assert 4 * view * 256 > 9 * GB - fixed
 
 
 def test_fault_68_too_little_memory_is_named(seen: Callable[[object], None]) -> None:

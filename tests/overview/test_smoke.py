@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ import yaml
 from uic_core.config import Config, validate
 from uic_core.data.check import check
 from uic_core.files import read_yaml
+from uic_core.methods import METHODS
 from uic_core.overview import smoke
 
 DEMO = Path(__file__).parents[2] / "config" / "demo.yaml"
@@ -83,6 +85,13 @@ def test_all_runs_and_evaluations_stay_and_are_short(real, tmp_path):
     assert small.evaluations.detection.train_scales == real["evaluations"]["detection"]["train_scales"]
     assert small.evaluations.proposals.source == ""
     assert small.results == str(tmp_path / "results" / "smoke")
+
+
+def test_top_layers_that_tell_no_pseudo_classes_apart_keep_their_classes(real, monkeypatch):
+    config = validate(real | {"runs": {"uic_3k": real["runs"]["uic_3k"] | {"classes": 7}}}, "mine.yaml")
+    assert smoke.smaller(config, Path("results")).runs["uic_3k"].classes == 4
+    monkeypatch.setitem(METHODS, "uic", replace(METHODS["uic"], pseudo_classes=False))
+    assert smoke.smaller(config, Path("results")).runs["uic_3k"].classes == 7
 
 
 def test_the_papers_config_gets_smaller_with_generated_data():

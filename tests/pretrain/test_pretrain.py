@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -9,6 +10,7 @@ from dataclasses import replace
 import faiss
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -174,6 +176,100 @@ def test_deepcluster_without_balance_draws_as_its_published_sampler(small, alter
 
 def test_another_seed_gives_other_weights(small, undisturbed):
     assert undisturbed()[0] != outputs(small("two", seed=4))[0]
+
+
+def right(made, logits, targets):
+    """A measure: the share of the answers that are right."""
+    return {"right": (logits.argmax(1) == targets).float().mean()}
+
+
+def test_what_a_method_measures_is_averaged_over_the_images_of_an_epoch(small, altered, monkeypatch, capsys):
+    """48 images in batches of 20, 20 and 8: the last one counts less."""
+    steps = []
+
+    def measures(made, logits, targets):
+        assert not logits.requires_grad
+        found = right(made, logits, targets)
+        steps.append((len(targets), found["right"].item()))
+        return found
+
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0)
+    altered("supervised", measures=measures)
+    folder = small("run", method="supervised", classes=4, batch_size=20)
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    expected = [sum(size * share for size, share in steps[first : first + 3]) / 48 for first in (0, 3)]
+    assert [size for size, _ in steps] == [20, 20, 8] * 2
+    assert [line["right"] for line in history] == pytest.approx(expected, abs=1e-6)
+    assert 0 < expected[1] < 1
+    assert json.loads((folder / "training.json").read_text())["last"] == history[-1]
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    assert [event.value for event in events.Scalars("right")] == pytest.approx(expected)
+    share = (steps[0][1] + steps[1][1]) / 2
+    assert re.search(rf"epoch 1/2  step 2/3  loss \d\.\d+  right {share:.4f}  ", capsys.readouterr().out)
+
+
+def test_what_was_measured_before_an_interruption_counts(small, altered, capsys):
+    """And a state of a version that measured nothing goes on as well."""
+    told = []
+
+    def tell(*given):
+        told.append(1)
+        if len(told) == 4:  # in the second epoch, which goes on for another step
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return right(*given)
+
+    changes = {"method": "supervised", "classes": 4}
+    altered("supervised", measures=right)
+    expected = outputs(small("undisturbed", **changes))
+    altered("supervised", measures=tell)
+    with pytest.raises(SystemExit):
+        small("run", **changes)
+    assert outputs(small("run", **changes)) == expected
+    assert "going on from epoch 2, step 3" in capsys.readouterr().out
+
+
+def test_a_state_from_before_methods_measured_goes_on(small, undisturbed, altered, tmp_path):
+    steps = []
+
+    def tell(*given):
+        steps.append(1)
+        if len(steps) == 4:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return {}
+
+    altered("uic", measures=tell)
+    with pytest.raises(SystemExit):
+        small("run")
+    (state,) = (path for path in (tmp_path / "run").glob("state.*") if ".previous." not in path.name)
+    with safetensors.safe_open(state, framework="pt") as file:
+        content = json.loads(file.metadata()["state"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert content["position"].pop("measured") == {}
+    safetensors.torch.save_file(tensors, state, metadata={"state": json.dumps(content)})
+    assert outputs(small("run")) == undisturbed()
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_nesterovs_momentum_looks_a_step_ahead(small, altered, monkeypatch, momentum):
+    """By hand, of the top layer's bias: w ← w - lr (g + m v) with v ← m v + g; g with weight decay."""
+    seen, send = [], loop.Trainer._send
+
+    def watch(trainer, *given):
+        bias = trainer.network.top.bias
+        seen.append((bias.detach().clone(), bias.grad.clone()))
+        return send(trainer, *given)
+
+    monkeypatch.setattr(loop.Trainer, "_send", watch)
+    altered("supervised", nesterov=True)
+    small("run", method="supervised", classes=4, epochs=1, momentum=momentum, weight_decay=0.01)
+    value, speed = torch.zeros(4), torch.zeros(4)
+    assert len(seen) == 3
+    for after, gradient in seen:
+        gradient = gradient + 0.01 * value
+        speed = momentum * speed + gradient
+        value = value - 0.01 * (gradient + momentum * speed)
+        torch.testing.assert_close(after, value)
 
 
 def test_uic_labels_are_the_argmax_of_the_training_forward(small, altered, monkeypatch):

@@ -203,8 +203,9 @@ def main(arguments: list[str] | None = None) -> None:
         protocol = recipe.load(Clusters, options.protocol)
         index = Index.load(options.train_index)
         _, trained_by, origin = checkpoint.of_run(options.run, options.checkpoint)
-        if isinstance(trained_by, recipe.External):
-            raise InputError(f"{options.checkpoint}: was trained elsewhere, so there are no pseudo-labels to look at")
+        if reason := protocol.refuses(options.run, trained_by):
+            raise InputError(f"{options.checkpoint}: {reason}")
+        assert isinstance(trained_by, recipe.Recipe)
         labelled = index.subset(trained_by.images_of(0), trained_by.seed)
         with unchanged(labels=options.labels, history=options.history) as hashes:
             labels = read_labels(options.labels, len(labelled), trained_by.classes)

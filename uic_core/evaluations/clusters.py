@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from uic_core.evaluations.evaluation import Evaluation, Listed, Resources
+from uic_core.methods import METHODS
 from uic_core.recipe import External, Recipe
 
 
@@ -28,7 +29,9 @@ class Clusters(Evaluation):
         return {"grid_classes": 2, "grid_images": 3, "min_images": 2}
 
     def refuses(self, run: str, recipe: Recipe | External) -> str:
-        """Refuse a run trained elsewhere: it has no pseudo-labels."""
-        if not isinstance(recipe, External):
-            return ""
-        return f"run {run} was trained elsewhere and has no pseudo-labels; name another run"
+        """Refuse a run without pseudo-labels: one trained elsewhere, or by a method whose labels say nothing."""
+        if isinstance(recipe, External):
+            return f"run {run} was trained elsewhere and has no pseudo-labels; name another run"
+        if not METHODS[recipe.method].pseudo_classes:
+            return f"run {run} is of method {recipe.method}, which gives images no pseudo-labels; name another run"
+        return ""

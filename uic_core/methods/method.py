@@ -149,6 +149,11 @@ def cross_entropy(recipe: Recipe, logits: Tensor, targets: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(logits, targets.to(torch.int64))
 
 
+def nothing(recipe: Recipe, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """Measure nothing."""
+    return {}
+
+
 def train_only(recipe: Any) -> Passes:
     """One training pass per epoch and no further pass."""
     return Passes(recipe.epochs, 0)
@@ -177,10 +182,15 @@ class Method(Generic[R]):
         learns: (recipe) → True if the argmax of the training forward becomes the image's label for the next epoch.
         fill_empty: (groups, labels) changes both in place after `labels` so that no class is empty; None: no filling.
         order: (recipe, epoch, labels, groups) → which image is drawn when, and its target.
+        pseudo_classes: True if the labels put images into classes; False if they say nothing of an image.
         views: (recipe, crops uint8 [B, 3, S, S], uniform numbers [B, UNIFORMS]) → the network's input.
+        views_per_image: how many views of each crop `views` makes.
         loss: (recipe, logits, targets int32 [B] or [B, heads]) → mean over the batch.
+        measures: (recipe, logits without gradient, targets int32 [B]) → means over the batch by name, scalars on the
+            logits' device. Every step must have the same names. The history has their means over the epoch.
         start_epoch: (recipe, epoch, top layer) changes the top layer before an epoch.
         top_momentum: True if the top layer is trained with the momentum of the other layers, False if with none.
+        nesterov: True if SGD's momentum is Nesterov's.
         passes: (recipe) → cost of a run, in passes over its images.
         labelling: (recipe, number of images, length of their features) → cost of its labels beside those.
         check: (recipe, number of annotated classes) raises ValueError, "<key>: <what is wrong>".
@@ -193,10 +203,14 @@ class Method(Generic[R]):
     learns: Callable[[R], bool] = lambda recipe: False
     fill_empty: Callable[[Groups, Labels], None] | None = None
     order: Callable[[R, int, Labels, Groups], Order] = balanced
+    pseudo_classes: bool = True
     views: Callable[[R, Tensor, NDArray[np.float64]], Tensor] = augmented
+    views_per_image: int = 1
     loss: Callable[[R, Tensor, Tensor], Tensor] = cross_entropy
+    measures: Callable[[R, Tensor, Tensor], dict[str, Tensor]] = nothing
     start_epoch: Callable[[R, int, nn.Linear], None] | None = None
     top_momentum: bool = True
+    nesterov: bool = False
     passes: Callable[[R], Passes] = train_only
     labelling: Callable[[R, int, int], Labelling] = no_labelling
     check: Callable[[R, int], None] = any_number

@@ -31,8 +31,10 @@ class Build(Protocol):
 class Pool:
     """Max-pooling of a probed layer to about 9,600 numbers, for inputs of 224 pixels (docs/protocol.md, Linear probes).
 
+    For maps of another side it is adaptive.
+
     Attributes:
-        side: side of the layer's map.
+        side: side of the layer's map; 0: the pooling is adaptive for every map.
         kernel, stride, padding: parameters of the pooling.
         target: side of the map after the pooling.
     """
@@ -42,6 +44,11 @@ class Pool:
     stride: int
     padding: int
     target: int
+
+    @classmethod
+    def adaptive(cls, target: int) -> Pool:
+        """Adaptive max-pooling to a map of side `target`, whatever the map."""
+        return cls(side=0, kernel=0, stride=0, padding=0, target=target)
 
 
 @dataclass(frozen=True)

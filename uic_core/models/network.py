@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_linear_bn_weights
 
 from uic_core.errors import InputError
 from uic_core.models.architecture import FC7
@@ -107,6 +108,27 @@ class Network(nn.Module):
             found[FC7] = self._classify(x)
         return {layer: found[layer] for layer in wanted}
 
+    @torch.no_grad()
+    def linear_layers(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Weights [out, in] and biases [out] of the classifier's linear layers, by name.
+
+        A batch norm after a layer is folded in: with its running statistics the function is the same.
+        """
+        found: dict[str, tuple[Tensor, Tensor]] = {}
+        name = ""
+        for child_name, child in self.classifier.named_children():
+            if isinstance(child, nn.Linear):
+                name = child_name
+                bias = child.weight.new_zeros(child.out_features) if child.bias is None else child.bias
+                found[name] = (child.weight, bias)
+            elif isinstance(child, nn.BatchNorm1d):
+                assert child.running_mean is not None
+                assert child.running_var is not None
+                found[name] = fuse_linear_bn_weights(
+                    *found[name], child.running_mean, child.running_var, child.eps, child.weight, child.bias
+                )
+        return found
+
     def pool_last(self, x: Tensor) -> Tensor:
         """Apply the network's last max-pooling to the last layer's activation (few-shot's conv5+MP)."""
         last = list(self.features.children())[-1]
@@ -126,9 +148,8 @@ class Network(nn.Module):
     def _embed(self, maps: Tensor) -> Tensor:
         # DeepCluster drops the last ReLU when it computes features.
         hidden = torch.flatten(maps, 1)
-        children = list(self.classifier.children())
-        while children and not isinstance(children[-1], nn.Linear):
-            children.pop()
+        *children, last = self.classifier.children()
+        assert isinstance(last, nn.ReLU), "a classifier ends with fc7's ReLU"
         for child in children:
             hidden = child(hidden)
         return hidden

@@ -183,8 +183,8 @@ class PretrainedBBoxHead(Shared2FCBBoxHead):  # type: ignore[misc]
 
     def load_network(self, network: Network) -> None:
         """Copy fc6 and fc7 of a pretrained network; raise an error if a weight is missing or does not fit."""
-        for layer, name in zip(self.shared_fcs, ("fc6", "fc7"), strict=True):
-            layer.load_state_dict(getattr(network.classifier, name).state_dict(), strict=True)
+        for layer, (weight, bias) in zip(self.shared_fcs, network.linear_layers().values(), strict=True):
+            layer.load_state_dict({"weight": weight, "bias": bias}, strict=True)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map RoI maps [n, C, k, k] to class scores [n, 21] (background last) and box offsets [n, 20·4]."""

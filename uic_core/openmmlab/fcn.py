@@ -119,10 +119,9 @@ class Fcn32sHead(BaseDecodeHead):  # type: ignore[misc]
 
     def load_network(self, network: Network) -> None:
         """Copy fc6 and fc7 of a pretrained network as convolutions; raise an error if a weight does not fit."""
-        for name in ("fc6", "fc7"):
+        for name, (weight, bias) in network.linear_layers().items():
             layer: Any = getattr(self, name)
-            linear: Any = getattr(network.classifier, name)
-            layer.load_state_dict({"weight": linear.weight.view_as(layer.weight), "bias": linear.bias}, strict=True)
+            layer.load_state_dict({"weight": weight.view_as(layer.weight), "bias": bias}, strict=True)
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """Map (map [B, C, h, w], images [B, 3, H, W]) to scores [B, 21, H, W]."""

@@ -85,15 +85,16 @@ def training(config: Config, run: str, counting: Counting | None = None) -> Job:
     if isinstance(recipe, External):
         return Job("external", run, (), "core", bytes=4 * size.parameters)
     images = recipe.images_of(config.datasets.folders[recipe.data].train_images)
-    passes = METHODS[recipe.method].passes(recipe)
-    labelling = METHODS[recipe.method].labelling(recipe, images, ARCHS[recipe.arch].embedding_size)
+    method = METHODS[recipe.method]
+    passes, views = method.passes(recipe), method.views_per_image
+    labelling = method.labelling(recipe, images, ARCHS[recipe.arch].embedding_size)
     of_labels = images * passes.forward * size.forward + labelling.operations
     needs: tuple[tuple[str, str], ...] = (config.datasets.train_list(recipe.data),)
     if recipe.start:
         needs += ((config.runs[recipe.start].stage, recipe.start),)
     return Job(
         recipe.stage, run, needs, "core", recipe.arch,
-        flops=images * passes.training * size.training + of_labels, exact=of_labels, labelling=labelling,
+        flops=images * passes.training * views * size.training + of_labels, exact=of_labels, labelling=labelling,
         images=images * sum(passes), gpus=recipe.gpus, cpus=16,
         # weights and labels; two resume states of weights, momentum, labels and their groups
         bytes=4 * size.parameters + 4 * images + 2 * (8 * size.parameters + 12 * images) + labelling.disk,

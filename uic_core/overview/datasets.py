@@ -7,10 +7,9 @@ import os
 import sys
 from pathlib import Path
 
-from uic_core.config import Config, validate
+from uic_core.config import FILES, Config, read
 from uic_core.data.check import check
 from uic_core.errors import InputError, stage
-from uic_core.files import read_yaml
 
 
 def verdicts(config: Config, processes: int) -> dict[str, tuple[bool, str]]:
@@ -31,11 +30,11 @@ def verdicts(config: Config, processes: int) -> dict[str, tuple[bool, str]]:
 def main(arguments: list[str] | None = None) -> None:
     """Print what is there and what is missing; exit with status 2 if anything is missing."""
     parser = argparse.ArgumentParser(prog="python -m uic_core.overview.datasets", description=__doc__)
-    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--config", type=Path, nargs="+", required=True, help=FILES)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="processes that decode VOC's images")
     options = parser.parse_args(arguments)
     with stage():
-        config = validate(read_yaml(options.config), str(options.config))
+        config = read(options.config)
         found = verdicts(config, options.threads)
         for name, (whole, text) in found.items():
             print(f"{name}: {'ok' if whole else 'MISSING'}")

@@ -89,7 +89,8 @@ def fitting(recipe: Training, free: int, processes: int) -> tuple[int, int]:
     Raises:
         InputError: two images do not fit.
     """
-    fixed, image = _training_bytes(recipe)
+    fixed, view = _training_bytes(recipe)
+    image = view * METHODS[recipe.method].views_per_image
     whole = fixed + image * recipe.batch_size
     if whole <= free:
         return min(processes, free // whole), recipe.batch_size
@@ -103,7 +104,7 @@ def fitting(recipe: Training, free: int, processes: int) -> tuple[int, int]:
 
 
 def _training_bytes(recipe: Training) -> tuple[int, int]:
-    """Return the memory of a training process, in bytes: in any case, and for every image of a batch."""
+    """Return the memory of a training process, in bytes: in any case, and for every view of a batch."""
     kept, images = 0, 5  # 5: no weight has this many rows
 
     def count(tensor: torch.Tensor) -> torch.Tensor:
@@ -145,27 +146,28 @@ def _own_groups() -> list[str]:
 
 def _training_rate(recipe: Training, images: int, precision_name: str, _: int) -> float:
     """Return FLOP/s of forward, backward and SGD on batches of `images`; '' means the recipe's own precision."""
-    device = devices.current()
+    device, method = devices.current(), METHODS[recipe.method]
+    views = images * method.views_per_image
     if device.type == "cpu":
         torch.set_num_threads(1)
     precision = resolve(precision_name or recipe.precision, device)
     built = models.build(recipe.arch, classes=recipe.outputs, image_size=recipe.image_size, sobel=recipe.sobel)
     built = built.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(built.parameters(), lr=1e-3, momentum=0.9, fused=True)
-    x = torch.randn(images, 3, recipe.image_size, recipe.image_size, device=device)
+    x = torch.randn(views, 3, recipe.image_size, recipe.image_size, device=device)
     x = x.contiguous(memory_format=torch.channels_last)
-    target = torch.zeros(len(x), dtype=torch.long, device=device)
+    target = torch.zeros(images, dtype=torch.int32, device=device)
 
     def step() -> None:
         with autocast(precision, device):
             logits = built(x)
         optimizer.zero_grad(set_to_none=True)
-        METHODS[recipe.method].loss(recipe, logits, target.to(torch.int32)).backward()
+        method.loss(recipe, logits, target).backward()
         optimizer.step()
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    return arithmetic(recipe).training * images * _a_second(step)
+    return arithmetic(recipe).training * views * _a_second(step)
 
 
 def _decoding_rate(root: str, config: Config, _: int) -> float:

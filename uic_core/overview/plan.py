@@ -15,9 +15,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from uic_core.config import Config, validate
+from uic_core.config import FILES, Config, read
 from uic_core.errors import stage
-from uic_core.files import read_yaml
 from uic_core.overview.costs import Job, evaluation, preparation, training
 from uic_core.overview.rates import Rates, assumed
 from uic_core.recipe import External, Training
@@ -48,10 +47,11 @@ def jobs_of(config: Config, pairs: Iterable[Key], tables: Sequence[str] = ()) ->
 
 def everything(config: Config) -> dict[Key, Job]:
     """Return all jobs of a config, including its figures."""
-    pairs = [*all_needed(config.tables_file), *of_every_run(config)]
+    pairs = [*all_needed(config.tables_file, config.computable), *of_every_run(config)]
     shown = [f"table{number}" for number in read_tables(config.tables_file)]
     shown += [f"fig{number}" for number in read_figures(config.tables_file)]
-    shown += [f"{kind}_{task}" for task in by_class(config.tables_file) for kind in ("fig", "table")]
+    tasks = by_class(config.tables_file, config.computable)
+    shown += [f"{kind}_{task}" for task in tasks for kind in ("fig", "table")]
     shown += [f"table_{name}" for name in dict.fromkeys(name for _, name in of_every_run(config))]
     shown += ["fig_curves", "table_speed"] * any(isinstance(run, Training) for run in config.runs.values())
     return jobs_of(config, pairs, shown)
@@ -97,7 +97,8 @@ def wall(jobs: dict[Key, Job], rates: Rates) -> float:
 
 def report(config: Config, rates: Rates) -> str:
     """Return the plan as text."""
-    pairs = {number: needed(config.tables_file, number) for number in read_tables(config.tables_file)}
+    tables, computed = config.tables_file, config.computable
+    pairs = {number: needed(tables, number, computed) for number in read_tables(tables, computed)}
     jobs = everything(config)
     unit = "GPU-hours" if rates.gpu else "CPU-hours"
     rules: dict[str, list[Job]] = {}
@@ -153,13 +154,13 @@ def _hours(seconds: float) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Print the plan of a config."""
     parser = argparse.ArgumentParser(prog="python -m uic_core.overview.plan", description=__doc__)
-    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--config", type=Path, nargs="+", required=True, help=FILES)
     parser.add_argument("--gpus", type=int, default=8, help="used at once")
     parser.add_argument("--peak", type=float, default=312.0, help="bf16 matrix rate of one GPU, TFLOP/s (A100: 312)")
     parser.add_argument("--measure", action="store_true", help="measure the rates of this machine: a minute or two")
     options = parser.parse_args(arguments)
     with stage():
-        config = validate(read_yaml(options.config), str(options.config))
+        config = read(options.config)
         check_cells(config.tables_file, config)
         if options.measure:
             from uic_core.overview.measure import measured  # imports torch and the stages

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from uic_core import recipe
-from uic_core.config import Config, validate
+from uic_core.config import FILES, Config, read
 from uic_core.data import voc
 from uic_core.data.dataset import Datasets, ImageFolder, MiniImageNet, Voc07, VocSegmentation
 from uic_core.data.index import build_miniimagenet, scan
 from uic_core.errors import InputError, stage
 from uic_core.evaluations import Evaluation
-from uic_core.files import read_yaml, write_text
+from uic_core.files import write_text
+from uic_core.methods import METHODS
 from uic_core.models import ARCHS
 from uic_core.overview.plan import everything
 from uic_core.recipe import External, Recipe, Strict, Training
@@ -145,10 +146,10 @@ def _datasets(config: Config, folder: Path) -> Datasets:
 
 
 def _run(run: Recipe | External) -> Recipe | External:
-    """Return a run with few images, and as many classes as its data set has."""
+    """Return a run with few images, and as many pseudo-classes as its data set has classes."""
     if isinstance(run, External):
         return run
-    changes: dict[str, Any] = {"classes": CLASSES}
+    changes: dict[str, Any] = {"classes": CLASSES} if METHODS[run.method].pseudo_classes else {}
     if isinstance(run, Training):
         heavy = ARCHS[run.arch].training_gflop > _HEAVY
         changes |= {"images": CLASSES * TRAIN // 3 if heavy else 0, "batch_size": 16, "epochs": 2}
@@ -253,10 +254,10 @@ def _link(target: Path, source: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Make the small config and its data sets in <results>/smoke; print the path of the config."""
     parser = argparse.ArgumentParser(prog="python -m uic_core.overview.smoke", description=__doc__)
-    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--config", type=Path, nargs="+", required=True, help=FILES)
     options = parser.parse_args(arguments)
     with stage():
-        config = validate(read_yaml(options.config), str(options.config))
+        config = read(options.config)
         demand_space(config)
         folder = Path(config.results, "smoke")
         small = smaller(config, folder)

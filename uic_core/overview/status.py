@@ -17,9 +17,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from uic_core.config import Config, validate
+from uic_core.config import FILES, Config, read
 from uic_core.errors import stage
-from uic_core.files import read_yaml
 from uic_core.recipe import Training
 from uic_core.report.cells import all_needed, check_cells, of_every_run
 
@@ -42,7 +41,8 @@ class RunStatus:
 def runs(config: Config) -> list[RunStatus]:
     """Return the status of every run that a table or figure shows, and of the runs they start from."""
     evaluations: dict[str, list[str]] = {}
-    for run, evaluation in dict.fromkeys([*all_needed(config.tables_file), *of_every_run(config)]):
+    needed = all_needed(config.tables_file, config.computable)
+    for run, evaluation in dict.fromkeys([*needed, *of_every_run(config)]):
         for name in config.repeats(run):
             evaluations.setdefault(name, []).append(evaluation)
     for name in list(evaluations):
@@ -155,10 +155,10 @@ def jobs() -> list[list[str]] | None:
 def main(arguments: list[str] | None = None) -> None:
     """Print runs, epochs, evaluations, queued jobs, and failures with the ends of their logs."""
     parser = argparse.ArgumentParser(prog="python -m uic_core.overview.status", description=__doc__)
-    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--config", type=Path, nargs="+", required=True, help=FILES)
     options = parser.parse_args(arguments)
     with stage():
-        config = validate(read_yaml(options.config), str(options.config))
+        config = read(options.config)
         check_cells(config.tables_file, config)
         found = runs(config)
         rows = [

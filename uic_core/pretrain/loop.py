@@ -95,6 +95,7 @@ class Trainer:
             lr=recipe.lr,
             momentum=recipe.momentum,
             weight_decay=recipe.weight_decay,
+            nesterov=self.method.nesterov and recipe.momentum > 0,  # torch refuses it without momentum
             fused=True,
         )
         part = -(-recipe.batch_size // ranks.world)
@@ -132,7 +133,7 @@ class Trainer:
                 write_results(folder, self.recipe, self.network, self.index, self.run_state.labels, extra)
                 trained.write(
                     folder, RESULTS, devices.hardware(), self.ranks.world, recipe=self.recipe.hash(),
-                    precision=self.precision_name, epochs=self.run_state.times,
+                    precision=self.precision_name, last=self.run_state.history[-1], epochs=self.run_state.times,
                 )  # fmt: skip
                 state.remove()
         if self._writer is not None:
@@ -228,7 +229,8 @@ class Trainer:
             self.optimizer.step()
             # Labels come from the training forward, so they cost no extra pass.
             predictions = logits.detach().argmax(1).to(torch.int32) if learns else None
-            ended, waiting = waiting, self._send(step, draws, loss.detach().float(), predictions)
+            means = {"loss": loss.detach(), **method.measures(recipe, logits.detach(), target)}
+            ended, waiting = waiting, self._send(step, draws, means, predictions)
             if ended is not None:
                 requests = self._take(ended, bounds, progress)
                 if any(requests):
@@ -249,12 +251,15 @@ class Trainer:
         if self.method.learns(self.recipe):
             merge_labels(self.run_state.labels, order, bounds, self.ranks, self.device)
 
-    def _send(self, step: int, draws: NDArray[np.int64], loss: Tensor, predictions: Tensor | None) -> _Step:
-        """Start to copy a step's results to the CPU; loss and requests are means over the ranks."""
+    def _send(
+        self, step: int, draws: NDArray[np.int64], means: dict[str, Tensor], predictions: Tensor | None
+    ) -> _Step:  # fmt: skip
+        """Start to copy a step's results to the CPU; loss, measures and requests are means over the ranks."""
         assert self._saver is not None
         requests = self._saver.requests(self._saver.every)
+        loss, *measured = (value.float() for value in means.values())
         # Filled on the device: a copy of a few numbers from the CPU would wait for all running kernels.
-        reduced = torch.stack([loss, *(torch.full_like(loss, request) for request in requests)])
+        reduced = torch.stack([*(torch.full_like(loss, request) for request in requests), loss, *measured])
         reduced = self.ranks.mean(reduced).to("cpu", non_blocking=True)
         if predictions is not None:
             predictions = predictions.to("cpu", non_blocking=True)
@@ -262,14 +267,16 @@ class Trainer:
         if self.device.type == "cuda":
             arrived = torch.cuda.Event()
             arrived.record()
-        return _Step(step, draws % len(self.index), predictions, reduced, arrived)
+        return _Step(step, draws % len(self.index), predictions, tuple(means), reduced, arrived)
 
     def _take(self, step: _Step, bounds: list[tuple[int, int]], progress: Progress) -> list[float]:
-        """Store a step's labels and loss. Returns the ranks' requests to stop and to save."""
+        """Store a step's labels, loss and measures. Returns the ranks' requests to stop and to save."""
         if step.arrived is not None:
             step.arrived.synchronize()  # does not wait for the next step, which is running
         position = self.run_state.position
-        loss, *requests = step.reduced.tolist()
+        stop, save, *values = step.reduced.tolist()
+        measured = dict(zip(step.names, values, strict=True))
+        loss = measured.pop("loss")
         if not math.isfinite(loss):
             raise InputError(
                 f"epoch {position.epoch + 1}, step {step.number + 1}: the loss is {loss}; lower lr in the recipe "
@@ -281,21 +288,25 @@ class Trainer:
         position.step = step.number + 1
         position.loss += loss * (last - first)
         position.images += last - first
+        for name, value in measured.items():
+            position.measured[name] = position.measured.get(name, 0.0) + value * (last - first)
         progress.show()
-        return requests
+        return [stop, save]
 
     def _record(self, covered: float) -> None:
         """Append a line to the history and print it. It has no times, so the same seed gives the same bytes."""
         run = self.run_state
         position = run.position
+        means = {name: round(value, 6) for name, value in position.means().items()}
         line = {
             "epoch": position.epoch,
-            "loss": round(position.loss / position.images, 6),
+            "loss": means.pop("loss"),
             "lr": round(self.recipe.learning_rate(position.epoch), 8),
             "nmi_previous": round(run.agreement, 6),
             "nmi_annotated": round(partition.nmi(run.groups, self.index.labels), 6),
             "empty_classes": position.empty,
             "coverage": round(covered, 6),
+            **means,
         }
         run.history.append(line)
         if not self.ranks.rank:
@@ -364,13 +375,15 @@ class _Step:
 
     Attributes:
         predictions: int32 [B], or None if the method keeps its labels.
-        reduced: means of the loss and the requests over the ranks, float [3].
+        names: `loss`, and the names of the method's measures.
+        reduced: means over the ranks: the two requests, the loss, the measures; float [3 or more].
         arrived: on a GPU, the event after both copies; else None.
     """
 
     number: int
     positions: NDArray[np.int64]
     predictions: Tensor | None
+    names: tuple[str, ...]
     reduced: Tensor
     arrived: torch.cuda.Event | None
 

@@ -58,7 +58,7 @@ class Progress:
         epochs = self._epochs - position.epoch
         remaining = seconds / (position.step - self._first) * (epochs * self._steps - position.step)
         found = {
-            "loss": f"{position.loss / position.images:.4f}",
+            **{name: f"{value:.4f}" for name, value in position.means().items()},
             "nmi_previous": f"{self._run.agreement:.3f}",
             "empty_classes": str(position.empty),
             **({"coverage": f"{self._covered:.3f}"} if self._covered is not None else {}),

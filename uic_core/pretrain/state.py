@@ -25,6 +25,7 @@ class Position:
         epoch, step: the next epoch and step.
         loss, images: sum of the loss over the images of this epoch's steps so far, and number of these images.
         empty: number of classes without members in this epoch's labels, before they are filled.
+        measured: sums of the method's measures over the same images.
         inputs: number of the network's inputs in this epoch so far, over all processes, those of label passes included.
         training_seconds, label_seconds: time of this epoch's steps, and of what makes, compares and groups labels.
     """
@@ -37,6 +38,11 @@ class Position:
     inputs: int = 0
     training_seconds: float = 0.0
     label_seconds: float = 0.0
+    measured: dict[str, float] = field(default_factory=dict)
+
+    def means(self) -> dict[str, float]:
+        """Means over the images so far: `loss`, and the method's measures."""
+        return {name: total / self.images for name, total in {"loss": self.loss, **self.measured}.items()}
 
     def __str__(self) -> str:
         return f"epoch {self.epoch + 1}, step {self.step + 1}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
@@ -19,7 +19,7 @@ from uic_core.config import Config
 from uic_core.errors import InputError
 from uic_core.evaluations import EVALUATIONS
 from uic_core.files import read_csv
-from uic_core.recipe import External, Strict, load
+from uic_core.recipe import Strict, load
 
 PUBLISHED_HEADER = ("table", "row", "column", "value", "source")
 
@@ -31,6 +31,12 @@ def _no_braces(title: str) -> str:
 
 
 Title = Annotated[str, AfterValidator(_no_braces)]
+
+Pair = tuple[str, str]
+"""A run and an evaluation."""
+
+COMPUTED = "run/evaluation: what the config computes; optional rows are computed from these, and cited without"
+"""What a stage's argument `--computed` is."""
 
 
 class Column(Strict):
@@ -53,13 +59,17 @@ class Override(Strict):
 
 
 class Row(Strict):
-    """One row: computed here if it has a `run`, otherwise cited from config/published.csv."""
+    """One row: computed here if it has a `run`, otherwise cited from config/published.csv.
+
+    An `optional` row is computed as far as the config can, and cited where it cannot; see `Table.settled`.
+    """
 
     name: str = Field(min_length=1)
     shown: str = ""
     heading: str = Field("", description="separator line above the row")
     texts: dict[str, str] = Field(default_factory=dict)
     run: str = ""
+    optional: bool = False
     fill: dict[str, str] = Field(default_factory=dict)
     cells: dict[str, Override] = Field(default_factory=dict)
     absent: list[str] = Field(default_factory=list)
@@ -105,6 +115,28 @@ class Table(Strict):
     footnotes: list[Footnote] = Field(default_factory=list)
     switches: list[Switch] = Field(default_factory=list)
     ordering: Ordering | None = Field(None, description="the demo's table says in which columns it shows")
+
+    def settled(self, computed: Collection[Pair]) -> Table:
+        """Decide what each optional row is, by what the config can compute.
+
+        Its other numbers are cited. A row without any computed number is a cited one, and has no footnotes; if the
+        paper does not have it either, it is left out.
+        """
+        numbers = [column for column in self.columns if not column.text]
+        rows, idle = [], set()
+        for row in self.rows:
+            if row.optional:
+                asked = [(each.name, _source(row, each)) for each in numbers if each.name not in row.absent]
+                cited = [name for name, source in asked if (source.run, source.evaluation) not in computed]
+                changes: dict[str, object] = {"absent": [*row.absent, *cited]}
+                if len(cited) == len(asked):
+                    idle.add(row.name)
+                    changes = {"run": "", "fill": {}, "cells": {}, "absent": []}
+                row = row.model_copy(update=changes)
+            if row.run or not row.extra:
+                rows.append(row)
+        notes = [note for note in self.footnotes if note.row not in idle]
+        return self.model_copy(update={"rows": rows, "footnotes": notes})
 
     def sources(self) -> dict[tuple[str, str], Source]:
         """Map (row name, column name) to the number's source, for every computed cell, in reading order."""
@@ -152,14 +184,18 @@ class Published:
     source: str
 
 
-def read_tables(path: Path) -> dict[int, Table]:
+def read_tables(path: Path, computed: Iterable[Pair] = ()) -> dict[int, Table]:
     """Read and check config/tables.yaml: number → table. Calls share one cached object; do not change it.
+
+    Args:
+        computed: what the config can compute (`Config.computable`), which decides what optional rows are. So too in
+            the functions below.
 
     Raises:
         InputError: "<file>: tables.<n>…: <what is wrong>": unknown or missing keys; a name that stands twice; a cell,
             footnote or text that names an unknown row or column; an unknown evaluation; a `{…}` without its fill.
     """
-    return _read(path, _changed(path)).tables
+    return _settled(path, _changed(path), frozenset(computed))
 
 
 def read_figures(path: Path) -> dict[Literal[3, 4], Figure]:
@@ -179,27 +215,39 @@ def _read(path: Path, _: int) -> Tables:
     return found
 
 
-def table(tables_yaml: Path, number: int) -> Table:
+@functools.lru_cache(maxsize=1)
+def _settled(path: Path, changed: int, computed: frozenset[Pair]) -> dict[int, Table]:
+    return {number: table.settled(computed) for number, table in _read(path, changed).tables.items()}
+
+
+def pair(text: str) -> Pair:
+    """Read a pair as a stage's argument has it: <run>/<evaluation>."""
+    run, evaluation = text.split("/")
+    return run, evaluation
+
+
+def table(tables_yaml: Path, number: int, computed: Iterable[Pair] = ()) -> Table:
     """Get one table of config/tables.yaml. Raises InputError, naming the known tables, if it does not exist."""
-    tables = read_tables(tables_yaml)
+    tables = read_tables(tables_yaml, computed)
     if number not in tables:
         raise InputError(f"{tables_yaml}: no table {number}; known: {', '.join(map(str, tables))}")
     return tables[number]
 
 
-def needed(tables_yaml: Path, number: int) -> list[tuple[str, str]]:
+def needed(tables_yaml: Path, number: int, computed: Iterable[Pair] = ()) -> list[Pair]:
     """List the (run, evaluation) pairs whose metrics table `number` shows, without duplicates, in reading order.
 
     Raises:
         InputError: from `read_tables`, or the table number is unknown.
     """
-    sources = table(tables_yaml, number).sources().values()
+    sources = table(tables_yaml, number, computed).sources().values()
     return list(dict.fromkeys((source.run, source.evaluation) for source in sources))
 
 
-def all_needed(tables_yaml: Path) -> list[tuple[str, str]]:
+def all_needed(tables_yaml: Path, computed: Iterable[Pair] = ()) -> list[Pair]:
     """The (run, evaluation) pairs of all tables and figures, each once. Raises InputError as `read_tables`."""
-    pairs = [pair for number in read_tables(tables_yaml) for pair in needed(tables_yaml, number)]
+    tables = read_tables(tables_yaml, computed).values()
+    pairs = [(source.run, source.evaluation) for table in tables for source in table.sources().values()]
     pairs += [(figure.run, "clusters") for figure in read_figures(tables_yaml).values()]
     return list(dict.fromkeys(pairs))
 
@@ -210,9 +258,9 @@ def of_every_run(config: Config) -> list[tuple[str, str]]:
     return [(run, name) for name in names for run in config.named]
 
 
-def by_class(tables_yaml: Path) -> list[str]:
+def by_class(tables_yaml: Path, computed: Iterable[Pair] = ()) -> list[str]:
     """List the evaluations in a table whose classes and sample images are shown, too. Raises as `read_tables`."""
-    shown = {evaluation for _, evaluation in all_needed(tables_yaml)}
+    shown = {evaluation for _, evaluation in all_needed(tables_yaml, computed)}
     return [name for name, evaluation in EVALUATIONS.items() if evaluation.by_class and name in shown]
 
 
@@ -221,15 +269,14 @@ def check_cells(tables_yaml: Path, config: Config) -> None:
 
     Raises:
         InputError: a cell's run is not in the config; its value belongs to a layer that is not evaluated; it needs the
-            pseudo-labels of a run that was trained elsewhere; it needs detection or segmentation of an architecture
+            pseudo-labels of a run that has none; it needs detection or segmentation of an architecture
             that these do not support, or segmentation with too small a padding.
     """
     for drawn, figure in read_figures(tables_yaml).items():
-        run = config.runs.get(figure.run)
-        if run is None or isinstance(run, External):
-            what = "was trained elsewhere and has no pseudo-labels" if run else "is not in the config"
-            raise InputError(f"{tables_yaml}: figures.{drawn}.run: {figure.run} {what}; name another run")
-    for number, table in read_tables(tables_yaml).items():
+        if reason := config.refuses(figure.run, "clusters"):
+            raise InputError(f"{tables_yaml}: figures.{drawn}.run: {reason}")
+    tables = read_tables(tables_yaml, config.computable)
+    for number, table in tables.items():
         for (row, column), source in table.sources().items():
             where = f"{tables_yaml}: tables.{number}: row '{row}', column '{column}'"
             if source.run not in config.runs:
@@ -247,18 +294,18 @@ def check_cells(tables_yaml: Path, config: Config) -> None:
                     f"layers.{run.arch} of the config does not make (it makes: {', '.join(values)}); "
                     "add the layer there, or correct the cell"
                 )
-    for number, table in read_tables(tables_yaml).items():
+    for number, table in tables.items():
         read_published(config.published_file, number, table)
 
 
-def shown_runs(tables_yaml: Path, evaluation: str) -> dict[str, str]:
+def shown_runs(tables_yaml: Path, evaluation: str, computed: Iterable[Pair] = ()) -> dict[str, str]:
     """Map run → label of its row, for every run whose `evaluation` fills a cell of some table, in reading order.
 
     Raises:
         InputError: from `read_tables`.
     """
     found: dict[str, str] = {}
-    for each in read_tables(tables_yaml).values():
+    for each in read_tables(tables_yaml, computed).values():
         labels = {row.name: row.shown or row.name for row in each.rows}
         for (row, _), source in each.sources().items():
             if source.evaluation == evaluation:
@@ -337,8 +384,8 @@ def _check_row(row: Row, table: Table, where: str, numbers: list[str]) -> None:
     if lacking:
         raise InputError(f"{where}: texts.{lacking[0]} is missing; say what the paper prints there")
     if not row.run:
-        if row.cells or row.absent or row.fill or row.extra:
-            raise InputError(f"{where}: cells, absent, fill and extra belong to computed rows; name its run")
+        if row.cells or row.absent or row.fill or row.extra or row.optional:
+            raise InputError(f"{where}: cells, absent, fill, extra and optional belong to computed rows; name its run")
         return
     for column in table.columns:
         if column.text or column.name in row.absent:
@@ -374,7 +421,10 @@ def _is_number(text: str) -> bool:
 
 
 def _agree(path: Path, number: int, table: Table, published: dict[tuple[str, str], Published]) -> None:
-    """Check that rows run here compute exactly the cells that the paper prints, and that cited rows have numbers."""
+    """Check that rows run here compute exactly the cells that the paper prints, and that cited rows have numbers.
+
+    An optional row may compute more, and cites what it cannot compute.
+    """
     sources = table.sources()
     for row in table.rows:
         printed = {name for row_name, name in published if row_name == row.name}
@@ -389,7 +439,7 @@ def _agree(path: Path, number: int, table: Table, published: dict[tuple[str, str
             raise InputError(
                 f"{where}: has no number; add its lines here, or remove the row from the config's `tables`"
             )
-        elif row.run and printed != computed:
+        elif row.run and not row.optional and printed != computed:
             name = sorted(printed ^ computed)[0]
             said = "has a number that nothing computes" if name in printed else "is computed but has no number"
             raise InputError(

@@ -27,7 +27,16 @@ from PIL import Image
 from uic_core.errors import InputError, stage
 from uic_core.files import read_text, write_text
 from uic_core.report import per_class, runs, tables, times
-from uic_core.report.cells import by_class, read_figures, read_published, read_tables, shown_runs
+from uic_core.report.cells import (
+    COMPUTED,
+    Pair,
+    by_class,
+    pair,
+    read_figures,
+    read_published,
+    read_tables,
+    shown_runs,
+)
 from uic_core.report.linked import LinkedTable, anchor, class_table, paper_table, text
 from uic_core.report.page import fragment
 from uic_core.report.runs import Evaluation, Run
@@ -175,10 +184,12 @@ class Results:
         return f"#{quote(there)}" if there else self.link(path) or href
 
 
-def paper_tables(results: Results, tables_yaml: Path, published: Path, scale: str) -> list[LinkedTable]:
+def paper_tables(
+    results: Results, tables_yaml: Path, computed: Sequence[Pair], published: Path, scale: str
+) -> list[LinkedTable]:
     """Fill and link the tables of the paper. Raises InputError as tables.fill."""
     found = []
-    for number, table in read_tables(tables_yaml).items():
+    for number, table in read_tables(tables_yaml, computed).items():
         sources = {(source.run, source.evaluation) for source in table.sources().values()}
         paths = [results.evaluations[key].path for key in sorted(sources) if _fit(results.evaluations.get(key))]
         filled = tables.fill(
@@ -193,11 +204,11 @@ def _fit(evaluation: Evaluation | None) -> bool:
     return evaluation is not None and evaluation.metrics is not None
 
 
-def class_tables(results: Results, tables_yaml: Path, scale: str) -> list[LinkedTable]:
+def class_tables(results: Results, tables_yaml: Path, computed: Sequence[Pair], scale: str) -> list[LinkedTable]:
     """Link the numbers of every class. Raises InputError as per_class.read (not if partial)."""
     found = []
-    for task in by_class(tables_yaml):
-        labels = shown_runs(tables_yaml, task)
+    for task in by_class(tables_yaml, computed):
+        labels = shown_runs(tables_yaml, task, computed)
         try:
             every = per_class.read(task, results.metrics(task), labels, results.recipes)
         except InputError as error:
@@ -210,15 +221,17 @@ def class_tables(results: Results, tables_yaml: Path, scale: str) -> list[Linked
     return found
 
 
-def pictures(results: Results, tables_yaml: Path, further: Sequence[tuple[str, Path]]) -> list[Picture]:
+def pictures(
+    results: Results, tables_yaml: Path, computed: Sequence[Pair], further: Sequence[tuple[str, Path]]
+) -> list[Picture]:
     """Read the paper's figures, those of sample images, and further ones (title, PNG). Raises as Results.picture."""
     folder = results.folder / "figures"
     found = []
     for number, figure in read_figures(tables_yaml).items():
         title, png = f"Fig. {number}. {figure.title}", folder / f"fig{number}.png"
         found.append(results.picture(f"fig{number}", title, figure.caption, png, [(figure.run, "clusters")]))
-    for task in by_class(tables_yaml):
-        shown_of = [(run, task) for run in shown_runs(tables_yaml, task)]
+    for task in by_class(tables_yaml, computed):
+        shown_of = [(run, task) for run in shown_runs(tables_yaml, task, computed)]
         found.append(results.picture(f"samples/{task}", *_SAMPLES[task], folder / f"{task}.png", shown_of))
     return [*found, *(results.picture(f"figure/{png.stem}", title, "", png) for title, png in further)]
 
@@ -348,6 +361,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, required=True, help="the results folder")
     parser.add_argument("--metrics", type=Path, nargs="*", default=[], help="metrics JSONs that the tables need")
     parser.add_argument("--tables", type=Path, required=True, help="config/tables.yaml")
+    parser.add_argument("--computed", type=pair, nargs="*", default=[], help=COMPUTED)
     parser.add_argument("--published", type=Path, required=True, help="config/published.csv")
     parser.add_argument("--scale", choices=("demo", "paper"), required=True)
     parser.add_argument("--recipes", nargs="*", default=[], help="run=hash of every run that the page shows")
@@ -359,13 +373,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with stage():
         recipes = dict(each.split("=") for each in options.recipes)
         results = Results(options.results, options.out, recipes, options.metrics, options.partial)
+        declared = options.tables, options.computed
         page = render(
             results,
             scale=options.scale,
-            tables=paper_tables(results, options.tables, options.published, options.scale),
-            classes=class_tables(results, options.tables, options.scale),
+            tables=paper_tables(results, *declared, options.published, options.scale),
+            classes=class_tables(results, *declared, options.scale),
             parts=[results.part(title, Path(path)) for title, path in options.page],
-            pictures=pictures(results, options.tables, [(title, Path(path)) for title, path in options.figure]),
+            pictures=pictures(results, *declared, [(title, Path(path)) for title, path in options.figure]),
             jobs=jobs(results),
         )
         write_text(options.out, page)

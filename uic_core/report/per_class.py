@@ -14,7 +14,7 @@ from pathlib import Path
 
 from uic_core.errors import InputError, stage
 from uic_core.files import write_text
-from uic_core.report.cells import shown_runs
+from uic_core.report.cells import COMPUTED, pair, shown_runs
 from uic_core.report.origin import commit, foot
 from uic_core.report.page import Block, Grid, Quote, Text, to_html, to_markdown
 from uic_core.report.tables import DEMO, collect
@@ -117,6 +117,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--tables", type=Path, required=True, help="config/tables.yaml: which runs, what they are called"
     )
+    parser.add_argument("--computed", type=pair, nargs="*", default=[], help=COMPUTED)
     parser.add_argument("--scale", choices=("demo", "paper"), required=True)
     parser.add_argument("--recipes", nargs="*", default=[], help="run=hash: numbers of another recipe are refused")
     parser.add_argument("--out", type=Path, required=True, help="Markdown")
@@ -124,7 +125,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--html", type=Path, required=True)
     options = parser.parse_args(arguments)
     with stage():
-        labels = shown_runs(options.tables, options.task)
+        labels = shown_runs(options.tables, options.task, options.computed)
         recipes = dict(each.split("=") for each in options.recipes)
         every = read(options.task, options.metrics, labels, recipes)
         blocks = page(options.task, every, labels, options.scale)

@@ -11,7 +11,7 @@ import pandas as pd
 from uic_core.errors import InputError, stage
 from uic_core.files import write_text
 from uic_core.report import times
-from uic_core.report.cells import by_class, read_figures, read_tables
+from uic_core.report.cells import COMPUTED, by_class, pair, read_figures, read_tables
 from uic_core.report.page import Block, Grid, Quote, Text, to_html, to_markdown
 from uic_core.report.tables import DEMO
 
@@ -116,6 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Write the index of a results folder and the page of its jobs' time and memory."""
     parser = argparse.ArgumentParser(prog="python -m uic_core.report.summary", description=__doc__)
     parser.add_argument("--tables", type=Path, required=True, help="config/tables.yaml")
+    parser.add_argument("--computed", type=pair, nargs="*", default=[], help=COMPUTED)
     parser.add_argument("--csv", type=Path, nargs="+", required=True, help="table1.csv and so on, in order")
     parser.add_argument("--scale", choices=("demo", "paper"), required=True)
     parser.add_argument("--benchmarks", type=Path, required=True, help="results/benchmarks")
@@ -126,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with stage():
         titles = {number: table.title for number, table in read_tables(options.tables).items()}
         figures = {int(number): figure.title for number, figure in read_figures(options.tables).items()}
-        tasks = by_class(options.tables)
+        tasks = by_class(options.tables, options.computed)
         csvs = dict(zip(titles, options.csv, strict=True))
         write_text(options.times, to_html("Jobs", times.page(options.benchmarks)))
         write_text(options.out, to_markdown(page(titles, csvs, figures, tasks, options.scale, options.all_runs)))

@@ -17,7 +17,7 @@ import pandas as pd
 from uic_core.errors import InputError, stage
 from uic_core.files import write_text
 from uic_core.report import ordering
-from uic_core.report.cells import Published, Row, Source, Table, read_published, table
+from uic_core.report.cells import COMPUTED, Published, Row, Source, Table, pair, read_published, table
 from uic_core.report.origin import commit, foot, foreign
 from uic_core.report.page import Block, Grid, Points, Quote, Text, to_html, to_latex, to_markdown
 from uic_core.run import metrics as metrics_file
@@ -301,9 +301,10 @@ def legend(filled: Filled) -> str:
     seeds = {cell.ours.seeds for cell in filled.cells.values() if cell.ours and cell.ours.seeds}
     if seeds:
         legend += f" ±: standard deviation over {' or '.join(map(str, sorted(seeds)))} seeds."
-    cited = [row for row in filled.table.rows if not row.run]
+    cited = {cell.row for cell in filled.cells.values() if cell.source is None and cell.paper}
     if cited:
-        legend += " Other rows are cited as the paper prints them."
+        mixed = any(row.run and row.name in cited for row in filled.table.rows)
+        legend += f" Other {'numbers' if mixed else 'rows'} are cited as the paper prints them."
     if any(cell.source is None and cell.paper is None for cell in filled.cells.values()):
         legend += " -: the paper has no number."
     sources = {cell.paper.source for cell in filled.cells.values() if cell.paper} - {"paper"}
@@ -361,10 +362,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--html", type=Path, help="a page of its own, for the HTML report")
     parser.add_argument("--tex", type=Path, help="a table environment, to be input")
     parser.add_argument("--recipes", nargs="*", default=[], help="run=hash: numbers of another recipe are not shown")
+    parser.add_argument("--computed", type=pair, nargs="*", default=[], help=COMPUTED)
     parser.add_argument("--partial", action="store_true", help="show – and the reason where metrics are missing")
     options = parser.parse_args(arguments)
     with stage():
-        declared = table(options.tables, options.table)
+        declared = table(options.tables, options.table, options.computed)
         published = read_published(options.published, options.table, declared)
         recipes = dict(each.split("=") for each in options.recipes)
         filled = fill(

@@ -40,8 +40,9 @@ class Epoch(Record):
 class Trained(Record):
     """The whole file. `files` maps the names of the files beside it to their SHA-256.
 
-    A training that was interrupted and resumed is described as its last process saw it, but for `epochs`, which have
-    the times of all its processes. `recipe` is the hash of its recipe. Earlier versions wrote neither, nor `precision`.
+    `last` is the last line of history.jsonl: loss, learning rate, what the method measures … A training that was
+    interrupted and resumed is described as its last process saw it, but for `epochs`, which have the times of all its
+    processes. `recipe` is the hash of its recipe. Earlier versions wrote none of these, nor `precision`.
     """
 
     commit: str
@@ -51,6 +52,7 @@ class Trained(Record):
     hardware: str
     processes: int
     wall_seconds: float
+    last: dict[str, float | int] = Field(default_factory=dict)
     files: dict[str, str]
     recipe: str = ""
     precision: str = ""
@@ -59,14 +61,19 @@ class Trained(Record):
 
 def write(
     folder: Path, names: Sequence[str], hardware: str = "", processes: int = 1, *, recipe: str = "",
-    precision: str = "", epochs: Sequence[Mapping[str, Any]] = (),
+    precision: str = "", last: Mapping[str, float] | None = None, epochs: Sequence[Mapping[str, Any]] = (),
 ) -> None:  # fmt: skip
-    """Describe the files `names` of a run's folder. `hardware` names the accelerator; default: the CPU."""
+    """Describe the files `names` of a run's folder.
+
+    Args:
+        hardware: names the accelerator; default: the CPU.
+        last: the last line of the history; default: there is none.
+    """
     commit, dirty = code()
     made = Trained(
         commit=commit, dirty=dirty, date=today(), versions=versions(), hardware=hardware or cpu(), processes=processes,
         wall_seconds=round(seconds(), 2), files={name: sha256(folder / name) for name in names}, recipe=recipe,
-        precision=precision, epochs=[Epoch(**each) for each in epochs],
+        precision=precision, last=dict(last or {}), epochs=[Epoch(**each) for each in epochs],
     )  # fmt: skip
     write_json(folder / NAME, made.model_dump())
 

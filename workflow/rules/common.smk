@@ -113,9 +113,20 @@ def merged(run, evaluation):
     return f"{RESULTS}/metrics/{run}/{evaluation}{'.seeds' if CONFIG.seeds.get(run) else ''}.json"
 
 
+def pairs_of(*tables):
+    """Return each (run, evaluation) that the given tables take a cell from, once, in reading order."""
+    pairs = (pair for table in tables for pair in needed(CONFIG.tables_file, table, CONFIG.computable))
+    return list(dict.fromkeys(pairs))
+
+
+def computed(*tables, task=""):
+    """Return the same, of one evaluation if `task` names it, as stages take it: it decides what optional rows are."""
+    return [f"{run}/{evaluation}" for run, evaluation in pairs_of(*tables) if evaluation == (task or evaluation)]
+
+
 def metrics_of(*tables):
     """Return the metrics files that the given tables take a cell from."""
-    return sorted({merged(*pair) for table in tables for pair in needed(CONFIG.tables_file, table)})
+    return sorted(merged(*pair) for pair in pairs_of(*tables))
 
 
 def training_runs():

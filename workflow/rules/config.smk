@@ -3,7 +3,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from uic_core.config import RUN_NAME, validate
+from uic_core.config import RUN_NAME, read, validate
 from uic_core.errors import stage
 from uic_core.files import check_folder, read_yaml
 from uic_core.report.cells import check_cells
@@ -11,18 +11,22 @@ from uic_core.report.cells import check_cells
 
 def config_files():
     """Return the config's files, each over those before it. A mistake in one ends here: Snakemake would name no line."""
-    there = filter(os.path.exists, ["config/paper.yaml", *(workflow.overwrite_configfiles or [])])
+    given = workflow.overwrite_configfiles or []
+    there = filter(os.path.exists, ["config/paper.yaml", *given])
     files = [min(os.path.abspath(file), os.path.relpath(file), key=len) for file in there]
     with stage():
         for file in files:
             read_yaml(Path(file))
-    return files
+    if given and workflow.config_settings.replace_workflow_config:
+        files = files[-len(given) :]  # config/paper.yaml is read, and replaced
+    return list(dict.fromkeys(files))
 
 
 def validated_config():
     """Return the merged config as uic_core.config.Config; end with its mistakes, a line each."""
     with stage():
-        checked = validate(config, FILES[-1])
+        *below, last = FILES
+        checked = validate(config, last, *below)
         check_cells(checked.tables_file, checked)
         return checked
 
@@ -30,8 +34,8 @@ def validated_config():
 def full_config():
     """Return the config that says what jobs request: `make smoke` runs a small one, and requests what the full one does."""
     with stage():
-        full = os.environ.get("UIC_FULL_CONFIG")
-        return validate(read_yaml(Path(full)), full) if full else CONFIG
+        files = os.environ.get("UIC_FULL_CONFIG", "").split()
+        return read([Path(file) for file in files]) if files else CONFIG
 
 
 def check_folders(write):

@@ -10,9 +10,9 @@ DRAWN = made({"Training curves": f"{RESULTS}/figures/curves.png"})
 rule index_page:
     input:
         expand(f"{RESULTS}/tables/table{{number}}.csv", number=TABLES),
-        expand(f"{RESULTS}/tables/{{task}}.csv", task=by_class(CONFIG.tables_file)),
+        expand(f"{RESULTS}/tables/{{task}}.csv", task=by_class(CONFIG.tables_file, CONFIG.computable)),
         expand(f"{RESULTS}/figures/fig{{number}}.png", number=FIGURES),
-        expand(f"{RESULTS}/figures/{{task}}.png", task=by_class(CONFIG.tables_file)),
+        expand(f"{RESULTS}/figures/{{task}}.png", task=by_class(CONFIG.tables_file, CONFIG.computable)),
         list(PAGES.values()),
         list(DRAWN.values()),
         metrics=[*metrics_of(*TABLES), *metrics_of_every_run("knn")],
@@ -33,8 +33,10 @@ rule index_page:
         results=subpath(output[0], parent=True),
         scale=CONFIG.scale,
         recipes=CONFIG.hashes(CONFIG.runs),
+        computed=computed(*TABLES),
         further=further_parts(),
     shell:
         "python -m uic_core.report.index_page --results {params.results} --metrics {input.metrics}"
-        " --tables {input.tables:q} --published {input.published:q} --scale {params.scale} --recipes {params.recipes}"
+        " --tables {input.tables:q} --computed {params.computed} --published {input.published:q} --scale {params.scale}"
+        " --recipes {params.recipes}"
         " {params.further:q} --out {output} > {log} 2>&1"

@@ -82,11 +82,13 @@ for number in TABLES:
             number=number,
             scale=CONFIG.scale,
             caption=lambda wildcards, number=number: TABLES[number].caption,
-            recipes=CONFIG.hashes(run for run, _ in needed(CONFIG.tables_file, number)),
+            recipes=CONFIG.hashes(run for run, _ in pairs_of(number)),
+            computed=computed(number),
         shell:
             "python -m uic_core.report.tables --table {params.number} --scale {params.scale} --tables {input.tables:q}"
-            " --published {input.published:q} --metrics {input.metrics} --recipes {params.recipes} --out {output.md}"
-            " --csv {output.csv} --tex {output.tex} --html {output.html} > {log} 2>&1"
+            " --computed {params.computed} --published {input.published:q} --metrics {input.metrics}"
+            " --recipes {params.recipes} --out {output.md} --csv {output.csv} --tex {output.tex} --html {output.html}"
+            " > {log} 2>&1"
 
 
 for number in FIGURES:
@@ -151,9 +153,11 @@ rule summary:
         scale=CONFIG.scale,
         benchmarks=f"{RESULTS}/benchmarks",
         all_runs=lambda wildcards: [Path(file).stem for file in OF_ALL_RUNS],
+        computed=computed(*TABLES),
     shell:
-        "python -m uic_core.report.summary --csv {input.csv} --tables {input.tables:q} --scale {params.scale}"
-        " --benchmarks {params.benchmarks} --times {output.times} --all-runs {params.all_runs} --out {output.readme}"
+        "python -m uic_core.report.summary --csv {input.csv} --tables {input.tables:q} --computed {params.computed}"
+        " --scale {params.scale} --benchmarks {params.benchmarks} --times {output.times} --all-runs {params.all_runs}"
+        " --out {output.readme}"
         " > {log} 2>&1"
 
 
@@ -181,15 +185,18 @@ rule partial:
         folder=f"{RESULTS}/tables/partial",
         scale=CONFIG.scale,
         recipes=CONFIG.hashes(CONFIG.runs),
+        computed=computed(*TABLES),
         further=lambda wildcards: further_parts(),
     shell:
         "(for number in {params.numbers}; do"
         " python -m uic_core.report.tables --partial --table $number --scale {params.scale} --tables {input.tables:q}"
-        " --published {input.published:q} --metrics {params.metrics} --recipes {params.recipes}"
+        " --computed {params.computed} --published {input.published:q} --metrics {params.metrics}"
+        " --recipes {params.recipes}"
         " --out {params.folder}/table$number.md --csv {params.folder}/table$number.csv || exit 1; done;"
         " if [[ -n '{params.runs}' ]]; then python -m uic_core.report.knn --partial --metrics {params.knn}"
         " --runs {params.runs} --scale {params.scale} --recipes {params.recipes} --out {params.folder}/knn.md"
         " --csv {params.folder}/knn.csv; fi;"
         " python -m uic_core.report.index_page --partial --results {params.results} --metrics {params.needed}"
-        " --tables {input.tables:q} --published {input.published:q} --scale {params.scale} --recipes {params.recipes}"
+        " --tables {input.tables:q} --computed {params.computed} --published {input.published:q} --scale {params.scale}"
+        " --recipes {params.recipes}"
         " {params.further:q} --out {params.folder}/index.html) > {log} 2>&1"

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
+from uic_core.errors import InputError, stage
+from uic_core.files import lines_of
+
 JUDGED = {}  # what `difference` found of each file
 
 
@@ -94,7 +97,9 @@ def from_elsewhere(runs):
 def there(run, path):
     """Return the file of a run that was trained elsewhere; end with one line if it is not there."""
     if not os.path.exists(path):
-        sys.exit(f"error: {FILES[-1]}: runs.{run}.path: {path} is not there; correct it in the config")
+        *below, last = FILES
+        with stage(), lines_of(last, *below):
+            raise InputError(f"{last}: runs.{run}.path: {path} is not there; correct it in the config")
     return path
 
 

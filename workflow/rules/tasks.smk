@@ -4,7 +4,7 @@
 #   out  results/figures/<task>.{png,svg}, results/tables/<task>.{md,csv,html}
 
 
-for task in by_class(CONFIG.tables_file):
+for task in by_class(CONFIG.tables_file, CONFIG.computable):
 
     rule:
         name:
@@ -34,9 +34,11 @@ for task in by_class(CONFIG.tables_file):
             task=task,
             scale=CONFIG.scale,
             recipes=CONFIG.hashes(Path(file).parent.name for file in task_metrics(task)),
+            computed=computed(*TABLES, task=task),
         shell:
             "python -m uic_core.report.samples --task {params.task} --samples {input.samples} --metrics {input.metrics}"
-            " --recipes {params.recipes} --tables {input.tables:q} --scale {params.scale} --out {output.png} --svg {output.svg} > {log} 2>&1"
+            " --recipes {params.recipes} --tables {input.tables:q} --computed {params.computed} --scale {params.scale}"
+            " --out {output.png} --svg {output.svg} > {log} 2>&1"
 
     rule:
         name:
@@ -66,7 +68,8 @@ for task in by_class(CONFIG.tables_file):
             task=task,
             scale=CONFIG.scale,
             recipes=CONFIG.hashes(Path(file).parent.name for file in task_metrics(task)),
+            computed=computed(*TABLES, task=task),
         shell:
             "python -m uic_core.report.per_class --task {params.task} --metrics {input.metrics} --recipes {params.recipes}"
-            " --tables {input.tables:q} --scale {params.scale} --out {output.md} --csv {output.csv}"
-            " --html {output.html} > {log} 2>&1"
+            " --tables {input.tables:q} --computed {params.computed} --scale {params.scale} --out {output.md}"
+            " --csv {output.csv} --html {output.html} > {log} 2>&1"
