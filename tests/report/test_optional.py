@@ -128,7 +128,7 @@ def test_plan_and_status_know_the_runs_that_are_there(config: Callable[..., Conf
         assert ("clusters", "peer") not in keys
         assert ("peer" in plan.report(found, assumed(found, 312, 8))) == expected
         known = {run.name: run.missing for run in status.runs(found)}
-        assert known.get("peer") == (("linear_probe", "detection") if expected else None)
+        assert known.get("peer") == (("linear_probe", "detection", "knn") if expected else None)
 
 
 def test_the_table_shows_both_kinds_and_says_which_is_which(

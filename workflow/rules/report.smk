@@ -157,46 +157,4 @@ rule summary:
     shell:
         "python -m uic_core.report.summary --csv {input.csv} --tables {input.tables:q} --computed {params.computed}"
         " --scale {params.scale} --benchmarks {params.benchmarks} --times {output.times} --all-runs {params.all_runs}"
-        " --out {output.readme}"
-        " > {log} 2>&1"
-
-
-# `snakemake partial` makes the tables and the one page from what exists, with `–` and the reason for each missing number.
-# It declares no outputs and no benchmark, which Snakemake would take for one: so it always runs, and never replaces the
-# full tables and page.
-rule partial:
-    input:
-        tables=str(CONFIG.tables_file),
-        published=str(CONFIG.published_file),
-    log:
-        f"{RESULTS}/logs/report/partial.log",
-    conda:
-        "../../envs/report.yaml"
-    resources:
-        mem_mb=1000,
-        runtime=10,
-    params:
-        metrics=lambda wildcards: existing(metrics_of(*TABLES)),
-        knn=lambda wildcards: existing(metrics_of_every_run("knn")),
-        runs=CONFIG.named if metrics_of_every_run("knn") else [],
-        needed=[*metrics_of(*TABLES), *metrics_of_every_run("knn")],
-        numbers=list(TABLES),
-        results=RESULTS,
-        folder=f"{RESULTS}/tables/partial",
-        scale=CONFIG.scale,
-        recipes=CONFIG.hashes(CONFIG.runs),
-        computed=computed(*TABLES),
-        further=lambda wildcards: further_parts(),
-    shell:
-        "(for number in {params.numbers}; do"
-        " python -m uic_core.report.tables --partial --table $number --scale {params.scale} --tables {input.tables:q}"
-        " --computed {params.computed} --published {input.published:q} --metrics {params.metrics}"
-        " --recipes {params.recipes}"
-        " --out {params.folder}/table$number.md --csv {params.folder}/table$number.csv || exit 1; done;"
-        " if [[ -n '{params.runs}' ]]; then python -m uic_core.report.knn --partial --metrics {params.knn}"
-        " --runs {params.runs} --scale {params.scale} --recipes {params.recipes} --out {params.folder}/knn.md"
-        " --csv {params.folder}/knn.csv; fi;"
-        " python -m uic_core.report.index_page --partial --results {params.results} --metrics {params.needed}"
-        " --tables {input.tables:q} --computed {params.computed} --published {input.published:q} --scale {params.scale}"
-        " --recipes {params.recipes}"
-        " {params.further:q} --out {params.folder}/index.html) > {log} 2>&1"
+        " --out {output.readme} > {log} 2>&1"
