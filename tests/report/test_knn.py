@@ -60,7 +60,7 @@ def test_every_number_is_there_by_layer_and_the_best_of_a_column_is_bold(
         "*conv5*", "`uic_3k`", "`deepcluster`", "*fc7*", "`uic_3k`", "`uic_vgg16_strong`", "`deepcluster`", "*conv13*",
         "`uic_vgg16_strong`", "*avgpool*", "`uic_resnet50_mlp_strong`", "*mlp*", "`uic_resnet50_mlp_strong`",
     ]  # fmt: skip
-    assert "| [10.0](../metrics/uic_3k/knn.json) |" in re.sub(" +", " ", text)
+    assert "| [10.0](../metrics/uic_3k/knn.json#conv5/k10/t0.07) |" in re.sub(" +", " ", text)
     assert lines[3] == ["`uic_3k`", "10.0", "10.2", "10.5", "10.8", "11.0", "11.2"]
     assert lines[4] == [
         "`deepcluster`",
@@ -129,5 +129,5 @@ def test_of_several_seeds_the_deviation_is_shown(tmp_path: Path, paths: dict[str
     metrics.write(paths["uic_3k"], found.model_copy(update={"values": values}))
     text, _ = make(tmp_path, list(paths.values()))
     assert lines_of(text)[3][1] == "10.0 ± 0.3"
-    assert "[10.0 ± 0.3](../metrics/uic_3k/knn.seeds.json)" in text
+    assert "[10.0 ± 0.3](../metrics/uic_3k/knn.seeds.json#conv5/k10/t0.07)" in text
     assert "±: standard deviation over seeds." in text

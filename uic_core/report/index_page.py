@@ -176,12 +176,15 @@ class Results:
         return Part(path.stem, title, _wide(parser.renderer.render(tokens, parser.options, {})))
 
     def _from(self, folder: Path, href: str) -> str:
-        """Return a link of a page in another folder as one of this page."""
-        if urlsplit(href).scheme or href.startswith("#"):
+        """Return a link of a page in another folder as one of this page; a metrics file's fragment names a value."""
+        parts = urlsplit(href)
+        if parts.scheme or href.startswith("#"):
             return href
-        path = folder / unquote(urlsplit(href).path)
+        path = folder / unquote(parts.path)
         there = self._anchors.get(Path(os.path.normpath(path.absolute())))
-        return f"#{quote(there)}" if there else self.link(path) or href
+        if not there:
+            return self.link(path) or href
+        return "#" + "/".join(quote(part) for part in (there, unquote(parts.fragment)) if part)
 
 
 def paper_tables(

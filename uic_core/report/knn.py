@@ -67,8 +67,11 @@ def page(every: Mapping[str, Metrics], runs: Sequence[str], problems: Sequence[s
         for run in of:
             several = any(value.seeds for value in values[run] if value)
             file = f"../metrics/{run}/knn{'.seeds' * several}.json"
-            shown = (_shown(value, most) for value, most in zip(values[run], best, strict=True))
-            lines.append([f"`{run}`", *(text if text == "–" else f"[{text}]({file})" for text in shown)])
+            cells = [
+                f"[{_shown(value, most)}]({file}#{name(layer, *column)})" if value else "–"
+                for value, most, column in zip(values[run], best, columns, strict=True)
+            ]
+            lines.append([f"`{run}`", *cells])
     spread = max((value.ci95 or 0.0 for metrics in every.values() for value in metrics.values.values()), default=0.0)
     told = (
         "Each of the k nearest training images, by cosine similarity s of its features, votes for its class with "
@@ -108,9 +111,7 @@ def layers(every: Mapping[str, Metrics]) -> dict[str, list[str]]:
     return found
 
 
-def _shown(value: Value | None, best: float) -> str:
-    if value is None:
-        return "–"
+def _shown(value: Value, best: float) -> str:
     text = f"{value.value:.1f}"
     spread = f" ± {value.std:.1f}" if value.std is not None else ""
     return (f"**{text}**" if text == f"{best:.1f}" else text) + spread
