@@ -11,7 +11,7 @@ SETTINGS = {
     "method": "uic", "data": "imagenet", "arch": "alexnet", "sobel": True, "classes": 5, "image_size": 64, "resize": 73,
     "images": 0, "epochs": 2, "batch_size": 16, "lr": 0.01, "schedule": "linear", "momentum": 0.9, "weight_decay": 1e-4,
     "augmentation": "standard", "label_view": "training", "balanced": True, "pretrained": "start", "pca": 8,
-    "kmeans_iterations": 3, "precision": "fp32", "seed": 3,
+    "kmeans_iterations": 3, "lr_steps": [1], "precision": "fp32", "seed": 3,
 }  # fmt: skip
 """Of all methods; each reads its own."""
 

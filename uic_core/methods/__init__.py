@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 from pydantic import Discriminator, Tag
 
 from uic_core.files import lines_of, read_yaml
-from uic_core.methods import deepcluster, finetune, random, supervised, uic
+from uic_core.methods import deepcluster, finetune, random, rotnet, supervised, uic
 from uic_core.methods.method import Method
 from uic_core.recipe import External, Recipe, parse, tag
 
@@ -20,6 +20,7 @@ METHODS: dict[str, Method[Any]] = {
     "deepcluster": deepcluster.METHOD,
     "supervised": supervised.METHOD,
     "random": random.METHOD,
+    "rotnet": rotnet.METHOD,
 }
 
 _MODELS: dict[str, type[Recipe | External]] = {name: method.recipe for name, method in METHODS.items()}
