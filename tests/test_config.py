@@ -34,12 +34,30 @@ def test_the_configs_are_valid(name):
     assert validate(read_yaml(ROOT / "config" / f"{name}.yaml"), name).scale == name
 
 
-def test_the_demo_is_the_same_matrix(paper):
-    demo = read_yaml(ROOT / "config" / "demo.yaml")
-    assert list(demo["runs"]) == list(paper["runs"])
+@pytest.fixture(scope="module")
+def peers():
+    return read_yaml(ROOT / "config" / "peers.yaml")
+
+
+def test_the_peers_go_over_the_papers_config_and_change_nothing_in_it(paper, peers):
+    """Their runs come after the paper's; evaluations have lines for their architectures, and no other."""
+    config = read([ROOT / "config" / "paper.yaml", ROOT / "config" / "peers.yaml"])
+    assert list(config.runs) == [*paper["runs"], *peers["runs"]]
+    before = validate(paper, "paper")
+    assert {name: config.runs[name] for name in before.runs} == before.runs
+    for name, section in before.evaluations:
+        found = getattr(config.evaluations, name).model_dump()
+        for key, value in section.model_dump().items():
+            kept = {arch: found[key][arch] for arch in value} if isinstance(value, dict) else found[key]
+            assert kept == value, f"{name}.{key}"
+
+
+def test_the_demo_is_the_same_matrix(paper, peers):
+    demo, matrix = read_yaml(ROOT / "config" / "demo.yaml"), paper["runs"] | peers["runs"]
+    assert list(demo["runs"]) == list(matrix)
     for name, recipe in demo["runs"].items():
         for key in ("method", "arch", "augmentation", "label_view", "balanced", "pretrained", "sobel"):
-            assert recipe.get(key) == paper["runs"][name].get(key), f"{name}.{key}"
+            assert recipe.get(key) == matrix[name].get(key), f"{name}.{key}"
 
 
 NETWORK = {"data": "imagenet", "arch": "alexnet", "sobel": True, "classes": 3000, "image_size": 224, "resize": 256}
@@ -79,8 +97,30 @@ def test_the_papers_runs_have_the_protocols_numbers(paper, run):
     assert found == RUNS[run]
 
 
-def test_no_run_goes_unseen(paper):
+PEERS = {  # docs/protocol.md, Pretraining: the numbers of their published codes
+    "rotnet": {
+        "method": "rotnet", "data": "imagenet", "arch": "alexnet_rotnet", "sobel": False, "classes": 4,
+        "image_size": 224, "resize": 256, "images": 0, "epochs": 50, "batch_size": 192, "lr": 0.01,
+        "lr_steps": [15, 30, 45], "momentum": 0.9, "weight_decay": 0.0005, "augmentation": "standard",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("run", PEERS)
+def test_the_peers_runs_have_their_codes_numbers(peers, run):
+    assert {key: value for key, value in peers["runs"][run].items() if key not in ("precision", "seed")} == PEERS[run]
+
+
+def test_the_peers_are_evaluated_as_the_papers_alexnet_is(paper, peers):
+    for name, section in peers["evaluations"].items():
+        for key, archs in section.items():
+            for arch, value in archs.items():
+                assert value == paper["evaluations"][name][key]["alexnet"], f"{name}.{key}.{arch}"
+
+
+def test_no_run_goes_unseen(paper, peers):
     assert list(paper["runs"]) == list(RUNS)
+    assert list(peers["runs"]) == list(PEERS)
 
 
 NUMBERS = {
@@ -267,6 +307,12 @@ def _broken(paper, path, value):
         ("runs.uic_3k_fft.classes", 10, "runs.uic_3k_fft: classes must equal those of run 'uic_3k'"),
         ("runs.uic_3k.resize", 100, "resize: must not be smaller than image_size"),
         ("runs.supervised.classes", 10, "10, but the data set has 1000 annotated classes"),
+        (
+            "runs.random_rgb",
+            PEERS["rotnet"] | {"classes": 5, "precision": "auto", "seed": 0},
+            "runs.random_rgb.classes: 5, but an image is turned by 0, 90, 180 or 270 degrees; write 4",
+        ),
+        ("runs.uic_3k.lr_steps", [2], "runs.uic_3k.lr_steps: unknown key"),
         ("evaluations.fewshot.resolutions.native.crop", 100, "crop: must not be larger than resize"),
         ("runs.uic_3k.lr", float("inf"), "runs.uic_3k.lr: Input should be a finite number"),
         (
@@ -705,12 +751,12 @@ def test_fault_60_a_run_that_cannot_be_evaluated_so_is_refused_with_the_reason(p
         (
             "moco",
             "segmentation",
-            "segmentation takes alexnet, vgg16 or alexnet_torchvision, and run moco is resnet50; na",
+            "segmentation takes alexnet, vgg16, alexnet_torchvision or alexnet_rotnet, and run moc",
         ),
         (
             "uic_resnet50_mlp_strong",
             "detection",
-            "detection takes alexnet, vgg16 or alexnet_torchvision, and run uic_re",
+            "detection takes alexnet, vgg16, alexnet_torchvision or alexnet_rotnet, an",
         ),
         ("uic_4k", "fewshot", "no run 'uic_4k' in the config; name one of uic_3k, uic_5k, "),
     ):

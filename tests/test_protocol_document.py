@@ -23,6 +23,7 @@ from uic_core.methods import METHODS
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "protocol.md").read_text()
 CONFIG = read_yaml(ROOT / "config" / "paper.yaml")
+CONFIG["runs"] |= read_yaml(ROOT / "config" / "peers.yaml")["runs"]
 PEERS = {"linear_probe_selflabel", "linear_probe_rotnet"}
 """Sections of `evaluations` that the paper's config leaves out."""
 MARK = re.compile(r"\[(paper|code|choice)\b")
@@ -191,7 +192,11 @@ def marks(text: str) -> set[str]:
 
 def test_the_configs_readme_has_the_same_marks_for_runs():
     text = (ROOT / "config" / "README.md").read_text()
-    told = {key.removeprefix("runs.uic_3k."): marks(source) for key, _, source, _ in key_rows() if "uic_3k." in key}
+    told = {  # a key of the paper's runs, which come first, has their marks
+        key.rpartition(".")[2]: marks(source)
+        for key, _, source, _ in reversed([*key_rows()])
+        if key.startswith("runs.")
+    }
     compared, methods = set(), set()
     for header, row in rows(text.partition("## runs")[2].partition("### ")[0]):
         if header[0] == "`method`":

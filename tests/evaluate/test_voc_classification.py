@@ -181,6 +181,24 @@ def test_training_leaves_the_rest_bitwise_alone(alexnet: Network, demo_data: Sim
         assert torch.equal(value, before[name]) != moves, name
 
 
+def test_batch_norm_behind_new_layers_learns_its_statistics_anew(demo_data: SimpleNamespace) -> None:
+    """RotNet's fc6 and fc7, which have no biases."""
+    ids, targets = voc.multilabels(demo_data.voc07, "trainval")
+    files = [voc.image_path(demo_data.voc07, 2007, image) for image in ids]
+    source = build("alexnet_rotnet", classes=4, image_size=64, sobel=False)
+    source.classifier.bn6.running_mean.fill_(7)
+    network = voc_classification.prepare(source, protocol(iterations=2))
+    assert network.classifier.fc6.weight.std().item() == pytest.approx(0.01, rel=0.02)
+    assert network.classifier.fc6.bias is None
+    assert (network.classifier.bn6.running_mean == 0).all()
+    before = copy.deepcopy(network.state_dict())
+    voc_classification.train(network, files, targets, protocol(iterations=2))
+    for name, value in network.state_dict().items():
+        scale = name.startswith("features.bn") and name.endswith(("weight", "bias"))
+        moves = scale or name.startswith(("classifier", "top"))
+        assert torch.equal(value, before[name]) != moves, name
+
+
 @pytest.mark.parametrize("stage", ["train", "predict"])
 def test_a_network_that_changes_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
     """Batch norm's statistics move behind the stage's back."""

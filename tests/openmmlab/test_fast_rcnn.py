@@ -176,7 +176,11 @@ def test_both_hidden_layers_drop_half_while_training() -> None:
     assert hidden[-1].min() > 0
 
 
-def test_the_head_is_the_pretrained_classifier(network: Network) -> None:
+@pytest.mark.parametrize("arch", ["alexnet", "alexnet_rotnet"])
+def test_the_head_is_the_pretrained_classifier(arch: str) -> None:
+    network = models.build(arch, classes=5, image_size=96, sobel=True)
+    network(torch.randn(8, 3, 96, 96))  # batch norm has statistics
+    network.eval()
     built = head().eval()
     built.load_network(network)
     built.fc_cls = nn.Identity()

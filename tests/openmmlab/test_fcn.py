@@ -105,11 +105,17 @@ def test_too_little_padding_is_refused() -> None:
         fcn.placement(backbones.UicBackbone("alexnet", False, pad=84).features, 6)
 
 
-@pytest.mark.parametrize(("image_size", "kernel"), [(64, 1), (96, 2)])
-def test_the_head_is_the_pretrained_classifier_and_keeps_the_image_size(image_size: int, kernel: int) -> None:
+@pytest.mark.parametrize(
+    ("arch", "image_size", "kernel"), [("alexnet", 64, 1), ("alexnet", 96, 2), ("alexnet_rotnet", 96, 2)]
+)
+def test_the_head_is_the_pretrained_classifier_and_keeps_the_image_size(
+    arch: str, image_size: int, kernel: int
+) -> None:
     torch.manual_seed(0)
-    network = models.build("alexnet", classes=5, image_size=image_size, sobel=True).eval()
-    backbone = backbones.UicBackbone("alexnet", True, pad=100)
+    network = models.build(arch, classes=5, image_size=image_size, sobel=True)
+    network(torch.randn(8, 3, image_size, image_size))  # batch norm has statistics
+    network.eval()
+    backbone = backbones.UicBackbone(arch, True, pad=100)
     backbone.load_network(network)
     bilinear, crop = fcn.placement(backbone.features, kernel)
     head = fcn.Fcn32sHead(

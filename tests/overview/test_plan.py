@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from uic_core.config import validate
+from uic_core.config import read, validate
 from uic_core.evaluations.counting import count
 from uic_core.files import read_yaml
 from uic_core.overview import plan
@@ -86,18 +86,19 @@ def test_a_job_lasts_as_long_as_the_slower_of_arithmetic_and_decoding() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["paper", "demo"])
-def test_it_has_the_jobs_of_the_workflow(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [["paper", "peers"], ["demo"]], ids=" ".join)
+def test_it_has_the_jobs_of_the_workflow(names: list[str], tmp_path: Path) -> None:
     """Rule by rule, but for those that only write a part of the config to a file."""
-    path = CONFIG / f"{name}.yaml"
-    config = validate(read_yaml(path), str(path))
+    paths = [CONFIG / f"{name}.yaml" for name in names]
+    config = read(paths)
     text = plan.report(config, assumed(config, 312, 8))
     planned = {match[1]: int(match[2]) for match in re.finditer(r"^(\w+)  +(\d+)  +[\d.]+  +[\d.]+  +", text, re.M)}
     planned = {rule: count for rule, count in planned.items() if not re.match("table|all|alone", rule)}
     process = subprocess.run(
         [
-            sys.executable, "-m", "snakemake", "-n", "--snakefile", str(ROOT / "Snakefile"), "--configfile", str(path),
-            "--replace-workflow-config", "--directory", str(tmp_path), "--cores", "1",
+            sys.executable, "-m", "snakemake", "-n", "--snakefile", str(ROOT / "Snakefile"),
+            "--replace-workflow-config", "--directory", str(tmp_path), "--cores", "1", "--configfile",
+            *map(str, paths),
         ],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip

@@ -40,7 +40,14 @@ def exported(folder: Path, arch: str, sobel: bool, *options: str, coverage: floa
 
 
 @pytest.mark.parametrize(
-    ("arch", "sobel"), [("alexnet", True), ("resnet50", False), ("resnet50_mlp", False), ("alexnet_torchvision", False)]
+    ("arch", "sobel"),
+    [
+        ("alexnet", True),
+        ("resnet50", False),
+        ("resnet50_mlp", False),
+        ("alexnet_torchvision", False),
+        ("alexnet_rotnet", False),
+    ],
 )
 def test_back_and_forth(tmp_path: Path, arch: str, sobel: bool) -> None:
     network, out = exported(tmp_path, arch, sobel)

@@ -178,8 +178,8 @@ def test_what_an_architecture_cannot_do_is_named(small: tuple[Path, Path], evalu
     with pytest.raises(InputError) as caught:
         cells.check_cells(small[0], paper)
     assert str(caught.value) == (
-        f"{small[0]}: tables.1: row 'Ours', column 'conv3': {evaluation} takes alexnet, vgg16 or "
-        "alexnet_torchvision, and run uic_resnet50_strong is resnet50; name another run, "
+        f"{small[0]}: tables.1: row 'Ours', column 'conv3': {evaluation} takes alexnet, vgg16, "
+        "alexnet_torchvision or alexnet_rotnet, and run uic_resnet50_strong is resnet50; name another run, "
         "or name the column under `absent` of its row"
     )
 

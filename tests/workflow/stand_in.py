@@ -24,7 +24,8 @@ def make(config: Config, folder: Path) -> None:
     """Write the results of `config` below `folder`, in the order in which the workflow makes them."""
     results = folder / config.results
     indexes = data(config, results)
-    shown = dict.fromkeys([*all_needed(config.tables_file), *of_every_run(config)])
+    needed = all_needed(config.tables_file, config.computable)
+    shown = dict.fromkeys([*needed, *of_every_run(config)])
     pairs = [(name, evaluation) for run, evaluation in shown for name in config.repeats(run)]
     runs = {run for run, _ in pairs}
     runs |= {config.runs[run].start for run in runs} - {""}
@@ -38,7 +39,7 @@ def make(config: Config, folder: Path) -> None:
         _npz(results / f"proposals/voc07_{split}.npz", settings=proposals, fingerprint=_print("voc07", split))
     for run, evaluation in pairs:
         _evaluation(config, run, evaluation, results / "metrics" / run, indexes)
-    tasks = by_class(config.tables_file)
+    tasks = by_class(config.tables_file, config.computable)
     for name in [*(f"table{number}" for number in read_tables(config.tables_file)), *tasks, "knn", "speed"]:
         for suffix in ("md", "csv", "tex", "html"):
             _text(results / f"tables/{name}.{suffix}")

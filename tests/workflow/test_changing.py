@@ -45,7 +45,8 @@ def base() -> Config:
 
 def evaluations(*runs: str) -> set[str]:
     """The evaluations of some runs: those that tables need, and kNN, 'rule:run'."""
-    pairs = [(run, name) for run, name in all_needed(ROOT / "config/tables.yaml") if run in runs]
+    needed = all_needed(ROOT / "config/tables.yaml", validate(base(), "small.yaml").computable)
+    pairs = [(run, name) for run, name in needed if run in runs]
     pairs += [(run, "knn") for run in runs]
     return {f"{re.sub('_(fc6_8|all)$', '', name)}:{run}" for run, name in pairs}
 
@@ -294,6 +295,17 @@ def test_fault_65_a_setting_put_back_makes_again_what_was_made_meanwhile(copy, s
     jobs, told = plan(copy)
     assert jobs == {"protocol", "fewshot:uic_3k", "table5", "table1", "table_knn"} | evaluations("uic_10k")
     seen(next(line for line in told.splitlines() if "episodes" in line))
+
+
+def test_an_optional_run_with_an_architecture_of_its_own_comes_and_goes_alone(copy):
+    """As config/peers.yaml over config/paper.yaml: what other runs have is kept, their tables are made again."""
+    config = base()
+    del config["runs"]["rotnet"]
+    for section, keys in {"linear_probe": ("layers", "crop", "images", "val_images"), "fewshot": ("layers",)}.items():
+        for key in keys:
+            del config["evaluations"][section][key]["alexnet_rotnet"]
+    write(copy, config)
+    assert plan(copy)[0] == {"protocol", "table3", "table4"} | PAGES
 
 
 def test_a_cache_is_made_and_all_that_trains_on_it(copy):

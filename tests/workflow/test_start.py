@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from bench.small_dag import small_config
+from uic_core.models import with_fc6
 
 pytestmark = pytest.mark.slow
 
@@ -112,7 +113,7 @@ def test_fault_60_an_evaluation_that_cannot_be_is_refused_when_the_plan_is_made(
         ("theirs/clusters", "run theirs was trained elsewhere and has no pseudo-labels; name another run"),
         (
             "uic_resnet50_strong/detection",
-            "detection takes alexnet, vgg16 or alexnet_torchvision, and run uic_resnet50_strong is resnet50; ",
+            f"detection takes {with_fc6()}, and run uic_resnet50_strong is resnet50; ",
         ),
     ):
         file = f"results/metrics/{target}.json"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 from pydantic import Discriminator, Tag
 
 from uic_core.files import lines_of, read_yaml
-from uic_core.methods import deepcluster, finetune, random, selflabel, supervised, uic, uic_balanced_start
+from uic_core.methods import deepcluster, finetune, random, rotnet, selflabel, supervised, uic, uic_balanced_start
 from uic_core.methods.method import Method
 from uic_core.recipe import External, Recipe, parse, tag
 
@@ -22,6 +22,7 @@ METHODS: dict[str, Method[Any]] = {
     "uic_balanced_start": uic_balanced_start.METHOD,
     "supervised": supervised.METHOD,
     "random": random.METHOD,
+    "rotnet": rotnet.METHOD,
 }
 
 _MODELS: dict[str, type[Recipe | External]] = {name: method.recipe for name, method in METHODS.items()}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from uic_core.errors import InputError
 from uic_core.models.alexnet import ALEXNET, ALEXNET_TORCHVISION
+from uic_core.models.alexnet_rotnet import ALEXNET_ROTNET
 from uic_core.models.architecture import Architecture
 from uic_core.models.resnet import RESNET50, RESNET50_MLP
 from uic_core.models.vgg import VGG16
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from uic_core.models.network import Network
 
 ARCHS: dict[str, Architecture] = {
-    each.name: each for each in (ALEXNET, VGG16, RESNET50, RESNET50_MLP, ALEXNET_TORCHVISION)
+    each.name: each for each in (ALEXNET, VGG16, RESNET50, RESNET50_MLP, ALEXNET_TORCHVISION, ALEXNET_ROTNET)
 }
 
 
