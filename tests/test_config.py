@@ -45,7 +45,7 @@ def test_the_peers_go_over_the_papers_config_and_change_nothing_in_it(paper, pee
     assert list(config.runs) == [*paper["runs"], *peers["runs"]]
     before = validate(paper, "paper")
     assert {name: config.runs[name] for name in before.runs} == before.runs
-    for name, section in before.evaluations:
+    for name, section in before.evaluations.present.items():
         found = getattr(config.evaluations, name).model_dump()
         for key, value in section.model_dump().items():
             kept = {arch: found[key][arch] for arch in value} if isinstance(value, dict) else found[key]
@@ -54,7 +54,9 @@ def test_the_peers_go_over_the_papers_config_and_change_nothing_in_it(paper, pee
 
 def test_the_demo_is_the_same_matrix(paper, peers):
     demo, matrix = read_yaml(ROOT / "config" / "demo.yaml"), paper["runs"] | peers["runs"]
-    assert list(demo["runs"]) == list(matrix)
+    # For time: ten heads show no more than one, and two studies say nothing at that size.
+    left_out = {"selflabel_3k_10", "uic_3k_selflabel_augmentation", "uic_3k_balanced_start"}
+    assert list(demo["runs"]) == [name for name in matrix if name not in left_out]
     for name, recipe in demo["runs"].items():
         for key in ("method", "arch", "augmentation", "label_view", "balanced", "pretrained", "sobel"):
             assert recipe.get(key) == matrix[name].get(key), f"{name}.{key}"
@@ -97,12 +99,22 @@ def test_the_papers_runs_have_the_protocols_numbers(paper, run):
     assert found == RUNS[run]
 
 
+SELFLABEL = {
+    "method": "selflabel", "data": "imagenet", "arch": "alexnet", "sobel": False, "classes": 3000, "image_size": 224,
+    "resize": 256, "images": 0, "epochs": 400, "batch_size": 256, "lr": 0.08, "lr_steps": [150, 300, 350],
+    "momentum": 0.9, "weight_decay": 0.00001, "augmentation": "selflabel", "optimisations": 100,
+    "moments": "quadratic", "heads_at_once": "all", "sharpness": 25.0, "tolerance": 0.1,
+}  # fmt: skip
 PEERS = {  # docs/protocol.md, Pretraining: the numbers of their published codes
     "rotnet": {
         "method": "rotnet", "data": "imagenet", "arch": "alexnet_rotnet", "sobel": False, "classes": 4,
         "image_size": 224, "resize": 256, "images": 0, "epochs": 50, "batch_size": 192, "lr": 0.01,
         "lr_steps": [15, 30, 45], "momentum": 0.9, "weight_decay": 0.0005, "augmentation": "standard",
     },
+    "selflabel_3k": SELFLABEL | {"heads": 1},
+    "selflabel_3k_10": SELFLABEL | {"heads": 10},
+    "uic_3k_selflabel_augmentation": UIC | {"augmentation": "selflabel"},
+    "uic_3k_balanced_start": UIC | {"method": "uic_balanced_start"},
 }  # fmt: skip
 
 
@@ -113,6 +125,8 @@ def test_the_peers_runs_have_their_codes_numbers(peers, run):
 
 def test_the_peers_are_evaluated_as_the_papers_alexnet_is(paper, peers):
     for name, section in peers["evaluations"].items():
+        if name not in paper["evaluations"]:
+            continue  # a probe of their own
         for key, archs in section.items():
             for arch, value in archs.items():
                 assert value == paper["evaluations"][name][key]["alexnet"], f"{name}.{key}.{arch}"

@@ -133,7 +133,7 @@ def test_the_command_prints_all_of_it_and_the_queue(config: Config, tmp_path: Pa
     assert "12     RUNNING  1:02    rule_pretrain_wildcards_uic_3k" in process.stdout
     assert "other" not in process.stdout
     assert "rule_index" not in process.stdout
-    assert process.stdout.rstrip().endswith("61 evaluations made, 1 jobs in the queue, 0 failed")
+    assert process.stdout.rstrip().endswith("65 evaluations made, 1 jobs in the queue, 0 failed")
     assert sorted(Path(config.results).rglob("*")) == before
 
 
