@@ -56,6 +56,11 @@ def report(bars: Bars, results: Path, chance: float) -> None:
     for layer in layers[:3]:
         difference = probes["uic_3k", layer] - probes["random_sobel", layer]
         bars.at_least(f"demo-uic-above-random-{layer}", [difference], _ABOVE)
+    for run in ("selflabel_3k", "rotnet"):  # RGB networks, too
+        for layer in layers[1:4]:
+            bars.at_least(
+                f"demo-{run}-above-random-{layer}", [probes[run, layer] - probes["random_rgb", layer]], _ABOVE
+            )
     bars.at_least("demo-nmi", [clusters["uic_3k", "NMI t/labels"] / 100], 0.2)
     bars.at_most("demo-memory-gb", [peak(results / "benchmarks")], 6)
     bars.at_most("demo-minutes", [spent(results / "benchmarks") / 60], 15)

@@ -17,7 +17,8 @@ LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5")
 
 def written(folder: Path, scale: str = "demo", **changed: float) -> Path:
     """A results folder that meets every bar, but for what is changed: '<run>_<column>' or nmi."""
-    rows = {"supervised": 70.0, "random_sobel": 60.0, "uic_3k": 65.0}
+    rows = {"supervised": 70.0, "random_sobel": 60.0, "uic_3k": 65.0, "random_rgb": 50.0}
+    rows |= {"selflabel_3k": 55.0, "rotnet": 55.0}
     cells = {(run, layer): changed.get(f"{run}_{layer}", value) for run, value in rows.items() for layer in LAYERS}
     lines = [f"3,{scale},x,{layer},{value},1.0,{run}\n" for (run, layer), value in cells.items()]
     (folder / "tables").mkdir(parents=True)
@@ -36,7 +37,7 @@ def written(folder: Path, scale: str = "demo", **changed: float) -> Path:
 def missed(folder: Path) -> list[str]:
     bars = Bars("demo")
     demo.report(bars, folder, 5.0)
-    assert len(bars.lines) == 8
+    assert len(bars.lines) == 14
     return [line.split()[1] for line in bars.lines if line.startswith("MISS")]
 
 
@@ -49,6 +50,7 @@ def test_a_demo_as_it_should_be_meets_every_bar(tmp_path: Path) -> None:
     [
         (dict.fromkeys((f"supervised_{layer}" for layer in LAYERS), 65.0), "demo-supervised-above-uic"),
         ({"uic_3k_conv2": 60.0}, "demo-uic-above-random-conv2"),
+        ({"rotnet_conv3": 50.0}, "demo-rotnet-above-random-conv3"),
         ({"nmi": 19.9}, "demo-nmi"),
         ({"megabytes": 7000}, "demo-memory-gb"),
         ({"seconds": 901}, "demo-minutes"),
