@@ -19,6 +19,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from uic_core.errors import InputError, stage
 from uic_core.files import RETRAIN, unchanged
+from uic_core.report.arguments import add_recipes, add_scale
 from uic_core.report.figures import DPI, GREY, INK, STYLE, WIDTH, save
 from uic_core.report.origin import training
 
@@ -145,14 +146,13 @@ def main(arguments: list[str] | None = None) -> None:
     """Draw the figure. On an error, name it and exit with 2."""
     parser = argparse.ArgumentParser(prog="python -m uic_core.report.curves", description=__doc__)
     parser.add_argument("--history", type=Path, nargs="+", required=True, help="runs/<run>/history.jsonl of every run")
-    parser.add_argument("--scale", choices=("demo", "paper"), required=True)
-    parser.add_argument("--recipes", nargs="*", default=[], help="run=hash: a history of another recipe is refused")
+    add_scale(parser)
+    add_recipes(parser)
     parser.add_argument("--out", type=Path, required=True, help="PNG")
     parser.add_argument("--svg", type=Path, required=True)
     options = parser.parse_args(arguments)
     with stage():
-        recipes = dict(each.split("=") for each in options.recipes)
-        histories = {path.parent.name: read(path, recipes) for path in options.history}
+        histories = {path.parent.name: read(path, options.recipes) for path in options.history}
         stay = [run for run, history in histories.items() if not curve(history, OF_LABELS[0])[0]]
         notes = [f"not in a to c, as their labels stay: {', '.join(stay)}"] if stay else []
         notes += ["demo data: generated images, not ImageNet"] if options.scale == "demo" else []

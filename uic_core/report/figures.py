@@ -23,6 +23,7 @@ from uic_core.data import reader
 from uic_core.data.index import Index
 from uic_core.errors import InputError, stage
 from uic_core.files import atomic
+from uic_core.report.arguments import add_recipes, add_scale
 from uic_core.report.origin import read_with
 from uic_core.run import metrics as metrics_file
 
@@ -292,14 +293,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--arrays", type=Path, required=True, help="clusters.npz")
     parser.add_argument("--metrics", type=Path, required=True, help="clusters.json")
     parser.add_argument("--index", type=Path, required=True, help="index of the training images")
-    parser.add_argument("--scale", choices=("demo", "paper"), required=True)
-    parser.add_argument("--recipes", nargs="*", default=[], help="run=hash: a figure of another recipe is refused")
+    add_scale(parser)
+    add_recipes(parser)
     parser.add_argument("--out", type=Path, required=True, help="PNG")
     parser.add_argument("--svg", type=Path, required=True)
     options = parser.parse_args(arguments)
     with stage():
-        recipes = dict(each.split("=") for each in options.recipes)
-        metrics = read_with(options.metrics, "arrays", options.arrays, recipes)
+        metrics = read_with(options.metrics, "arrays", options.arrays, options.recipes)
         index = Index.load(options.index)
         if metrics.dataset.fingerprint != index.fingerprint:
             raise InputError(

@@ -27,6 +27,7 @@ from PIL import Image
 from uic_core.errors import InputError, stage
 from uic_core.files import read_text, write_text
 from uic_core.report import per_class, runs, tables, times
+from uic_core.report.arguments import add_recipes, add_scale
 from uic_core.report.cells import (
     COMPUTED,
     Pair,
@@ -366,16 +367,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tables", type=Path, required=True, help="config/tables.yaml")
     parser.add_argument("--computed", type=pair, nargs="*", default=[], help=COMPUTED)
     parser.add_argument("--published", type=Path, required=True, help="config/published.csv")
-    parser.add_argument("--scale", choices=("demo", "paper"), required=True)
-    parser.add_argument("--recipes", nargs="*", default=[], help="run=hash of every run that the page shows")
+    add_scale(parser)
+    add_recipes(parser)
     parser.add_argument("--page", nargs=2, action="append", default=[], metavar=("TITLE", "MARKDOWN"))
     parser.add_argument("--figure", nargs=2, action="append", default=[], metavar=("TITLE", "PNG"))
     parser.add_argument("--partial", action="store_true", help="leave out what is missing, and say why")
     parser.add_argument("--out", type=Path, required=True, help="HTML")
     options = parser.parse_args(arguments)
     with stage():
-        recipes = dict(each.split("=") for each in options.recipes)
-        results = Results(options.results, options.out, recipes, options.metrics, options.partial)
+        results = Results(options.results, options.out, options.recipes, options.metrics, options.partial)
         declared = options.tables, options.computed
         page = render(
             results,

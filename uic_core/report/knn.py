@@ -15,6 +15,7 @@ from pathlib import Path
 from uic_core.errors import InputError, stage
 from uic_core.evaluations.knn import name
 from uic_core.files import write_text
+from uic_core.report.arguments import add_recipes, add_scale
 from uic_core.report.origin import commit, foot
 from uic_core.report.page import Block, Grid, Quote, Text, to_html, to_markdown
 from uic_core.report.tables import DEMO, collect
@@ -137,16 +138,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m uic_core.report.knn", description=__doc__)
     parser.add_argument("--metrics", type=Path, nargs="*", default=[], help="metrics JSONs of evaluation knn")
     parser.add_argument("--runs", nargs="+", required=True, help="the rows, in their order")
-    parser.add_argument("--scale", choices=("demo", "paper"), required=True)
-    parser.add_argument("--recipes", nargs="*", default=[], help="run=hash: numbers of another recipe are refused")
+    add_scale(parser)
+    add_recipes(parser)
     parser.add_argument("--out", type=Path, required=True, help="Markdown")
     parser.add_argument("--csv", type=Path, required=True)
     parser.add_argument("--html", type=Path, help="a page of its own, for the HTML report")
     parser.add_argument("--partial", action="store_true", help="leave out runs without metrics, and say so")
     options = parser.parse_args(arguments)
     with stage():
-        recipes = dict(each.split("=") for each in options.recipes)
-        every, problems = read(options.metrics, options.runs, recipes, partial=options.partial)
+        every, problems = read(options.metrics, options.runs, options.recipes, partial=options.partial)
         blocks = page(every, options.runs, problems, options.scale)
         write_text(options.csv, to_csv(every))
         if options.html:

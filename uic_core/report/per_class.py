@@ -14,6 +14,7 @@ from pathlib import Path
 
 from uic_core.errors import InputError, stage
 from uic_core.files import write_text
+from uic_core.report.arguments import add_recipes, add_scale
 from uic_core.report.cells import COMPUTED, pair, shown_runs
 from uic_core.report.origin import commit, foot
 from uic_core.report.page import Block, Grid, Quote, Text, to_html, to_markdown
@@ -118,16 +119,15 @@ def main(arguments: list[str] | None = None) -> None:
         "--tables", type=Path, required=True, help="config/tables.yaml: which runs, what they are called"
     )
     parser.add_argument("--computed", type=pair, nargs="*", default=[], help=COMPUTED)
-    parser.add_argument("--scale", choices=("demo", "paper"), required=True)
-    parser.add_argument("--recipes", nargs="*", default=[], help="run=hash: numbers of another recipe are refused")
+    add_scale(parser)
+    add_recipes(parser)
     parser.add_argument("--out", type=Path, required=True, help="Markdown")
     parser.add_argument("--csv", type=Path, required=True)
     parser.add_argument("--html", type=Path, required=True)
     options = parser.parse_args(arguments)
     with stage():
         labels = shown_runs(options.tables, options.task, options.computed)
-        recipes = dict(each.split("=") for each in options.recipes)
-        every = read(options.task, options.metrics, labels, recipes)
+        every = read(options.task, options.metrics, labels, options.recipes)
         blocks = page(options.task, every, labels, options.scale)
         write_text(options.csv, to_csv(options.task, every))
         write_text(options.html, to_html(TASKS[options.task].title, blocks))

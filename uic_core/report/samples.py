@@ -23,6 +23,7 @@ from uic_core.data import reader
 from uic_core.data.boxes import MATCH, overlaps
 from uic_core.data.palette import palette
 from uic_core.errors import InputError, stage
+from uic_core.report.arguments import add_recipes, add_scale
 from uic_core.report.cells import COMPUTED, pair, shown_runs
 from uic_core.report.figures import BLUE, DPI, GREY, INK, RED, STYLE, WIDTH, save
 from uic_core.report.origin import read_with
@@ -219,18 +220,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--task", choices=("detection", "segmentation"), required=True)
     parser.add_argument("--samples", type=Path, nargs="+", required=True, help="<task>_samples.npz of every run")
     parser.add_argument("--metrics", type=Path, nargs="+", required=True, help="<task>.json of the same runs")
-    parser.add_argument("--recipes", nargs="*", default=[], help="run=hash: samples of another recipe are refused")
+    add_recipes(parser)
     parser.add_argument("--tables", type=Path, required=True, help="config/tables.yaml: what the runs are called")
     parser.add_argument("--computed", type=pair, nargs="*", default=[], help=COMPUTED)
-    parser.add_argument("--scale", choices=("demo", "paper"), required=True)
+    add_scale(parser)
     parser.add_argument("--out", type=Path, required=True, help="PNG")
     parser.add_argument("--svg", type=Path, required=True)
     options = parser.parse_args(arguments)
     with stage():
         note = "demo data: generated scenes, not PASCAL VOC" if options.scale == "demo" else ""
         labels = shown_runs(options.tables, options.task, options.computed)
-        recipes = dict(each.split("=") for each in options.recipes)
-        given = options.samples, options.metrics, recipes
+        given = options.samples, options.metrics, options.recipes
         if options.task == "detection":
             figure = detection_figure(read(*given, Detected), labels, note)
         else:

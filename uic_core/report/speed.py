@@ -11,6 +11,7 @@ from pathlib import Path
 
 from uic_core.errors import stage
 from uic_core.files import read_yaml, unchanged, write_text
+from uic_core.report.arguments import add_recipes, add_scale
 from uic_core.report.origin import training
 from uic_core.report.page import Block, Grid, Quote, Text, to_html, to_markdown
 from uic_core.report.tables import DEMO
@@ -177,15 +178,14 @@ def main(arguments: list[str] | None = None) -> None:
     """Write the table. On an error, name it, write nothing and exit with 2."""
     parser = argparse.ArgumentParser(prog="python -m uic_core.report.speed", description=__doc__)
     parser.add_argument("--history", type=Path, nargs="+", required=True, help="runs/<run>/history.jsonl of every run")
-    parser.add_argument("--scale", choices=("demo", "paper"), required=True)
-    parser.add_argument("--recipes", nargs="*", default=[], help="run=hash: records of another recipe are refused")
+    add_scale(parser)
+    add_recipes(parser)
     parser.add_argument("--out", type=Path, required=True, help="Markdown")
     parser.add_argument("--csv", type=Path, required=True)
     parser.add_argument("--html", type=Path, required=True)
     options = parser.parse_args(arguments)
     with stage():
-        recipes = dict(each.split("=") for each in options.recipes)
-        found = {path.parent.name: read(path, recipes) for path in options.history}
+        found = {path.parent.name: read(path, options.recipes) for path in options.history}
         speeds = [speed for speed in found.values() if speed is not None]
         blocks = page(speeds, [run for run, speed in found.items() if speed is None], options.scale)
         write_text(options.csv, to_csv(speeds))

@@ -11,6 +11,7 @@ import pandas as pd
 from uic_core.errors import InputError, stage
 from uic_core.files import write_text
 from uic_core.report import times
+from uic_core.report.arguments import add_scale
 from uic_core.report.cells import COMPUTED, by_class, pair, read_figures, read_tables
 from uic_core.report.page import Block, Grid, Quote, Text, to_html, to_markdown
 from uic_core.report.tables import DEMO
@@ -118,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tables", type=Path, required=True, help="config/tables.yaml")
     parser.add_argument("--computed", type=pair, nargs="*", default=[], help=COMPUTED)
     parser.add_argument("--csv", type=Path, nargs="+", required=True, help="table1.csv and so on, in order")
-    parser.add_argument("--scale", choices=("demo", "paper"), required=True)
+    add_scale(parser)
     parser.add_argument("--benchmarks", type=Path, required=True, help="results/benchmarks")
     parser.add_argument("--times", type=Path, required=True, help="HTML: what the jobs took")
     parser.add_argument("--all-runs", nargs="*", default=[], choices=_ALL_RUNS, help="what shows all runs")

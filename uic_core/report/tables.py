@@ -17,6 +17,7 @@ import pandas as pd
 from uic_core.errors import InputError, stage
 from uic_core.files import write_text
 from uic_core.report import ordering
+from uic_core.report.arguments import add_recipes, add_scale
 from uic_core.report.cells import COMPUTED, Published, Row, Source, Table, pair, read_published, table
 from uic_core.report.origin import commit, foot, foreign
 from uic_core.report.page import Block, Grid, Points, Quote, Text, to_html, to_latex, to_markdown
@@ -355,22 +356,27 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--table", type=int, required=True, help="number of the table in the paper")
     parser.add_argument("--tables", type=Path, required=True, help="config/tables.yaml")
     parser.add_argument("--published", type=Path, required=True, help="config/published.csv")
-    parser.add_argument("--scale", choices=("demo", "paper"), required=True)
+    add_scale(parser)
     parser.add_argument("--metrics", type=Path, nargs="*", default=[], help="metrics JSONs, in any order")
     parser.add_argument("--out", type=Path, required=True, help="Markdown")
     parser.add_argument("--csv", type=Path, required=True)
     parser.add_argument("--html", type=Path, help="a page of its own, for the HTML report")
     parser.add_argument("--tex", type=Path, help="a table environment, to be input")
-    parser.add_argument("--recipes", nargs="*", default=[], help="run=hash: numbers of another recipe are not shown")
+    add_recipes(parser)
     parser.add_argument("--computed", type=pair, nargs="*", default=[], help=COMPUTED)
     parser.add_argument("--partial", action="store_true", help="show – and the reason where metrics are missing")
     options = parser.parse_args(arguments)
     with stage():
         declared = table(options.tables, options.table, options.computed)
         published = read_published(options.published, options.table, declared)
-        recipes = dict(each.split("=") for each in options.recipes)
         filled = fill(
-            options.table, declared, published, options.metrics, options.scale, partial=options.partial, recipes=recipes
+            options.table,
+            declared,
+            published,
+            options.metrics,
+            options.scale,
+            partial=options.partial,
+            recipes=options.recipes,
         )
         write_text(options.csv, to_csv(filled))
         if options.html:
