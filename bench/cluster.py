@@ -29,7 +29,7 @@ from bench.measure import Bars
 from bench.one_node_slurm import Cluster, missing, one_node
 from bench.plan import spent
 from bench.site import Site
-from bench.small_dag import ROOT, small_config
+from bench.small_dag import ROOT, papers_config
 from uic_core.files import read_yaml
 
 QUEUE_KILLS, LOCAL_KILLS = 17, 3
@@ -84,7 +84,7 @@ def overhead(folder: Path, cluster: Cluster) -> float:
     """Return how many seconds longer a job of a serial chain takes in the queue."""
     taken = {}
     for name, where in (("here", None), ("queue", cluster)):
-        site = Site(folder / f"chain_{name}", where, small_config())
+        site = Site(folder / f"chain_{name}", where, papers_config())
         started = time.monotonic()
         output = _run(site, CHAIN)
         taken[name] = time.monotonic() - started
@@ -96,7 +96,7 @@ def overhead(folder: Path, cluster: Cluster) -> float:
 
 def undisturbed(folder: Path) -> Site:
     """Run the whole DAG in one call of Snakemake, without a queue."""
-    site = Site(folder, None, small_config())
+    site = Site(folder, None, papers_config())
     started = time.monotonic()
     _run(site)
     print(f"  whole DAG here: {time.monotonic() - started:.0f} s", flush=True)
@@ -130,7 +130,7 @@ def killed_locally(folder: Path) -> tuple[Site, int, int]:
     Returns:
         The site, the number of kills, and the number of finished trainings that were made again.
     """
-    site, chance = Site(folder, None, small_config()), random.Random(1)
+    site, chance = Site(folder, None, papers_config()), random.Random(1)
     finished: list[dict[str, tuple[int, int]]] = []
     started = time.monotonic()
     while True:
@@ -160,7 +160,7 @@ def killed(folder: Path, cluster: Cluster) -> tuple[Site, int, int]:
     Returns:
         As `killed_locally`.
     """
-    site, chance, kills, calls = Site(folder, cluster, small_config()), random.Random(0), 0, 0
+    site, chance, kills, calls = Site(folder, cluster, papers_config()), random.Random(0), 0, 0
     finished: list[dict[str, tuple[int, int]]] = []
     started = time.monotonic()
     done = False
