@@ -34,6 +34,14 @@ def test_the_configs_are_valid(name):
     assert validate(read_yaml(ROOT / "config" / f"{name}.yaml"), name).scale == name
 
 
+def test_the_study_of_cifar10_is_valid_by_itself():
+    """It describes no data set but its own, and its tables take no number that is not made."""
+    config = read([ROOT / "config" / "cifar10.yaml"])
+    assert (config.scale, config.datasets.names, config.datasets.cache.format) == ("study", ("cifar10",), "device")
+    check_cells(config.tables_file, config)
+    assert {"detection", "fewshot"}.isdisjoint(config.evaluations.present)
+
+
 @pytest.fixture(scope="module")
 def peers():
     return read_yaml(ROOT / "config" / "peers.yaml")
@@ -389,7 +397,7 @@ def _broken(paper, path, value):
             {"format": "jpeg", "side": 224, "root": "x"},
             "datasets.cache.side: 224 is below runs.uic_3k",
         ),
-        ("scale", "big", "scale: Input should be 'paper' or 'demo', not 'big'"),
+        ("scale", "big", "scale: Input should be 'paper', 'demo' or 'study', not 'big'"),
     ],
 )
 def test_mistakes_are_named(paper, path, value, message):
@@ -729,7 +737,7 @@ def test_mistakes_of_two_kinds_are_two_lines_each_with_its_own(tmp_path):
     text = (ROOT / "config" / "paper.yaml").read_text()
     told = _told(text.replace("epochs: 90", "epochs: 0").replace("scale: paper", "scale: big"), tmp_path / "mine.yaml")
     first, second = told.splitlines()
-    assert first.endswith(":2: scale: Input should be 'paper' or 'demo', not 'big'")
+    assert first.endswith(":2: scale: Input should be 'paper', 'demo' or 'study', not 'big'")
     assert ": runs.supervised.epochs: " in second
 
 

@@ -30,7 +30,7 @@ RUN_NAME = "[A-Za-z0-9_]{1,100}"
 class Config(Strict):
     """The whole config."""
 
-    scale: Literal["paper", "demo"]
+    scale: Literal["paper", "demo", "study"]
     results: Annotated[PathName, AfterValidator(os.path.normpath)] = Field(
         min_length=1, description="folder of everything that is made, beside the data sets"
     )

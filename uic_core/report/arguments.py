@@ -20,8 +20,8 @@ class _Recipes(argparse.Action):
 
 
 def add_scale(parser: argparse.ArgumentParser) -> None:
-    """Add --scale: what kind of images the numbers come from."""
-    parser.add_argument("--scale", choices=("demo", "paper"), required=True)
+    """Add --scale: what the numbers are: the paper's experiments, a demo's, or those of another study."""
+    parser.add_argument("--scale", choices=("demo", "paper", "study"), required=True)
 
 
 def add_recipes(parser: argparse.ArgumentParser) -> None:
