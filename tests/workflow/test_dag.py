@@ -106,7 +106,7 @@ def test_every_table_figure_and_metric_is_there(finished):
         assert all(run in table for run in ("ImageNet Labels", "Random-RGB", "Random-Sobel", "DeepCluster [2]", "Ours"))
         assert (results / "tables" / f"{task}.csv").read_text().count(",uic_3k_fft,") > 5
         assert f"(tables/{task}.md)" in (results / "README.md").read_text()
-        assert len(list(results.glob(f"metrics/*/{task}_samples.npz"))) == 5
+        assert len(list(results.glob(f"metrics/*/{task}_samples.npz"))) == 6
     knn = (results / "tables/knn.md").read_text()
     assert all(f"`{run}`" in knn for run in small_config()["runs"])
     assert (results / "figures/curves.png").read_bytes().startswith(b"\x89PNG")
