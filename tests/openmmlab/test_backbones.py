@@ -124,7 +124,7 @@ def test_resnet_gives_the_maps_of_its_stages(arch: str, sobel: bool) -> None:
     trained = {name.split(".")[1] for name, weight in backbone.named_parameters() if weight.requires_grad}
     assert trained == {"layer2", "layer3", "layer4"}
     assert not any(weight.requires_grad for name, weight in backbone.named_parameters() if ".bn" in name)
-    with pytest.raises(InputError, match="FCN-32s takes alexnet, vgg16 or alexnet_torch"):
+    with pytest.raises(InputError, match="FCN-32s takes alexnet, vgg16, alexnet_torch"):
         backbones.UicBackbone(arch, sobel, pad=100)
 
 

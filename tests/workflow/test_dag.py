@@ -481,7 +481,8 @@ def test_a_browser_follows_every_link_of_the_one_page_and_finds_every_number_in_
         for run in small_config()["runs"]:
             reader.see(f"//details[@id='run/{run}']/pre")  # the end of its log
         assert reader.run("return document.images.length") >= 4
-    for number, table in read_tables(ROOT / "config/tables.yaml").items():
+    computed = validate(small_config(), "small.yaml").computable
+    for number, table in read_tables(ROOT / "config/tables.yaml", computed).items():
         shown = [each["name"] for each in numbers if each["table"] == f"table{number}"]
         assert shown == [source.value for source in table.sources().values()]
     for task in ("detection", "segmentation"):
