@@ -18,15 +18,19 @@ from torch import Tensor
 
 from tests.recipes import recipe
 from uic_core import checkpoint
+from uic_core.config import read
 from uic_core.data.augment import UNIFORMS, normalize
 from uic_core.data.index import build_folder
+from uic_core.evaluations.counting import count
 from uic_core.methods import METHODS
 from uic_core.methods.method import Method
+from uic_core.overview import costs
 from uic_core.pretrain.__main__ import main
 from uic_core.recipe import save
 
 ROTNET: Method[Any] = METHODS["rotnet"]
 CHANGES = {"method": "rotnet", "arch": "alexnet_rotnet", "sobel": False, "classes": 4, "lr_steps": [1], "lr": 0.002}
+CONFIG = Path(__file__).parents[2] / "config"
 OUTPUTS = ("checkpoint.safetensors", "labels.npy", "history.jsonl")
 
 
@@ -73,6 +77,17 @@ def test_loss_and_accuracy_by_hand() -> None:
     assert 0 < right < 1
     assert measured.keys() == {"rotation_accuracy"}
     assert measured["rotation_accuracy"] == pytest.approx(right)
+
+
+def test_the_papers_run_costs_four_views_an_image_and_has_no_pseudo_classes() -> None:
+    config = read([CONFIG / "paper.yaml", CONFIG / "peers.yaml"])
+    assert "is of method rotnet, which gives images no pseudo-labels" in config.refuses("rotnet", "clusters")
+    shown = ("linear_probe", "voc_classification_fc6_8", "voc_classification_all", "detection", "segmentation")
+    assert not any(config.refuses("rotnet", name) for name in shown)
+    job, step = costs.training(config, "rotnet"), count("alexnet_rotnet", 4, 224, False).training
+    assert job.images == 50 * 1_281_167
+    assert job.flops == pytest.approx(4 * job.images * step)
+    assert 4 * step / 1e9 == pytest.approx(16.5, rel=0.04)
 
 
 @pytest.fixture
