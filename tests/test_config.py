@@ -42,6 +42,20 @@ def test_the_study_of_cifar10_is_valid_by_itself():
     assert {"detection", "fewshot"}.isdisjoint(config.evaluations.present)
 
 
+@pytest.mark.parametrize(
+    ("above", "section", "message"),
+    [
+        ("datasets", "voc07", "evaluations.voc_classification_fc6_8: needs datasets.voc07, which is missing; add that"),
+        ("datasets", "miniimagenet", "evaluations.fewshot: needs datasets.miniimagenet, which is missing; add that"),
+        ("evaluations", "proposals", "evaluations.detection: needs evaluations.proposals, which is missing; add that"),
+    ],
+)
+def test_a_section_that_an_evaluation_needs_may_not_be_left_out(paper, above, section, message):
+    left = {key: value for key, value in paper[above].items() if key != section}
+    with pytest.raises(InputError, match=re.escape(f"mine.yaml: {message}")):
+        validate(paper | {above: left}, "mine.yaml")
+
+
 @pytest.fixture(scope="module")
 def peers():
     return read_yaml(ROOT / "config" / "peers.yaml")

@@ -234,22 +234,24 @@ def _with_seeds(config: Config, source: str) -> Config:
     return config.model_copy(update={"runs": runs})
 
 
-def _check_data(name: str, section: Evaluation, config: Config) -> None:
-    """Find data sets, and proposals, that an evaluation needs and the config lacks."""
+def _check_sections(where: str, section: Evaluation, config: Config) -> None:
+    """Find the sections of the config that an evaluation needs and the config lacks."""
+    needed = []
     if section.dataset and section.dataset not in config.datasets.names:
-        raise ValueError(f"needs datasets.{section.dataset}, which is missing; add that section, or remove this one")
-    lacking = "proposals" in {job for job, _ in section.needs(config)} - config.evaluations.present.keys()
-    if lacking:
-        raise ValueError("needs evaluations.proposals, which is missing; add that section, or remove this one")
+        needed.append(f"datasets.{section.dataset}")
+    if "proposals" in {job for job, _ in section.needs(config)} - config.evaluations.present.keys():
+        needed.append("evaluations.proposals")
+    if needed:
+        raise InputError(f"{where}: needs {needed[0]}, which is missing; add that section, or remove this one")
 
 
 def _check_evaluations(config: Config, where: str) -> None:
     """Find mistakes that would otherwise appear after days of pretraining."""
     for name, section in config.evaluations.present.items():
+        if not isinstance(section, Evaluation):
+            continue
+        _check_sections(f"{where}.{name}", section, config)
         try:
-            if isinstance(section, Evaluation):
-                _check_data(name, section, config)
-                section.check(name, config)
+            section.check(name, config)
         except ValueError as error:
-            what = str(error)
-            raise InputError(f"{where}.{name}{': ' if what.startswith('needs ') else '.'}{what}") from None
+            raise InputError(f"{where}.{name}.{error}") from None

@@ -77,17 +77,6 @@ class MeanColor(Network):
 
 
 @pytest.fixture(scope="module")
-def alexnet() -> Network:
-    torch.manual_seed(0)
-    return build("alexnet", classes=4, image_size=64, sobel=True).eval()
-
-
-@pytest.fixture(scope="module")
-def indexes(demo_data: SimpleNamespace) -> tuple[Index, Index]:
-    return build_folder(demo_data.imagenet, "train", "imagenet"), build_folder(demo_data.imagenet, "val", "imagenet")
-
-
-@pytest.fixture(scope="module")
 def colored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Index, Index]:
     """Images of four colours with much noise in the pixels and little in their mean: 200 to learn from, 200 to test."""
     folder = tmp_path_factory.mktemp("colored")

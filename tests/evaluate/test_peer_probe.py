@@ -6,7 +6,6 @@ import copy
 import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,13 +17,12 @@ from uic_core import checkpoint, recipe
 from uic_core.config import validate
 from uic_core.data import reader
 from uic_core.data.augment import normalize
-from uic_core.data.index import Index, build_folder
+from uic_core.data.index import Index
 from uic_core.errors import InputError
 from uic_core.evaluate import heads, linear_probe, probes, ten_crop
 from uic_core.evaluations import LinearProbe, PeerProbe
 from uic_core.files import read_yaml
 from uic_core.methods import parse_run
-from uic_core.models import build
 from uic_core.models.network import Network
 from uic_core.overview.smoke import smaller
 
@@ -47,17 +45,6 @@ ROTNET = SHARED | {
 
 def protocol(section: dict[str, Any], **changes: Any) -> PeerProbe:
     return recipe.parse(PeerProbe, section | changes, "test")
-
-
-@pytest.fixture(scope="module")
-def alexnet() -> Network:
-    torch.manual_seed(0)
-    return build("alexnet", classes=4, image_size=64, sobel=True).eval()
-
-
-@pytest.fixture(scope="module")
-def indexes(demo_data: SimpleNamespace) -> tuple[Index, Index]:
-    return build_folder(demo_data.imagenet, "train", "imagenet"), build_folder(demo_data.imagenet, "val", "imagenet")
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ UNIFORMS = 10
 """What `augment` takes per image: flip?, jitter?, brightness, contrast, saturation, hue, order, grey?, blur?, sigma."""
 
 _ATTEMPTS = 10
+_SCALE, _RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # torchvision's defaults of RandomResizedCrop
 CROP_UNIFORMS = 2 * _ATTEMPTS + 2
 """Numbers for `crop_box`: area and aspect ratio of each attempt, then the position (x, y)."""
 
@@ -42,8 +43,8 @@ def crop_box(
     width: int,
     height: int,
     u: NDArray[np.float64],
-    scale: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    scale: tuple[float, float] = _SCALE,
+    ratio: tuple[float, float] = _RATIO,
 ) -> tuple[int, int, int, int]:
     """Return the box of a RandomResizedCrop, with torchvision's distribution.
 
@@ -78,8 +79,8 @@ def crop_box(
 
 def crop_boxes(width: int, height: int, u: NDArray[np.float64]) -> NDArray[np.int64]:
     """`crop_box` of many images of one size: [B, CROP_UNIFORMS] numbers → int64 [B, 4]."""
-    area = width * height * (0.08 + (1.0 - 0.08) * u[:, 0 : 2 * _ATTEMPTS : 2])
-    low, high = math.log(3 / 4), math.log(4 / 3)
+    area = width * height * (_SCALE[0] + (_SCALE[1] - _SCALE[0]) * u[:, 0 : 2 * _ATTEMPTS : 2])
+    low, high = map(math.log, _RATIO)
     shape = np.exp(low + (high - low) * u[:, 1 : 2 * _ATTEMPTS : 2])
     w, h = (np.rint(np.sqrt(each)).astype(np.int64) for each in (area * shape, area / shape))
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
