@@ -37,7 +37,12 @@ def test_every_table_and_figure_is_there(finished):
 
 
 def test_no_job_was_started_twice(finished):
-    assert "Trying to restart" not in (finished.folder / "output").read_text()
+    """Shows the last lines of the log of each that was."""
+    output = (finished.folder / "output").read_text()
+    logs = re.findall(r"^Error in rule .*?^    log: (\S+?),? ", output, flags=re.MULTILINE | re.DOTALL)
+    slurm = re.findall(r"^SLURM job .*failed.*|SLURM status.*", output, flags=re.MULTILINE)
+    told = "\n".join((finished.folder / log).read_text()[-2000:] for log in logs if (finished.folder / log).exists())
+    assert "Trying to restart" not in output, f"{slurm}\n{told}"
 
 
 def test_logs_are_where_snakemake_says_they_are(finished):
