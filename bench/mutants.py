@@ -41,7 +41,7 @@ MIRRORS = {
     "data": {"augment": "", "boxes": "openmmlab/fast_rcnn", "crop": "data/loader data/cache", "reader": ""}
     | {"partition": "methods/labels pretrain/reference"},
     "methods": dict.fromkeys(("labels", "order"), "pretrain/reference")
-    | {"selflabel": "pretrain/reference pretrain/pretrain", "sinkhorn": "", "uic_balanced_start": "methods/labels"}
+    | {"selflabel": "pretrain/reference pretrain/pretrain", "sinkhorn": "", "uic_balanced_start": "methods/uic"}
     | {"deepcluster": "methods/order pretrain/reference pretrain/pretrain"}
     | dict.fromkeys(("finetune", "method", "supervised", "uic"), "pretrain/reference pretrain/pretrain"),
     "pretrain": {"centre_crops": "pretrain/reference pretrain/pretrain run/precision run/parallel"}

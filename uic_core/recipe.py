@@ -69,9 +69,13 @@ class _Run(Strict):
         """Name of the stage, and of the rule, that makes the checkpoint."""
         return "finetune" if self.start else "pretrain"
 
+    def stated(self) -> dict[str, Any]:
+        """Return keys and values as recipe.yaml holds them: a key that is left out stays left out."""
+        return self.model_dump(exclude_none=True)
+
     def hash(self) -> str:
         """First 16 hex digits of the SHA-256 of the canonical JSON."""
-        return digest(self.model_dump())
+        return digest(self.stated())
 
 
 def digest(recipe: dict[str, Any]) -> str:
@@ -125,6 +129,12 @@ class Training(Recipe):
     momentum: float = Field(ge=0, lt=1)
     weight_decay: float = Field(ge=0)
     augmentation: Literal["standard", "strong", "selflabel"]
+    crop_scale: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="smallest share of an image that a training crop takes; left out: .08, torchvision's",
+    )
     precision: Literal["auto", "fp32", "bf16"]
 
     @property

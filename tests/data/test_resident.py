@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from uic_core.data import cache
-from uic_core.data.augment import CROP_UNIFORMS, crop_box, crop_boxes
+from uic_core.data.augment import CROP_UNIFORMS, SCALE, crop_box, crop_boxes
 from uic_core.data.index import Index, build_folder
 from uic_core.data.loader import Loader
 from uic_core.data.resident import Resident, open_loader
@@ -37,10 +37,14 @@ def index(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 # Enlarged; about as large; reduced.
 @pytest.mark.parametrize(("size", "resize"), [(64, 73), (28, 32), (10, 12)])
-@pytest.mark.parametrize("view", ["resized_crop", "random_crop", "center_crop"])
-def test_crops_are_the_loaders(index: Index, view, size: int, resize: int):
+@pytest.mark.parametrize(
+    ("view", "scale"), [(view, SCALE) for view in ("resized_crop", "random_crop", "center_crop")]
+    + [("resized_crop", (0.5, 1.0))],
+)  # fmt: skip
+def test_crops_are_the_loaders(index: Index, view, scale, size: int, resize: int):
     order = np.random.default_rng(1).integers(0, 3 * len(index), 70)  # further views, too
-    resident, loader = Resident(index, size, resize, 32, CPU), Loader(index, size, resize, 32, 0)
+    resident = Resident(index, size, resize, 32, CPU, scale)
+    loader = Loader(index, size, resize, 32, 0, CPU, scale)
     counts = []
     pairs = zip(resident.batches(order, view, 3, 5), loader.batches(order, view, 3, 5), strict=True)
     for (got, drawn), (want, wanted) in pairs:
@@ -54,8 +58,9 @@ def test_crops_are_the_loaders(index: Index, view, size: int, resize: int):
 @pytest.mark.parametrize(("width", "height"), [(32, 32), (40, 24), (3, 1), (1, 200)])
 def test_boxes_of_many_images_are_those_of_each(width: int, height: int):
     numbers = np.random.default_rng(0).random((3000, CROP_UNIFORMS))
-    want = [crop_box(width, height, u) for u in numbers]
-    np.testing.assert_array_equal(crop_boxes(width, height, numbers), want)
+    for scale in (SCALE, (0.5, 1.0)):
+        want = [crop_box(width, height, u, scale) for u in numbers]
+        np.testing.assert_array_equal(crop_boxes(width, height, numbers, scale), want)
 
 
 def test_a_part_of_the_images_keeps_its_own(index: Index):

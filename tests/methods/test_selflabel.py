@@ -1,4 +1,4 @@
-"""SelfLabel's moments, heads and loss, with the numbers of its published code; a start from balanced labels."""
+"""SelfLabel's moments, heads and loss, with the numbers of its published code."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from tests import recipes
-from uic_core.methods import METHODS, selflabel, uic_balanced_start
-from uic_core.methods.labels import draw_balanced
+from uic_core.methods import selflabel
 from uic_core.methods.method import Inference
 
 NONE = cast(Inference, None)
@@ -85,15 +84,3 @@ def test_the_loss_is_the_mean_over_heads_of_each_ones_own():
     one = selflabel.loss(recipe(), logits[:, :5], torch.from_numpy(targets[:, 0]).int())
     assert float(one) == pytest.approx(float(parts[0]), rel=1e-6)
     assert made.outputs == 15
-
-
-def test_uic_from_a_balanced_start_is_uic_but_for_its_first_labels():
-    settings = recipes.recipe(method="uic_balanced_start", classes=7)
-    found = uic_balanced_start.first_labels(settings, np.zeros(60, np.int32), NONE)
-    assert sorted(np.bincount(found).tolist()) == [8, 8, 8, 9, 9, 9, 9]
-    other = recipes.recipe(method="uic_balanced_start", classes=7, seed=4)
-    assert (found != uic_balanced_start.first_labels(other, np.zeros(60, np.int32), NONE)).any()
-    assert found.tolist() == draw_balanced(60, 7, settings.seed).tolist()
-    own, uic = METHODS["uic_balanced_start"], METHODS["uic"]
-    differing = {name for name in vars(uic) if getattr(own, name) != getattr(uic, name)}
-    assert differing == {"recipe", "first_labels"}

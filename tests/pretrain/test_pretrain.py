@@ -99,6 +99,8 @@ def undisturbed(small, known):
         {"method": "selflabel"},
         {"method": "selflabel", "heads": 3, "heads_at_once": "one"},
         {"method": "uic_balanced_start"},
+        {"method": "uic_no_split"},
+        {"crop_scale": 0.5},
         {"images": 20},
     ],
     ids=lambda changes: "-".join(map(str, changes.values())) or "uic",

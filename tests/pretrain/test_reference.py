@@ -45,7 +45,8 @@ COLOURS = [tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.ad
 
 CASES: dict[str, dict[str, Any]] = {
     "uic": {"schedule": "linear", "augmentation": "strong"},
-    "uic_center_crop": {"schedule": "cosine", "label_view": "center_crop"},
+    "uic_center_crop": {"schedule": "cosine", "label_view": "center_crop", "crop_scale": 0.4},
+    "uic_no_split": {"schedule": "linear", "method": "uic_no_split"},
     "finetune": {"schedule": "linear", "method": "finetune", "augmentation": "strong"},
     "deepcluster": {"schedule": "cosine", "method": "deepcluster"},
     "supervised": {"schedule": "cosine", "method": "supervised", "classes": ANNOTATED, "sobel": False},
@@ -107,14 +108,19 @@ def centres(index: Index) -> Tensor:
     return torch.stack([normalised(tv.center_crop(picture, [SIDE, SIDE]) / 255) for picture in pictures_of(index)])
 
 
-def training_view(picture: Tensor, place: NDArray[np.float64], u: NDArray[np.float64], augmentation: str) -> Tensor:
+def training_view(
+    picture: Tensor, place: NDArray[np.float64], u: NDArray[np.float64], augmentation: str, smallest: float
+) -> Tensor:
     """RandomResizedCrop and flip; strong: then jitter (.8, .8, .8, .2) p .8, grey p .2, blur p .5 sigma U(.1, 2).
 
     selflabel: grey p .2, jitter (.4, .4, .4, .4).
     """
     height, width = picture.shape[1:]
     for area, shape in place[:20].reshape(10, 2):  # ten attempts; one fits each of these pictures
-        pixels, ratio = width * height * (0.08 + 0.92 * area), math.exp(math.log(3 / 4) + math.log(16 / 9) * shape)
+        pixels, ratio = (
+            width * height * (smallest + (1 - smallest) * area),
+            math.exp(math.log(3 / 4) + math.log(16 / 9) * shape),
+        )
         w, h = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
         if w <= width and h <= height:
             break
@@ -169,7 +175,8 @@ def views(recipe: Training, pictures: list[Tensor], draws: NDArray[np.int64], se
     """Training views of draws, in an epoch or a pass of this number."""
     both = uniforms(seed + (1 << 32), number, draws, 22), uniforms(seed, number, draws, 10)
     made = zip(draws % IMAGES, *both, strict=True)
-    return torch.stack([training_view(pictures[n], place, u, recipe.augmentation) for n, place, u in made])
+    smallest = recipe.crop_scale or 0.08
+    return torch.stack([training_view(pictures[n], place, u, recipe.augmentation, smallest) for n, place, u in made])
 
 
 def seeded(*entropy: int) -> None:
@@ -206,6 +213,7 @@ def train(recipe: Training, index: Index, w: dict[str, Tensor]) -> tuple[list[in
     trained = [name for name in w if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))]
     speed = {name: torch.zeros_like(w[name]) for name in trained}
     annotated, history = index.labels.tolist(), []
+    learns = recipe.method.startswith("uic") and getattr(recipe, "label_view", "") == "training"
     values: list[int] = (
         np.random.default_rng([recipe.seed, 5]).integers(recipe.classes, size=IMAGES, dtype=np.int32).tolist()
     )
@@ -267,10 +275,10 @@ def train(recipe: Training, index: Index, w: dict[str, Tensor]) -> tuple[list[in
                 speed[name].mul_(momentum).add_(gradient).add_(value, alpha=recipe.weight_decay)
                 w[name] = value.sub_(speed[name], alpha=lr)
             losses += [loss.item()] * len(batch)
-            if recipe.method == "uic" and recipe.label_view == "training":
+            if learns:
                 for (n, _), label in zip(batch, logits.argmax(1).tolist(), strict=True):
                     values[n] = label
-        if recipe.method == "uic" and recipe.label_view == "training":
+        if learns:
             agreement = nmi(targets, values)
         history.append({
             "epoch": epoch, "loss": np.mean(losses), "lr": lr, "nmi_previous": agreement,

@@ -29,7 +29,9 @@ UNIFORMS = 10
 """What `augment` takes per image: flip?, jitter?, brightness, contrast, saturation, hue, order, grey?, blur?, sigma."""
 
 _ATTEMPTS = 10
-_SCALE, _RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # torchvision's defaults of RandomResizedCrop
+SCALE = (0.08, 1.0)
+"""Shares of an image's area that a random crop takes: torchvision's default of RandomResizedCrop, as the ratio's."""
+_RATIO = (3 / 4, 4 / 3)
 CROP_UNIFORMS = 2 * _ATTEMPTS + 2
 """Numbers for `crop_box`: area and aspect ratio of each attempt, then the position (x, y)."""
 
@@ -43,7 +45,7 @@ def crop_box(
     width: int,
     height: int,
     u: NDArray[np.float64],
-    scale: tuple[float, float] = _SCALE,
+    scale: tuple[float, float] = SCALE,
     ratio: tuple[float, float] = _RATIO,
 ) -> tuple[int, int, int, int]:
     """Return the box of a RandomResizedCrop, with torchvision's distribution.
@@ -77,9 +79,11 @@ def crop_box(
     return left, top, left + w, top + h
 
 
-def crop_boxes(width: int, height: int, u: NDArray[np.float64]) -> NDArray[np.int64]:
+def crop_boxes(
+    width: int, height: int, u: NDArray[np.float64], scale: tuple[float, float] = SCALE
+) -> NDArray[np.int64]:
     """`crop_box` of many images of one size: [B, CROP_UNIFORMS] numbers → int64 [B, 4]."""
-    area = width * height * (_SCALE[0] + (_SCALE[1] - _SCALE[0]) * u[:, 0 : 2 * _ATTEMPTS : 2])
+    area = width * height * (scale[0] + (scale[1] - scale[0]) * u[:, 0 : 2 * _ATTEMPTS : 2])
     low, high = map(math.log, _RATIO)
     shape = np.exp(low + (high - low) * u[:, 1 : 2 * _ATTEMPTS : 2])
     w, h = (np.rint(np.sqrt(each)).astype(np.int64) for each in (area * shape, area / shape))
@@ -90,7 +94,7 @@ def crop_boxes(width: int, height: int, u: NDArray[np.float64]) -> NDArray[np.in
     top = (u[:, 2 * _ATTEMPTS + 1] * (height - h + 1)).astype(np.int64)
     boxes = np.stack([left, top, left + w, top + h], 1)
     for row in np.flatnonzero(~fits.any(1)):
-        boxes[row] = crop_box(width, height, u[row])
+        boxes[row] = crop_box(width, height, u[row], scale)
     return boxes
 
 

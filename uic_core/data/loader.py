@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from uic_core.data import reader
-from uic_core.data.augment import CROP_UNIFORMS, crop_box
+from uic_core.data.augment import CROP_UNIFORMS, SCALE, crop_box
 from uic_core.data.crop import crop
 from uic_core.data.index import Index
 from uic_core.errors import InputError
@@ -50,6 +50,7 @@ class Loader:
         batch_size: largest number of images in a batch.
         workers: decoding processes; 0 decodes in this one. They start with the first batch and end with `close`.
         device: where the batches are put.
+        scale: shares of an image that a resized_crop takes.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Loader:
         batch_size: int,
         workers: int,
         device: torch.device | None = None,
+        scale: tuple[float, float] = SCALE,
     ) -> None:
         assert size <= resize, f"a crop of {size} does not fit into a shorter side of {resize}"
         self._batch_size, self._device = batch_size, device or torch.device("cpu")
@@ -67,7 +69,7 @@ class Loader:
         self._requests = _Requests(self._slots)
         self._passes = 0
         self._loader: DataLoader[_Answer] | None = DataLoader(
-            _Decoder(index, size, resize, self._slots.images),
+            _Decoder(index, size, resize, scale, self._slots.images),
             batch_size=None,  # a request is a whole batch
             sampler=self._requests,
             num_workers=workers,
@@ -243,8 +245,8 @@ class _Requests(Sampler[_Request]):
 class _Decoder(Dataset[_Answer]):
     """Fills the slot of a request; runs in the workers."""
 
-    def __init__(self, index: Index, size: int, resize: int, slots: Tensor) -> None:
-        self._index, self._size, self._resize, self._slots = index, size, resize, slots
+    def __init__(self, index: Index, size: int, resize: int, scale: tuple[float, float], slots: Tensor) -> None:
+        self._index, self._size, self._resize, self._scale, self._slots = index, size, resize, scale, slots
 
     def __getitem__(self, request: _Request) -> _Answer:
         draws = request.draws
@@ -263,7 +265,7 @@ class _Decoder(Dataset[_Answer]):
 
     def _box(self, view: View, u: NDArray[np.float64], width: int, height: int) -> reader.Box:
         if view == "resized_crop":
-            return crop_box(width, height, u)
+            return crop_box(width, height, u, self._scale)
         if view == "center_crop":
             return reader.center_window(width, height, self._resize, self._size)
         scaled_width, scaled_height = reader.scaled_size(width, height, self._resize)

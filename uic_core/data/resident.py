@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from uic_core.data import reader
-from uic_core.data.augment import CROP_UNIFORMS, crop_boxes
+from uic_core.data.augment import CROP_UNIFORMS, SCALE, crop_boxes
 from uic_core.data.index import Index
 from uic_core.data.loader import CROP_STREAM, Loader, View
 from uic_core.errors import InputError
@@ -30,14 +30,19 @@ class Resident:
         resize: shorter side before random and centre crops, pixels, ≥ size.
         batch_size: largest number of images in a batch of `batches`.
         device: where the images are kept.
+        scale: shares of an image that a resized_crop takes.
 
     Raises:
         InputError: the images differ in size, do not fit into the device's memory, or cannot be read.
     """
 
-    def __init__(self, index: Index, size: int, resize: int, batch_size: int, device: torch.device) -> None:
+    def __init__(
+        self, index: Index, size: int, resize: int, batch_size: int, device: torch.device,
+        scale: tuple[float, float] = SCALE,
+    ) -> None:  # fmt: skip
         assert size <= resize, f"a crop of {size} does not fit into a shorter side of {resize}"
         self._size, self._resize, self._batch_size, self._device = size, resize, batch_size, device
+        self._scale = scale
         self._passes = 0
         pixels = _pixels(index)
         try:
@@ -85,7 +90,7 @@ class Resident:
         """Boxes of a view, as the Loader's: [B, 4], left, top, right, bottom."""
         height, width = self._images.shape[2:]
         if view == "resized_crop":
-            return crop_boxes(width, height, u).astype(np.float64)
+            return crop_boxes(width, height, u, self._scale).astype(np.float64)
         if view == "center_crop":
             return np.tile(reader.center_window(width, height, self._resize, self._size), (len(u), 1))
         scaled_width, scaled_height = reader.scaled_size(width, height, self._resize)
@@ -98,15 +103,18 @@ class Resident:
 AnyLoader = Loader | Resident
 
 
-def open_loader(index: Index, size: int, resize: int, batch_size: int, workers: int, device: torch.device) -> AnyLoader:
+def open_loader(
+    index: Index, size: int, resize: int, batch_size: int, workers: int, device: torch.device,
+    scale: tuple[float, float] = SCALE,
+) -> AnyLoader:  # fmt: skip
     """Return the loader of an index: Resident if its cache asks for it, else a Loader with `workers` processes.
 
     Raises:
         InputError: as Resident.
     """
     if index.pixels is not None and index.pixels.format == "device":
-        return Resident(index, size, resize, batch_size, device)
-    return Loader(index, size, resize, batch_size, workers, device)
+        return Resident(index, size, resize, batch_size, device, scale)
+    return Loader(index, size, resize, batch_size, workers, device, scale)
 
 
 def _weights(first: Tensor, last: Tensor, cut: Tensor, side: int, size: int) -> Tensor:

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 from pydantic import Discriminator, Tag
 
 from uic_core.files import lines_of, read_yaml
-from uic_core.methods import deepcluster, finetune, random, rotnet, selflabel, supervised, uic, uic_balanced_start
+from uic_core.methods import (
+    deepcluster,
+    finetune,
+    random,
+    rotnet,
+    selflabel,
+    supervised,
+    uic,
+    uic_balanced_start,
+    uic_no_split,
+)
 from uic_core.methods.method import Method
 from uic_core.recipe import External, Recipe, parse, tag
 
@@ -20,6 +30,7 @@ METHODS: dict[str, Method[Any]] = {
     "deepcluster": deepcluster.METHOD,
     "selflabel": selflabel.METHOD,
     "uic_balanced_start": uic_balanced_start.METHOD,
+    "uic_no_split": uic_no_split.METHOD,
     "supervised": supervised.METHOD,
     "random": random.METHOD,
     "rotnet": rotnet.METHOD,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from uic_core import checkpoint
 from uic_core.data import partition
-from uic_core.data.augment import UNIFORMS
+from uic_core.data.augment import SCALE, UNIFORMS
 from uic_core.data.index import Index
 from uic_core.data.partition import Labels
 from uic_core.data.resident import open_loader
@@ -78,7 +78,7 @@ class Trainer:
         self.index = index.subset(recipe.images, recipe.seed)
         check(recipe, self.index)
         ranks.bounds(len(self.index), recipe.batch_size)  # raises now, not after a pass over all images
-        self.identity = {"recipe": recipe.model_dump(), "hash": recipe.hash(), "data": self.index.fingerprint}
+        self.identity = {"recipe": recipe.stated(), "hash": recipe.hash(), "data": self.index.fingerprint}
         self.identity["start"] = start
         self.device = devices.current()
         self.precision = resolve(recipe.precision, self.device)
@@ -99,7 +99,10 @@ class Trainer:
             fused=True,
         )
         part = -(-recipe.batch_size // ranks.world)
-        self.loader = open_loader(self.index, recipe.image_size, recipe.resize, part, workers, self.device)
+        self.loader = open_loader(
+            self.index, recipe.image_size, recipe.resize, part, workers, self.device,
+            (recipe.crop_scale or SCALE[0], SCALE[1]),
+        )  # fmt: skip
         self.inference = LabelPasses(
             recipe, self.method, self.network, self.loader, len(self.index), ranks, self.device, self._pause, self._say,
             threads,
