@@ -15,8 +15,9 @@ GPU := $(if $(filter profiles/demo,$(PROFILE)),$(if $(shell nvidia-smi -L 2>/dev
 TESTS := tests
 # One file, or several, each over those before it: CONFIG="config/paper.yaml config/peers.yaml".
 CONFIG := config/paper.yaml
+CIFAR10 := config/cifar10$(if $(SMALL),_small).yaml
 
-.PHONY: help setup demo test test-slurm test-gpu check bench mutants faults voc-sanity smoke plan check-data status lock clean
+.PHONY: help setup demo cifar10 test test-slurm test-gpu check bench mutants faults voc-sanity smoke plan check-data status lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,6 +31,11 @@ demo: setup  ## generate small data sets, then every table, figure, and the page
 	@printf '%s\n' '' 'Done:' '  page     results/index.html, to read in a browser: all of it, and what each number is from' \
 		'  tables   results/tables/table1.md … table7.md (and .csv)' \
 		'  figures  results/figures/fig3.png fig4.png detection.png segmentation.png (and .svg)' '  report   results/report.html'
+
+cifar10: setup  ## CIFAR-10 by the methods of the suite; BATCHES=… (cifar-10-batches-py) once; SMALL=1: 20 minutes of two cores
+	@$(if $(BATCHES),$(BIN)/python -m uic_core.data.cifar --batches $(BATCHES) --out data/cifar10)
+	$(BIN)/snakemake --profile $(PROFILE) --replace-workflow-config --configfile $(CIFAR10) $(GPU)
+	@printf '%s\n' '' 'Done: the page to read is $(CIFAR10:config/%.yaml=results/%)/index.html'
 
 test: check  ## lint and every test; TESTS=tests/data runs a part
 	@$(if $(filter tests,$(TESTS)),$(BIN)/python -m bench.one_node_slurm)

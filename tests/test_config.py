@@ -15,10 +15,11 @@ from uic_core.config import RUN_NAME, Config, read, validate
 from uic_core.data.dataset import Dataset
 from uic_core.errors import InputError
 from uic_core.evaluations import EVALUATIONS, Evaluations
+from uic_core.evaluations.evaluation import Listed
 from uic_core.files import read_yaml
 from uic_core.methods import METHODS, Run, load_run, parse_run
 from uic_core.models import ARCHS
-from uic_core.recipe import External, as_written, load, parse, save
+from uic_core.recipe import External, as_written, load, parse, save, stated
 from uic_core.report.cells import Override, Row, Tables, check_cells
 
 ROOT = Path(__file__).parents[1]
@@ -34,12 +35,30 @@ def test_the_configs_are_valid(name):
     assert validate(read_yaml(ROOT / "config" / f"{name}.yaml"), name).scale == name
 
 
-def test_the_study_of_cifar10_is_valid_by_itself():
+@pytest.mark.parametrize("name", ["cifar10", "cifar10_small", "cifar10_224"])
+def test_a_study_of_cifar10_is_valid_by_itself(name):
     """It describes no data set but its own, and its tables take no number that is not made."""
-    config = read([ROOT / "config" / "cifar10.yaml"])
+    config = read([ROOT / "config" / f"{name}.yaml"])
     assert (config.scale, config.datasets.names, config.datasets.cache.format) == ("study", ("cifar10",), "device")
     check_cells(config.tables_file, config)
-    assert {"detection", "fewshot"}.isdisjoint(config.evaluations.present)
+    assert {"detection", "segmentation"}.isdisjoint(config.evaluations.present)
+
+
+def test_fewshot_takes_the_validation_images_of_the_data_set_it_names():
+    config = read([ROOT / "config" / "cifar10.yaml"])
+    fewshot = stated(config.evaluations.fewshot)
+    assert fewshot.images == Listed("cifar10", "val")
+    assert fewshot.classes(config) == (10, 1000)
+    assert fewshot.needs(config) == (("index", "cifar10"),)
+    written = read_yaml(ROOT / "config" / "cifar10.yaml")
+    for key, value, message in (
+        ("ways", 11, "ways: 11, but there are 10 test classes"),
+        ("queries", 996, "queries: 5 shots and 996 queries, but a class has 1000 images"),
+        ("data", "cifar100", "data: no data set 'cifar100' under datasets.folders"),
+        ("resolutions", {}, "resolutions: is empty; write upsampled or native"),
+    ):
+        with pytest.raises(InputError, match=re.escape(f"evaluations.fewshot.{message}")):
+            validate(_broken(written, f"evaluations.fewshot.{key}", value), "mine.yaml")
 
 
 @pytest.mark.parametrize(
@@ -595,7 +614,18 @@ def test_a_recipe_survives_its_file_and_its_hash_knows_every_key(paper, tmp_path
         assert recipe.model_copy(update={key: _other(getattr(recipe, key))}).hash() != recipe.hash(), key
 
 
+def test_a_key_that_may_be_left_out_changes_nothing_where_it_is(paper, tmp_path):
+    written = dict(paper["runs"]["uic_3k"])
+    assert "crop_scale" not in written
+    recipe = parse_run(written, "paper")
+    assert recipe.stated() == written
+    save(parse_run(written | {"crop_scale": 0.2}, "paper"), tmp_path / "recipe.yaml")
+    assert load_run(tmp_path / "recipe.yaml").stated() == written | {"crop_scale": 0.2}
+
+
 def _other(value):
+    if value is None:
+        return 0.5
     return value + "x" if isinstance(value, str) else not value if isinstance(value, bool) else value + 1
 
 

@@ -39,7 +39,6 @@ class Detection(Evaluation):
     """Fast R-CNN through mmdet (docs/protocol.md, Detection)."""
 
     resources: ClassVar[Resources] = Resources(memory=32)
-    dataset: ClassVar[str] = "voc07"
     environment: ClassVar[Environment] = "openmmlab"
     by_class: ClassVar[bool] = True
 
@@ -72,6 +71,11 @@ class Detection(Evaluation):
         if self.rois_per_batch % self.images_per_batch:
             raise ValueError("rois_per_batch: must be a multiple of images_per_batch")
         return self
+
+    @property
+    def dataset(self) -> str:
+        """VOC's own layout."""
+        return "voc07"
 
     def needs(self, config: Config) -> tuple[tuple[str, str], ...]:
         """Proposals of both splits."""

@@ -104,10 +104,13 @@ class Evaluation(Strict):
     environment: ClassVar[Environment] = "core"
     by_class: ClassVar[bool] = False
     """Its numbers of every class have a table of their own, and its results on sample images a figure."""
-    dataset: ClassVar[str] = ""
-    """A data set of its own, beside the named folders, that the config must then describe."""
     of_every_run: ClassVar[bool] = False
     """It is made of all runs of a config, not of those in a table alone, if the config has its section."""
+
+    @property
+    def dataset(self) -> str:
+        """The data set, beside the named folders, that the config must describe for it; '' if none."""
+        return ""
 
     def needs(self, config: Config) -> tuple[tuple[str, str], ...]:
         """Return the jobs (rule, data set or split) that it needs besides the run's checkpoint."""

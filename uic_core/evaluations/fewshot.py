@@ -1,7 +1,8 @@
-"""Five-way classification of miniImageNet by class means of frozen features."""
+"""Five-way classification by class means of frozen features, of miniImageNet's test classes or of a named data set."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -22,6 +23,8 @@ from uic_core.recipe import Arch, External, Recipe, Strict, stated
 if TYPE_CHECKING:
     from uic_core.config import Config
 
+_PAPERS = "miniimagenet"
+
 
 class Resolution(Strict):
     """How a miniImageNet image becomes the network's input: shorter side to `resize`, centre crop `crop`."""
@@ -40,8 +43,11 @@ class Fewshot(Evaluation):
     """Prototypical evaluation (docs/protocol.md, Table 5). Resolution 'upsampled' is Table 5's 224, 'native' its 84."""
 
     resources: ClassVar[Resources] = Resources(memory=16)
-    dataset: ClassVar[str] = "miniimagenet"
 
+    data: str | None = Field(
+        None,
+        description="a name under datasets.folders, whose validation images it takes; left out: miniImageNet's test",
+    )
     resolutions: dict[Literal["upsampled", "native"], Resolution]
     layers: dict[Arch, list[str]]
     ways: int = Field(ge=2)
@@ -55,18 +61,35 @@ class Fewshot(Evaluation):
         check_layers(self.layers, {name: arch.fewshot_layers for name, arch in ARCHS.items()})
         return self
 
+    @property
+    def dataset(self) -> str:
+        """miniImageNet, if it names no other data."""
+        return "" if self.data else _PAPERS
+
+    @property
+    def images(self) -> Listed:
+        """The list of images that episodes are drawn from."""
+        return Listed(self.data, "val") if self.data else Listed(_PAPERS, "test")
+
     def needs(self, config: Config) -> tuple[tuple[str, str], ...]:
         """The list of test images."""
-        return (("index", "miniimagenet"),)
+        return (("index", self.images.data),)
 
     def lists(self, recipe: Recipe | External) -> tuple[Listed, ...]:
         """The test images."""
-        return (Listed("miniimagenet", "test"),)
+        return (self.images,)
+
+    def classes(self, config: Config) -> tuple[int, int]:
+        """Return the number of classes, and of the images of each; where the config does not say it, their mean."""
+        if self.data:
+            folder = config.datasets.folder(self.data, "data")
+            return folder.classes, folder.val_images // folder.classes
+        data = stated(config.datasets.miniimagenet)
+        return data.test_classes, data.images_per_class
 
     def work(self, config: Config, recipe: Recipe | External, counting: Counting) -> Work:
         """Count a forward pass of every test image at each resolution."""
-        data = stated(config.datasets.miniimagenet)
-        images = data.test_classes * data.images_per_class
+        images = math.prod(self.classes(config))
         pixel = counting.arithmetic(recipe).features / recipe.image_size**2
         flops = sum(images * pixel * each.crop**2 for each in self.resolutions.values())
         return Work(flops, images * len(self.resolutions))
@@ -77,19 +100,18 @@ class Fewshot(Evaluation):
         return values or ["nothing"]
 
     def few(self) -> dict[str, Any]:
-        """Twenty episodes."""
-        return {"episodes": 20}
+        """Twenty episodes; small ones from a named data set, of which few images are left."""
+        return {"episodes": 20} | ({"ways": 2, "shots": 1, "queries": 1} if self.data else {})
 
     def check(self, name: str, config: Config) -> None:
-        """Check that miniImageNet can fill an episode and that both resolutions are given."""
+        """Check that its data can fill an episode, and that both resolutions of Table 5 are given."""
         check_archs("layers", self.layers, archs_of(config))
-        data = stated(config.datasets.miniimagenet)
-        if self.ways > data.test_classes:
-            raise ValueError(f"ways: {self.ways}, but there are {data.test_classes} test classes")
-        if self.shots + self.queries > data.images_per_class:
-            raise ValueError(
-                f"queries: {self.shots} shots and {self.queries} queries, but a class has {data.images_per_class} "
-                "images"
-            )
-        if missing := {"upsampled", "native"} - set(self.resolutions):
+        classes, images = self.classes(config)
+        if self.ways > classes:
+            raise ValueError(f"ways: {self.ways}, but there are {classes} test classes")
+        if self.shots + self.queries > images:
+            raise ValueError(f"queries: {self.shots} shots and {self.queries} queries, but a class has {images} images")
+        if not self.resolutions:
+            raise ValueError("resolutions: is empty; write upsampled or native")
+        if self.data is None and (missing := {"upsampled", "native"} - set(self.resolutions)):
             raise ValueError(f"resolutions: {', '.join(sorted(missing))} is missing; Table 5 shows both")

@@ -31,7 +31,6 @@ class Segmentation(Evaluation):
     """FCN-32s through mmseg (docs/protocol.md, Segmentation)."""
 
     resources: ClassVar[Resources] = Resources(memory=32)
-    dataset: ClassVar[str] = "voc_segmentation"
     environment: ClassVar[Environment] = "openmmlab"
     by_class: ClassVar[bool] = True
 
@@ -49,6 +48,11 @@ class Segmentation(Evaluation):
     def _consistent(self) -> Segmentation:
         check_steps(self.lr_steps, "iterations", self.iterations)
         return self
+
+    @property
+    def dataset(self) -> str:
+        """VOC's own layout."""
+        return "voc_segmentation"
 
     def needs(self, config: Config) -> tuple[tuple[str, str], ...]:
         """The complete VOC12."""

@@ -17,7 +17,6 @@ class VocClassification(Evaluation):
     """Multi-label VOC07 classification (docs/protocol.md, Table 4)."""
 
     resources: ClassVar[Resources] = Resources(memory=32)
-    dataset: ClassVar[str] = "voc07"
 
     image_size: int = Field(ge=64)
     train: Literal["fc6_8", "all"]
@@ -31,6 +30,11 @@ class VocClassification(Evaluation):
     clip_gradient: float = Field(gt=0)
     crops: int = Field(ge=1)
     seed: int = Field(ge=0)
+
+    @property
+    def dataset(self) -> str:
+        """VOC's own layout."""
+        return "voc07"
 
     def needs(self, config: Config) -> tuple[tuple[str, str], ...]:
         """The complete VOC07."""

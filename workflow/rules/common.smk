@@ -93,6 +93,12 @@ def index_of(evaluation, split):
     return find
 
 
+def fewshot_index(wildcards):
+    """Return the index of the images that few-shot episodes are drawn from."""
+    images = CONFIG.evaluations.fewshot.images
+    return f"{RESULTS}/index/{images.data}_{images.split}.npz"
+
+
 def labelled_index(run):
     """Return the index of the images of a run's pseudo-labels, not cached."""
     return f"{RESULTS}/index/{CONFIG.runs[run].data}_train.npz"

@@ -94,7 +94,7 @@ rule fewshot:
     input:
         checkpoint=lambda wildcards: evaluated(wildcards.run, "fewshot"),
         protocol=by_content("metrics/{run}/fewshot.json", "protocols/fewshot.yaml"),
-        index=by_content("metrics/{run}/fewshot.json", "index/miniimagenet_test.npz"),
+        index=by_content("metrics/{run}/fewshot.json", fewshot_index),
     output:
         f"{RESULTS}/metrics/{{run}}/fewshot.json",
     log:
