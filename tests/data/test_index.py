@@ -6,10 +6,12 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from uic_core import recipe
@@ -171,6 +173,25 @@ def test_save_and_load_keep_everything_and_equal_input_gives_equal_bytes(imagene
         assert getattr(loaded, field).dtype == getattr(index, field).dtype
 
 
+def stored(text: str) -> NDArray[np.uint8]:
+    return np.frombuffer(text.encode(), np.uint8)
+
+
+def test_an_index_of_an_earlier_version_is_read(imagenet: Path, tmp_path: Path):
+    """It held an array of unicode. Names are those of anybody's files."""
+    index = build_folder(imagenet, "train", "imagenet")
+    names = ["train/a/..b.JPEG", "train/a/b..", "train/a/…/猫.JPEG", "train/a b/c.JPEG"]
+    index = replace(index, paths=np.array(names, np.dtypes.StringDType()), labels=np.zeros(4, np.int32))
+    index.save(tmp_path / "new.npz")
+    with np.load(tmp_path / "new.npz") as arrays:
+        old = dict(arrays) | {"paths": np.array(names)}
+    np.savez(tmp_path / "old.npz", **old)
+    for file in ("new", "old"):
+        found = Index.load(tmp_path / f"{file}.npz").paths
+        assert found.tolist() == names
+        assert found.dtype == index.paths.dtype
+
+
 class Bomb:
     def __reduce__(self) -> tuple:
         return os.mkdir, ("exploded",)
@@ -181,6 +202,20 @@ class Bomb:
     [
         ({"paths": np.array(["../../etc/passwd", "b"])}, "'../../etc/passwd' leaves the data set's folder"),
         ({"paths": np.array(["/etc/passwd", "b"])}, "'/etc/passwd' leaves the data set's folder"),
+        *(
+            ({"paths": stored(text)}, f"'{name}' leaves the data set's folder")
+            for text, name in {
+                "a\0../b": "../b",
+                "a\0x/../b": "x/../b",
+                "x/..\0b": "x/..",
+                "..\0b": "..",
+                "a\0/b": "/b",
+                "a\0": "",
+                "\0b": "",
+            }.items()
+        ),
+        ({"paths": stored("a\0b\0c")}, "3 paths and 2 labels"),
+        ({"paths": np.frombuffer(b"a\0\xff", np.uint8)}, "is not an index"),
         ({"paths": np.array(["a"])}, "is not an index"),
         ({"paths": np.array([], "U1"), "labels": np.array([], np.int32)}, "is not an index"),
         ({"labels": np.array([0, 2], np.int32)}, "labels outside 0…1"),
@@ -196,7 +231,7 @@ def test_a_foreign_or_hostile_index_is_refused(
     arrays = {
         "name": np.array("x"),
         "root": np.array("."),
-        "paths": np.array(["a", "b"]),
+        "paths": np.frombuffer(b"a\0b", np.uint8),
         "labels": np.array([0, 1], np.int32),
         "classes": np.array(["a", "b"]),
         "fingerprint": np.array("0" * 16),

@@ -26,7 +26,13 @@ from uic_core.errors import InputError, stage
 from uic_core.files import atomic, read_csv, remake
 from uic_core.run import cpus
 
-_ARRAYS = {"name": "U", "root": "U", "paths": "U", "labels": "i", "classes": "U", "fingerprint": "U"}
+Paths = NDArray[Any]
+"""Array of texts, of StringDType: it takes a third of the memory of numpy's unicode of fixed width."""
+
+# Paths are stored as UTF-8 with a NUL after each but the last. Earlier versions stored a unicode array.
+_ARRAYS = {"name": "U", "root": "U", "paths": "uU", "labels": "i", "classes": "U", "fingerprint": "U"}
+_LEAVES = (b"\0\0", b"\0/", b"\0../", b"/../", b"/..\0", b"\0..\0")  # an empty path; one from the root; a part ..
+_BLOCK = 1 << 16  # paths that are converted at a time
 _OF_SYSTEMS = {".DS_Store", "Thumbs.db", "ehthumbs.db", "desktop.ini", "__MACOSX", "@eaDir"}
 _SHOWN = 10
 _PIXELS = {"folder": "U", "format": "U", "part": "i", "offset": "i", "length": "i", "width": "i", "height": "i"}
@@ -39,7 +45,7 @@ class Index:
     Attributes:
         name: data set and split, e.g. imagenet_train.
         root: folder that `paths` are relative to.
-        paths: unicode array [N], with forward slashes.
+        paths: texts [N], with forward slashes.
         labels: int32 array [N], annotated class 0…len(classes)-1, for evaluation only.
         classes: class names, sorted.
         fingerprint: 16 hex digits; changes with any path, label or file size.
@@ -48,7 +54,7 @@ class Index:
 
     name: str
     root: Path
-    paths: NDArray[np.str_]
+    paths: Paths
     labels: NDArray[np.int32]
     classes: tuple[str, ...]
     fingerprint: str
@@ -103,7 +109,7 @@ class Index:
                 **cached,
                 name=np.array(self.name),
                 root=np.array(str(self.root)),
-                paths=self.paths,
+                paths=np.frombuffer("\0".join(self.paths.tolist()).encode(), np.uint8),
                 labels=self.labels,
                 classes=np.array(self.classes),
                 fingerprint=np.array(self.fingerprint),
@@ -128,15 +134,24 @@ class Index:
             raise InputError(f"{path}: there is no such index; run snakemake to make it") from error
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
             raise InputError(f"{path}: is not an index ({error}); {remedy}") from error
-        wrong = [key for key, kind in kinds.items() if value[key].dtype.kind != kind]
-        paths, labels, classes = value["paths"], value["labels"], value["classes"]
-        if wrong or paths.ndim != 1 or classes.ndim != 1 or paths.shape != labels.shape or not len(paths):
+        wrong = [key for key, kind in kinds.items() if value[key].dtype.kind not in kind]
+        stored, labels, classes = value.pop("paths"), value["labels"], value["classes"]
+        if wrong or stored.ndim != 1 or classes.ndim != 1 or labels.ndim != 1 or not len(labels):
             raise InputError(f"{path}: is not an index (forms of {wrong or 'paths, labels'}); {remedy}")
         if labels.min() < 0 or labels.max() >= len(classes):
             raise InputError(f"{path}: labels outside 0…{len(classes) - 1}; {remedy}")
-        for name in paths:
-            if not _is_inside(str(name)):
-                raise InputError(f"{path}: '{name}' leaves the data set's folder; {remedy}")
+        text = stored.tobytes() if stored.dtype == np.uint8 else "\0".join(stored.tolist()).encode()
+        del stored
+        ended = b"\0" + text + b"\0"
+        if places := [place for part in _LEAVES if (place := ended.find(part)) >= 0]:
+            first = ended.rfind(b"\0", 0, min(places) + 1) + 1
+            name = ended[first : ended.find(b"\0", first)].decode(errors="replace")
+            raise InputError(f"{path}: '{name}' leaves the data set's folder; {remedy}")
+        del ended
+        try:
+            paths = _split(text, len(labels))
+        except ValueError as error:
+            raise InputError(f"{path}: is not an index ({error}); {remedy}") from error
         index = cls(
             name=str(value["name"]),
             root=Path(str(value["root"])),
@@ -335,11 +350,26 @@ def _build(name: str, root: Path, rows: list[tuple[str, str]]) -> Index:
     return Index(
         name=name,
         root=root,
-        paths=np.array([path for path, _ in rows], dtype=np.str_),
+        paths=np.array([path for path, _ in rows], dtype=np.dtypes.StringDType()),
         labels=np.array([number[label] for _, label in rows], dtype=np.int32),
         classes=classes,
         fingerprint=digest.hexdigest()[:16],
     )
+
+
+def _split(text: bytes, count: int) -> Paths:
+    """Return `count` paths of UTF-8 with NULs between them. Raises ValueError for another number, or no UTF-8."""
+    ends = np.flatnonzero(np.frombuffer(text, np.uint8) == 0)
+    if len(ends) + 1 != count:
+        raise ValueError(f"{len(ends) + 1} paths and {count} labels")
+    paths = np.empty(count, np.dtypes.StringDType())
+    start = 0
+    for first in range(0, count, _BLOCK):  # in one go, Python's texts would take more memory than the array
+        last = min(first + _BLOCK, count)
+        end = len(text) if last == count else int(ends[last - 1])
+        paths[first:last] = text[start:end].decode().split("\0")
+        start = end + 1
+    return paths
 
 
 def _pixels(value: dict[str, Any], path: Path) -> Pixels:
@@ -349,7 +379,7 @@ def _pixels(value: dict[str, Any], path: Path) -> Pixels:
     found = Pixels(Path(str(value["folder"])), str(value["format"]), **columns)  # type: ignore[arg-type]
     plain = found.format != "jpeg" and not np.array_equal(found.length, 3 * found.width * found.height)
     if (
-        shapes != {value["paths"].shape}
+        shapes != {value["labels"].shape}
         or found.format not in get_args(Format)
         or plain
         or min(map(np.min, columns.values())) < 0
