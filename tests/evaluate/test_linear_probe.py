@@ -98,6 +98,8 @@ def test_separable_images_are_always_right(colored: tuple[Index, Index]) -> None
     assert found["avgpool/last"].value == 100
     assert found["avgpool/top5"].value == 100
     assert found["avgpool"].remark == ""
+    assert found["avgpool"].loss is not None
+    assert 0 < found["avgpool"].loss < 0.5
 
 
 def test_fault_67_a_probe_that_diverges_says_so(
@@ -110,6 +112,8 @@ def test_fault_67_a_probe_that_diverges_says_so(
         r"diverged: the training loss went from [\d,.]+ to [\d,.]+, a guess has 1\.4; lr 1", found["avgpool"].remark
     )
     assert found["avgpool/last"].remark == found["avgpool"].remark
+    last = float(re.search(r"to ([\d,.]+), a guess", found["avgpool"].remark)[1].replace(",", ""))
+    assert found["avgpool"].loss == pytest.approx(last / math.log(4), rel=0.05)
     assert "lr 1  loss: avgpool" in capsys.readouterr().out
 
 

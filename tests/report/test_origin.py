@@ -16,8 +16,11 @@ CONFIG = Path(__file__).parents[2] / "config"
 Make = Callable[..., Metrics]
 
 
-def probes(make: Make, run: str, remark: str = "", **facts: Any) -> Metrics:
-    values = {f"conv{n}": Value(value=40.0 + n, unit="%", n=400, remark=remark) for n in range(1, 6)}
+def probes(make: Make, run: str, remark: str = "", loss: dict[int, float] | None = None, **facts: Any) -> Metrics:
+    losses = loss or {}
+    values = {
+        f"conv{n}": Value(value=40.0 + n, unit="%", n=400, remark=remark, loss=losses.get(n)) for n in range(1, 6)
+    }
     return make(run, "linear_probe", values, **facts)
 
 
@@ -70,6 +73,20 @@ def test_fault_67_a_number_whose_training_diverged_is_marked(
     (marked,) = (line for line in page.splitlines() if "**43.0**" in line and letter in line)
     assert marked.count(letter) == 3
     assert tables.to_csv(filled).count(remark) == 3
+
+
+def test_a_table_names_the_probes_that_have_not_converged(make_metrics: Make, tmp_path: Path) -> None:
+    every = [
+        probes(make_metrics, "uic_3k_fft", loss={3: 1.2, 4: 0.9, 5: 7.0}),
+        probes(make_metrics, "uic_3k_center_crop_fft", loss={3: 3.0, 4: 1.0, 5: 0.4}),
+    ]
+    (note,) = (text for row, column, text in table_2(tmp_path, every).notes if "not converged" in text)
+    assert note.startswith(
+        "The training loss of these probes ended above that of a guess: conv3 (all rows); conv5 (UIC 3k, ✓). They have "
+    )
+    for fine in ({3: 0.2, 4: 0.9, 5: 1.0}, None):
+        every = [probes(make_metrics, run, loss=fine) for run in ("uic_3k_fft", "uic_3k_center_crop_fft")]
+        assert not [text for *_, text in table_2(tmp_path, every).notes if "not converged" in text]
 
 
 def test_fault_72_seeds_stand_by_run(make_metrics: Make, seen: Callable[[object], None]) -> None:

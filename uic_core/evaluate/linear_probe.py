@@ -44,11 +44,11 @@ def values(curves: dict[str, Curve], images: int) -> dict[str, metrics.Value]:
     found = {}
     for layer, curve in curves.items():
         best = int(curve.top1.argmax())
-        found[layer] = metrics.percent(curve.top1[best], images, curve.remark)
-        found[f"{layer}/top5"] = metrics.percent(curve.top5[best], images, curve.remark)
+        found[layer] = metrics.percent(curve.top1[best], images, curve.remark, curve.loss)
+        found[f"{layer}/top5"] = metrics.percent(curve.top5[best], images, curve.remark, curve.loss)
         found[f"{layer}/best_epoch"] = metrics.Value(value=best + 1, unit="epoch")
-        found[f"{layer}/last"] = metrics.percent(curve.top1[-1], images, curve.remark)
-        found[f"{layer}/last/top5"] = metrics.percent(curve.top5[-1], images, curve.remark)
+        found[f"{layer}/last"] = metrics.percent(curve.top1[-1], images, curve.remark, curve.loss)
+        found[f"{layer}/last/top5"] = metrics.percent(curve.top5[-1], images, curve.remark, curve.loss)
     return found
 
 

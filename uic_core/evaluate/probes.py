@@ -45,12 +45,13 @@ states contain these heads too."""
 class Curve:
     """Validation accuracy of one layer's head after each epoch, 0..1: float64 [epochs] each.
 
-    `remark` says that the training diverged, and is '' otherwise.
+    `remark` says that the training diverged, and is '' otherwise. `loss` is that of the last epoch over a guess's.
     """
 
     top1: NDArray[np.float64]
     top5: NDArray[np.float64]
     remark: str = ""
+    loss: float | None = None
 
 
 def settings(network: Network, protocol: LinearProbe) -> tuple[list[str], str]:
@@ -168,7 +169,7 @@ class Probes:
                     self.train_epoch()
                 self._pause(EPOCH_SECONDS)
         return {
-            layer: Curve(top1, top5, self._remark(number))
+            layer: Curve(top1, top5, self._remark(number), self._loss(number))
             for number, (layer, (top1, top5)) in enumerate(zip(self.layers, self.curves, strict=True))
         }
 
@@ -266,11 +267,17 @@ class Probes:
         self.waiting.append(snapshot)
         self.say(f"epoch {self.epoch}/{self.protocol.epochs}  lr {lr:g}  loss: {shown}  {rate:.0f} images/s")
 
+    @property
+    def _guess(self) -> float:
+        return math.log(len(self.train_index.classes))
+
     def _remark(self, layer: int) -> str:
         if not self.losses:
             return ""
-        guess = math.log(len(self.train_index.classes))
-        return metrics.diverged(self.losses[0][layer], self.losses[-1][layer], guess, self.protocol.lr)
+        return metrics.diverged(self.losses[0][layer], self.losses[-1][layer], self._guess, self.protocol.lr)
+
+    def _loss(self, layer: int) -> float | None:
+        return self.losses[-1][layer] / self._guess if self.losses else None
 
     def _must_test(self) -> bool:
         """True if heads await a test, and training is over or one more epoch's heads would exceed SNAPSHOT_BYTES."""

@@ -69,6 +69,7 @@ def _mean(values: list[Value]) -> Value:
         n=values[0].n,
         std=statistics.stdev(numbers) if len(numbers) > 1 else 0.0,
         remark="; ".join(dict.fromkeys(value.remark for value in values if value.remark)),
+        loss=max((value.loss for value in values if value.loss is not None), default=None),
         seeds=len(numbers),
     )
 

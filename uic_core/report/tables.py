@@ -148,11 +148,31 @@ def fill(
     marked = {key: cell.ours.remark for key, cell in cells.items() if cell.ours and cell.ours.remark}
     text = "; ".join(f"{row}, {column}: {remark}" for (row, column), remark in marked.items())
     notes += [(row, column, f"{text}.") for row, column in marked]
+    if text := _unconverged(table, cells):
+        notes.append(("", "", text))
     if scale == "demo" and (text := _ordering(table, cells)):
         notes.append(("", "", text))
     if problems and not partial:
         raise InputError(f"table {number}: " + f"\ntable {number}: ".join(problems))
     return Filled(number, table, scale, cells, notes, problems)
+
+
+def _unconverged(table: Table, cells: dict[Key, Cell]) -> str:
+    """Name the linear probes whose training loss ended above that of a guess; '' if all converged."""
+    losses = {key: cell.ours.loss for key, cell in cells.items() if cell.ours and cell.ours.loss is not None}
+    parts = []
+    for column in (column.name for column in table.columns):
+        rows = [row for row, name in losses if name == column]
+        above = [row for row in rows if (losses[row, column] or 0) > 1]
+        if above:
+            parts.append(f"{column} ({'all rows' if above == rows else ', '.join(above)})")
+    if not parts:
+        return ""
+    return (
+        f"The training loss of these probes ended above that of a guess: {'; '.join(parts)}. They have not converged: "
+        "the scale of a layer decides how far its probe gets, and may decide which row is ahead. Batch norm before the "
+        "linear layer, as in `linear_probe_selflabel`, takes the scale out of the comparison."
+    )
 
 
 def _ordering(table: Table, cells: dict[Key, Cell]) -> str:

@@ -40,7 +40,8 @@ class Value(Record):
     """One number. Percentages are 0..100. `ci95` is the half width of the 95 % interval over `n` samples.
 
     With several `seeds`, `value` is their mean and `std` their standard deviation (n - 1). `remark` is what a reader
-    must know before he reads the number, e.g. that its training diverged; tables print it.
+    must know before he reads the number, e.g. that its training diverged; tables print it. `loss` is the mean training
+    loss of the last epoch over that of a guess, the same score for every class: above 1 the training has not converged.
     """
 
     value: float
@@ -50,8 +51,9 @@ class Value(Record):
     std: float | None = Field(None, ge=0)
     seeds: int | None = Field(None, ge=1)
     remark: str = ""
+    loss: float | None = Field(None, ge=0)
 
-    @field_validator("value", "ci95", "std")
+    @field_validator("value", "ci95", "std", "loss")
     @classmethod
     def _finite(cls, number: float | None) -> float | None:
         if number is not None and not math.isfinite(number):
@@ -65,10 +67,10 @@ class Value(Record):
         return self
 
 
-def percent(share: float, n: int, remark: str = "") -> Value:
+def percent(share: float, n: int, remark: str = "", loss: float | None = None) -> Value:
     """Turn a share of n samples, 0..1, into percent with its binomial interval, ± 1.96·√(p(1 − p)/n)."""
     interval = 1.96 * math.sqrt(share * (1 - share) / n)
-    return Value(value=100 * float(share), unit="%", ci95=100 * interval, n=n, remark=remark)
+    return Value(value=100 * float(share), unit="%", ci95=100 * interval, n=n, remark=remark, loss=loss)
 
 
 class Dataset(Record):
