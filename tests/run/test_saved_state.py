@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from uic_core.errors import InputError
@@ -57,9 +58,9 @@ def test_truncated_anywhere_the_one_before_is_used_and_outlives_the_broken_one(t
     assert loaded(tmp_path)[0] == 1
 
 
-@pytest.mark.parametrize("renames", [1, 2, 3])
+@pytest.mark.parametrize("renames", [1, 2, 3, 4])
 def test_killed_while_a_state_takes_its_place_nothing_is_lost(tmp_path, monkeypatch, renames):
-    """The new file's own name, the old one's further name, the new one's place: killed before each of the three."""
+    """The new file's own name, its way into the folder, the old one's second name, the new one's place."""
     saved(stage(tmp_path), 1, 2)
     replace, calls = os.replace, []
 
@@ -73,13 +74,13 @@ def test_killed_while_a_state_takes_its_place_nothing_is_lost(tmp_path, monkeypa
         patch.setattr(os, "replace", killed)
         with pytest.raises(Killed):
             saved(stage(tmp_path), 3)
-    assert loaded(tmp_path) == (2 if renames == 1 else 3, [])
+    assert loaded(tmp_path) == (2 if renames <= 2 else 3, [])
     again = stage(tmp_path)
     again.load(print)
     saved(again, 4)
     assert loaded(tmp_path) == (4, [])
     again.path.unlink()
-    assert loaded(tmp_path) == (2 if renames == 1 else 3, [])
+    assert loaded(tmp_path) == (2 if renames <= 2 else 3, [])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["state.aaaa.previous.safetensors"]
 
 
@@ -120,6 +121,24 @@ def test_evaluations_leave_states_of_other_settings_alone(tmp_path):
     assert other.load(print) is None
     saved(other, 2)
     assert theirs.path.exists()
+
+
+def test_a_stage_that_ends_leaves_alone_what_another_one_is_writing_in_its_folder(tmp_path, monkeypatch):
+    """Evaluations of one run share a folder. safetensors writes a file of its own naming, and then moves it."""
+    own, other = (State(tmp_path, {}, "a", prefix=prefix) for prefix in ("linear_probe.", "knn."))
+
+    def write(tensors, file, metadata):
+        part = Path(file).with_name(".tmpr2TK69")
+        part.write_bytes(safetensors.torch.save(tensors, metadata))
+        other.remove()
+        os.replace(part, file)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", write)
+    own.save({"weight": torch.ones(2)}, {})
+    found = own.load(print)
+    assert found is not None
+    assert found[2]["weight"].tolist() == [1, 1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["linear_probe.state.a.safetensors"]
 
 
 def test_one_process_asks_no_other_and_a_signal_is_its_wish(tmp_path):

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import socket
 import time
 import uuid
@@ -52,6 +53,8 @@ class State:
         self.path = folder / f"{self._stem}.{name}.safetensors"
         self.previous = folder / f"{self._stem}.{name}.previous.safetensors"
         self._new = folder / f"{self._stem}.{name}.new.safetensors"
+        # safetensors writes to a file of its own naming first. Stages that share the folder must not clean it up.
+        self._scratch = folder / f".{self._stem}.writing"
         self.marker = folder / f"{prefix}interrupted"
         self.owner = folder / f"{prefix}owner"
         self._own = ""
@@ -99,8 +102,11 @@ class State:
         self.check_owner()
         self._tidy()
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        with atomic(self._new) as temporary:
+        written = self._scratch / self._new.name
+        with atomic(written) as temporary:
             safetensors.torch.save_file(tensors, temporary, metadata={"state": json.dumps(self.identity | content)})
+        os.replace(written, self._new)
+        self._scratch.rmdir()
         self._take_new()
 
     def load(self, say: Callable[[str], None]) -> tuple[Path, dict[str, Any], dict[str, Tensor]] | None:
@@ -152,10 +158,10 @@ class State:
         """
         if self._tidied:
             return
-        # safetensors itself uses names of the second form while it writes a file.
-        for path in (*self.folder.glob(f".{self._stem}.*.partial.*"), *self.folder.glob(".tmp??????")):
-            path.unlink(missing_ok=True)
-        for path in self._unusable:
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        # A killed process may have left a part of a checkpoint, under safetensors' own name, or of an older state.
+        left = self.folder.glob(".tmp??????") if self._alone else ()
+        for path in (*self.folder.glob(f".{self._stem}.*.partial.*"), *left, *self._unusable):
             path.unlink(missing_ok=True)
         if self._new.exists():
             self._take_new()
