@@ -4,7 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 
-PARTS = ("boundary", "loader", "methods", "sinkhorn", "precision", "gpu", "frozen", "knn", "proposals")
+PARTS = ("boundary", "index", "loader", "methods", "sinkhorn", "precision", "gpu", "frozen", "knn", "proposals")
 
 
 def part(module: str) -> list[str]:
