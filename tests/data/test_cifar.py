@@ -50,6 +50,27 @@ def test_every_image_is_there_in_its_class(batches: Path, capsys: pytest.Capture
                 want = np.stack([values[:1024], values[1024:2048], values[2048:]], -1).reshape(32, 32, 3)
                 np.testing.assert_array_equal(np.asarray(Image.open(path)), want)
     assert len(list(out.rglob("*.png"))) == 24
+    assert sorted(path.name for path in out.iterdir()) == ["train", "val"]
+
+
+def test_what_is_there_is_left_and_what_a_killed_process_left_is_made_again(
+    batches: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = batches.parent / "out"
+    (out / "train").mkdir(parents=True)
+    (out / ".val.partial" / "bird").mkdir(parents=True)
+    cifar.main(["--batches", str(batches), "--out", str(out)])
+    assert capsys.readouterr().out == f"{out}/train: already there\n{out}/val: 4 images\n"
+    assert not list((out / "train").iterdir())
+    assert {path.name for path in (out / "val").iterdir()} == {"airplane", "cat", "dog"}
+    assert not (out / ".val.partial").exists()
+
+
+def test_a_split_is_there_as_a_whole_or_not_at_all(batches: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (batches / "data_batch_5").write_bytes(b"damaged")
+    assert "data_batch_5: is not one of CIFAR-10's files" in refused(batches, capsys)
+    assert not list((batches.parent / "out").rglob("*.png"))
+    assert not (batches.parent / "out" / "train").exists()
 
 
 def test_a_pickle_that_asks_for_more_runs_nothing(batches: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,8 +7,10 @@ Reads the "python version", data_batch_1 … 5, test_batch and batches.meta, as 
 from __future__ import annotations
 
 import argparse
+import os
 import pickle
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,6 @@ import numpy as np
 from PIL import Image
 
 from uic_core.errors import InputError, stage
-from uic_core.files import atomic
 
 TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
 _SIDE = 32
@@ -56,34 +57,49 @@ def read(file: Path) -> Mapping[bytes, Any]:
 
 
 def write(batches: Path, out: Path) -> dict[str, int]:
-    """Write the images of CIFAR-10 as class folders; what is there already is written again, to the same bytes.
+    """Write the images of CIFAR-10 as class folders. A split that is there is whole, and is left as it is.
 
     Returns:
-        Number of images per split.
+        Number of images per split that was written.
 
     Raises:
-        InputError: from `read`; or a file has other arrays than CIFAR-10's.
+        InputError: from `read`; or a file has other arrays than CIFAR-10's; or nothing can be written.
     """
     names = [name.decode() for name in read(batches / "batches.meta").get(b"label_names", [])]
     if not names or not all(name.isalnum() for name in names):
         raise InputError(f"{batches / 'batches.meta'}: names no classes; fetch the python version of CIFAR-10 again")
     counts = {}
     for split, files in (("train", TRAIN), ("val", ("test_batch",))):
-        number = 0
-        for name in names:
-            (out / split / name).mkdir(parents=True, exist_ok=True)
-        for file in files:
-            content = read(batches / file)
-            pixels, labels = (np.asarray(content.get(key)) for key in (b"data", b"labels"))
-            whole = pixels.dtype == np.uint8 and pixels.shape == (labels.size, 3 * _SIDE**2)
-            if not whole or not all(label in range(len(names)) for label in labels.tolist()):
-                raise InputError(f"{batches / file}: holds no images of 32×32 pixels with labels; fetch it again")
-            for image, label in zip(pixels.reshape(-1, 3, _SIDE, _SIDE), labels.tolist(), strict=True):
-                with atomic(out / split / names[label] / f"{number:05}.png") as temporary:
-                    Image.fromarray(image.transpose(1, 2, 0)).save(temporary, format="PNG")
-                number += 1
-        counts[split] = number
+        if (out / split).exists():
+            continue
+        partial = out / f".{split}.partial"
+        shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
+        try:
+            counts[split] = _write_split(batches, files, names, partial)
+            os.replace(partial, out / split)
+        except OSError as error:
+            raise InputError(f"{out}: cannot be written ({error.strerror}); make room and run again") from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     return counts
+
+
+def _write_split(batches: Path, files: Sequence[str], names: list[str], folder: Path) -> int:
+    """Write the images of some batches to <folder>/<class>/<number>.png; return how many."""
+    for name in names:
+        (folder / name).mkdir(parents=True)
+    number = 0
+    for file in files:
+        content = read(batches / file)
+        pixels, labels = (np.asarray(content.get(key)) for key in (b"data", b"labels"))
+        whole = pixels.dtype == np.uint8 and pixels.shape == (labels.size, 3 * _SIDE**2)
+        if not whole or not all(label in range(len(names)) for label in labels.tolist()):
+            raise InputError(f"{batches / file}: holds no images of 32×32 pixels with labels; fetch it again")
+        for image, label in zip(pixels.reshape(-1, 3, _SIDE, _SIDE), labels.tolist(), strict=True):
+            path = folder / names[label] / f"{number:05}.png"
+            Image.fromarray(image.transpose(1, 2, 0)).save(path, compress_level=1)
+            number += 1
+    return number
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -93,8 +109,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="datasets.folders.cifar10.root")
     options = parser.parse_args(arguments)
     with stage():
-        for split, count in write(options.batches, options.out).items():
-            print(f"{options.out / split}: {count} images")
+        written = write(options.batches, options.out)
+        for split in ("train", "val"):
+            there = f"{written[split]} images" if split in written else "already there"
+            print(f"{options.out / split}: {there}")
 
 
 if __name__ == "__main__":
