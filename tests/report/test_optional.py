@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from uic_core.config import Config, validate
+from uic_core.config import Config, read, validate
 from uic_core.errors import InputError
 from uic_core.files import read_yaml
 from uic_core.overview import plan, status
@@ -98,6 +98,14 @@ def test_a_row_with_its_run_is_computed_where_the_paper_has_no_number_too(config
     assert rows(found) == {"Ours": OURS, "Peer [1]": "c (c) (c) c", "Study": "c c c c"}
     table = cells.table(found.tables_file, 1, found.computable)
     assert [note.text for note in table.footnotes] == ["Of ours.", "Of the peer.", "Of the study."]
+
+
+def test_a_table_that_loses_all_its_rows_is_left_out() -> None:
+    """config/cifar10_small.yaml has no further fine-tuning and no few-shot: Tables 2 and 5 of the study."""
+    config = read([CONFIG / "cifar10_small.yaml"])
+    assert set(cells.read_tables(config.tables_file, config.computable)) == {1, 3, 4, 6}
+    whole = read([CONFIG / "cifar10.yaml"])
+    assert set(cells.read_tables(whole.tables_file, whole.computable)) == {1, 2, 3, 4, 5, 6}
 
 
 def test_what_refuses_the_run_is_cited(config: Callable[..., Config]) -> None:

@@ -188,8 +188,8 @@ def read_tables(path: Path, computed: Iterable[Pair] = ()) -> dict[int, Table]:
     """Read and check config/tables.yaml: number → table. Calls share one cached object; do not change it.
 
     Args:
-        computed: what the config can compute (`Config.computable`), which decides what optional rows are. So too in
-            the functions below.
+        computed: what the config can compute (`Config.computable`), which decides what optional rows are; a table that
+            loses all its rows is left out. So too in the functions below.
 
     Raises:
         InputError: "<file>: tables.<n>…: <what is wrong>": unknown or missing keys; a name that stands twice; a cell,
@@ -217,7 +217,8 @@ def _read(path: Path, _: int) -> Tables:
 
 @functools.lru_cache(maxsize=1)
 def _settled(path: Path, changed: int, computed: frozenset[Pair]) -> dict[int, Table]:
-    return {number: table.settled(computed) for number, table in _read(path, changed).tables.items()}
+    settled = {number: table.settled(computed) for number, table in _read(path, changed).tables.items()}
+    return {number: table for number, table in settled.items() if table.rows}
 
 
 def pair(text: str) -> Pair:
