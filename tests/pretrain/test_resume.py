@@ -360,6 +360,21 @@ def test_a_process_that_wakes_after_its_successor_has_finished_writes_nothing(tm
     assert orphan.outputs() == undisturbed()
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_finished_training_whose_checkpoint_snakemake_removed_is_not_made_again(tmp_path, index, undisturbed, ranks):
+    """As it does when a job is killed after its stage has ended."""
+    run = Run(tmp_path, index, ranks)
+    assert "epoch 1/6" in run.finish()
+    (tmp_path / "checkpoint.safetensors").unlink()
+    said = run.finish()
+    assert "an earlier process finished this, and its files were removed since: they are put back" in said
+    assert "epoch" not in said
+    assert run.outputs() == undisturbed(ranks)
+    other = Run(tmp_path, index, ranks, lr=0.02)
+    (tmp_path / "checkpoint.safetensors").unlink()
+    assert "epoch 1/6" in other.finish()
+
+
 def test_a_signal_ends_a_process_forked_while_it_is_waited_for():
     """Decoding processes and pools are ended so; they have nothing to save."""
     with signals.Signals() as noted:

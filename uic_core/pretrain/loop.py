@@ -129,6 +129,10 @@ class Trainer:
         self.folder = self.inference.folder = folder
         with state.claimed(self.ranks), contextlib.closing(self.loader), Signals() as signals:
             self._saver = Saver(state, self.ranks, signals, self.save_every)
+            results = [folder / name for name in (*RESULTS, trained.NAME)]
+            there = not self.ranks.rank and state.put_back(results, self._say)
+            if self.ranks.add(torch.tensor(float(there), device=self.device)):
+                return
             self._train()
             if not self.ranks.rank:
                 self._write_history()
@@ -138,6 +142,7 @@ class Trainer:
                     folder, RESULTS, devices.hardware(), self.ranks.world, recipe=self.recipe.hash(),
                     precision=self.precision_name, last=self.run_state.history[-1], epochs=self.run_state.times,
                 )  # fmt: skip
+                state.keep(results)
                 state.remove()
         if self._writer is not None:
             self._writer.close()
