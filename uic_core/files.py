@@ -134,7 +134,7 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-RETRAIN = "put back a good copy, or delete it and run snakemake: its run is made again, or a good copy is put back"
+RETRAIN = "put back a good copy, or delete it and run snakemake: its run is made again"
 """The remedy for a file that a training wrote."""
 
 
