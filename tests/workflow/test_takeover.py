@@ -108,6 +108,24 @@ def test_fault_37_what_a_killed_snakemake_left_is_ended_and_gone_on_from(place, 
     seen(next(line for line in told.splitlines() if line.startswith("ending process")))
 
 
+def test_fault_37_a_finished_training_that_snakemake_removed_is_put_back(place, seen):
+    """It removes the files of a job that is killed after its stage has ended, and what is left before a job starts."""
+    process = start(place, RUN)
+    told = process.communicate()[0]
+    assert process.returncode == 0, told
+    before = (place.folder / RUN).read_bytes()
+    for log in (place.log, place.folder / RUN):
+        log.unlink()
+    process = start(place, RUN)
+    told = process.communicate()[0]
+    assert process.returncode == 0, told
+    said = place.log.read_text()
+    assert "an earlier process finished this, and its files were removed since: they are put back" in said
+    assert "epoch" not in said
+    assert (place.folder / RUN).read_bytes() == before
+    seen(said.splitlines()[-1])
+
+
 def test_fault_39_files_of_the_future_are_said_to_be_and_what_is_made_from_them_is_kept(place, seen):
     ahead = time.time() + 10_000
     for file in (place.folder / "results").rglob("*.*"):
