@@ -9,7 +9,7 @@ from uic_core.data.partition import Labels
 from uic_core.methods.order import Order
 from uic_core.run.parallel import Ranks
 
-_BATCHES = 256  # batches whose draws are processed together
+_TOGETHER = 256  # batches whose draws are processed together
 
 
 def merge_labels(
@@ -28,8 +28,8 @@ def merge_labels(
     if ranks.world == 1:
         return
     owner = np.zeros(len(labels), np.uint16)  # 0 for images that no rank drew: their label is the same on all
-    for start in range(0, len(bounds), _BATCHES):
-        block = bounds[start : start + _BATCHES]
+    for start in range(0, len(bounds), _TOGETHER):
+        block = bounds[start : start + _TOGETHER]
         draws, _ = order.draw(block[0][0], block[-1][1])
         owner[draws % len(labels)] = np.concatenate(
             [np.repeat(np.arange(ranks.world), (last - first) // ranks.world) for first, last in block]

@@ -55,7 +55,7 @@ _WIDEST = 0.9  # inches, a thumbnail of Fig. 4 where the rows are short
 
 
 @dataclass(frozen=True)
-class Clusters:
+class ClusterArrays:
     """The arrays of evaluation `clusters`: K pseudo-classes, of which G are shown with M images each.
 
     Attributes:
@@ -73,7 +73,7 @@ class Clusters:
     grid_annotated: NDArray[np.integer]
 
     @classmethod
-    def load(cls, path: Path) -> Clusters:
+    def load(cls, path: Path) -> ClusterArrays:
         """Read metrics/<run>/clusters.npz; refuse pickled content.
 
         Raises:
@@ -169,7 +169,7 @@ def class_sizes_figure(sizes: NDArray[np.integer], note: str = "") -> Figure:
     return figure
 
 
-def grid_figure(clusters: Clusters, index: Index, note: str = "") -> Figure:
+def grid_figure(clusters: ClusterArrays, index: Index, note: str = "") -> Figure:
     """Draw Fig. 4: images of the pseudo-classes whose annotated labels have the lowest entropy, one row per class.
 
     Text beside each row describes the whole pseudo-class: its most frequent annotated class, the entropy of its
@@ -239,7 +239,7 @@ def _thumbnail(path: Path) -> NDArray[np.uint8]:
     return image.transpose(1, 2, 0)
 
 
-def _describe(axes: Axes, clusters: Clusters, row: int, y: float, dominant: str) -> None:
+def _describe(axes: Axes, clusters: ClusterArrays, row: int, y: float, dominant: str) -> None:
     size = int(clusters.class_sizes[int(clusters.grid_classes[row])])
     lines = [
         (10, _shorten(dominant), INK, "bold"),
@@ -269,7 +269,7 @@ def _note(figure: Figure, note: str, height: float) -> None:
     figure.text(1 - 0.05 / WIDTH, 0.06 / height, note, size=6, color=GREY, ha="right", va="bottom")
 
 
-def _small(clusters: Clusters, metrics: metrics_file.Metrics) -> str:
+def _small(clusters: ClusterArrays, metrics: metrics_file.Metrics) -> str:
     """Say that Fig. 4 shows classes below `min_images`, if it does."""
     least = int(metrics.protocol.get("min_images", 0))
     large = int((clusters.class_sizes >= least).sum())
@@ -306,7 +306,7 @@ def main(arguments: list[str] | None = None) -> None:
                 f"{options.metrics}: speaks of {metrics.dataset.name} {metrics.dataset.fingerprint}, but "
                 f"{options.index} is {index.fingerprint}; delete {options.metrics} and run snakemake"
             )
-        clusters = Clusters.load(options.arrays)
+        clusters = ClusterArrays.load(options.arrays)
         note = "demo data: generated images, not ImageNet" if options.scale == "demo" else ""
         if options.figure == 3:
             figure = class_sizes_figure(clusters.class_sizes, note)

@@ -36,7 +36,7 @@ for task in by_class(CONFIG.tables_file, CONFIG.computable):
             recipes=CONFIG.hashes(Path(file).parent.name for file in task_metrics(task)),
             computed=computed(*TABLES, task=task),
         shell:
-            "python -m uic_core.report.samples --task {params.task} --samples {input.samples} --metrics {input.metrics}"
+            "python -m uic_core.report.sample_figures --task {params.task} --samples {input.samples} --metrics {input.metrics}"
             " --recipes {params.recipes} --tables {input.tables:q} --computed {params.computed} --scale {params.scale}"
             " --out {output.png} --svg {output.svg} > {log} 2>&1"
 

@@ -216,7 +216,7 @@ def _foot(figure: Figure, lines: Sequence[str]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Draw one figure. On an error, name it and exit with 2."""
-    parser = argparse.ArgumentParser(prog="python -m uic_core.report.samples", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m uic_core.report.sample_figures", description=__doc__)
     parser.add_argument("--task", choices=("detection", "segmentation"), required=True)
     parser.add_argument("--samples", type=Path, nargs="+", required=True, help="<task>_samples.npz of every run")
     parser.add_argument("--metrics", type=Path, nargs="+", required=True, help="<task>.json of the same runs")

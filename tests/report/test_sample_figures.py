@@ -15,7 +15,7 @@ from PIL import Image
 
 from uic_core.data.palette import palette
 from uic_core.files import sha256
-from uic_core.report import figures, samples
+from uic_core.report import figures, sample_figures
 from uic_core.run import metrics
 from uic_core.samples import Detected, Samples, Segmented
 
@@ -68,7 +68,7 @@ def made(tmp_path: Path, make_metrics: Callable[..., metrics.Metrics]) -> Simple
 
 
 def read(made: SimpleNamespace, task: str, kind: Any) -> list[Samples[Any]]:
-    return samples.read(made.paths[task], [path.with_suffix(".json") for path in made.paths[task]], {}, kind)
+    return sample_figures.read(made.paths[task], [path.with_suffix(".json") for path in made.paths[task]], {}, kind)
 
 
 def run(made: SimpleNamespace, task: str, scale: str = "demo", **recipes: str) -> tuple[bytes, bytes]:
@@ -76,7 +76,7 @@ def run(made: SimpleNamespace, task: str, scale: str = "demo", **recipes: str) -
     arguments = ["--task", task, "--samples", *made.paths[task], "--tables", TABLES, "--scale", scale, "--metrics"]
     arguments += [path.with_suffix(".json") for path in made.paths[task]]
     arguments += ["--recipes", *(f"{run}={hash}" for run, hash in recipes.items())]
-    samples.main([str(argument) for argument in [*arguments, "--out", png, "--svg", svg]])
+    sample_figures.main([str(argument) for argument in [*arguments, "--out", png, "--svg", svg]])
     return png.read_bytes(), svg.read_bytes()
 
 
@@ -90,7 +90,7 @@ def test_same_bytes_each_time(made: SimpleNamespace, task: str) -> None:
 
 
 def test_boxes_are_drawn_right_or_wrong_and_a_run_without_any_says_so(made: SimpleNamespace) -> None:
-    figure = samples.detection_figure(read(made, "detection", Detected), LABELS)
+    figure = sample_figures.detection_figure(read(made, "detection", Detected), LABELS)
     titles = [axes.get_title() for axes in figure.axes[:3]]
     assert titles == ["Annotated", "Random", "Ours"]
     annotated, nothing, ours = figure.axes[:3]
@@ -108,7 +108,7 @@ def test_boxes_are_drawn_right_or_wrong_and_a_run_without_any_says_so(made: Simp
 
 
 def test_masks_have_voc_s_colours_and_their_legend(made: SimpleNamespace) -> None:
-    figure = samples.segmentation_figure(read(made, "segmentation", Segmented), LABELS)
+    figure = sample_figures.segmentation_figure(read(made, "segmentation", Segmented), LABELS)
     assert [axes.get_title() for axes in figure.axes[:4]] == ["Image", "Annotated", "Random", "Ours"]
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["dog"]
