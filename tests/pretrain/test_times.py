@@ -110,7 +110,7 @@ def test_an_interrupted_run_goes_on_with_its_times(small: Small, monkeypatch: py
     def slowly(trainer: loop.Trainer, *arguments: Any) -> Any:
         calls.append(1)
         time.sleep(0.1)
-        if len(calls) == 8:
+        if len(calls) == 7:  # two steps are left then: the first of them is not the last
             os.kill(os.getpid(), signal.SIGTERM)
         return take(trainer, *arguments)
 
