@@ -618,9 +618,9 @@ def test_a_key_that_may_be_left_out_changes_nothing_where_it_is(paper, tmp_path)
     written = dict(paper["runs"]["uic_3k"])
     assert "crop_scale" not in written
     recipe = parse_run(written, "paper")
-    assert recipe.stated() == written
+    assert recipe.written() == written
     save(parse_run(written | {"crop_scale": 0.2}, "paper"), tmp_path / "recipe.yaml")
-    assert load_run(tmp_path / "recipe.yaml").stated() == written | {"crop_scale": 0.2}
+    assert load_run(tmp_path / "recipe.yaml").written() == written | {"crop_scale": 0.2}
 
 
 def _other(value):

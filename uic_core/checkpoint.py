@@ -40,7 +40,7 @@ def save(path: Path, network: Network, recipe: Recipe | External, extra: dict[st
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise InputError(f"{path}: weight {name} is not finite, the training diverged; lower lr in the recipe")
-    header = json.dumps({"recipe": recipe.stated(), "coverage": network.coverage, **extra}, sort_keys=True)
+    header = json.dumps({"recipe": recipe.written(), "coverage": network.coverage, **extra}, sort_keys=True)
     with atomic(path) as temporary:
         safetensors.torch.save_file(tensors, temporary, metadata={FORMAT: header})
 
@@ -57,7 +57,7 @@ def of_run(run: str, path: Path) -> tuple[Network, Recipe | External, metrics.Or
     network, recipe, digest = read(path)
     beside = path.parent / "recipe.yaml"
     if beside.exists():
-        own, there = load_run(beside).stated(), recipe.stated()
+        own, there = load_run(beside).written(), recipe.written()
         differing = [
             f"{key}: {there.get(key)}, not {own.get(key)}" for key in (own | there) if own.get(key) != there.get(key)
         ]

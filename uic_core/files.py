@@ -11,6 +11,7 @@ import io
 import json
 import os
 import re
+import shutil
 import socket
 import tempfile
 import time
@@ -51,6 +52,28 @@ def atomic(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(home: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `home`; on success it takes the place of `home`, on any failure it is removed.
+
+    Raises:
+        InputError: nothing can be written there; `home` is as it was, or gone.
+    """
+    partial = home.with_name(f".{home.name}.partial")
+    try:
+        if partial.exists():  # left by a killed process
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+        yield partial
+        if home.exists():
+            shutil.rmtree(home)
+        os.replace(partial, home)
+    except OSError as error:
+        raise InputError(f"{home}: cannot be written ({error.strerror}); make room and run again") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def check_folder(folder: Path, remedy: str, write: bool = True) -> None:

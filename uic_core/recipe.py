@@ -48,6 +48,10 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
+    def written(self) -> dict[str, Any]:
+        """Return keys and values as `save` writes them: a key that is left out stays left out."""
+        return self.model_dump(exclude_none=True)
+
 
 S = TypeVar("S", bound=Strict)
 
@@ -69,13 +73,9 @@ class _Run(Strict):
         """Name of the stage, and of the rule, that makes the checkpoint."""
         return "finetune" if self.start else "pretrain"
 
-    def stated(self) -> dict[str, Any]:
-        """Return keys and values as recipe.yaml holds them: a key that is left out stays left out."""
-        return self.model_dump(exclude_none=True)
-
     def hash(self) -> str:
         """First 16 hex digits of the SHA-256 of the canonical JSON."""
-        return digest(self.stated())
+        return digest(self.written())
 
 
 def digest(recipe: dict[str, Any]) -> str:
@@ -319,5 +319,5 @@ def load(model: type[Model], path: Path) -> Model:
 
 
 def save(value: Strict, path: Path) -> None:
-    """Write a model as YAML, atomically, in field order. What it leaves out stays left out."""
-    write_text(path, yaml.safe_dump(value.model_dump(exclude_none=True), sort_keys=False))
+    """Write a model as YAML, atomically, in field order."""
+    write_text(path, yaml.safe_dump(value.written(), sort_keys=False))

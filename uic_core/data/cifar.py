@@ -7,9 +7,7 @@ Reads the "python version", data_batch_1 … 5, test_batch and batches.meta, as 
 from __future__ import annotations
 
 import argparse
-import os
 import pickle
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from uic_core.errors import InputError, stage
+from uic_core.files import atomic_folder
 
 TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
 _SIDE = 32
@@ -70,17 +69,9 @@ def write(batches: Path, out: Path) -> dict[str, int]:
         raise InputError(f"{batches / 'batches.meta'}: names no classes; fetch the python version of CIFAR-10 again")
     counts = {}
     for split, files in (("train", TRAIN), ("val", ("test_batch",))):
-        if (out / split).exists():
-            continue
-        partial = out / f".{split}.partial"
-        shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
-        try:
-            counts[split] = _write_split(batches, files, names, partial)
-            os.replace(partial, out / split)
-        except OSError as error:
-            raise InputError(f"{out}: cannot be written ({error.strerror}); make room and run again") from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        if not (out / split).exists():
+            with atomic_folder(out / split) as partial:
+                counts[split] = _write_split(batches, files, names, partial)
     return counts
 
 

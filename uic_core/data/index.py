@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -142,12 +142,8 @@ class Index:
             raise InputError(f"{path}: labels outside 0…{len(classes) - 1}; {remedy}")
         text = stored.tobytes() if stored.dtype == np.uint8 else "\0".join(stored.tolist()).encode()
         del stored
-        ended = b"\0" + text + b"\0"
-        if places := [place for part in _LEAVES if (place := ended.find(part)) >= 0]:
-            first = ended.rfind(b"\0", 0, min(places) + 1) + 1
-            name = ended[first : ended.find(b"\0", first)].decode(errors="replace")
+        if (name := _leaving(text)) is not None:
             raise InputError(f"{path}: '{name}' leaves the data set's folder; {remedy}")
-        del ended
         try:
             paths = _split(text, len(labels))
         except ValueError as error:
@@ -389,8 +385,17 @@ def _pixels(value: dict[str, Any], path: Path) -> Pixels:
 
 
 def _is_inside(path: str) -> bool:
-    pure = PurePosixPath(path)
-    return bool(path) and not pure.is_absolute() and ".." not in pure.parts and "\0" not in path
+    return "\0" not in path and _leaving(path.encode()) is None
+
+
+def _leaving(paths: bytes) -> str | None:
+    """Return the first of the paths, UTF-8 with NULs between them, that is empty or leaves its folder; None if none."""
+    ended = b"\0" + paths + b"\0"
+    places = [place for part in _LEAVES if (place := ended.find(part)) >= 0]
+    if not places:
+        return None
+    first = ended.rfind(b"\0", 0, min(places) + 1) + 1
+    return ended[first : ended.find(b"\0", first)].decode(errors="replace")
 
 
 def _problem(file: str) -> str | None:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -27,7 +25,7 @@ from uic_core.data import shapes, voc
 from uic_core.data.dataset import Dataset, ImageFolder, MiniImageNet, Voc07, VocSegmentation
 from uic_core.data.palette import palette
 from uic_core.errors import InputError, stage
-from uic_core.files import write_json
+from uic_core.files import atomic_folder, write_json
 from uic_core.run import cpus
 
 MANIFEST = "generated.json"
@@ -96,19 +94,8 @@ def generate(dataset: Dataset, processes: int = 1) -> bool:
     home = drawing.home
     if _stands(drawing):
         return False
-    partial = home.with_name(f".{home.name}.partial")
-    if partial.exists():  # left by a killed run: only this stage writes there
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    try:
+    with atomic_folder(home) as partial:  # _stands checked that every file in `home` was made here
         _fill(partial, drawing, processes)
-        if home.exists():
-            shutil.rmtree(home)  # _stands checked that every file in it was made here
-        os.replace(partial, home)
-    except OSError as error:
-        raise InputError(f"{home}: cannot be written ({error.strerror}); make room and run again") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return True
 
 

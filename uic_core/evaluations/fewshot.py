@@ -80,7 +80,7 @@ class Fewshot(Evaluation):
         return (self.images,)
 
     def classes(self, config: Config) -> tuple[int, int]:
-        """Return the number of classes, and of the images of each; where the config does not say it, their mean."""
+        """Return the numbers of classes and of images a class: of a named data set, the mean."""
         if self.data:
             folder = config.datasets.folder(self.data, "data")
             return folder.classes, folder.val_images // folder.classes

@@ -72,7 +72,7 @@ def _say(key: str, recorded: Any, now: Any) -> str:
 def _section(config: Config, path: Path) -> Iterator[_Pair]:
     """A section of the config that has a file of its own."""
     if path.name == "recipe.yaml":
-        now = config.runs[path.parent.name].stated()
+        now = config.runs[path.parent.name].written()
     elif path.parent.name == "data":
         now = config.datasets.one(path.stem).model_dump()
     else:
@@ -84,7 +84,7 @@ def _run(config: Config, path: Path) -> Iterator[_Pair]:
     """A checkpoint. One from elsewhere has no data set."""
     recipe = config.runs[path.parent.name]
     header = _header(path)
-    yield from _keys(header["recipe"], recipe.stated())
+    yield from _keys(header["recipe"], recipe.written())
     if not isinstance(recipe, External):
         images = recipe.images if isinstance(recipe, Training) else 0
         now = _trained_on(config, recipe.data, images, recipe.seed, header["data"])

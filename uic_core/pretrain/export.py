@@ -79,7 +79,7 @@ def card(
         "",
         "## Recipe",
         "",
-        f"```yaml\n{yaml.safe_dump(recipe.stated(), sort_keys=False)}```",
+        f"```yaml\n{yaml.safe_dump(recipe.written(), sort_keys=False)}```",
         "",
         "## Metrics",
         "",

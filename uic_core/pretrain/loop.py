@@ -78,7 +78,7 @@ class Trainer:
         self.index = index.subset(recipe.images, recipe.seed)
         check(recipe, self.index)
         ranks.bounds(len(self.index), recipe.batch_size)  # raises now, not after a pass over all images
-        self.identity = {"recipe": recipe.stated(), "hash": recipe.hash(), "data": self.index.fingerprint}
+        self.identity = {"recipe": recipe.written(), "hash": recipe.hash(), "data": self.index.fingerprint}
         self.identity["start"] = start
         self.device = devices.current()
         self.precision = resolve(recipe.precision, self.device)

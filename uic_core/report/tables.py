@@ -159,11 +159,11 @@ def fill(
 
 def _unconverged(table: Table, cells: dict[Key, Cell]) -> str:
     """Name the linear probes whose training loss ended above that of a guess; '' if all converged."""
-    losses = {key: cell.ours.loss for key, cell in cells.items() if cell.ours and cell.ours.loss is not None}
+    losses = {key: cell.ours.loss or 0.0 for key, cell in cells.items() if cell.ours and cell.ours.loss is not None}
     parts = []
     for column in (column.name for column in table.columns):
         rows = [row for row, name in losses if name == column]
-        above = [row for row in rows if (losses[row, column] or 0) > 1]
+        above = [row for row in rows if losses[row, column] > 1]
         if above:
             parts.append(f"{column} ({'all rows' if above == rows else ', '.join(above)})")
     if not parts:

@@ -42,6 +42,7 @@ class Value(Record):
     With several `seeds`, `value` is their mean and `std` their standard deviation (n - 1). `remark` is what a reader
     must know before he reads the number, e.g. that its training diverged; tables print it. `loss` is the mean training
     loss of the last epoch over that of a guess, the same score for every class: above 1 the training has not converged.
+    Of several seeds it is the largest.
     """
 
     value: float

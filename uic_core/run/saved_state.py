@@ -151,7 +151,7 @@ class State:
         self._tidy()
 
     def keep(self, results: Sequence[Path]) -> None:
-        """Link a finished stage's results, files of the folder, where only `put_back` finds them: on rank 0."""
+        """Keep a finished stage's results under further names, for `put_back`. Called on rank 0."""
         shutil.rmtree(self._finished, ignore_errors=True)
         self._finished.mkdir()
         for file in results:
@@ -160,7 +160,7 @@ class State:
         write_json(self._finished / _WHAT, {"identity": self.identity, "code": _code(), "sha256": hashes})
 
     def put_back(self, results: Sequence[Path], say: Callable[[str], None]) -> bool:
-        """Put results back that an earlier process of these settings and of this code finished: on rank 0.
+        """Put results back that an earlier process of these settings and of this code finished. Called on rank 0.
 
         Snakemake removes the files of a job that failed, even if it was killed after its stage had ended.
 
@@ -171,11 +171,11 @@ class State:
             return False
         try:
             kept = json.loads((self._finished / _WHAT).read_text())
-            whole = all(sha256(self._finished / file.name) == kept["sha256"][file.name] for file in results)
             same = (kept["identity"], kept["code"]) == (json.loads(json.dumps(self.identity)), _code())
+            hashes = kept["sha256"]
+            if not same or any(sha256(self._finished / file.name) != hashes[file.name] for file in results):
+                return False
         except (OSError, ValueError, KeyError, TypeError):
-            return False
-        if not (whole and same):
             return False
         for file in results:
             _link(self._finished / file.name, file)
@@ -348,14 +348,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def _link(file: Path, place: Path) -> None:
     """Make a file known under another name, too, or copy it where the file system cannot; replaces what is there."""
-    new = place.with_name(f".{place.name}.{os.getpid()}.link")
-    new.unlink(missing_ok=True)
-    try:
-        os.link(file, new)
-    except OSError:
-        shutil.copy2(file, new)
-    os.replace(new, place)
-    new.unlink(missing_ok=True)  # if both were the same file already, rename did nothing
+    with atomic(place) as temporary:
+        try:
+            os.link(file, temporary)
+        except OSError:
+            shutil.copy2(file, temporary)
 
 
 @functools.cache

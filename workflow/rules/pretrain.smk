@@ -20,7 +20,7 @@ rule recipe:
         mem_mb=500,
         runtime=5,
     params:
-        value=lambda wildcards: json.dumps(CONFIG.runs[wildcards.run].stated()),
+        value=lambda wildcards: json.dumps(CONFIG.runs[wildcards.run].written()),
     shell:
         "python -m uic_core.protocol --section recipe --value {params.value:q} --out {output} > {log} 2>&1"
 
