@@ -367,7 +367,7 @@ def test_a_finished_training_whose_checkpoint_snakemake_removed_is_not_made_agai
     assert "epoch 1/6" in run.finish()
     (tmp_path / "checkpoint.safetensors").unlink()
     said = run.finish()
-    assert "an earlier process finished this, and its files were removed since: they are put back" in said
+    assert "an earlier process finished this, and it was removed since: it is put back" in said
     assert "epoch" not in said
     assert run.outputs() == undisturbed(ranks)
     other = Run(tmp_path, index, ranks, lr=0.02)

@@ -8,7 +8,6 @@ import safetensors.torch
 import torch
 
 from uic_core.errors import InputError
-from uic_core.run import saved_state
 from uic_core.run.parallel import ALONE
 from uic_core.run.saved_state import Saver, State
 from uic_core.run.signals import Signals
@@ -140,47 +139,6 @@ def test_a_stage_that_ends_leaves_alone_what_another_one_is_writing_in_its_folde
     assert found is not None
     assert found[2]["weight"].tolist() == [1, 1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["linear_probe.state.a.safetensors"]
-
-
-@pytest.fixture
-def finished(tmp_path: Path) -> list[Path]:
-    """Results that are kept; the second was removed since."""
-    results = [tmp_path / "one", tmp_path / "two.json"]
-    for file in results:
-        file.write_text(file.name)
-    State(tmp_path, {"lr": 0.1}, "a").keep(results)
-    results[1].unlink()
-    return results
-
-
-def test_results_that_were_removed_are_put_back_as_often_as_needed(finished, tmp_path):
-    said = []
-    for missing in (finished, finished[:1]):
-        for file in missing:
-            file.unlink(missing_ok=True)
-        assert State(tmp_path, {"lr": 0.1}, "a").put_back(finished, said.append)
-        assert [file.read_text() for file in finished] == ["one", "two.json"]
-    assert said[0].endswith(f"they are put back. To make them again, remove {tmp_path}/.finished")
-    assert not State(tmp_path, {"lr": 0.1}, "a").put_back(finished, said.append), "nothing is missing: it is made again"
-    finished[0].write_text("another process's")  # in place, or another file of this name
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".finished", "one", "two.json"]
-
-
-@pytest.mark.parametrize("change", ["other settings", "other code", "damaged", "half kept", "none kept"])
-def test_other_results_are_not_put_back(finished, tmp_path, monkeypatch, change):
-    kept, identity = tmp_path / ".finished", {"lr": 0.1}
-    if change == "other settings":
-        identity = {"lr": 0.2}
-    elif change == "other code":
-        monkeypatch.setattr(saved_state, "_code", lambda: "other")
-    elif change == "damaged":
-        (kept / "two.json").write_text("tw")
-    elif change == "half kept":
-        (kept / "two.json").unlink()
-    else:
-        (kept / "what.json").unlink()
-    assert not State(tmp_path, identity, "a").put_back(finished, print)
-    assert not finished[1].exists()
 
 
 def test_one_process_asks_no_other_and_a_signal_is_its_wish(tmp_path):

@@ -43,7 +43,7 @@ def undisturbed(tmp_path_factory, prepared):
 def left(site: Site) -> list[bytes]:
     """The run's files; nothing of its state is left beside them."""
     folder = site.folder / "results/runs/uic_3k"
-    names = {path.name for path in folder.iterdir()} - {".finished"}
+    names = {path.name for path in folder.iterdir()} - {".checkpoint.finished"}
     assert not [name for name in names if name.startswith(("state", "interrupted", "owner", "."))]
     return [(folder / name).read_bytes() for name in OUTPUTS]
 

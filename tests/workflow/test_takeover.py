@@ -109,21 +109,25 @@ def test_fault_37_what_a_killed_snakemake_left_is_ended_and_gone_on_from(place, 
 
 
 def test_fault_37_a_finished_training_that_snakemake_removed_is_put_back(place, seen):
-    """It removes the files of a job that is killed after its stage has ended, and what is left before a job starts."""
-    process = start(place, RUN)
-    told = process.communicate()[0]
-    assert process.returncode == 0, told
+    """It removes the files of a job killed after its stage has ended. If forced, it makes a whole result again."""
+
+    def trained(*arguments: str) -> str:
+        place.log.unlink(missing_ok=True)
+        process = start(place, RUN, *arguments)
+        told = process.communicate()[0]
+        assert process.returncode == 0, told
+        return place.log.read_text()
+
+    trained()
     before = (place.folder / RUN).read_bytes()
-    for log in (place.log, place.folder / RUN):
-        log.unlink()
-    process = start(place, RUN)
-    told = process.communicate()[0]
-    assert process.returncode == 0, told
-    said = place.log.read_text()
-    assert "an earlier process finished this, and its files were removed since: they are put back" in said
+    (place.folder / RUN).unlink()
+    said = trained()
+    assert "an earlier process finished this, and it was removed since: it is put back" in said
     assert "epoch" not in said
     assert (place.folder / RUN).read_bytes() == before
     seen(said.splitlines()[-1])
+    assert "epoch 5/5" in trained("--forcerun", "pretrain")
+    assert (place.folder / RUN).read_bytes() == before
 
 
 def test_fault_39_files_of_the_future_are_said_to_be_and_what_is_made_from_them_is_kept(place, seen):

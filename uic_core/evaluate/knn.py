@@ -34,7 +34,7 @@ from uic_core.evaluate.frozen import frozen
 from uic_core.evaluations import Knn
 from uic_core.evaluations.knn import name
 from uic_core.models.network import Network
-from uic_core.run import cpus, devices, metrics, randomness
+from uic_core.run import cpus, devices, finished, metrics, randomness
 from uic_core.run.parallel import ALONE
 from uic_core.run.saved_state import Saver, State
 from uic_core.run.signals import Signals
@@ -256,6 +256,8 @@ def main(arguments: list[str] | None = None) -> None:
             raise InputError(f"knn.neighbours: {count}, but {bank.name} has {len(bank)} images; lower it")
         fingerprint = f"{bank.fingerprint}+{queries.fingerprint}"
         identity = {"checkpoint": origin.checkpoint, "protocol": protocol.model_dump(), "data": fingerprint}
+        if finished.put_back([options.out], identity, ALONE, _say):
+            return
         state = State(options.out.parent, identity, prefix="knn.")
         with state.claimed(ALONE):
             saver = Saver(state, ALONE, signals, options.save_every)
@@ -281,6 +283,7 @@ def main(arguments: list[str] | None = None) -> None:
                 values=found, protocol=protocol.model_dump() | beyond, seed=protocol.seed,
                 hardware=devices.hardware(), earlier_seconds=earlier,
             )  # fmt: skip
+            finished.keep([options.out], identity)
             state.remove()
         shown = "  ".join(f"{key} {value.value:.1f}" for key, value in found.items())
         _say(f"{options.run}: top-1 % over {len(queries)} validation images: {shown}")

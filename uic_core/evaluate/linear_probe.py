@@ -24,7 +24,7 @@ from uic_core.errors import stage
 from uic_core.evaluate.probes import Curve, Probes, settings
 from uic_core.evaluate.ten_crop import CROPS
 from uic_core.evaluations import SECTIONS, LinearProbe, PeerProbe
-from uic_core.run import cpus, devices, metrics, parallel, randomness
+from uic_core.run import cpus, devices, finished, metrics, parallel, randomness
 from uic_core.run.saved_state import Saver, State
 from uic_core.run.signals import Signals
 
@@ -84,6 +84,8 @@ def main(arguments: list[str] | None = None) -> None:
             "train": train_index.fingerprint,
             "val": val_index.fingerprint,
         }
+        if finished.put_back([options.out], identity, ranks, print):
+            return
         state = State(options.out.parent, identity, prefix=f"{options.evaluation}.")
         beyond: dict[str, Any] = {
             "layers": layers,
@@ -116,6 +118,7 @@ def main(arguments: list[str] | None = None) -> None:
                     values=found, protocol={**protocol.model_dump(), **beyond}, seed=protocol.seed,
                     hardware=devices.hardware(), earlier_seconds=probes.earlier_seconds,
                 )  # fmt: skip
+                finished.keep([options.out], identity)
                 state.remove()
         shown = "  ".join(f"{layer} {found[layer].value:.1f}" for layer in layers)
         probes.say(f"{options.run}: top-1 % over {len(val_index)} validation images: {shown}")

@@ -41,7 +41,7 @@ from uic_core.evaluate.frozen import fingerprint
 from uic_core.evaluations import VocClassification
 from uic_core.models import build
 from uic_core.models.network import Network
-from uic_core.run import cpus, devices, metrics, randomness
+from uic_core.run import cpus, devices, finished, metrics, randomness
 from uic_core.run.parallel import ALONE
 from uic_core.run.saved_state import Saver, State
 from uic_core.run.signals import Signals
@@ -278,6 +278,8 @@ def main(arguments: list[str] | None = None) -> None:
         del pretrained
         workers, evaluation = options.threads - 1, f"voc_classification_{protocol.train}"
         identity = {"checkpoint": origin.checkpoint, "protocol": protocol.model_dump(), "voc07": fingerprint}
+        if finished.put_back([options.out], identity, ALONE, _say):
+            return
         state = State(options.out.parent, identity, prefix=f"{evaluation}.")
         with state.claimed(ALONE):
             saver = Saver(state, ALONE, signals, options.save_every)
@@ -293,6 +295,7 @@ def main(arguments: list[str] | None = None) -> None:
                 protocol=_settings(protocol, found), seed=protocol.seed, hardware=devices.hardware(),
                 earlier_seconds=earlier,
             )  # fmt: skip
+            finished.keep([options.out], identity)
             state.remove()
         print(f"{options.run}: mAP {found['map'].value:.1f} % over {len(files['test'])} test images")
         if remark:

@@ -22,7 +22,7 @@ from uic_core.files import demand_unchanged, sha256
 from uic_core.models import ARCHS
 from uic_core.models.network import Network
 from uic_core.openmmlab import backbones, proposals, regression, runner
-from uic_core.run import cpus, devices, metrics, parallel
+from uic_core.run import cpus, devices, finished, metrics, parallel
 
 _STRIDE = 16
 _SCORE_THRESHOLD = 0.001
@@ -245,6 +245,9 @@ def main(arguments: list[str] | None = None) -> None:
         fingerprint = voc.fingerprint(options.voc, 2007, list(files))
         identity = {"checkpoint": origin.checkpoint, "protocol": protocol.model_dump(), "data": fingerprint}
         identity["proposals"] = hashes
+        results = [options.out, options.samples]
+        if finished.put_back(results, identity, ranks, print):
+            return
         with runner.train_and_test(content, identity, ranks, options.save_every, sizes["test"]) as (values, kept):
             if ranks.rank:
                 return
@@ -270,6 +273,7 @@ def main(arguments: list[str] | None = None) -> None:
                 files={f"proposals_{split}": digest for split, digest in hashes.items()}
                 | {"samples": sha256(options.samples)},
             )  # fmt: skip
+            finished.keep(results, identity)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from uic_core.evaluations.evaluation import VOC_IMAGE
 from uic_core.files import sha256
 from uic_core.models.network import Network
 from uic_core.openmmlab import backbones, fcn, runner
-from uic_core.run import cpus, devices, metrics, parallel
+from uic_core.run import cpus, devices, finished, metrics, parallel
 
 
 def build_config(
@@ -152,6 +152,9 @@ def main(arguments: list[str] | None = None) -> None:
         identity = {"checkpoint": origin.checkpoint, "protocol": protocol.model_dump(), "data": fingerprint}
         head = content["model"]["decode_head"]
         tested = sizes[data.val_list]
+        results = [options.out, options.samples]
+        if finished.put_back(results, identity, ranks, print):
+            return
         with runner.train_and_test(content, identity, ranks, options.save_every, tested) as (values, kept):
             if ranks.rank:
                 return
@@ -179,6 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
                 protocol=protocol.model_dump() | settings, seed=protocol.seed, hardware=devices.hardware(),
                 files={"samples": sha256(options.samples)},
             )  # fmt: skip
+            finished.keep(results, identity)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from uic_core.pretrain.merge import merge_labels
 from uic_core.pretrain.progress import Progress, timing_labels
 from uic_core.pretrain.state import RunState, restore, save
 from uic_core.recipe import Recipe, Training
-from uic_core.run import devices, randomness, saved_state, trained
+from uic_core.run import devices, finished, randomness, saved_state, trained
 from uic_core.run.parallel import Ranks
 from uic_core.run.precision import autocast, prepare, resolve
 from uic_core.run.saved_state import Saver, State
@@ -126,12 +126,11 @@ class Trainer:
             Interrupted: SIGTERM or SIGUSR1 came, and the state is saved.
         """
         state = State(folder, self.identity, self.recipe.hash(), alone=True)
+        results = [folder / name for name in (*RESULTS, trained.NAME)]
         self.folder = self.inference.folder = folder
         with state.claimed(self.ranks), contextlib.closing(self.loader), Signals() as signals:
             self._saver = Saver(state, self.ranks, signals, self.save_every)
-            results = [folder / name for name in (*RESULTS, trained.NAME)]
-            there = not self.ranks.rank and state.put_back(results, self._say)
-            if self.ranks.add(torch.tensor(float(there), device=self.device)):
+            if finished.put_back(results, self.identity, self.ranks, self._say):
                 return
             self._train()
             if not self.ranks.rank:
@@ -142,7 +141,7 @@ class Trainer:
                     folder, RESULTS, devices.hardware(), self.ranks.world, recipe=self.recipe.hash(),
                     precision=self.precision_name, last=self.run_state.history[-1], epochs=self.run_state.times,
                 )  # fmt: skip
-                state.keep(results)
+                finished.keep(results, self.identity)
                 state.remove()
         if self._writer is not None:
             self._writer.close()

@@ -123,6 +123,11 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on a rank."""
+        device = "cuda" if self.world > 1 and dist.get_backend() == "nccl" else "cpu"
+        return bool(self.add(torch.tensor(float(flag), device=device)))
+
     def sum(self, values: NDArray[np.int32], device: torch.device) -> None:
         """Sum of an array over the ranks, in place."""
         if self.world > 1:

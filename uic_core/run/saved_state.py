@@ -8,7 +8,6 @@ printed and the previous one is used.
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
@@ -16,7 +15,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +25,12 @@ import torch
 from torch import Tensor, nn
 
 from uic_core.errors import InputError, Interrupted
-from uic_core.files import atomic, sha256, write_json, write_text
+from uic_core.files import atomic, write_text
 from uic_core.run.parallel import Ranks
 from uic_core.run.signals import Signals
 
 EPOCH_SECONDS = 20
 """A state is saved at the end of an epoch if the last one is at least this many seconds old."""
-
-_WHAT = "what.json"  # beside finished results: what they were made from
 
 
 class State:
@@ -58,7 +55,6 @@ class State:
         self._new = folder / f"{self._stem}.{name}.new.safetensors"
         # safetensors writes to a file of its own naming first. Stages that share the folder must not clean it up.
         self._scratch = folder / f".{self._stem}.writing"
-        self._finished = folder / f".{prefix}finished"
         self.marker = folder / f"{prefix}interrupted"
         self.owner = folder / f"{prefix}owner"
         self._own = ""
@@ -149,42 +145,6 @@ class State:
         for path in (*self.folder.glob(f"{self._stem}.*.safetensors"), self.marker):
             path.unlink(missing_ok=True)
         self._tidy()
-
-    def keep(self, results: Sequence[Path]) -> None:
-        """Keep a finished stage's results under further names, for `put_back`. Called on rank 0."""
-        shutil.rmtree(self._finished, ignore_errors=True)
-        self._finished.mkdir()
-        for file in results:
-            _link(file, self._finished / file.name)
-        hashes = {file.name: sha256(file) for file in results}
-        write_json(self._finished / _WHAT, {"identity": self.identity, "code": _code(), "sha256": hashes})
-
-    def put_back(self, results: Sequence[Path], say: Callable[[str], None]) -> bool:
-        """Put results back that an earlier process of these settings and of this code finished. Called on rank 0.
-
-        Snakemake removes the files of a job that failed, even if it was killed after its stage had ended.
-
-        Returns:
-            False, and nothing is changed, if there are none, or if no file of them is missing.
-        """
-        if all(file.exists() for file in results):
-            return False
-        try:
-            kept = json.loads((self._finished / _WHAT).read_text())
-            same = (kept["identity"], kept["code"]) == (json.loads(json.dumps(self.identity)), _code())
-            hashes = kept["sha256"]
-            if not same or any(sha256(self._finished / file.name) != hashes[file.name] for file in results):
-                return False
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
-        for file in results:
-            _link(self._finished / file.name, file)
-        _sync(self.folder)
-        say(
-            f"{self.folder}: an earlier process finished this, and its files were removed since: they are put back. To "
-            f"make them again, remove {self._finished}"
-        )
-        return True
 
     def _owner(self) -> str:
         """The process that has claimed the folder; '' if none."""
@@ -344,24 +304,6 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             return content, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, safetensors.SafetensorError, TypeError, KeyError) as error:
         raise ValueError(str(error)) from error
-
-
-def _link(file: Path, place: Path) -> None:
-    """Make a file known under another name, too, or copy it where the file system cannot; replaces what is there."""
-    with atomic(place) as temporary:
-        try:
-            os.link(file, temporary)
-        except OSError:
-            shutil.copy2(file, temporary)
-
-
-@functools.cache
-def _code() -> str:
-    """SHA-256 of this package's code."""
-    found = hashlib.sha256()
-    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
-        found.update(f"{file.relative_to(Path(__file__).parents[1])}\0".encode() + file.read_bytes())
-    return found.hexdigest()
 
 
 def _sync(folder: Path) -> None:

@@ -8,7 +8,7 @@ from snakemake.exceptions import WorkflowError
 
 from uic_core.errors import InputError
 from uic_core.files import hold, holder
-from uic_core.run import processes
+from uic_core.run import finished, processes
 
 STARTED = time.time()
 # What may be called while another Snakemake works in the same results.
@@ -60,6 +60,7 @@ def take_over():
     if late:
         file = late[0].output[0]
         raise WorkflowError(f"{file}: made just now by a job of an earlier Snakemake; start again, and it is kept")
+    forget_finished(needed)
     mend_times()
 
 
@@ -69,6 +70,14 @@ def made_meanwhile(job):
         return False
     missed = workflow.dag.reason(job).missing_output
     return any(file in missed or STARTED < os.path.getmtime(file) <= time.time() for file in job.output)
+
+
+def forget_finished(jobs):
+    """Let jobs that are to make whole results again not take those of an earlier process."""
+    for job in jobs:
+        if all(os.path.exists(file) for file in job.output):
+            for file in job.output:
+                finished.forget(Path(file))
 
 
 def mend_times():
