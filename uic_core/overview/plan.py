@@ -48,7 +48,7 @@ def jobs_of(config: Config, pairs: Iterable[Key], tables: Sequence[str] = ()) ->
 def everything(config: Config) -> dict[Key, Job]:
     """Return all jobs of a config, including its figures."""
     pairs = [*all_needed(config.tables_file, config.computable), *of_every_run(config)]
-    shown = [f"table{number}" for number in read_tables(config.tables_file)]
+    shown = [f"table{number}" for number in read_tables(config.tables_file, config.computable)]
     shown += [f"fig{number}" for number in read_figures(config.tables_file)]
     tasks = by_class(config.tables_file, config.computable)
     shown += [f"{kind}_{task}" for task in tasks for kind in ("fig", "table")]

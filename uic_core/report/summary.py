@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="Markdown")
     options = parser.parse_args(arguments)
     with stage():
-        titles = {number: table.title for number, table in read_tables(options.tables).items()}
+        titles = {number: table.title for number, table in read_tables(options.tables, options.computed).items()}
         figures = {int(number): figure.title for number, figure in read_figures(options.tables).items()}
         tasks = by_class(options.tables, options.computed)
         csvs = dict(zip(titles, options.csv, strict=True))

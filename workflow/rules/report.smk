@@ -55,7 +55,7 @@ for number in TABLES:
         name:
             f"table{number}"
         input:
-            from_elsewhere([run for run, _ in needed(CONFIG.tables_file, number)]),
+            from_elsewhere([run for run, _ in needed(CONFIG.tables_file, number, CONFIG.computable)]),
             metrics=metrics_of(number),
             tables=str(CONFIG.tables_file),
             published=str(CONFIG.published_file),
