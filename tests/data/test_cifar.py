@@ -66,6 +66,17 @@ def test_what_is_there_is_left_and_what_a_killed_process_left_is_made_again(
     assert not (out / ".val.partial").exists()
 
 
+def test_a_held_out_fifth_of_the_training_images_takes_the_place_of_the_test_images(batches: Path) -> None:
+    out = batches.parent / "search"
+    (batches / "test_batch").unlink()
+    assert cifar.write(batches, out, held_out=True) == {"train": 16, "val": 4}
+    held, whole = batch(4)[b"data"], [batch(number)[b"data"] for number in range(4)]
+    for split, pixels in (("train", np.concatenate(whole)), ("val", held)):
+        files = sorted((out / split).rglob("*.png"), key=lambda path: path.name)
+        found = [np.asarray(Image.open(path)).transpose(2, 0, 1).reshape(-1) for path in files]
+        np.testing.assert_array_equal(found, pixels)
+
+
 def test_a_split_is_there_as_a_whole_or_not_at_all(batches: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (batches / "data_batch_5").write_bytes(b"damaged")
     assert "data_batch_5: is not one of CIFAR-10's files" in refused(batches, capsys)

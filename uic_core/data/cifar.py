@@ -55,8 +55,11 @@ def read(file: Path) -> Mapping[bytes, Any]:
     return found
 
 
-def write(batches: Path, out: Path) -> dict[str, int]:
+def write(batches: Path, out: Path, *, held_out: bool = False) -> dict[str, int]:
     """Write the images of CIFAR-10 as class folders. A split that is there is whole, and is left as it is.
+
+    Args:
+        held_out: `val` is the last fifth of the training images, which `train` lacks, and not the test images.
 
     Returns:
         Number of images per split that was written.
@@ -68,7 +71,8 @@ def write(batches: Path, out: Path) -> dict[str, int]:
     if not names or not all(name.isalnum() for name in names):
         raise InputError(f"{batches / 'batches.meta'}: names no classes; fetch the python version of CIFAR-10 again")
     counts = {}
-    for split, files in (("train", TRAIN), ("val", ("test_batch",))):
+    train, val = (TRAIN[:-1], TRAIN[-1:]) if held_out else (TRAIN, ("test_batch",))
+    for split, files in (("train", train), ("val", val)):
         if not (out / split).exists():
             with atomic_folder(out / split) as partial:
                 counts[split] = _write_split(batches, files, names, partial)
@@ -98,9 +102,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m uic_core.data.cifar", description=__doc__)
     parser.add_argument("--batches", type=Path, required=True, help="the folder cifar-10-batches-py")
     parser.add_argument("--out", type=Path, required=True, help="datasets.folders.cifar10.root")
+    parser.add_argument("--held-out", action="store_true", help="val is a fifth of the training images: to choose by")
     options = parser.parse_args(arguments)
     with stage():
-        written = write(options.batches, options.out)
+        written = write(options.batches, options.out, held_out=options.held_out)
         for split in ("train", "val"):
             there = f"{written[split]} images" if split in written else "already there"
             print(f"{options.out / split}: {there}")
