@@ -76,9 +76,9 @@ smoke: setup  ## a few images and steps of everything on your data, folders and 
 	@printf '%s\n' '' 'Done: the machines, environments, data sets and folders work. Now the same without smoke; its own' \
 		'results, in the folder smoke of the results, may be deleted.'
 
-plan: setup  ## jobs, GPU-hours, disk, wall time of CONFIG=config/paper.yaml; GPUS=8, PEAK=312 (TFLOP/s) or MEASURE=1
+plan: setup  ## jobs, GPU-hours, disk, wall time of CONFIG; GPUS=8, CPUS=16 (a GPU), PEAK=312 (TFLOP/s) or MEASURE=1
 	@$(BIN)/python -m uic_core.overview.plan --config $(CONFIG) \
-		$(if $(GPUS),--gpus $(GPUS)) $(if $(PEAK),--peak $(PEAK)) $(if $(MEASURE),--measure)
+		$(if $(GPUS),--gpus $(GPUS)) $(if $(CPUS),--cpus $(CPUS)) $(if $(PEAK),--peak $(PEAK)) $(if $(MEASURE),--measure)
 
 check-data: setup  ## whether every data set of CONFIG is there, and where to get what is not
 	@$(BIN)/python -m uic_core.overview.datasets --config $(CONFIG)

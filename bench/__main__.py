@@ -15,7 +15,7 @@ def part(module: str) -> list[str]:
     lines = []
     for line in process.stdout:
         print(line, end="", flush=True)
-        if line.startswith(("PASS ", "MISS ")):
+        if line.startswith(("PASS ", "MISS ", "open ")):
             lines.append(line.rstrip())
     status = process.wait()
     if status not in (0, 1) or (status == 1 and not any(line.startswith("MISS ") for line in lines)):

@@ -38,10 +38,16 @@ def interleaved(arms: dict[str, Arm], pairs: int = PAIRS) -> dict[str, list[floa
 
 
 class Bars:
-    """Prints one line per bar and remembers whether one was missed."""
+    """Prints one line per bar and remembers whether one was missed.
+
+    Attributes:
+        lines: of the bars, as `close` prints them.
+        said: all else that was found.
+    """
 
     def __init__(self, part: str) -> None:
         self.lines: list[str] = []
+        self.said: list[str] = []
         self.missed = False
         print(f"{part}, on {processor()}")
 
@@ -53,14 +59,23 @@ class Bars:
         """The median must not be above `bound`."""
         self._add(name, values, statistics.median(values) <= bound, f"<= {bound:g}")
 
+    def say(self, text: str) -> None:
+        """Print what has no bar."""
+        self.said.append(text)
+        print(text, flush=True)
+
+    def add(self, line: str) -> None:
+        """Add a line that starts with PASS, MISS, or open for a bar that is not measured."""
+        self.lines.append(line)
+        self.missed |= line.startswith("MISS ")
+
     def close(self) -> None:
         """Print the bars; exit with status 1 if one is missed."""
         print("\n".join(self.lines))
         sys.exit(self.missed)
 
     def _add(self, name: str, values: list[float], passed: bool, bound: str) -> None:
-        self.lines.append(f"{'PASS' if passed else 'MISS'} {name} {_spread(values)} {bound}")
-        self.missed |= not passed
+        self.add(f"{'PASS' if passed else 'MISS'} {name} {_spread(values)} {bound}")
 
 
 def ratios(above: list[float], below: list[float]) -> list[float]:

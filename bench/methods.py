@@ -169,14 +169,20 @@ def train(
     if threads:
         torch.set_num_threads(threads)
     saved_state.EPOCH_SECONDS = 10**9  # no state between epochs, unless asked for
+    trainer = trainer_of(recipe, index, workers, *changes)
+    Turns(pipe).watch(trainer)
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        trainer.run(Path(folder))
+
+
+def trainer_of(recipe: Training, index: Index, workers: int, *changes: Callable[[Trainer], None]) -> Trainer:
+    """Return a trainer as the stage `pretrain` makes it, changed."""
     randomness.seed_everything(recipe.seed)
     network = build(recipe.arch, classes=recipe.classes, image_size=recipe.image_size, sobel=recipe.sobel)
     trainer = Trainer(recipe, index, network, "fresh", Ranks(0, 1), workers, float("inf"))
     for change in changes:
         change(trainer)
-    Turns(pipe).watch(trainer)
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        trainer.run(Path(folder))
+    return trainer
 
 
 def saving(_: Trainer) -> None:

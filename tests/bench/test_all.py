@@ -6,6 +6,7 @@ from bench.__main__ import main
 
 PARTS = {
     "passes": "print('PASS fast 3 >= 2')",
+    "waits": "print('open later >= 2')",
     "misses": "import sys; print('MISS slow 1 >= 2'); sys.exit(1)",
     "killed": "import os, signal; print('PASS first 3 >= 2', flush=True); os.kill(os.getpid(), signal.SIGKILL)",
     "raises": "raise ValueError",
@@ -15,7 +16,7 @@ PARTS = {
 @pytest.mark.parametrize(
     ("names", "status", "lines"),
     [
-        (["passes"], 0, ["PASS fast 3 >= 2"]),
+        (["passes", "waits"], 0, ["PASS fast 3 >= 2", "open later >= 2"]),
         (["misses", "passes"], 1, ["MISS slow 1 >= 2", "PASS fast 3 >= 2"]),
         (["killed", "passes"], 1, ["PASS first 3 >= 2", "MISS killed ended with status -9", "PASS fast 3 >= 2"]),
         (["raises"], 1, ["MISS raises ended with status 1"]),

@@ -1,36 +1,148 @@
 """What bench/gpu assembles, where no GPU is at hand."""
 
-import pytest
+from __future__ import annotations
 
-from bench import gpu
+import json
+
+import pytest
+import torch
+
+from bench import gpu, kernels, variants
 from bench.measure import Bars
-from bench.precision import trained
 from uic_core.models import ARCHS
+from uic_core.pretrain.loop import Trainer
 
 
 @pytest.mark.parametrize(("arch", "giga"), [("alexnet", 6.5), ("resnet50", 24.3)])
 def test_a_step_costs_what_the_protocol_says(arch, giga):
     """Forward and backward of an image at 224 pixels, 3,000 classes."""
-    recipe, _ = trained(arch, 224, 2, 3000, 3000)
-    assert gpu.flops(recipe) / 1e9 == pytest.approx(giga, rel=0.02)
+    assert gpu.flops(gpu.recipe_of(arch)) / 1e9 == pytest.approx(giga, rel=0.02)
     assert ARCHS[arch].training_gflop == giga
+
+
+@pytest.mark.parametrize(
+    ("arch", "augmentation", "batch"),
+    [("alexnet", "standard", 256), ("resnet50", "strong", 128), ("vgg16", "strong", 128)],
+)
+def test_recipes_are_the_papers(arch, augmentation, batch):
+    recipe = gpu.recipe_of(arch)
+    assert (recipe.augmentation, recipe.batch_size, recipe.classes) == (augmentation, batch, 3000)
+    assert (recipe.image_size, recipe.sobel) == (224, arch == "alexnet")
 
 
 def test_a_rate_becomes_a_share_of_the_matrix_rate():
     bars = Bars("gpu")
-    rates = {"resident": [100.0], "end to end": [80.0], "batch × 4": [110.0]}
-    gpu.report(bars, "alexnet", 256, 2e9, [1e12], rates, 0.35)
+    rates = {"resident": [100.0], "end to end": [80.0], "batch × 4": [110.0], "strong": [95.0]}
+    gpu.report(bars, "alexnet", 2e9, [1e12], rates)
     shown = [line.split()[:3] for line in bars.lines]
     assert shown == [
         ["MISS", "gpu-alexnet", "0.2"],
         ["MISS", "gpu-end-to-end-alexnet", "0.8"],
         ["PASS", "gpu-batch-256", "0.9091"],
+        ["PASS", "gpu-strong", "0.95"],
     ]
     assert bars.missed
 
 
 def test_without_a_gpu_it_says_so(capsys, monkeypatch):
     monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr("sys.argv", ["gpu"])
-    gpu.main()
+    gpu.main([])
     assert capsys.readouterr().out == "no GPU at hand: bench/gpu measures nothing here\n"
+
+
+def test_a_profile_of_a_tiny_step_and_its_file(capsys, tmp_path, monkeypatch):
+    """On a CPU, in seconds; a second call says what the first one found."""
+    arguments = ["--profile", "--parts", "profile-alexnet", "--out", str(tmp_path / "new" / "gpu.jsonl")]
+    said = []
+    for _ in range(2):
+        with pytest.raises(SystemExit) as ended:
+            gpu.main(arguments)
+        assert not ended.value.code
+        said.append(capsys.readouterr().out)
+        monkeypatch.setattr(gpu, "profiled", None)
+    tables = said[0].split("alexnet, standard, batches of 8, ")[1:]
+    for table, name in zip(tables, ("resident", "end to end"), strict=True):
+        assert table.startswith(f"{name}: ")
+        groups = {line.rsplit(maxsplit=3)[0]: float(line.split()[-3]) for line in table.splitlines()[3:12]}
+        assert list(groups) == list(kernels.GROUPS)
+        assert min(groups.values()) > 0
+    assert said[1].split("alexnet, ")[1:] == said[0].split("alexnet, ")[1:]
+
+
+def parts(done: list[str]) -> dict[str, gpu.Part]:
+    def good(bars, _):
+        done.append("good")
+        bars.say("a table")
+        gpu.judge(bars, "gpu-alexnet", [0.4])
+
+    def bad(*_):
+        done.append("bad")
+        raise ValueError("no such kernel")
+
+    return {
+        "good": gpu.Part(60, ("gpu-alexnet",), good),
+        "bad": gpu.Part(60, ("gpu-vgg16",), bad),
+        "long": gpu.Part(900, ("gpu-resnet50", "gpu-strong"), good),
+        "kmeans": gpu.PARTS["kmeans"],
+    }
+
+
+def test_a_second_call_measures_what_is_left(tmp_path, monkeypatch, capsys):
+    """Not what is kept from the same hardware; what failed, had no time or cannot be measured is not kept."""
+    done: list[str] = []
+    monkeypatch.setattr(gpu, "PARTS", parts(done))
+    expected = [
+        "PASS gpu-alexnet 0.4 [0.4 … 0.4] >= 0.3",
+        "MISS gpu-bad ended with an error",
+        "open gpu-resnet50 >= 0.14",
+        "open gpu-strong >= 0.9",
+        "open gpu-kmeans <= 0.1",
+    ]
+    calls = {"one": ["good", "bad"], "one, again": ["bad"], "two": ["good", "bad"], "one, at last": ["bad"]}
+    for call, worked in calls.items():
+        done.clear()
+        bars = Bars("gpu")
+        gpu.measure(list(gpu.PARTS), bars, gpu.Kept(tmp_path / "file", call[:3]), gpu.Images(tmp_path), 10)
+        assert bars.lines == expected
+        assert bars.said == ["a table"]
+        assert done == worked
+        assert bars.missed
+    assert "no such kernel" in capsys.readouterr().err
+    records = [json.loads(line) for line in (tmp_path / "file").read_text().splitlines()]
+    assert {(each["hardware"], each["part"]) for each in records} == {
+        (hardware, part) for hardware in ("one", "two") for part in ("good", "long", "kmeans")
+    }
+
+
+def fixed_rate(trainer: Trainer) -> None:
+    step = trainer.optimizer.step
+
+    def at_one_rate() -> None:
+        for group in trainer.optimizer.param_groups:
+            group["lr"] = 0.01
+        step()
+
+    trainer.optimizer.step = at_one_rate
+
+
+def no_dropout(trainer: Trainer) -> None:
+    for module in trainer.network.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+
+
+def compiled(trainer: Trainer) -> None:
+    trainer.network.compile(backend="aot_eager")
+
+
+@pytest.mark.parametrize(
+    ("change", "found"), [(variants.together(), 1), (compiled, 1), (fixed_rate, 0), (no_dropout, 0)]
+)
+def test_whether_a_step_heeds_seed_and_learning_rate(change, found):
+    """A compiled one does; one whose rate, or whose dropout, is fixed does not."""
+    assert gpu.heeds(gpu.recipe_of("alexnet", **gpu.TINY), change) == found
+
+
+def test_every_bar_has_one_part():
+    bars = [bar for part in gpu.PARTS.values() for bar in part.bars]
+    assert sorted(bars) == sorted(gpu.BOUNDS)

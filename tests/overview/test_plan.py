@@ -86,6 +86,29 @@ def test_a_job_lasts_as_long_as_the_slower_of_arithmetic_and_decoding() -> None:
     assert rates(1, gpu=False, cpus=1).seconds(job) == 160
 
 
+def test_what_is_bound_by_decoding_and_what_a_cache_saves() -> None:
+    """By hand, in hours: 10 and 1 of arithmetic, 20 each of decoding on 15 of 16 CPUs; the third one has 30.
+
+    From JPEGs of 256 pixels decoding takes 20 ÷ 2.6 = 7.7, from pixels 20 ÷ 6.8 = 2.9: (20 - 10) + (20 - 7.7) and
+    (20 - 10) + (20 - 2.9) are saved.
+    """
+    content = read_yaml(CONFIG / "paper.yaml")
+    config = validate(content, "paper.yaml")
+    hours = {"uic_3k": 10, "uic_5k": 1, "uic_10k": 30}
+    jobs = [
+        Job("pretrain", run, (), "core", "alexnet", flops=3600 * taken, images=3600 * 20 * 15, cpus=16)
+        for run, taken in hours.items()
+    ]
+    jobs.append(dataclasses.replace(jobs[1], rule="linear_probe"))
+    assert "".join(plan.decoding(config, jobs, rates(1))) == (
+        "imagenet: bound by decoding on 16 CPUs a GPU (times the arithmetic): uic_3k 2.0, uic_5k 20.0; a cache of 256 "
+        "pixels:  jpeg, 44 GB, saves 22.3 GPU-hours; uint8, 330 GB, saves 27.1 GPU-hours"
+    )
+    assert plan.decoding(config, jobs[2:3], rates(1)) == ["no training is bound by decoding on 16 CPUs a GPU"]
+    content["datasets"]["cache"]["format"] = "jpeg"
+    assert plan.decoding(validate(content, "paper.yaml"), jobs, rates(1)) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "names", [["paper", "peers"], ["demo"], ["cifar10"], ["cifar10_small"], ["cifar10_224"]], ids=" ".join

@@ -112,6 +112,11 @@ def evaluation(config: Config, run: str, name: str, counting: Counting | None = 
     )  # fmt: skip
 
 
+def cache_bytes(format: str, side: int, images: int) -> float:
+    """Return the size of a cache of so many images with the shorter side `side`, pixels."""
+    return _CACHE[format] * side**2 * _ASPECT * images
+
+
 def preparation(config: Config) -> list[Job]:
     """Return the jobs before the first run, which all runs share: checks, indexes, the cache, proposals."""
     data, proposals = config.datasets, config.evaluations.proposals
@@ -133,7 +138,7 @@ def preparation(config: Config) -> list[Job]:
         if not name.startswith("voc"):
             jobs.append(Job("index", name, (("check", name),), "core", images=images, bytes=100 * images))
     for name, folder in data.folders.items() if data.cache.format != "none" else ():
-        size = _CACHE[data.cache.format] * data.cache.side**2 * _ASPECT * folder.train_images
+        size = cache_bytes(data.cache.format, data.cache.side, folder.train_images)
         jobs.append(Job("cache", name, (("index", name),), "core", images=folder.train_images, bytes=size, cpus=16))
     if data.voc07 and proposals:
         for split, images in (("trainval", data.voc07.trainval_images), ("test", data.voc07.test_images)):

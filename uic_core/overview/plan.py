@@ -11,14 +11,15 @@ import heapq
 import os
 import textwrap
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tabulate import tabulate
 
 from uic_core.config import FILES, Config, read
 from uic_core.errors import stage
-from uic_core.overview.costs import Job, evaluation, preparation, training
-from uic_core.overview.rates import Rates, assumed
+from uic_core.overview.costs import Job, cache_bytes, evaluation, preparation, training
+from uic_core.overview.rates import CACHE_SPEED, Rates, assumed
 from uic_core.recipe import External, Training
 from uic_core.report.cells import all_needed, by_class, check_cells, needed, of_every_run, read_figures, read_tables
 
@@ -128,7 +129,7 @@ def report(config: Config, rates: Rates) -> str:
     return (
         f"{len(trained)} runs{elsewhere}{several}; rates {rates.said}\n\n{by_rule}\n\n"
         f"What each table takes by itself; the cheapest is {min(rows, key=lambda row: row[3])[0]}:\n\n{by_table}\n\n"
-        + "".join(f"{line}\n" for line in labelled)
+        + "".join(f"{line}\n" for line in [*labelled, *decoding(config, jobs.values(), rates)])
         + f"wall time of everything on {slots}: {_hours(wall(jobs, rates))}\n"
     )
 
@@ -147,6 +148,39 @@ def _labelling(job: Job, rates: Rates) -> str:
     return f"{job.run}: {job.labelling.said}; together {hours:.1f} {'GPU' if rates.gpu else 'CPU'}-hours"
 
 
+def decoding(config: Config, jobs: Iterable[Job], rates: Rates) -> list[str]:
+    """Return lines on the trainings that are bound by decoding, data set by data set, and on what a cache would save.
+
+    Nothing is said of a config that has a cache.
+    """
+    cache = config.datasets.cache
+    if cache.format != "none":
+        return []
+    bound: dict[str, list[Job]] = {}
+    for job in jobs:
+        recipe = config.runs.get(job.run)
+        if not isinstance(recipe, Training) or job.rule != recipe.stage:
+            continue
+        if rates.decoding(job) > rates.arithmetic(job):
+            bound.setdefault(recipe.data, []).append(job)
+    unit, each = ("GPU-hours", "GPU") if rates.gpu else ("CPU-hours", "job")
+    where = f"bound by decoding on {rates.cpus} CPU{'s' * (rates.cpus > 1)} a {each}"
+    lines = [] if bound else [f"no training is {where}"]
+    for data, trainings in bound.items():
+        runs = ", ".join(f"{job.run} {rates.decoding(job) / rates.arithmetic(job):.1f}" for job in trainings)
+        caches = []
+        for format, speed in CACHE_SPEED.items():
+            saved = sum(
+                rates.taken(job) * (rates.seconds(job) - rates.seconds(replace(job, images=job.images / speed)))
+                for job in trainings
+            )
+            size = cache_bytes(format, cache.side, config.datasets.folders[data].train_images)
+            caches.append(f"{format}, {size / 1e9:.3g} GB, saves {saved / 3600:.3g} {unit}")
+        line = f"{data}: {where} (times the arithmetic): {runs}; a cache of {cache.side} pixels: {'; '.join(caches)}"
+        lines += textwrap.wrap(line, 118, subsequent_indent="  ")
+    return lines
+
+
 def _hours(seconds: float) -> str:
     return f"{seconds / 60:.1f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
@@ -156,6 +190,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m uic_core.overview.plan", description=__doc__)
     parser.add_argument("--config", type=Path, nargs="+", required=True, help=FILES)
     parser.add_argument("--gpus", type=int, default=8, help="used at once")
+    parser.add_argument("--cpus", type=int, default=16, help="of a GPU's job, at most; not with --measure")
     parser.add_argument("--peak", type=float, default=312.0, help="bf16 matrix rate of one GPU, TFLOP/s (A100: 312)")
     parser.add_argument("--measure", action="store_true", help="measure the rates of this machine: a minute or two")
     options = parser.parse_args(arguments)
@@ -167,7 +202,7 @@ def main(arguments: list[str] | None = None) -> None:
 
             rates = measured(config, options.gpus, os.cpu_count() or 1)
         else:
-            rates = assumed(config, options.peak, options.gpus)
+            rates = assumed(config, options.peak, options.gpus, options.cpus)
         print(report(config, rates), end="")
 
 

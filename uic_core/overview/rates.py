@@ -12,6 +12,8 @@ _MOST_CPUS = 64  # of a job with several GPUs (workflow/rules/common.smk)
 # Share of the bf16 matrix rate that float32 reaches: on A100 and H100 the float32 rate is a sixteenth of it, and
 # convolutions reach about 60 % of that (assumed; --measure measures it).
 _EXACT = 0.6 / 16
+CACHE_SPEED = {"jpeg": 2.6, "uint8": 6.8}
+"""Images a CPU-second from a cache of 256 pixels ÷ those from ImageNet's files (bench/RESULTS.md)."""
 
 
 @dataclass(frozen=True)
@@ -42,21 +44,30 @@ class Rates:
 
     def seconds(self, job: Job) -> float:
         """Return how long a job takes."""
-        gpus = self.taken(job) if self.gpu else 1
-        arithmetic = 0.0
-        if job.arch:
-            exact = job.exact if job.rule in ("pretrain", "finetune") else job.flops
-            arithmetic = (job.flops - exact) / self.flops[job.arch] + exact / self.exact[job.arch]
-            arithmetic /= max(1, gpus)
-        cpus = min(job.cpus, self.cpus)
-        processes = max(1, min(cpus * max(1, gpus), _MOST_CPUS) - 1)
-        decoding = job.images / self.decode / processes
+        arithmetic, decoding = self.arithmetic(job), self.decoding(job)
         work = arithmetic + decoding if self.cpus == 1 else max(arithmetic, decoding)
-        return self.start[job.environment] + work + job.searched * self.search / cpus
+        return self.start[job.environment] + work + job.searched * self.search / min(job.cpus, self.cpus)
+
+    def arithmetic(self, job: Job) -> float:
+        """Return the seconds of a job's arithmetic on all its GPUs."""
+        if not job.arch:
+            return 0.0
+        exact = job.exact if job.rule in ("pretrain", "finetune") else job.flops
+        seconds = (job.flops - exact) / self.flops[job.arch] + exact / self.exact[job.arch]
+        return seconds / self._gpus(job)
+
+    def decoding(self, job: Job) -> float:
+        """Return the seconds of a job's decoding on all its CPUs."""
+        processes = max(1, min(min(job.cpus, self.cpus) * self._gpus(job), _MOST_CPUS) - 1)
+        return job.images / self.decode / processes
 
     def taken(self, job: Job) -> int:
         """Return the slots that a job takes: its GPUs, at most all there are; without GPUs one."""
         return min(job.gpus, self.slots) * job.gpu if self.gpu else 1
+
+    def _gpus(self, job: Job) -> int:
+        """Return over how many GPUs, each with its CPUs, a job is spread; 1 without a GPU."""
+        return max(1, self.taken(job)) if self.gpu else 1
 
 
 def slow(config: Config) -> Rates:
@@ -66,11 +77,14 @@ def slow(config: Config) -> Rates:
     return Rates(dict.fromkeys(archs, 1e13), dict.fromkeys(archs, 5e12), 50.0, 8.0, start, 16, 8, True, "slow")
 
 
-def assumed(config: Config, peak: float, gpus: int) -> Rates:
-    """Return rates of a GPU of `peak` TFLOP/s (bf16 matrices), with 16 CPUs for a large job (bench/RESULTS.md)."""
+def assumed(config: Config, peak: float, gpus: int, cpus: int = 16) -> Rates:
+    """Return rates of GPUs of `peak` TFLOP/s (bf16 matrices), with at most so many CPUs each (bench/RESULTS.md)."""
     archs = {recipe.arch for recipe in config.runs.values()}
     flops = {arch: ARCHS[arch].matrix_share * peak * 1e12 for arch in archs}
     exact = dict.fromkeys(flops, _EXACT * peak * 1e12)
     start = {"core": 20.0, "openmmlab": 40.0, "report": 10.0}
-    said = f"assumed: a GPU of {peak:g} TFLOP/s in bf16, 8 or 16 CPUs of 750 images/s a job; --measure measures here"
-    return Rates(flops, exact, 750.0, 2.0, start, 16, gpus, True, said)
+    fewer = "8 or " * (cpus > 8)
+    said = (
+        f"assumed: a GPU of {peak:g} TFLOP/s in bf16, {fewer}{cpus} CPUs of 750 images/s a job; --measure measures here"
+    )
+    return Rates(flops, exact, 750.0, 2.0, start, cpus, gpus, True, said)
