@@ -1,6 +1,7 @@
 """DeepCluster (Caron et al. 2018): each epoch starts with k-means on the network's features and a new top layer.
 
-The features are those of centre crops. Before k-means they are reduced by PCA, whitened and L2-normalised.
+The features are those of centre crops. Before k-means they are reduced by PCA, whitened and L2-normalised. On a GPU all
+of this is done there (uic_core/methods/kmeans.py), elsewhere by faiss.
 """
 
 from __future__ import annotations
@@ -32,7 +33,32 @@ class DeepCluster(Annealed):
 
 
 def labels(recipe: DeepCluster, epoch: int, present: Labels, inference: Inference) -> Labels:
-    """Clusters of the features. The first process computes them with all threads of the job; the others wait."""
+    """Clusters of the features."""
+    seed = int(np.random.default_rng([recipe.seed, 4, epoch]).integers(2**31))
+    made = by_torch if inference.top.weight.is_cuda else by_faiss
+    return made(recipe, seed, present, inference)
+
+
+def by_torch(recipe: DeepCluster, seed: int, present: Labels, inference: Inference) -> Labels:
+    """Cluster on the training device, the processes together."""
+    from uic_core.methods.kmeans import clustered, whitened
+
+    images, device, ranks = len(present), inference.top.weight.device, inference.ranks
+    features, positions = inference.embed_share()
+    rows = whitened(features, images, recipe.pca, device, ranks)
+    del features
+    inference.pause()
+    made = clustered(
+        rows, positions, images, recipe.classes, recipe.kmeans_iterations, seed, ranks, after=inference.pause
+    )
+    found = np.zeros_like(present)
+    found[positions] = made.labels.cpu().numpy()
+    ranks.sum(found, device)
+    return found
+
+
+def by_faiss(recipe: DeepCluster, seed: int, present: Labels, inference: Inference) -> Labels:
+    """Cluster on the first process, with all threads of the job; the others wait."""
     found = np.zeros_like(present)
     features = inference.embed()
     with threads(inference.threads):
@@ -40,7 +66,6 @@ def labels(recipe: DeepCluster, epoch: int, present: Labels, inference: Inferenc
             features = whiten(features, recipe.pca)
         inference.pause()
         if features is not None:
-            seed = int(np.random.default_rng([recipe.seed, 4, epoch]).integers(2**31))
             found[:] = kmeans(features, recipe.classes, recipe.kmeans_iterations, seed, after=inference.pause)
         else:
             for _ in range(recipe.kmeans_iterations):
