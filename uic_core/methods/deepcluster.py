@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from uic_core.data.partition import Groups, Labels, group
-from uic_core.methods.method import Inference, Method, Passes
+from uic_core.methods.method import Inference, Labelling, Method, Passes
 from uic_core.methods.order import Balanced, Draws, Order
 from uic_core.recipe import Annealed
 
@@ -184,6 +184,20 @@ class SortedList:
         return self._balanced.coverage()
 
 
+def labelling(recipe: DeepCluster, images: int, width: int) -> Labelling:
+    """Covariance of the features, their reduction, and k-means with the search after its last iteration."""
+    reduced = min(recipe.pca, width)
+    covariance, reduction = 2.0 * images * width**2, 2.0 * images * width * reduced
+    search = 2.0 * images * recipe.classes * reduced
+    operations = covariance + reduction + (recipe.kmeans_iterations + 1) * search
+    memory = 4 * images * (width + reduced)
+    said = (
+        f"{recipe.epochs} clusterings of {images:,} × {reduced:,} (PCA of {width:,}) in {recipe.classes:,} classes, "
+        f"{recipe.kmeans_iterations} iterations each, in {memory / 1e9:.1f} GB of memory"
+    )
+    return Labelling(recipe.epochs * operations, memory, said=said)
+
+
 METHOD = Method(
     recipe=DeepCluster,
     labels=labels,
@@ -191,4 +205,5 @@ METHOD = Method(
     start_epoch=renew_top,
     top_momentum=False,
     passes=lambda recipe: Passes(recipe.epochs, recipe.epochs),
+    labelling=labelling,
 )
