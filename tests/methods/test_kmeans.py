@@ -144,6 +144,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch):
         white = whitened(torch.from_numpy(rows), len(rows), 10, CPU)
         before[name] = (made.labels.tolist(), pytest.approx(made.objective, rel=1e-9), white)
     assert before["whole"][:2] == before["chunks"][:2]
+    assert {chunk.numel() for _, chunk in kmeans._chunks(torch.from_numpy(rows), 24, CPU)} == {41 * 24, 32 * 24}
     torch.testing.assert_close(before["whole"][2].abs(), before["chunks"][2].abs(), rtol=0, atol=1e-5)
 
 

@@ -24,7 +24,7 @@ from torch.nn.functional import normalize, pad
 from uic_core.errors import InputError
 from uic_core.run.parallel import ALONE, Ranks
 
-_CHUNK = {"cpu": 1 << 22, "cuda": 1 << 26}  # float32 numbers at a time, of features or of distances
+_CHUNK = {"cpu": 1 << 22, "cuda": 1 << 25}  # numbers at a time, of features or of distances
 _FLAT = 1e-6  # a direction with less of the largest variance is left out: see deepcluster.whiten
 _SHIFT = 2.0**-10  # by this share a split cluster's two centroids move apart, as in faiss
 _SPLIT_SEED = 1234  # faiss's, at each iteration
@@ -164,7 +164,7 @@ def _drawn(rows: Tensor, positions: NDArray[np.int64], images: int, classes: int
 def _nearest(rows: Tensor, centroids: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
     """Yield chunks: which rows, the rows, their nearest centroids, their squared distances to these."""
     halves = centroids.square().sum(1) / 2
-    for part, chunk in _chunks(rows, len(centroids), rows.device):
+    for part, chunk in _chunks(rows, max(centroids.shape), rows.device):
         least, labels = torch.addmm(halves, chunk, centroids.T, alpha=-1).min(1)
         yield part, chunk, labels, 2 * least + chunk.square().sum(1)
 
