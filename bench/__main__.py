@@ -4,7 +4,9 @@ import subprocess
 import sys
 from collections.abc import Iterable
 
-PARTS = ("boundary", "index", "loader", "methods", "sinkhorn", "precision", "gpu", "frozen", "knn", "proposals")
+PARTS = (
+    "boundary", "index", "loader", "methods", "sinkhorn", "kmeans", "precision", "gpu", "frozen", "knn", "proposals",
+)  # fmt: skip
 
 
 def part(module: str) -> list[str]:

@@ -42,7 +42,7 @@ MIRRORS = {
     | {"partition": "methods/labels pretrain/reference"},
     "methods": dict.fromkeys(("labels", "order"), "pretrain/reference")
     | {"selflabel": "pretrain/reference pretrain/pretrain", "sinkhorn": "", "uic_balanced_start": "methods/uic"}
-    | {"deepcluster": "methods/order pretrain/reference pretrain/pretrain"}
+    | {"deepcluster": "methods/order pretrain/reference pretrain/pretrain", "kmeans": ""}
     | dict.fromkeys(("finetune", "method", "supervised", "uic"), "pretrain/reference pretrain/pretrain"),
     "pretrain": {"centre_crops": "pretrain/reference pretrain/pretrain run/precision run/parallel"}
     | {"label_passes": "pretrain/reference pretrain/pretrain run/parallel"}

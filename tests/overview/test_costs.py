@@ -45,7 +45,8 @@ def test_uic_takes_no_pass_of_its_own_and_deepcluster_one_an_epoch(paper: Config
     assert uic.images == images * epochs
     assert deepcluster.images == 2 * images * paper.runs["deepcluster"].epochs
     size = count("alexnet", paper.runs["deepcluster"].classes, 224, True)
-    assert deepcluster.flops == deepcluster.images / 2 * (size.training + size.forward)
+    passes = deepcluster.images / 2 * (size.training + size.forward)
+    assert deepcluster.flops == pytest.approx(passes + deepcluster.labelling.operations)
     # the extra forward is .33 of training compute
     assert size.forward / size.training == pytest.approx(0.33, abs=0.01)
 
@@ -57,6 +58,22 @@ def test_labels_from_a_centre_crop_take_a_pass_an_epoch_but_the_first_and_fine_t
     assert tuned.images == images * (1 + paper.runs["uic_3k_fft"].epochs)
     assert ("pretrain", "uic_3k") in tuned.needs
     assert costs.training(paper, "random_rgb").flops == 0
+
+
+def test_deepclusters_clustering_by_hand(paper: Config) -> None:
+    """An epoch: PCA of fc7's 4,096 numbers to 256, twenty iterations among 10,000 centroids, and a last search."""
+    job, size = costs.training(paper, "deepcluster"), count("alexnet", 10000, 224, True)
+    images, epochs = 1_281_167, 500
+    pca = 2 * images * (4096 * 4096 + 4096 * 256)
+    kmeans = 2 * images * 10_000 * 256 * (20 + 1)
+    assert job.labelling.operations == pytest.approx(epochs * (pca + kmeans))
+    assert (pca / 1e12, kmeans / 1e12) == pytest.approx((45.7, 137.8), abs=0.1)
+    assert job.exact == pytest.approx(epochs * (pca + kmeans + images * size.forward))
+    assert job.gigabytes() * 1e9 > 2 * job.labelling.memory
+    assert plan._labelling(job, assumed(paper, 312, 8)) == (
+        "deepcluster: 500 clusterings of 1,281,167 × 256 (PCA of 4,096) in 10,000 classes, 20 iterations each, in "
+        f"22.3 GB of memory; together {epochs * (pca + kmeans) / (0.6 / 16 * 312e12) / 3600:.1f} GPU-hours"
+    )
 
 
 @pytest.mark.parametrize("heads", [1, 10])

@@ -3,18 +3,19 @@
 import copy
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from tests.recipes import recipe
 from uic_core.data import reader
 from uic_core.data.augment import normalize
 from uic_core.data.index import build_folder
+from uic_core.methods import deepcluster
 from uic_core.models import build
-from uic_core.pretrain.centre_crops import CentreCrops
+from uic_core.pretrain.label_passes import LabelPasses
 from uic_core.pretrain.loop import Trainer
 from uic_core.run import precision
 from uic_core.run.parallel import ALONE
@@ -54,8 +55,12 @@ class Made(Exception):
 
 @pytest.mark.parametrize(
     ("maker", "changes"),
-    [("embed", {"method": "deepcluster"}), ("predict", {"method": "finetune"})],
-    ids=["deepcluster", "finetune"],
+    [
+        ("embed", {"method": "deepcluster"}),
+        ("embed_share", {"method": "deepcluster"}),
+        ("predict", {"method": "finetune"}),
+    ],
+    ids=["deepcluster", "deepcluster_on_a_gpu", "finetune"],
 )
 def test_passes_over_all_images_are_float32_in_a_bf16_run(
     demo_data: SimpleNamespace,
@@ -76,26 +81,31 @@ def test_passes_over_all_images_are_float32_in_a_bf16_run(
     plain = copy.deepcopy(network).eval().to(memory_format=torch.channels_last)
     crops = [reader.center_crop(reader.read_rgb(index.file(n)), 73, 64) for n in range(len(index))]
     parts = normalize(torch.from_numpy(np.stack(crops))).split(8)
-    compute = plain.embed if maker == "embed" else plain
+    compute = plain if maker == "predict" else plain.embed
     with torch.no_grad():
         expected = torch.cat([compute(part) for part in parts])
         with torch.autocast("cpu", torch.bfloat16):
             rounded = torch.cat([compute(part).float() for part in parts])
     logits: list[torch.Tensor] = []
-    found: list[NDArray[np.generic]] = []
-    make = getattr(CentreCrops, maker)
+    found: list[Any] = []
+    make = getattr(LabelPasses, maker)
 
-    def watch(crops: CentreCrops) -> None:
+    def watch(crops: LabelPasses) -> None:
         with crops._network.register_forward_hook(lambda *given: logits.append(given[2])):
             found.append(make(crops))
         raise Made
 
-    monkeypatch.setattr(CentreCrops, maker, watch)
+    monkeypatch.setattr(LabelPasses, maker, watch)
+    if maker == "embed_share":
+        monkeypatch.setattr(deepcluster, "by_faiss", deepcluster.by_torch)
     monkeypatch.setattr(precision, "_cpu_flags", lambda: {"amx_bf16"})  # convolutions of tiles, too
     with pytest.raises(Made):
         Trainer(made, index, network, "fresh", ALONE, workers=0, save_every=300).run(tmp_path)
     if maker == "embed":
         ours = torch.from_numpy(found[0])
+    elif maker == "embed_share":
+        ours, positions = found[0]
+        assert positions.tolist() == list(range(12))
     else:
         ours = torch.cat(logits)
         assert found[0].tolist() == expected.argmax(1).tolist()

@@ -1,6 +1,7 @@
 """DeepCluster (Caron et al. 2018): each epoch starts with k-means on the network's features and a new top layer.
 
-The features are those of centre crops. Before k-means they are reduced by PCA, whitened and L2-normalised.
+The features are those of centre crops. Before k-means they are reduced by PCA, whitened and L2-normalised. On a GPU all
+of this is done there (uic_core/methods/kmeans.py), elsewhere by faiss.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from uic_core.data.partition import Groups, Labels, group
-from uic_core.methods.method import Inference, Method, Passes
+from uic_core.methods.method import Inference, Labelling, Method, Passes
 from uic_core.methods.order import Balanced, Draws, Order
 from uic_core.recipe import Annealed
 
@@ -32,7 +33,32 @@ class DeepCluster(Annealed):
 
 
 def labels(recipe: DeepCluster, epoch: int, present: Labels, inference: Inference) -> Labels:
-    """Clusters of the features. The first process computes them with all threads of the job; the others wait."""
+    """Clusters of the features."""
+    seed = int(np.random.default_rng([recipe.seed, 4, epoch]).integers(2**31))
+    made = by_torch if inference.top.weight.is_cuda else by_faiss
+    return made(recipe, seed, present, inference)
+
+
+def by_torch(recipe: DeepCluster, seed: int, present: Labels, inference: Inference) -> Labels:
+    """Cluster on the training device, the processes together."""
+    from uic_core.methods.kmeans import clustered, whitened
+
+    images, device, ranks = len(present), inference.top.weight.device, inference.ranks
+    features, positions = inference.embed_share()
+    rows = whitened(features, images, recipe.pca, device, ranks)
+    del features
+    inference.pause()
+    made = clustered(
+        rows, positions, images, recipe.classes, recipe.kmeans_iterations, seed, ranks, after=inference.pause
+    )
+    found = np.zeros_like(present)
+    found[positions] = made.labels.cpu().numpy()
+    ranks.sum(found, device)
+    return found
+
+
+def by_faiss(recipe: DeepCluster, seed: int, present: Labels, inference: Inference) -> Labels:
+    """Cluster on the first process, with all threads of the job; the others wait."""
     found = np.zeros_like(present)
     features = inference.embed()
     with threads(inference.threads):
@@ -40,7 +66,6 @@ def labels(recipe: DeepCluster, epoch: int, present: Labels, inference: Inferenc
             features = whiten(features, recipe.pca)
         inference.pause()
         if features is not None:
-            seed = int(np.random.default_rng([recipe.seed, 4, epoch]).integers(2**31))
             found[:] = kmeans(features, recipe.classes, recipe.kmeans_iterations, seed, after=inference.pause)
         else:
             for _ in range(recipe.kmeans_iterations):
@@ -159,6 +184,20 @@ class SortedList:
         return self._balanced.coverage()
 
 
+def labelling(recipe: DeepCluster, images: int, width: int) -> Labelling:
+    """Covariance of the features, their reduction, and k-means with the search after its last iteration."""
+    reduced = min(recipe.pca, width)
+    covariance, reduction = 2.0 * images * width**2, 2.0 * images * width * reduced
+    search = 2.0 * images * recipe.classes * reduced
+    operations = covariance + reduction + (recipe.kmeans_iterations + 1) * search
+    memory = 4 * images * (width + reduced)
+    said = (
+        f"{recipe.epochs} clusterings of {images:,} × {reduced:,} (PCA of {width:,}) in {recipe.classes:,} classes, "
+        f"{recipe.kmeans_iterations} iterations each, in {memory / 1e9:.1f} GB of memory"
+    )
+    return Labelling(recipe.epochs * operations, memory, said=said)
+
+
 METHOD = Method(
     recipe=DeepCluster,
     labels=labels,
@@ -166,4 +205,5 @@ METHOD = Method(
     start_epoch=renew_top,
     top_momentum=False,
     passes=lambda recipe: Passes(recipe.epochs, recipe.epochs),
+    labelling=labelling,
 )

@@ -49,6 +49,13 @@ class Inference(Protocol):
     def embed(self) -> NDArray[np.float32] | None:
         """Features before the top layer from such a pass, float32 [N, D]; None on all processes but the first."""
 
+    def embed_share(self) -> tuple[Tensor, NDArray[np.int64]]:
+        """Those features of the images that this process embeds, which other processes do not get.
+
+        Returns:
+            float32 [n, D], on the device if it has room and in memory if not; and their positions, int64 [n].
+        """
+
     def training_features(self) -> tuple[Tensor, NDArray[np.int64]]:
         """Features that the top layer sees, from a pass over the training views in train mode and float32.
 

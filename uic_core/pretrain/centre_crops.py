@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -58,25 +58,33 @@ class CentreCrops:
 
     @torch.no_grad()
     def _pass(self, function: Callable[[Tensor], Tensor], *, everywhere: bool) -> NDArray[Any] | None:
+        found: NDArray[Any] | None = None
+        for part, rows in self._outputs(function):
+            values = self._ranks.gather(rows, [len(positions) for positions in part])
+            if not everywhere and self._ranks.rank:
+                continue
+            if found is None:  # allocated only once: DeepCluster's features are 21 GB on ImageNet
+                found = np.empty((self._images, *values.shape[1:]), values.cpu().numpy().dtype)
+            found[part[0][0] : part[0][0] + len(values)] = values.cpu().numpy()
+        return found
+
+    def _parts(self) -> list[list[NDArray[np.int64]]]:
+        """Positions of each batch, by rank."""
+        return [
+            np.array_split(np.arange(start, min(start + self._batch_size, self._images)), self._ranks.world)
+            for start in range(0, self._images, self._batch_size)
+        ]
+
+    def _outputs(self, function: Callable[[Tensor], Tensor]) -> Iterator[tuple[list[NDArray[np.int64]], Tensor]]:
+        """Yield each batch's positions by rank, and the function's rows of this rank's images."""
         self._ranks.align(self._network)
         self._network.eval()
-        images, rank = self._images, self._ranks.rank
-        parts = [
-            np.array_split(np.arange(start, min(start + self._batch_size, images)), self._ranks.world)
-            for start in range(0, images, self._batch_size)
-        ]
+        parts, rank = self._parts(), self._ranks.rank
         # A rank without an image in the last batch computes one and drops it.
         own = (part[rank] if len(part[rank]) else part[0][:1] for part in parts)
-        found: NDArray[Any] | None = None
         for part, (crops, _) in zip(parts, self._loader.stream(own, "center_crop", 0, 0), strict=True):
             self.pause()
             x = normalize(crops).contiguous(memory_format=torch.channels_last)
             rows = function(x)[: len(part[rank])]
-            values = self._ranks.gather(rows, [len(positions) for positions in part])
-            self.inputs += len(values)
-            if not everywhere and rank:
-                continue
-            if found is None:  # allocated only once: DeepCluster's features are 21 GB on ImageNet
-                found = np.empty((images, *values.shape[1:]), values.cpu().numpy().dtype)
-            found[part[0][0] : part[0][0] + len(values)] = values.cpu().numpy()
-        return found
+            self.inputs += sum(map(len, part))
+            yield part, rows

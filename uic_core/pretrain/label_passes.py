@@ -44,6 +44,17 @@ class LabelPasses(CentreCrops):
         self.moment, self.folder = 0, Path()
 
     @torch.no_grad()
+    def embed_share(self) -> tuple[Tensor, NDArray[np.int64]]:
+        """Features before the top layer of this rank's images, and their positions: see Inference."""
+        positions = np.concatenate([part[self._ranks.rank] for part in self._parts()])
+        features = self.matrix(len(positions), self._network.embedding_size, torch.float32)
+        done = 0
+        for _, rows in self._outputs(self._network.embed):
+            features[done : done + len(rows)] = rows
+            done += len(rows)
+        return features, positions
+
+    @torch.no_grad()
     def training_features(self) -> tuple[Tensor, NDArray[np.int64]]:
         """Features that the top layer sees, from a pass over the training views: see Inference."""
         recipe, number, rank = self._recipe, self.moment, self._ranks.rank

@@ -23,7 +23,7 @@ def matrix(rows: int, width: int, short: torch.dtype, folder: Path, most: int, d
     `most` bytes; else in an unnamed file, which disappears with the tensor or the process, however that ends.
 
     Args:
-        short: a type of two bytes.
+        short: a type of two bytes; float32, for a matrix that must be exact, lies in no file.
         folder: for the file.
         device: where it may lie, besides the CPU's memory.
 
