@@ -423,6 +423,32 @@ def run(saved: SimpleNamespace, indexes: tuple[Index, Index], settings: LinearPr
     return folder / "metrics" / "linear_probe.json"
 
 
+def test_a_stage_in_bf16_is_near_float32_in_training_and_test(
+    saved: SimpleNamespace, indexes: tuple[Index, Index], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where not a single image changes sides, the loss must: the heads have learned from other numbers."""
+    seen: set[str] = set()
+    compute = heads.taps
+
+    def watch(*given: Any) -> dict[str, Tensor]:
+        seen.add(given[3])
+        return compute(*given)
+
+    monkeypatch.setattr(heads, "taps", watch)
+    found = {}
+    for precision in ("fp32", "bf16"):
+        (folder := tmp_path / precision).mkdir()
+        settings = protocol(layers={"alexnet": ["conv2", "conv5"]}, lr=0.005, precision=precision)
+        found[precision] = json.loads(run(saved, indexes, settings, folder).read_text())
+    assert seen == {"fp32", "bf16"}
+    assert found["bf16"]["protocol"] == found["fp32"]["protocol"] | {"precision": "bf16"}
+    for layer in ("conv2", "conv5"):
+        plain, rounded = (found[precision]["values"][f"{layer}/last"] for precision in ("fp32", "bf16"))
+        assert plain["loss"] != rounded["loss"]
+        assert rounded["loss"] == pytest.approx(plain["loss"], rel=0.02)
+        assert rounded["value"] == pytest.approx(plain["value"], abs=100 / 12 + 1e-9)
+
+
 def test_stage(
     saved: SimpleNamespace, indexes: tuple[Index, Index], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

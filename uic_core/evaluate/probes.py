@@ -195,7 +195,7 @@ class Probes:
         stream = self._loader.stream(own, self._crop, protocol.seed, epoch)  # type: ignore[arg-type]
         for number, (crops, positions) in enumerate(stream):
             numbers = randomness.uniforms(protocol.seed, epoch, positions, UNIFORMS)
-            features = activations(self.network, augment(crops, numbers, "standard"), self.layers)
+            features = activations(self.network, augment(crops, numbers, "standard"), self.layers, protocol.precision)
             truth = self._labels[torch.from_numpy(positions).to(self._device)]
             losses = [F.cross_entropy(self.heads[layer](features[layer]), truth) for layer in self.layers]
             size = len(left[number])
@@ -222,7 +222,7 @@ class Probes:
             self.hits = torch.zeros(len(self.layers), 2, len(self.waiting), dtype=torch.int64, device=self._device)
         left = ten_crop.hits(
             self.network, self.waiting, self.val_index, self._resize, self._workers, self.ranks, self.tested,
-            self.protocol.switches.test,
+            self.protocol.switches.test, self.protocol.precision,
         )  # fmt: skip
         for self.tested, found in left:
             self.hits += found
