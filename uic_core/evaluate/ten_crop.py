@@ -97,7 +97,7 @@ def hits(
         if test == "center_crop":
             crops = crops[:, _CENTRE : _CENTRE + 1]
         images = normalize(crops.to(device, non_blocking=True).flatten(0, 1))
-        truth = labels[positions.to(device)]
+        truth = labels[positions.to(device, non_blocking=True)]
         found = []
         for layer, features in activations(network, images, layers, precision).items():
             logits = F.linear(features, *stacked[layer]).view(len(positions), crops.shape[1], len(snapshots), -1)
