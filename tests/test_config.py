@@ -14,7 +14,7 @@ from snakemake.utils import update_config
 from uic_core.config import RUN_NAME, Config, read, validate
 from uic_core.data.dataset import Dataset
 from uic_core.errors import InputError
-from uic_core.evaluations import EVALUATIONS, Evaluations
+from uic_core.evaluations import EVALUATIONS, SECTIONS, Evaluations
 from uic_core.evaluations.evaluation import Listed
 from uic_core.files import read_yaml
 from uic_core.methods import METHODS, Run, load_run, parse_run
@@ -621,6 +621,22 @@ def test_a_key_that_may_be_left_out_changes_nothing_where_it_is(paper, tmp_path)
     assert recipe.written() == written
     save(parse_run(written | {"crop_scale": 0.2}, "paper"), tmp_path / "recipe.yaml")
     assert load_run(tmp_path / "recipe.yaml").written() == written | {"crop_scale": 0.2}
+
+
+@pytest.mark.parametrize("name", ["linear_probe", "fewshot", "knn"])
+def test_float32_is_said_by_leaving_the_precision_out(paper, tmp_path, name):
+    """A config without the key has the sections, files and records that it had before there was one."""
+    written = paper["evaluations"][name]
+    section = SECTIONS[name].model_validate(written)
+    assert "precision" not in section.model_dump()
+    assert SECTIONS[name].model_validate(written | {"precision": "fp32"}) == section
+    assert section.written() == written
+    changed = SECTIONS[name].model_validate(written | {"precision": "bf16"})
+    assert changed.written() == written | {"precision": "bf16"}
+    save(changed, tmp_path / "section.yaml")
+    assert SECTIONS[name].model_validate(read_yaml(tmp_path / "section.yaml")) == changed
+    with pytest.raises(InputError, match=rf"evaluations\.{name}\.precision: Input should be 'fp32', 'tf32' or 'bf16'"):
+        validate(_broken(paper, f"evaluations.{name}.precision", "fp16"), "mine.yaml")
 
 
 def _other(value):

@@ -326,6 +326,21 @@ def test_stage_of_a_resnet(demo_recipe: recipe.Recipe, demo_data: SimpleNamespac
     assert found["provenance"]["coverage"] == 0.97
 
 
+def test_the_network_in_bf16_changes_an_accuracy_by_little(
+    alexnet: Network, demo_data: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = build_miniimagenet(demo_data.miniimagenet, "test")
+    section = read_yaml(DEMO)["evaluations"]["fewshot"] | {"episodes": 20}
+    section |= {"resolutions": {"native": {"resize": 64, "crop": 64}}}
+    plain, rounded = (
+        fewshot.evaluate(alexnet, index, recipe.parse(Fewshot, section | changes, "test"), tmp_path)[0]
+        for changes in ({}, {"precision": "bf16"})
+    )
+    assert plain != rounded
+    for column, value in plain.items():
+        assert rounded[column].value == pytest.approx(value.value, abs=2)
+
+
 def save_checkpoint(path: Path, network: Network, demo_recipe: recipe.Recipe) -> None:
     checkpoint.save(path, network, demo_recipe, {})
 

@@ -7,9 +7,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from uic_core.errors import InputError
 from uic_core.evaluate import frozen
+from uic_core.evaluate.heads import activations
+from uic_core.models.network import Network
 
 
 @pytest.fixture
@@ -64,3 +67,60 @@ def gradient(network: nn.Module) -> None:
 def test_every_change_is_noticed(network: nn.Module, touch: Callable[[nn.Module], None], message: str) -> None:
     with pytest.raises(AssertionError, match=message), frozen.frozen(network):
         touch(network)
+
+
+LAYERS = ["conv1", "conv5", "fc7"]
+
+
+def test_bf16_is_of_the_network_alone(alexnet: Network) -> None:
+    """Activations are what autocast makes of them, near those of float32, and heads get float32."""
+    images = torch.randn(3, 3, 64, 64)
+    plain, rounded = (frozen.taps(alexnet, images, LAYERS, precision) for precision in ("fp32", "bf16"))
+    with torch.no_grad():
+        for layer, tap in alexnet.taps(images, LAYERS).items():
+            assert torch.equal(plain[layer], tap)
+        with torch.autocast("cpu", torch.bfloat16):
+            for layer, tap in alexnet.taps(images, LAYERS).items():
+                assert torch.equal(rounded[layer], tap)
+    for layer in LAYERS:
+        apart = (rounded[layer].float() - plain[layer]).norm() / plain[layer].norm()
+        assert 1e-4 < apart < 0.02, layer
+        assert not rounded[layer].requires_grad
+    assert rounded["conv5"].dtype is torch.bfloat16
+    assert {each.dtype for each in activations(alexnet, images, LAYERS[:2], "bf16").values()} == {torch.float32}
+
+
+def test_tf32_is_switched_on_for_the_network_alone() -> None:
+    seen = []
+
+    class Watched(Network):
+        def __init__(self) -> None: ...
+
+        def taps(self, x: Tensor, layers: object) -> dict[str, Tensor]:
+            seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+            if x.isnan().any():
+                raise InputError("stopped")
+            return {}
+
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    frozen.taps(Watched(), torch.zeros(1), [])
+    frozen.taps(Watched(), torch.zeros(1), [], "tf32")
+    with pytest.raises(InputError):
+        frozen.taps(Watched(), torch.full((1,), torch.nan), [], "tf32")
+    assert seen == [(False, False), (True, True), (True, True)]
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
+def test_tf32_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for precision in ("fp32", "bf16"):
+        frozen.demand(precision, torch.device("cpu"), "knn")
+    with pytest.raises(InputError, match=r"^evaluations\.knn\.precision: tf32 .* has a CPU; write fp32 or bf16"):
+        frozen.demand("tf32", torch.device("cpu"), "knn")
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    with pytest.raises(InputError, match="this job has Tesla T4"):
+        frozen.demand("tf32", gpu, "knn")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    frozen.demand("tf32", gpu, "knn")

@@ -250,6 +250,20 @@ def test_stage(stage: Callable[..., dict[str, Any]]) -> None:
     assert few["dataset"]["sizes"] == {"train": 24, "val": 7}
 
 
+def test_a_stage_in_bf16_says_so_and_is_near_float32(
+    stage: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain, written, rounded = stage("plain"), stage("written", precision="fp32"), stage("rounded", precision="bf16")
+    assert plain["protocol"] == written["protocol"]
+    assert plain["values"] == written["values"]
+    assert rounded["protocol"] == plain["protocol"] | {"precision": "bf16"}
+    apart = [abs(rounded["values"][key]["value"] - plain["values"][key]["value"]) for key in plain["values"]]
+    assert max(apart) <= 100 / 12 + 1e-9  # an image of 12
+    with pytest.raises(SystemExit):
+        stage("refused", precision="tf32")
+    assert "evaluations.knn.precision: tf32 is of NVIDIA's GPUs" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("function", "call", "number", "where"),
     [

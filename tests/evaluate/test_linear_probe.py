@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from tests import waiting
 from uic_core import checkpoint, recipe
 from uic_core.data import reader
 from uic_core.data.augment import UNIFORMS, normalize
@@ -34,7 +35,10 @@ from uic_core.methods import parse_run
 from uic_core.models import build
 from uic_core.models.network import Network
 from uic_core.models.probe_pool import probe_pool
+from uic_core.run.parallel import ALONE
 from uic_core.run.randomness import uniforms
+from uic_core.run.saved_state import Saver, State
+from uic_core.run.signals import Signals
 
 LAYERS = ["conv1", "conv2", "conv3", "conv4", "conv5"]
 COLORS = {"blue": (40, 60, 200), "green": (40, 170, 60), "red": (190, 50, 40), "yellow": (200, 190, 50)}
@@ -399,6 +403,25 @@ def test_one_image_left_over_under_batch_norm(colored: tuple[Index, Index]) -> N
     assert curve.top1[-1] > 0.9
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_waits_for_no_device(
+    alexnet: Network, indexes: tuple[Index, Index], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """Losses are read once an epoch, hits once a test."""
+    with Signals() as signals:
+        saver = Saver(State(tmp_path, {}, "test"), ALONE, signals, 1000)
+        settings = protocol(precision=precision)
+        made = probes.Probes(copy.deepcopy(alexnet).requires_grad_(False), *indexes, settings, 73, saver=saver)
+        with monkeypatch.context() as patched, waiting.never():
+            patched.setattr(made, "_end_epoch", lambda *_: None)
+            made.train_epoch()
+        assert made.step == 3
+        trained = {layer: head.affine() for layer, head in made.heads.items()}
+        with waiting.never():
+            (tested,) = ten_crop.hits(made.network, [trained], indexes[1], 73, precision=settings.precision)
+        assert tested[0] == 12
+
+
 @pytest.fixture(scope="module")
 def saved(alexnet: Network, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     demo = read_yaml(Path(__file__).parents[2] / "config" / "demo.yaml")["runs"]["random_sobel"]
@@ -421,6 +444,32 @@ def run(saved: SimpleNamespace, indexes: tuple[Index, Index], settings: LinearPr
     ]
     linear_probe.main([str(argument) for argument in arguments])
     return folder / "metrics" / "linear_probe.json"
+
+
+def test_a_stage_in_bf16_is_near_float32_in_training_and_test(
+    saved: SimpleNamespace, indexes: tuple[Index, Index], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where not a single image changes sides, the loss must: the heads have learned from other numbers."""
+    seen: set[str] = set()
+    compute = heads.taps
+
+    def watch(*given: Any) -> dict[str, Tensor]:
+        seen.add(given[3])
+        return compute(*given)
+
+    monkeypatch.setattr(heads, "taps", watch)
+    found = {}
+    for precision in ("fp32", "bf16"):
+        (folder := tmp_path / precision).mkdir()
+        settings = protocol(layers={"alexnet": ["conv2", "conv5"]}, lr=0.005, precision=precision)
+        found[precision] = json.loads(run(saved, indexes, settings, folder).read_text())
+    assert seen == {"fp32", "bf16"}
+    assert found["bf16"]["protocol"] == found["fp32"]["protocol"] | {"precision": "bf16"}
+    for layer in ("conv2", "conv5"):
+        plain, rounded = (found[precision]["values"][f"{layer}/last"] for precision in ("fp32", "bf16"))
+        assert plain["loss"] != rounded["loss"]
+        assert rounded["loss"] == pytest.approx(plain["loss"], rel=0.02)
+        assert rounded["value"] == pytest.approx(plain["value"], abs=100 / 12 + 1e-9)
 
 
 def test_stage(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,11 +14,13 @@ import safetensors.torch
 import torch
 from mmdet.datasets.transforms import PackDetInputs
 from mmdet.models import DetDataPreprocessor
+from mmengine.logging import MessageHub
 from mmseg.datasets.transforms import PackSegInputs
 from mmseg.models import SegDataPreProcessor
 from PIL import Image
 from torch import nn
 
+from tests import waiting
 from tests.recipes import recipe
 from uic_core import checkpoint, models
 from uic_core.data import reader
@@ -25,7 +28,12 @@ from uic_core.data.augment import normalize
 from uic_core.errors import InputError
 from uic_core.models.network import Network
 from uic_core.openmmlab import backbones
+from uic_core.openmmlab.observe import DataTime
+from uic_core.openmmlab.resume import Resume
 from uic_core.pretrain import export
+from uic_core.run.parallel import ALONE
+from uic_core.run.saved_state import State
+from uic_core.run.signals import Signals
 
 
 def build(arch: str, sobel: bool, image_size: int = 64) -> Network:
@@ -237,9 +245,32 @@ def test_images_are_rgb_and_as_large_as_annotated(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_no_number_stops_the_training() -> None:
     hook = backbones.StopIfNotFinite(interval=10)
-    bad = {"loss": torch.tensor(float("nan"))}
-    hook.after_train_iter(SimpleNamespace(iter=3, max_iters=100), 3, outputs=bad)
+
+    def end_of(iteration: int, loss: float) -> None:
+        messages = MessageHub("test")
+        messages.update_scalar("train/loss", torch.tensor(loss))
+        hook.after_train_iter(SimpleNamespace(iter=iteration, max_iters=100, message_hub=messages), iteration)
+
+    end_of(3, math.nan)
     for iteration in (9, 99):
         with pytest.raises(InputError, match=f"loss is nan at iteration {iteration + 1}; lower"):
-            hook.after_train_iter(SimpleNamespace(iter=iteration, max_iters=100), iteration, outputs=bad)
-    hook.after_train_iter(SimpleNamespace(iter=9, max_iters=100), 9, outputs={"loss": torch.tensor(1.0)})
+            end_of(iteration, math.nan)
+    end_of(9, 1.0)
+
+
+def test_backbone_and_hooks_wait_for_no_device_in_a_step(tmp_path: Path) -> None:
+    backbone = backbones.UicBackbone("alexnet", True)
+    messages = MessageHub("steps")
+    messages.update_scalar("train/loss", 1.0)
+    runner = SimpleNamespace(iter=9, max_iters=20, message_hub=messages)
+    with Signals() as signals:
+        state = State(tmp_path, {})
+        resume = Resume(state, ALONE, signals, 0, 1, 1000, torch.device("cpu"))
+        hooks = [backbones.StopIfNotFinite(10), DataTime(), resume]
+        hooks[1].before_train(runner)
+        with waiting.never():
+            for hook in hooks:
+                hook.before_train_iter(runner, 9)
+            sum(each.sum() for each in backbone(torch.randn(1, 3, 64, 64))).backward()
+            for hook in hooks:
+                hook.after_train_iter(runner, 9)

@@ -19,6 +19,7 @@ from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 from torch import nn
 
+from tests import waiting
 from uic_core import models
 from uic_core.data import boxes as geometry
 from uic_core.data import voc
@@ -430,10 +431,11 @@ def test_predicted_boxes_keep_first_and_last_pixel_inside_the_image() -> None:
     assert found.labels.tolist() == [0, 1, 2, 3]
 
 
-def test_each_image_of_a_batch_has_its_own_scale() -> None:
+def small_roi_head() -> Any:
+    """On maps of four channels."""
     content = Config(detector())
     head = content["roi_head"]["bbox_head"] | {"in_channels": 4, "fc_out_channels": 8, "init_cfg": None}
-    roi = MODELS.build(
+    return MODELS.build(
         content["roi_head"]
         | {
             "bbox_head": head,
@@ -442,7 +444,11 @@ def test_each_image_of_a_batch_has_its_own_scale() -> None:
             "test_cfg": content["test_cfg"]["rcnn"],
         }
     )
-    seen: list[torch.Tensor] = []
+
+
+def test_each_image_of_a_batch_has_its_own_scale() -> None:
+    """And in training none of our code waits for the device."""
+    roi, seen = small_roi_head(), list[torch.Tensor]()
     roi.bbox_roi_extractor.register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[1].clone()))
     rng, scales, samples, known = RNG(0), [(1.5, 1.25), (2.0, 3.0)], [], []
     for scale in scales:
@@ -454,7 +460,9 @@ def test_each_image_of_a_batch_has_its_own_scale() -> None:
         sample.proposals = InstanceData(bboxes=edges)
         samples.append(sample)
         known.append({tuple(row) for row in (boxes * np.float32([*scale, *scale])).tolist()})
-    roi.loss((torch.randn(2, 4, 16, 16),), [sample.proposals for sample in samples], samples)
+    with waiting.never():
+        losses = roi.loss((torch.randn(2, 4, 16, 16),), [sample.proposals for sample in samples], samples)
+        (losses["loss_cls"] + losses["loss_bbox"]).backward()
     (rois,) = seen
     assert set(rois[:, 0].tolist()) == {0, 1}
     for number, *box in rois.tolist():

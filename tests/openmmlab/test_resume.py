@@ -235,9 +235,9 @@ class _Group(Ranks):
 
     devices: ClassVar[list[torch.device]] = []
 
-    def mean(self, values: torch.Tensor) -> torch.Tensor:
+    def add(self, values: torch.Tensor) -> torch.Tensor:
         self.devices.append(values.device)
-        return torch.tensor([0.5, 0.0])
+        return torch.tensor([1.0, 0.0])
 
     def barrier(self) -> None:
         pass
@@ -246,11 +246,12 @@ class _Group(Ranks):
 def test_the_ranks_agree_on_the_device_of_their_group(tmp_path: Path) -> None:
     device = torch.device("meta")  # nccl takes the GPUs' tensors only; on this machine there may be none
     hook = Resume(State(tmp_path, {}, "a"), _Group(1, 2), Signals(), 0, 1, 60, device)
-    runner = SimpleNamespace(iter=4)
-    with pytest.raises(Interrupted, match="another rank was told to, saved before iteration 6"):
-        hook.after_train_iter(runner, 4)
+    hook.after_train_iter(SimpleNamespace(iter=4), 4)  # heard a step later
+    with pytest.raises(Interrupted, match="another rank was told to, saved before iteration 7"):
+        hook.after_train_iter(SimpleNamespace(iter=5), 5)
+    hook.before_test_iter(SimpleNamespace(), 0)
     with pytest.raises(Interrupted, match="another rank was told to, saved before the test"):
-        hook.before_test_iter(runner, 0)
+        hook.before_test_iter(SimpleNamespace(), 1)
     assert _Group.devices == [device, device]
 
 
@@ -300,7 +301,7 @@ class _Half(Ranks):
     def agree(self, values: list[int], device: torch.device) -> bool:
         return True
 
-    def mean(self, values: torch.Tensor) -> torch.Tensor:
+    def add(self, values: torch.Tensor) -> torch.Tensor:
         return values
 
 

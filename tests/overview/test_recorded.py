@@ -57,6 +57,9 @@ def test_finished_results_agree_and_damaged_ones_leave_it_open(
         ("evaluations.linear_probe.images", "alexnet", 0, "metrics/uic_3k/linear_probe.json", "imagenet_train+"),
         ("evaluations.fewshot.resolutions", "native", {"resize": 70, "crop": 64}, "metrics/uic_3k/fewshot.json",
          "resolutions.native.resize is"),
+        ("evaluations.knn", "precision", "bf16", "metrics/uic_3k/knn.json", 'precision is "fp32" there, "bf16" now'),
+        ("evaluations.knn", "precision", "fp32", "metrics/uic_3k/knn.json", ""),
+        ("evaluations.fewshot", "precision", "bf16", "protocols/fewshot.yaml", 'precision is "fp32" there, "bf16" now'),
         ("datasets.voc_segmentation", "root", "/x", "metrics/uic_3k_fft/segmentation.json", ""),
         ("datasets.voc_segmentation", "sbd", "/x", "metrics/uic_3k_fft/segmentation.json", None),
         ("datasets.voc_segmentation", "root", "/x", "data/voc_segmentation.yaml", "section.root is"),
@@ -71,3 +74,22 @@ def test_what_differs_is_named(
     monkeypatch.chdir(finished)
     found = difference(changed(section, key, value), Path("results", file))
     assert found is not None and told in found if told else found == told
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "file", "told"),
+    [
+        ("runs.uic_3k", "crop_scale", 0.2, "runs/uic_3k/recipe.yaml", "crop_scale is 0.2 there, null now"),
+        ("runs.uic_3k", "crop_scale", 0.2, "runs/uic_3k/checkpoint.safetensors", "crop_scale is 0.2 there, null now"),
+        ("evaluations.knn", "precision", "bf16", "protocols/knn.yaml", 'precision is "bf16" there, "fp32" now'),
+        ("evaluations.fewshot", "precision", "bf16", "metrics/uic_3k/fewshot.json", 'precision is "bf16" there'),
+    ],
+)  # fmt: skip
+def test_a_key_that_is_no_longer_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: str, key: str, value: object, file: str, told: str
+) -> None:
+    stand_in.make(changed(section, key, value), tmp_path)
+    monkeypatch.chdir(tmp_path)
+    found = difference(validate(small_config(), "small.yaml"), Path("results", file))
+    assert found is not None
+    assert told in found

@@ -1,6 +1,8 @@
 """Counter-based randomness, deterministic kernels, float32."""
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -95,6 +97,14 @@ def test_deterministic_kernels_are_asked_for_on_a_cpu_and_by_a_switch_on_a_gpu(m
     assert torch.are_deterministic_algorithms_enabled() is expected
     assert not expected or torch.is_deterministic_algorithms_warn_only_enabled()
     assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if expected else None)
+
+
+def test_seeding_imports_no_compiler():
+    """It would take each job a second or more."""
+    program = "import sys; from uic_core.run import randomness; randomness.seed_everything(0); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "torch" in done.stdout.split()
+    assert not {"torch._dynamo", "torch._inductor"} & set(done.stdout.split())
 
 
 @pytest.mark.parametrize("gpu", [False, True])

@@ -2,13 +2,15 @@
 
 import os
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import safetensors.torch
 import torch
 
+from tests import waiting
 from uic_core.errors import InputError
-from uic_core.run.parallel import ALONE
+from uic_core.run.parallel import ALONE, Ranks
 from uic_core.run.saved_state import Saver, State
 from uic_core.run.signals import Signals
 
@@ -147,3 +149,29 @@ def test_one_process_asks_no_other_and_a_signal_is_its_wish(tmp_path):
         assert saver.agreed(1000, torch.device("cpu")) == [0, 0]
         signals.caught = "SIGTERM"
         assert saver.agreed(0, torch.device("cpu")) == [1, 1]
+
+
+class Two(Ranks):
+    """One of two ranks; the other one asks for what `others` says, in turn."""
+
+    others: ClassVar[list[list[float]]] = []
+
+    def add(self, values: torch.Tensor) -> torch.Tensor:
+        return values + torch.tensor(self.others.pop(0))
+
+    def barrier(self) -> None: ...
+
+
+def test_ranks_hear_a_request_at_the_next_place_and_once(tmp_path):
+    cpu = torch.device("cpu")
+    with Signals() as signals:
+        alone = Saver(stage(tmp_path), ALONE, signals, 1000)
+        saver = Saver(stage(tmp_path), Two(0, 2), signals, 1000)
+        Two.others = [[0, 0], [1, 0], [0, 0], [0, 0]]
+        with waiting.never():
+            assert alone.exchanged(1000, cpu) == saver.exchanged(1000, cpu) == [0, 0]
+        assert [saver.exchanged(1000, cpu) for _ in range(2)] == [[0, 0], [1, 0]]
+        assert len(Two.others) == 2, "while a request is heard nothing is sent"
+        assert [saver.exchanged(1000, cpu) for _ in range(2)] == [[0, 0], [0, 0]]
+        signals.caught = "SIGTERM"
+        assert alone.exchanged(0, cpu) == [1, 1]

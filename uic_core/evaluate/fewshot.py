@@ -33,8 +33,9 @@ from uic_core.data.augment import normalize
 from uic_core.data.index import Index
 from uic_core.data.loader import Loader
 from uic_core.errors import InputError, stage
-from uic_core.evaluate.frozen import frozen
+from uic_core.evaluate.frozen import demand, frozen, taps
 from uic_core.evaluations import Fewshot, Resolution
+from uic_core.evaluations.evaluation import Precision
 from uic_core.models.architecture import MAX_POOLED
 from uic_core.models.network import Network
 from uic_core.run import cpus, devices, metrics, randomness
@@ -113,8 +114,9 @@ def layers_of(network: Network, protocol: Fewshot) -> list[str]:
 
 @torch.no_grad()
 def extract(
-    network: Network, index: Index, resolution: Resolution, layers: Iterable[str], folder: Path, workers: int = 0
-) -> dict[str, Features]:
+    network: Network, index: Index, resolution: Resolution, layers: Iterable[str], folder: Path, workers: int = 0,
+    precision: Precision = "fp32",
+) -> dict[str, Features]:  # fmt: skip
     """Compute flattened features of every image, in one pass, on the network's device.
 
     The shorter side is resized to `resolution.resize`, the centre cropped to `resolution.crop`, and ImageNet's mean and
@@ -125,6 +127,7 @@ def extract(
         layers: all or some of the architecture's `fewshot_layers`.
         folder: for the temporary files.
         workers: decoding processes; 0 decodes in this one.
+        precision: of the network.
 
     Raises:
         InputError: an image cannot be read, or the disk is full.
@@ -135,9 +138,9 @@ def extract(
     loader = Loader(index, resolution.crop, resolution.resize, _BATCH, workers, device)
     with frozen(network), contextlib.closing(loader):
         for images, positions in loader.batches(np.arange(len(index)), "center_crop", seed=0, epoch=0):
-            taps = network.taps(normalize(images), dict.fromkeys(wanted.values()))
+            found = taps(network, normalize(images), dict.fromkeys(wanted.values()), precision)
             for layer, tapped in wanted.items():
-                maps = taps[tapped] if layer == tapped else network.pool_last(taps[tapped])
+                maps = found[tapped] if layer == tapped else network.pool_last(found[tapped])
                 rows = maps.flatten(1).float().cpu().numpy()
                 if layer not in stored:
                     stored[layer] = Features(folder, len(index), rows.shape[1])
@@ -265,7 +268,8 @@ def evaluate(
     values: dict[str, metrics.Value] = {}
     dimensions: dict[str, int] = {}
     for name, resolution in protocol.resolutions.items():
-        for layer, features in extract(network, index, resolution, layers, folder, workers).items():
+        stored = extract(network, index, resolution, layers, folder, workers, protocol.precision)
+        for layer, features in stored.items():
             column = f"{name}/{layer}"
             products = gram(features.chunks(), len(index), device)
             features.close()
@@ -291,6 +295,7 @@ def main(arguments: list[str] | None = None) -> None:
     with stage():
         device = devices.current()
         protocol = recipe.load(Fewshot, options.protocol)
+        demand(protocol.precision, device, "fewshot")
         index = Index.load(options.index, verify=True)
         randomness.seed_everything(protocol.seed)
         network, _, origin = checkpoint.of_run(options.run, options.checkpoint)

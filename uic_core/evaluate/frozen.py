@@ -1,13 +1,19 @@
-"""Keep a network frozen during evaluation: no gradients, no batch-norm updates, bitwise unchanged."""
+"""Keep a network frozen during evaluation (no gradients, no batch-norm updates, bitwise unchanged); its features."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from uic_core.errors import InputError
+from uic_core.evaluations.evaluation import Precision
+from uic_core.models.network import Network
+
+_TF32_CAPABILITY = (8, 0)  # Ampere
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -37,3 +43,54 @@ def frozen(network: nn.Module) -> Iterator[None]:
     yield
     assert not any(module.training for module in network.modules()), "the backbone left eval mode"
     assert_unchanged(network, before)
+
+
+@torch.no_grad()
+def taps(network: Network, images: Tensor, layers: Iterable[str], precision: Precision = "fp32") -> dict[str, Tensor]:
+    """Compute the activations of some layers in a precision, without gradients.
+
+    Args:
+        images: normalised, float32 [B, 3, S, S].
+        layers: as `Network.taps` takes them.
+
+    Returns:
+        [B, C, h, w] or [B, D] by layer: of bf16 some are bfloat16, else all are float32.
+
+    Raises:
+        InputError: from `Network.taps`.
+    """
+    bf16, tf32 = precision == "bf16", precision == "tf32"
+    with (
+        torch.autocast(images.device.type, torch.bfloat16, enabled=bf16),
+        _tf32() if tf32 else contextlib.nullcontext(),
+    ):
+        return network.taps(images, layers)
+
+
+def demand(precision: Precision, device: torch.device, key: str) -> None:
+    """Refuse TF32 where it is none, because a result's record must be true.
+
+    Args:
+        key: the evaluation's section, for the message.
+
+    Raises:
+        InputError: `precision` is tf32, and the device is no GPU with TF32.
+    """
+    if precision == "tf32" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < _TF32_CAPABILITY):
+        here = torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU"
+        raise InputError(
+            f"evaluations.{key}.precision: tf32 is of NVIDIA's GPUs from Ampere (A100) on, and this job has {here}; "
+            "write fp32 or bf16, or let it run on such a GPU"
+        )
+
+
+@contextlib.contextmanager
+def _tf32() -> Iterator[None]:
+    """Let kernels that are launched in this block round the factors of float32 products to TF32's 10 bits."""
+    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = convolutions.allow_tf32, products.allow_tf32
+    convolutions.allow_tf32 = products.allow_tf32 = True
+    try:
+        yield
+    finally:
+        convolutions.allow_tf32, products.allow_tf32 = before

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from uic_core.evaluate.frozen import taps
 from uic_core.evaluations import LinearProbe
+from uic_core.evaluations.evaluation import Precision
 from uic_core.models.network import Network
 from uic_core.models.probe_pool import probe_pool
 
@@ -52,10 +54,19 @@ class Head(nn.Module):
 
 
 @torch.no_grad()
-def activations(network: Network, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-    """Compute pooled, flattened activations [B, D] per layer of normalised images float [B, 3, S, S], in one pass."""
-    taps = network.taps(images.contiguous(memory_format=torch.channels_last), layers)
-    return {layer: probe_pool(layer, tap, network.arch) for layer, tap in taps.items()}
+def activations(
+    network: Network, images: Tensor, layers: Sequence[str], precision: Precision = "fp32"
+) -> dict[str, Tensor]:
+    """Compute pooled, flattened activations per layer, in one pass of the network in a precision.
+
+    Args:
+        images: normalised, float32 [B, 3, S, S].
+
+    Returns:
+        float32 [B, D] by layer.
+    """
+    found = taps(network, images.contiguous(memory_format=torch.channels_last), layers, precision)
+    return {layer: probe_pool(layer, tap, network.arch).float() for layer, tap in found.items()}
 
 
 @torch.no_grad()
@@ -66,9 +77,8 @@ def build_heads(network: Network, layers: Sequence[str], classes: int, protocol:
     """
     device = next(network.parameters()).device
     blank = torch.zeros(1, 3, network.image_size, network.image_size, device=device)
-    taps = network.taps(blank, layers)
     heads = {}
-    for layer, tap in taps.items():
+    for layer, tap in network.taps(blank, layers).items():
         dimension = probe_pool(layer, tap, network.arch).shape[1]
         head = Head(tap.shape[1], dimension, classes, protocol.batch_norm)
         digest = hashlib.sha256(f"{protocol.seed} {layer}".encode()).digest()

@@ -30,8 +30,9 @@ from uic_core.data.augment import normalize
 from uic_core.data.index import Index
 from uic_core.data.resident import open_loader
 from uic_core.errors import InputError, stage
-from uic_core.evaluate.frozen import frozen
+from uic_core.evaluate.frozen import demand, frozen, taps
 from uic_core.evaluations import Knn
+from uic_core.evaluations.evaluation import Precision
 from uic_core.evaluations.knn import name
 from uic_core.models.network import Network
 from uic_core.run import cpus, devices, finished, metrics, randomness
@@ -118,7 +119,13 @@ def vote(
 
 @torch.no_grad()
 def features(
-    network: Network, index: Index, layers: Sequence[str], resize: int, workers: int = 0, first: int = 0
+    network: Network,
+    index: Index,
+    layers: Sequence[str],
+    resize: int,
+    workers: int = 0,
+    first: int = 0,
+    precision: Precision = "fp32",
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
     """Compute the features of an index's images, on centre crops: maps are averaged over their places.
 
@@ -127,6 +134,7 @@ def features(
         resize: shorter side before the crop, pixels.
         workers: decoding processes; 0 decodes in this one.
         first: position of the first image.
+        precision: of the network; the mean over places and the norm are float32.
 
     Yields:
         (position of the first image of a batch, float32 [b, D] with rows of length 1 by layer).
@@ -139,8 +147,8 @@ def features(
         for crops, positions in loader.batches(np.arange(first, len(index)), "center_crop", seed=0, epoch=0):
             images = normalize(crops).contiguous(memory_format=torch.channels_last)
             found = {}
-            for layer, tap in network.taps(images, layers).items():
-                vectors = tap.mean((2, 3)) if tap.ndim == 4 else tap
+            for layer, tap in taps(network, images, layers, precision).items():
+                vectors = tap.float().mean((2, 3)) if tap.ndim == 4 else tap.float()
                 if not torch.isfinite(vectors).all():
                     raise InputError(f"knn: {layer}: a feature is not finite; check the checkpoint's weights")
                 found[layer] = F.normalize(vectors)
@@ -158,7 +166,7 @@ def layers_of(network: Network, protocol: Knn) -> list[str]:
 
 def neighbours(
     network: Network, bank: Index, queries: Index, layers: Sequence[str], count: int, resize: int, workers: int = 0,
-    saver: Saver | None = None,
+    saver: Saver | None = None, precision: Precision = "fp32",
 ) -> tuple[dict[str, Neighbours], float]:  # fmt: skip
     """Find the nearest images of the bank to each query, by each layer.
 
@@ -167,6 +175,7 @@ def neighbours(
     Args:
         count: k.
         saver: saves and loads states; None saves none.
+        precision: of the network; similarities are float32.
 
     Returns:
         Neighbours by layer, and the seconds that earlier processes spent on them.
@@ -182,7 +191,7 @@ def neighbours(
         _say(f"{loaded[0]}: going on from image {done + 1} of the bank")
     with frozen(network):
         parts: dict[str, list[Tensor]] = {layer: [] for layer in layers}
-        for _, found in features(network, queries, layers, resize, workers):
+        for _, found in features(network, queries, layers, resize, workers, precision=precision):
             for layer in layers:
                 parts[layer].append(found[layer])
             if saver:  # nothing new to save: the features are those of every attempt
@@ -199,7 +208,7 @@ def neighbours(
             saver.state.save({layer: each.keys for layer, each in nearest.items()}, spent)
 
         block: list[dict[str, Tensor]] = []
-        for first, found in features(network, bank, layers, resize, workers, done):
+        for first, found in features(network, bank, layers, resize, workers, done, precision):
             block.append(found)
             if len(block) < _BLOCK // _BATCH and first + _BATCH < len(bank):
                 continue
@@ -240,6 +249,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     with stage(), Signals() as signals:
         protocol = recipe.load(Knn, options.protocol)
+        demand(protocol.precision, devices.current(), "knn")
         randomness.seed_everything(protocol.seed)
         network, trained_by, origin = checkpoint.of_run(options.run, options.checkpoint)
         network = network.to(devices.current(), memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -262,7 +272,9 @@ def main(arguments: list[str] | None = None) -> None:
         with state.claimed(ALONE):
             saver = Saver(state, ALONE, signals, options.save_every)
             workers = cpus.workers(options.threads)
-            nearest, earlier = neighbours(network, bank, queries, layers, count, trained_by.resize, workers, saver)
+            nearest, earlier = neighbours(
+                network, bank, queries, layers, count, trained_by.resize, workers, saver, protocol.precision
+            )
             found = values(nearest, bank, queries, protocol)
             beyond: dict[str, Any] = {
                 "layers": layers,
@@ -271,7 +283,7 @@ def main(arguments: list[str] | None = None) -> None:
                 "image_size": network.image_size,
                 "resize": trained_by.resize,
                 "similarity": "cosine; maps averaged over their places",
-                "precision": "fp32",
+                "precision": protocol.precision,
             }
             state.check_owner()
             metrics.record(

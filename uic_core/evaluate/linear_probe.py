@@ -21,6 +21,7 @@ import torch
 from uic_core import checkpoint, recipe
 from uic_core.data.index import Index
 from uic_core.errors import stage
+from uic_core.evaluate.frozen import demand
 from uic_core.evaluate.probes import Curve, Probes, settings
 from uic_core.evaluate.ten_crop import CROPS
 from uic_core.evaluations import SECTIONS, LinearProbe, PeerProbe
@@ -67,6 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     with stage(), parallel.group(devices.current()) as ranks, Signals() as signals:
         protocol = recipe.load(_PROBES[options.evaluation], options.protocol)
+        demand(protocol.precision, devices.current(), options.evaluation)
         randomness.seed_everything(protocol.seed)
         network, trained_by, origin = checkpoint.of_run(options.run, options.checkpoint)
         network = network.to(devices.current(), memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -97,7 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
             "test": f"mean softmax of {CROPS} crops",
             **({"test": protocol.test} if isinstance(protocol, PeerProbe) else {}),
             "classes": len(train_index.classes),
-            "precision": "fp32",
+            "precision": protocol.precision,
             "processes": ranks.world,
         }
         with state.claimed(ranks):

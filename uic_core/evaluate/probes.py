@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from uic_core.data.augment import UNIFORMS, augment
 from uic_core.data.index import Index
@@ -31,7 +31,7 @@ from uic_core.evaluate.frozen import frozen
 from uic_core.evaluate.heads import Affine, activations, build_heads
 from uic_core.evaluations import LinearProbe
 from uic_core.models.network import Network
-from uic_core.run import metrics, randomness
+from uic_core.run import devices, metrics, randomness
 from uic_core.run.parallel import ALONE, Ranks
 from uic_core.run.saved_state import EPOCH_SECONDS, Saver, demand_same, momenta, part, restore_momenta
 
@@ -145,7 +145,6 @@ class Probes:
         self.curves = np.zeros((len(self.layers), 2, 0))
         self.losses: list[list[float]] = []
         self.earlier_seconds = 0.0
-        self._requested: Tensor | None = None
         if saver is not None:
             self._restore(saver)
 
@@ -195,8 +194,8 @@ class Probes:
         stream = self._loader.stream(own, self._crop, protocol.seed, epoch)  # type: ignore[arg-type]
         for number, (crops, positions) in enumerate(stream):
             numbers = randomness.uniforms(protocol.seed, epoch, positions, UNIFORMS)
-            features = activations(self.network, augment(crops, numbers, "standard"), self.layers)
-            truth = self._labels[torch.from_numpy(positions).to(self._device)]
+            features = activations(self.network, augment(crops, numbers, "standard"), self.layers, protocol.precision)
+            truth = self._labels[devices.onto(self._device, positions)]
             losses = [F.cross_entropy(self.heads[layer](features[layer]), truth) for layer in self.layers]
             size = len(left[number])
             weighted = torch.stack(losses) * (len(shares[number]) / size)
@@ -222,7 +221,7 @@ class Probes:
             self.hits = torch.zeros(len(self.layers), 2, len(self.waiting), dtype=torch.int64, device=self._device)
         left = ten_crop.hits(
             self.network, self.waiting, self.val_index, self._resize, self._workers, self.ranks, self.tested,
-            self.protocol.switches.test,
+            self.protocol.switches.test, self.protocol.precision,
         )  # fmt: skip
         for self.tested, found in left:
             self.hits += found
@@ -287,20 +286,14 @@ class Probes:
         return (len(self.waiting) + 1) * size > SNAPSHOT_BYTES
 
     def _pause(self, seconds: float | None = None) -> None:
-        """Stop or save if a rank requested it at the previous pause, then exchange new requests.
-
-        The delay of one pause lets the devices exchange requests without waiting.
+        """Stop or save if a rank requested it, at this pause or, with several ranks, at the one before.
 
         Args:
             seconds: a save is due this long after the last one; None: `saver.every`.
         """
-        if self.saver is None:
-            return
-        requested, seconds = self._requested, self.saver.every if seconds is None else seconds
-        self._requested = self.ranks.add(torch.tensor(self.saver.requests(seconds), device=self._device))
-        if requested is not None and requested.any():
-            self._requested = None
-            self.saver.stop_or_save(requested.tolist(), self._position(), self._save)
+        if self.saver is not None:
+            requests = self.saver.exchanged(self.saver.every if seconds is None else seconds, self._device)
+            self.saver.stop_or_save(requests, self._position(), self._save)
 
     def _position(self) -> str:
         if self.tested or self._must_test():

@@ -17,6 +17,7 @@ from uic_core.data.index import Index
 from uic_core.data.loader import answers
 from uic_core.errors import InputError
 from uic_core.evaluate.heads import Affine, activations
+from uic_core.evaluations.evaluation import Precision
 from uic_core.evaluations.linear_probe import Test
 from uic_core.models.network import Network
 from uic_core.run.parallel import ALONE, Ranks
@@ -57,6 +58,7 @@ def hits(
     ranks: Ranks = ALONE,
     first: int = 0,
     test: Test = "ten_crop_softmax",
+    precision: Precision = "fp32",
 ) -> Iterator[tuple[int, Tensor]]:
     """Test the heads of several epochs in one pass; the ranks share each batch.
 
@@ -69,6 +71,7 @@ def hits(
         resize: shorter side of the image before cropping, pixels.
         first: position of the first image to test.
         test: how an image is tested.
+        precision: of the network; the heads are float32.
 
     Yields:
         (position of the next image, int64 [L, 2, E]: correctly classified images of this batch over all ranks, top-1
@@ -94,9 +97,9 @@ def hits(
         if test == "center_crop":
             crops = crops[:, _CENTRE : _CENTRE + 1]
         images = normalize(crops.to(device, non_blocking=True).flatten(0, 1))
-        truth = labels[positions.to(device)]
+        truth = labels[positions.to(device, non_blocking=True)]
         found = []
-        for layer, features in activations(network, images, layers).items():
+        for layer, features in activations(network, images, layers, precision).items():
             logits = F.linear(features, *stacked[layer]).view(len(positions), crops.shape[1], len(snapshots), -1)
             scores = (logits.softmax(3) if test == "ten_crop_softmax" else logits).mean(1)  # [b, E, K]
             best = scores.topk(min(5, scores.shape[2]), dim=2).indices == truth[:, None, None]

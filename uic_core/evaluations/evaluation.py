@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
+from pydantic import Field
+
 from uic_core.models import ARCHS, with_fc6
 from uic_core.recipe import External, Recipe, Strict
 
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
 
 Environment = Literal["core", "openmmlab", "report"]
 """The packages that a job imports when it starts: a file in envs/."""
+
+Precision = Literal["fp32", "tf32", "bf16"]
+"""Of the convolutions and matrix products of a frozen network (uic_core/evaluate/frozen.py)."""
 
 VOC_IMAGE = (500, 375)
 """Width and height of a typical VOC image, pixels."""
@@ -138,6 +143,16 @@ class Evaluation(Strict):
 
     def check(self, name: str, config: Config) -> None:
         """Compare the section `name` with the rest of the config. Raises ValueError, "<key>: <what is wrong>"."""
+
+
+class OfFrozen(Evaluation):
+    """An evaluation of features that a frozen network computes."""
+
+    precision: Precision = Field(
+        "fp32",
+        exclude_if=lambda value: value == "fp32",  # files and metrics of float32 say nothing of it
+        description="of the frozen network; left out: fp32. What learns from its features, or compares them, is fp32",
+    )
 
 
 def check_steps(steps: list[int], key: str, end: int) -> None:

@@ -9,8 +9,8 @@ from pydantic import Field, model_validator
 
 from uic_core.evaluations.evaluation import (
     Counting,
-    Evaluation,
     Listed,
+    OfFrozen,
     Resources,
     Work,
     archs_of,
@@ -39,7 +39,7 @@ class Resolution(Strict):
         return self
 
 
-class Fewshot(Evaluation):
+class Fewshot(OfFrozen):
     """Prototypical evaluation (docs/protocol.md, Table 5). Resolution 'upsampled' is Table 5's 224, 'native' its 84."""
 
     resources: ClassVar[Resources] = Resources(memory=16)

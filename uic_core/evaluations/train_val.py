@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from uic_core.evaluations.evaluation import Evaluation, Listed, archs_of, check_archs
+from uic_core.evaluations.evaluation import Listed, OfFrozen, archs_of, check_archs
 from uic_core.recipe import Arch, External, Recipe
 
 if TYPE_CHECKING:
     from uic_core.config import Config
 
 
-class TrainVal(Evaluation):
+class TrainVal(OfFrozen):
     """The images of such an evaluation, and the layers that it looks at, by architecture."""
 
     data: str = Field(description="a name under datasets.folders")

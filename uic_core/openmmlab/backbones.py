@@ -6,6 +6,7 @@ root registry. Weights come only from our own checkpoints, as tensors: OpenMMLab
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -247,5 +248,6 @@ class StopIfNotFinite(Hook):  # type: ignore[misc]
         iteration = runner.iter + 1
         if iteration % self.interval and iteration != runner.max_iters:
             return
-        if outputs is not None and not torch.isfinite(outputs["loss"]).all():
-            raise InputError(f"loss is {outputs['loss'].item()} at iteration {iteration}; lower the learning rate")
+        loss = runner.message_hub.get_scalar("train/loss").current()  # mmengine has read it from the device already
+        if not math.isfinite(loss):
+            raise InputError(f"loss is {loss} at iteration {iteration}; lower the learning rate")

@@ -34,6 +34,7 @@ from uic_core.models.network import Network
 from uic_core.openmmlab import proposals
 from uic_core.openmmlab.resume import SeededDraws, unwrapped
 from uic_core.openmmlab.voc_ap import Scene, average_precision
+from uic_core.run import devices
 
 
 @DATASETS.register_module()
@@ -132,7 +133,8 @@ class OriginalPixelsRoIHead(StandardRoIHead):  # type: ignore[misc]
         return super().predict_bbox(x, originals, rpn_results_list, rcnn_test_cfg, rescale=False)
 
     def _set_scales(self, metas: Sequence[dict[str, Any]], x: Sequence[Tensor]) -> None:
-        self._scales = x[0].new_tensor([meta["scale_factor"] for meta in metas])
+        scales = np.array([meta["scale_factor"] for meta in metas], np.float32)
+        self._scales = devices.onto(x[0].device, scales)
 
     def _bbox_forward(self, x: Any, rois: Tensor) -> Any:
         return super()._bbox_forward(x, resized(rois, self._scales))

@@ -160,7 +160,8 @@ class Resume(Hook):
         """
         done = runner.iter + 1
         if done % self._accumulate == 0:
-            self._saver.stop_or_save(self._requests(), f"iteration {done + 1}", lambda: self._save(runner, done))
+            requests = self._saver.exchanged(self._saver.every, self._device)
+            self._saver.stop_or_save(requests, f"iteration {done + 1}", lambda: self._save(runner, done))
 
     def after_train(self, runner: Any) -> None:
         """Save, so that a job killed during its test does not train again."""
@@ -176,12 +177,8 @@ class Resume(Hook):
         Raises:
             Interrupted: the job got a signal to end.
         """
-        stop, _ = self._requests()
+        stop, _ = self._saver.exchanged(self._saver.every, self._device)
         self._saver.stop_or_save([stop, 0.0], "the test", lambda: None)
-
-    def _requests(self) -> list[float]:
-        """[stop, save], mean over all ranks."""
-        return self._ranks.mean(torch.tensor(self._saver.requests(self._saver.every), device=self._device)).tolist()
 
     def _save(self, runner: Any, iteration: int) -> None:
         """Save a state. Raises InputError, and keeps the existing states, if a weight or momentum is not finite."""

@@ -20,7 +20,7 @@ from uic_core.data.index import subset_fingerprint
 from uic_core.errors import InputError
 from uic_core.evaluations.evaluation import Listed
 from uic_core.files import read_yaml
-from uic_core.recipe import External, Training, load, stated
+from uic_core.recipe import External, Strict, Training, load, stated
 from uic_core.run import metrics
 
 _Pair = tuple[str, Any, Any]
@@ -72,19 +72,19 @@ def _say(key: str, recorded: Any, now: Any) -> str:
 def _section(config: Config, path: Path) -> Iterator[_Pair]:
     """A section of the config that has a file of its own."""
     if path.name == "recipe.yaml":
-        now = config.runs[path.parent.name].written()
+        section: Strict = config.runs[path.parent.name]
     elif path.parent.name == "data":
-        now = config.datasets.one(path.stem).model_dump()
+        section = config.datasets.one(path.stem)
     else:
-        now = getattr(config.evaluations, path.stem).model_dump()
-    yield from _keys(read_yaml(path), now)
+        section = getattr(config.evaluations, path.stem)
+    yield from _keys(read_yaml(path), section.model_dump(), type(section))
 
 
 def _run(config: Config, path: Path) -> Iterator[_Pair]:
     """A checkpoint. One from elsewhere has no data set."""
     recipe = config.runs[path.parent.name]
     header = _header(path)
-    yield from _keys(header["recipe"], recipe.written())
+    yield from _keys(header["recipe"], recipe.model_dump(), type(recipe))
     if not isinstance(recipe, External):
         images = recipe.images if isinstance(recipe, Training) else 0
         now = _trained_on(config, recipe.data, images, recipe.seed, header["data"])
@@ -95,7 +95,8 @@ def _evaluation(config: Config, path: Path) -> Iterator[_Pair]:
     """A metrics file, or the proposals. A key by architecture may be recorded as this architecture's value."""
     if path.parent.name == "proposals":
         split = path.stem.rpartition("_")[2]
-        yield from _keys(json.loads(_member(path, "settings")), stated(config.evaluations.proposals).model_dump())
+        settings = stated(config.evaluations.proposals)
+        yield from _keys(json.loads(_member(path, "settings")), settings.model_dump(), type(settings))
         yield "voc07", _member(path, "fingerprint"), _checked(config, "voc07", split)
         return
     found, section = metrics.read(path), getattr(config.evaluations, path.stem)
@@ -106,7 +107,7 @@ def _evaluation(config: Config, path: Path) -> Iterator[_Pair]:
         if isinstance(value, dict) and not isinstance(recorded, dict):
             # 0 takes all images: recorded is how many these were, and their fingerprint is compared below.
             now[key] = recorded if value.get(recipe.arch) == 0 else value.get(recipe.arch)
-    yield from _keys(found.protocol, now)
+    yield from _keys(found.protocol, now, type(section))
     fingerprint = found.dataset.fingerprint
     yield found.dataset.name, fingerprint, _evaluated_on(config, section.lists(recipe), fingerprint)
 
@@ -136,10 +137,12 @@ def _cache(config: Config, path: Path) -> Iterator[_Pair]:
     yield "datasets.cache", made.name, now
 
 
-def _keys(recorded: dict[str, Any], now: dict[str, Any]) -> Iterator[_Pair]:
+def _keys(recorded: dict[str, Any], now: dict[str, Any], model: type[Strict]) -> Iterator[_Pair]:
+    """Every key of a model. One that is left out has its default."""
     recorded, now = json.loads(json.dumps(recorded)), json.loads(json.dumps(now))  # tuples become lists
-    for key, value in now.items():
-        yield key, recorded.get(key), value
+    for key, field in model.model_fields.items():
+        left_out = None if field.is_required() else field.default
+        yield key, recorded.get(key, left_out), now.get(key, left_out)
 
 
 def _trained_on(config: Config, data: str, images: int, seed: int, recorded: str) -> str:

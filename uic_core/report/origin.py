@@ -18,6 +18,10 @@ from uic_core.run.trained import Trained
 
 # The keys of each evaluation's config section. Rows differ in them only if files of several configs are mixed.
 _KEYS = {name: tuple(section.model_fields) for name, section in SECTIONS.items()}
+_LEFT_OUT = {
+    name: {key: field.default for key, field in section.model_fields.items() if not field.is_required()}
+    for name, section in SECTIONS.items()
+}
 # The keys among them that the config states by architecture: rows of different architectures differ in them.
 _BY_ARCH = {
     (name, key)
@@ -163,11 +167,12 @@ def _mixed(metrics: Sequence[Metrics]) -> list[str]:
                 lines.append(f"**Mixed {kind}** of {run}: {told}.")
     settings: dict[tuple[str, str, str], dict[str, list[str]]] = {}
     for item in metrics:
-        layers = json.dumps(item.protocol.get("layers"), sort_keys=True)
+        protocol = _LEFT_OUT.get(item.evaluation, {}) | item.protocol
+        layers = json.dumps(protocol.get("layers"), sort_keys=True)
         for key in _KEYS.get(item.evaluation, ()):
-            if key in item.protocol:
+            if key in protocol:
                 among = layers if (item.evaluation, key) in _BY_ARCH else ""
-                value = json.dumps(item.protocol[key], sort_keys=True)
+                value = json.dumps(protocol[key], sort_keys=True)
                 settings.setdefault((item.evaluation, key, among), {}).setdefault(value, []).append(item.run)
     for (evaluation, key, _), values in settings.items():
         if len(values) > 1:

@@ -210,11 +210,39 @@ class Saver:
         self.state, self.every = state, every
         self._ranks, self._signals = ranks, signals
         self._saved = time.monotonic()
+        self._sent: tuple[Tensor, torch.cuda.Event | None] | None = None
 
     def agreed(self, seconds: float, device: torch.device) -> list[float]:
         """The sum of all ranks' `requests`, equal on each rank. All ranks must call this at the same place."""
         own = self.requests(seconds)
         return own if self._ranks.world == 1 else self._ranks.add(torch.tensor(own, device=device)).tolist()
+
+    def exchanged(self, seconds: float, device: torch.device) -> list[float]:
+        """As `agreed`, without waiting for the device: with several ranks, what they requested at the last call.
+
+        Requests of this call are exchanged while the next step runs, but not where one is heard: it would be heard
+        twice, and others are made again. All ranks must call this at the same place.
+        """
+        own = self.requests(seconds)
+        if self._ranks.world == 1:
+            return own
+        heard, self._sent = self._sent, None
+        found = [0.0, 0.0]
+        if heard is not None:
+            values, arrived = heard
+            if arrived is not None:
+                arrived.synchronize()  # of the step before: it does not wait for the one that runs
+            found = values.tolist()
+        if not any(found):
+            # Filled on the device: a copy of a few numbers from the CPU would wait for all running kernels.
+            values = torch.stack([torch.full((), request, device=device) for request in own])
+            values = self._ranks.add(values).to("cpu", non_blocking=True)
+            arrived = None
+            if device.type == "cuda":
+                arrived = torch.cuda.Event()
+                arrived.record()
+            self._sent = values, arrived
+        return found
 
     def requests(self, seconds: float) -> list[float]:
         """This rank's [stop, save], each 0 or 1: stop after a signal, save `seconds` after the last state (rank 0)."""
