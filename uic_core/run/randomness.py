@@ -43,8 +43,9 @@ def seed_everything(seed: int) -> None:
     exact = deterministic()
     if exact:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # A few operators have no deterministic kernel on a GPU: torch then only warns.
-    torch.use_deterministic_algorithms(exact, warn_only=True)
+    # A few operators have no deterministic kernel on a GPU: torch then only warns. `use_deterministic_algorithms` sets
+    # the same, and imports torch's compiler for a second.
+    torch.set_deterministic_debug_mode("warn" if exact else "default")
     # The call above also makes torch fill new memory, in case it is read before it is written: a tenth of a step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
