@@ -84,7 +84,19 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip("needs a GPU")
 
 
+LONGEST = (
+    "workflow/test_dag.py",
+    "pretrain/test_resume.py",
+    "openmmlab/test_resume.py",
+    "test_extending.py",
+    "workflow/test_takeover.py",
+    "workflow/test_changing.py",
+    "workflow/test_squeue.py",
+    "workflow/test_start.py",
+)
+"""Files of more than half a minute that would come late."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files begin first, beside the fast ones: at the end one of two processes would wait for them."""
-    longest = ("workflow/test_dag.py", "pretrain/test_resume.py")
-    items.sort(key=lambda item: not item.path.as_posix().endswith(longest))
+    items.sort(key=lambda item: [not item.path.as_posix().endswith(f"/{file}") for file in LONGEST])

@@ -72,7 +72,8 @@ class Config(Strict):
     @property
     def computable(self) -> frozenset[tuple[str, str]]:
         """Return (run, evaluation) of everything that can be computed, whether or not a table shows it."""
-        return frozenset((run, name) for run in self.runs for name in EVALUATIONS if not self.refuses(run, name))
+        present = self.evaluations.present.keys() & EVALUATIONS.keys()
+        return frozenset((run, name) for run in self.runs for name in present if not self.refuses(run, name))
 
     def refuses(self, run: str, evaluation: str) -> str:
         """Return why a run cannot have an evaluation, and the remedy; '' if it can."""

@@ -1,4 +1,7 @@
-"""Detection and segmentation that end early go on as if nothing was, in one process and in two."""
+"""Detection and segmentation that end early go on as if nothing was, in one process and in two.
+
+Those in one process are forks (tests/forked.py), but for the undisturbed ones that they are held against.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 
-from tests import recipes
+from tests import forked, recipes
 from uic_core import checkpoint, evaluations, models, recipe
 from uic_core.errors import INTERRUPTED, InputError, Interrupted
 from uic_core.openmmlab import proposals
@@ -71,14 +74,17 @@ class Task:
         else:
             self.arguments += ["--dataset", str(inputs.dataset)]
 
-    def start(self, *more: str) -> subprocess.Popen[bytes]:
+    def start(self, *more: str, afresh: bool = False) -> subprocess.Popen[bytes] | forked.Process:
+        stage = [f"uic_core.openmmlab.{self.name}", *self.arguments, *more]
+        if self.ranks == 1 and not afresh:
+            self.log.unlink(missing_ok=True)
+            return forked.Process(*stage, out=self.log, OMP_NUM_THREADS="1")
         command = [sys.executable, "-m"]
         if self.ranks > 1:
             command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(self.ranks), "-m", "--"]
-        command += [f"uic_core.openmmlab.{self.name}", *self.arguments, *more]
         with self.log.open("w") as log:  # not a pipe, which mmengine's log would fill
             return subprocess.Popen(
-                command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                [*command, *stage], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
             )  # fmt: skip
 
@@ -86,12 +92,12 @@ class Task:
     def log(self) -> Path:
         return self.folder / "log"
 
-    def ended(self, process: subprocess.Popen[bytes]) -> tuple[int, str]:
+    def ended(self, process: subprocess.Popen[bytes] | forked.Process) -> tuple[int, str]:
         """Exit status, and what was printed."""
         return process.wait(600), self.log.read_text()
 
-    def finish(self, *more: str) -> tuple[str, dict[str, float]]:
-        status, out = self.ended(self.start(*more))
+    def finish(self, *more: str, afresh: bool = False) -> tuple[str, dict[str, float]]:
+        status, out = self.ended(self.start(*more, afresh=afresh))
         assert status == 0, out[-4000:]
         assert not list((self.folder / "work").glob("state*"))
         assert not (self.folder / "work" / "interrupted").exists()
@@ -100,12 +106,12 @@ class Task:
     def values(self) -> dict[str, float]:
         return {name: value.value for name, value in metrics.read(self.folder / "out.json").values.items()}
 
-    def until_state(self, process: subprocess.Popen[bytes]) -> None:
+    def until_state(self, process: subprocess.Popen[bytes] | forked.Process) -> None:
         while not list((self.folder / "work").glob("state.*.safetensors")):
             assert process.poll() is None, self.log.read_text()
             time.sleep(0.005)
 
-    def until_trained(self, process: subprocess.Popen[bytes]) -> None:
+    def until_trained(self, process: subprocess.Popen[bytes] | forked.Process) -> None:
         """Until the state at the training's end is saved: by the last iteration, then by the hook after all of them."""
         last = 2 * DETECTION["iterations"] if self.name == "detection" else SEGMENTATION["iterations"]  # images
         done: list[int] = []
@@ -145,7 +151,7 @@ def undisturbed(inputs: SimpleNamespace, tmp_path_factory: pytest.TempPathFactor
     def task(name: str) -> Task:
         if name not in known:
             known[name] = Task(tmp_path_factory.mktemp(name), name, inputs)
-            known[name].finish()
+            known[name].finish(afresh=True)
         return known[name]
 
     return task

@@ -6,13 +6,12 @@ import dataclasses
 import itertools
 import random
 import re
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from tests import forked
 from uic_core.config import read, validate
 from uic_core.evaluations.counting import count
 from uic_core.files import read_yaml
@@ -122,14 +121,11 @@ def test_it_has_the_jobs_of_the_workflow(names: list[str], tmp_path: Path) -> No
     for evaluation, jobs in re.findall(r"^(\w+)  +(\d+)  +[\d.]+  +[\d.]+  +", text, re.M):
         if not re.match("table|all|alone", evaluation):
             planned[rule_of(evaluation)] += int(jobs)
-    process = subprocess.run(
-        [
-            sys.executable, "-m", "snakemake", "-n", "--snakefile", str(ROOT / "Snakefile"),
-            "--replace-workflow-config", "--directory", str(tmp_path), "--cores", "1", "--configfile",
-            *map(str, paths),
-        ],
-        cwd=ROOT, capture_output=True, text=True, check=True,
+    process = forked.snakemake(
+        "-n", "--snakefile", str(ROOT / "Snakefile"), "--replace-workflow-config", "--directory", str(tmp_path),
+        "--cores", "1", "--configfile", *map(str, paths),
     )  # fmt: skip
+    assert process.returncode == 0, process.stderr
     counted = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", process.stdout, re.M)}
     written = {"all", "total", "recipe", "protocol", "dataset", "summary", "index_page"}
     expected = {rule: n for rule, n in counted.items() if rule not in written and not re.match("table|fig", rule)}

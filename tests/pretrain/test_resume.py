@@ -1,4 +1,7 @@
-"""A run that ends early goes on as if nothing was: real processes, killed and told to end, one and two of them."""
+"""A run that ends early goes on as if nothing was: real processes, killed and told to end, one and two of them.
+
+Those alone are forks (tests/forked.py); what an undisturbed one leaves is made by a process that was started afresh.
+"""
 
 import contextlib
 import json
@@ -14,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests import forked
 from tests.recipes import recipe
 from uic_core import checkpoint
 from uic_core.data.index import build_folder
@@ -23,7 +27,7 @@ from uic_core.run import signals
 
 ROOT = Path(__file__).parents[2]
 OUTPUTS = ("checkpoint.safetensors", "labels.npy", "history.jsonl")
-SETTINGS = {"epochs": 6, "batch_size": 8}
+SETTINGS = {"epochs": 4, "batch_size": 8}
 
 
 class Run:
@@ -34,30 +38,36 @@ class Run:
         self.recipe = recipe(**SETTINGS | changes)
         save(self.recipe, folder / "recipe.yaml")
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def arguments(self) -> list[str]:
+        paths = {"recipe": self.folder / "recipe.yaml", "train-index": self.index, "out": self.folder}
+        return [text for name, path in paths.items() for text in (f"--{name}", str(path))]
+
+    def start(self, *arguments: str, afresh: bool = False) -> subprocess.Popen[str] | forked.Process:
+        stage = ["uic_core.pretrain", *self.arguments(), *arguments]
+        if self.ranks == 1 and not afresh:
+            return forked.Process(*stage, OMP_NUM_THREADS="1")
         command = [sys.executable, "-m"]
         if self.ranks > 1:
             command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(self.ranks), "-m"]
-        command += ["uic_core.pretrain", "--recipe", str(self.folder / "recipe.yaml")]
-        command += ["--train-index", str(self.index), "--out", str(self.folder), *arguments]
         return subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            [*command, *stage],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
 
     def launch(self, *arguments: str) -> subprocess.Popen[str]:
         """Start it as a rule's job does, without SLURM."""
         shell = 'set -euo pipefail; source workflow/launch.sh; launch "$@"'
-        stage = ["uic_core.pretrain", "--recipe", str(self.folder / "recipe.yaml"), "--train-index", str(self.index)]
+        stage = ["uic_core.pretrain", *self.arguments(), *arguments]
         return subprocess.Popen(
-            ["bash", "-c", shell, "_", "1", str(self.ranks), "", *stage, "--out", str(self.folder), *arguments],
+            ["bash", "-c", shell, "_", "1", str(self.ranks), "", *stage],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
             env=os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
         )  # fmt: skip
 
-    def finish(self, *arguments: str) -> str:
+    def finish(self, *arguments: str, afresh: bool = False) -> str:
         """Run to the end; what it printed."""
-        process = self.start(*arguments)
+        process = self.start(*arguments, afresh=afresh)
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, out + err
         return out
@@ -65,7 +75,7 @@ class Run:
     def states(self) -> list[Path]:
         return [path for path in self.folder.glob("state.*.safetensors") if ".previous." not in path.name]
 
-    def until_state(self, process: subprocess.Popen[str], step: int = 0) -> None:
+    def until_state(self, process: subprocess.Popen[str] | forked.Process, step: int = 0) -> None:
         """Wait for a state, and for `step` further ones."""
         seen: set[int] = set()
         while len(seen) <= step:
@@ -88,19 +98,24 @@ def index(demo_data, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(index, tmp_path_factory):
-    """What an undisturbed run leaves; each kind is run once."""
-    known: dict[str, list[bytes]] = {}
+def undisturbed_run(index, tmp_path_factory):
+    """An undisturbed run that has ended; each kind is run once."""
+    known: dict[str, Run] = {}
 
-    def outputs(ranks: int = 1, **changes: object) -> list[bytes]:
+    def run(ranks: int = 1, **changes: object) -> Run:
         key = f"{ranks} {changes}"
         if key not in known:
-            run = Run(tmp_path_factory.mktemp("undisturbed"), index, ranks, **changes)
-            run.finish()
-            known[key] = run.outputs()
+            known[key] = Run(tmp_path_factory.mktemp("undisturbed"), index, ranks, **changes)
+            known[key].finish(afresh=True)
         return known[key]
 
-    return outputs
+    return run
+
+
+@pytest.fixture(scope="session")
+def undisturbed(undisturbed_run):
+    """What it leaves."""
+    return lambda ranks=1, **changes: undisturbed_run(ranks, **changes).outputs()
 
 
 @pytest.mark.parametrize(
@@ -191,13 +206,18 @@ def copied(interrupted, tmp_path) -> Run:
 
 
 def test_a_truncated_state_falls_back_to_the_previous_and_says_so(copied, undisturbed):
+    """And what a killed process was writing is ignored and cleaned."""
     (state,) = copied.states()
     content = state.read_bytes()
     state.write_bytes(content[: random.randrange(len(content))])
+    leftovers = [copied.folder / name for name in (".state.x.new.1.partial.safetensors", ".tmpr2TK69")]
+    for leftover in leftovers:
+        leftover.write_bytes(b"half")
     said = copied.finish()
     assert f"{state}: is no whole state (" in said
     assert "the previous state is used" in said
     assert copied.outputs() == undisturbed()
+    assert not any(leftover.exists() for leftover in leftovers)
 
 
 def refused(run: Run) -> str:
@@ -235,14 +255,6 @@ def test_a_state_of_other_images_is_refused(copied, demo_data, tmp_path):
     found.save(tmp_path / "other.npz")
     copied.index = tmp_path / "other.npz"
     assert "data: " in refused(copied)
-
-
-def test_what_a_killed_process_was_writing_is_ignored_and_cleaned(copied):
-    leftovers = [copied.folder / name for name in (".state.x.new.1.partial.safetensors", ".tmpr2TK69")]
-    for leftover in leftovers:
-        leftover.write_bytes(b"half")
-    copied.finish()
-    assert not any(leftover.exists() for leftover in leftovers)
 
 
 def test_another_number_of_processes_may_go_on(copied):
@@ -320,9 +332,9 @@ def test_batches_do_not_divide_over_any_number_of_processes(tmp_path, index):
     assert "batch_size: 9 images do not divide over 2 processes" in err
 
 
-def test_history_is_that_of_all_epochs(copied, undisturbed):
-    copied.finish()
-    lines = [json.loads(line) for line in (copied.folder / "history.jsonl").read_text().splitlines()]
+def test_history_is_that_of_all_epochs(undisturbed):
+    """And so is that of a run that went on, whose bytes are these."""
+    lines = [json.loads(line) for line in undisturbed()[OUTPUTS.index("history.jsonl")].splitlines()]
     assert [line["epoch"] for line in lines] == list(range(SETTINGS["epochs"]))
     assert np.isfinite([line["loss"] for line in lines]).all()
 
@@ -334,7 +346,7 @@ def test_a_process_given_up_for_dead_writes_nothing_into_its_successors_run(tmp_
     orphan.until_state(process)
     process.send_signal(signal.SIGSTOP)
     successor = Run(tmp_path, index)
-    taking_over = successor.start("--save-every", "0")
+    taking_over = successor.start("--save-every", "0.3")
     while f"process {taking_over.pid} " not in (tmp_path / "owner").read_text():
         assert taking_over.poll() is None, taking_over.communicate()
         time.sleep(0.005)
@@ -361,18 +373,20 @@ def test_a_process_that_wakes_after_its_successor_has_finished_writes_nothing(tm
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_finished_training_whose_checkpoint_snakemake_removed_is_not_made_again(tmp_path, index, undisturbed, ranks):
+def test_a_finished_training_whose_checkpoint_snakemake_removed_is_not_made_again(tmp_path, undisturbed_run, ranks):
     """As it does when a job is killed after its stage has ended."""
-    run = Run(tmp_path, index, ranks)
-    assert "epoch 1/6" in run.finish()
+    made = undisturbed_run(ranks)
+    shutil.copytree(made.folder, tmp_path, dirs_exist_ok=True)
+    run = Run(tmp_path, made.index, ranks)
     (tmp_path / "checkpoint.safetensors").unlink()
     said = run.finish()
     assert "an earlier process finished this, and it was removed since: it is put back" in said
     assert "epoch" not in said
-    assert run.outputs() == undisturbed(ranks)
-    other = Run(tmp_path, index, ranks, lr=0.02)
-    (tmp_path / "checkpoint.safetensors").unlink()
-    assert "epoch 1/6" in other.finish()
+    assert run.outputs() == made.outputs()
+    if ranks == 1:  # the first of several decides alone
+        other = Run(tmp_path, made.index, lr=0.02)
+        (tmp_path / "checkpoint.safetensors").unlink()
+        assert "epoch 1/4" in other.finish()
 
 
 def test_a_signal_ends_a_process_forked_while_it_is_waited_for():

@@ -33,7 +33,7 @@ def test_a_run_is_seen_to_its_end_by_sacct(accounted, tmp_path):
 def test_a_job_that_somebody_cancelled_is_seen_and_started_again(accounted, tmp_path, prepared):
     """sacct calls it CANCELLED by 0, which the plugin does not know."""
     config = small_config()
-    config["runs"]["uic_10k"]["epochs"] = 40
+    config["runs"]["uic_10k"]["epochs"] = 20
     site = Site(tmp_path / "site", accounted, config, prepared)
     process = site.start(TARGET, "--slurm-status-command", "sacct")
     while not (site.folder / "results/runs/uic_10k/owner").exists():

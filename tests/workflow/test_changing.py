@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from bench.small_dag import small_config
+from tests import forked
 from tests.resealed import resealed
 from tests.workflow import stand_in
 from uic_core.config import validate
@@ -51,21 +52,30 @@ def evaluations(*runs: str) -> set[str]:
     return {f"{re.sub('_(fc6_8|all)$', '', name)}:{run}" for run, name in pairs}
 
 
+def options(folder: Path, clone: Path = ROOT) -> list[str]:
+    """Snakemake's, for the config in a folder."""
+    return [
+        "--snakefile", str(clone / "Snakefile"), "--profile", str(clone / "profiles/demo"), "--directory", str(folder),
+        "--configfile", str(folder / "small.yaml"),
+    ]  # fmt: skip
+
+
 def plan(folder: Path, *arguments: str, clone: Path = ROOT, path: str = "") -> tuple[set[str], str]:
     """What a dry run would do ('rule' or 'rule:run', without the tables' summary and page), and all that it says."""
-    process = subprocess.run(
-        [
-            sys.executable, "-m", "snakemake", "-n", *arguments, "--snakefile", str(clone / "Snakefile"), "--profile",
-            str(clone / "profiles/demo"), "--directory", str(folder), "--configfile", str(folder / "small.yaml"),
-        ],
-        cwd=clone, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
-        env=os.environ | {"CI": "true", "PATH": f"{path}{os.environ['PATH']}"},
-    )  # fmt: skip
+    arguments = ("-n", *arguments, *options(folder, clone))
+    if clone == ROOT:
+        process = forked.snakemake(*arguments, CI="true")
+    else:
+        process = subprocess.run(
+            [sys.executable, "-m", "snakemake", *arguments],
+            cwd=clone, text=True, capture_output=True, check=False,
+            env=os.environ | {"CI": "true", "PATH": f"{path}{os.environ['PATH']}"},
+        )  # fmt: skip
     jobs: set[str] = set()
     for block in re.findall(r"^(?:local)?rule \w+:\n(?: +.*\n)*", process.stdout, flags=re.MULTILINE):
         rule, run = re.match(r"(?:local)?rule (\w+)", block)[1], re.search(r"wildcards: .*\brun=(\w+)", block)
         jobs.add(f"{rule}:{run[1]}" if run else rule)
-    return jobs - {"all", "summary", "index_page"}, process.stdout
+    return jobs - {"all", "summary", "index_page"}, process.stdout + process.stderr
 
 
 def write(folder: Path, config: Config) -> None:
@@ -82,14 +92,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("their.pth", "other.pth"):
         (folder / name).write_text(name)
     stand_in.make(validate(base(), "small.yaml"), folder)
-    process = subprocess.run(
-        [
-            sys.executable, "-m", "snakemake", "--touch", "--forceall", "--snakefile", str(ROOT / "Snakefile"),
-            "--profile", str(ROOT / "profiles/demo"), "--directory", str(folder), "--configfile",
-            str(folder / "small.yaml"),
-        ],
-        cwd=ROOT, text=True, capture_output=True, check=False,
-    )  # fmt: skip
+    process = forked.snakemake("--touch", "--forceall", *options(folder))
     assert process.returncode == 0, process.stderr[-3000:]
     return folder
 

@@ -22,7 +22,7 @@ import yaml
 
 from bench import browser
 from bench.small_dag import small_config
-from tests import linked_page
+from tests import forked, linked_page
 from uic_core import checkpoint
 from uic_core.config import validate
 from uic_core.data.index import Index
@@ -37,26 +37,31 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 
+def options(folder: Path, config: Path) -> list[str]:
+    """Snakemake's, for `config`, with everything that is made in `folder`."""
+    return [
+        "--snakefile", str(ROOT / "Snakefile"), "--profile", str(ROOT / "profiles" / "demo"),
+        "--directory", str(folder), "--configfile", str(config),
+    ]  # fmt: skip
+
+
 def snakemake(*arguments: str, folder: Path, config: Path) -> subprocess.CompletedProcess[str]:
     """Run Snakemake on `config` with everything that is made in `folder`."""
-    return subprocess.run(
-        [
-            sys.executable, "-m", "snakemake", *arguments, "--snakefile", str(ROOT / "Snakefile"),
-            "--profile", str(ROOT / "profiles" / "demo"), "--directory", str(folder), "--configfile", str(config),
-        ],
-        cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | {"CI": "true"},
-    )  # fmt: skip
+    return forked.snakemake(*arguments, *options(folder, config), CI="true")
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> SimpleNamespace:
-    """A folder in which the whole small DAG has run: folder, config (path), output (of Snakemake)."""
+    """A folder in which the whole small DAG has run: folder, config (path)."""
     folder = tmp_path_factory.mktemp("dag")
     config = folder / "small.yaml"
     config.write_text(yaml.safe_dump(small_config()))
-    process = snakemake(folder=folder, config=config)
+    process = subprocess.run(
+        [sys.executable, "-m", "snakemake", *options(folder, config)],
+        cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | {"CI": "true"},
+    )  # fmt: skip
     assert process.returncode == 0, process.stderr[-6000:]
-    return SimpleNamespace(folder=folder, config=config, output=process.stderr)
+    return SimpleNamespace(folder=folder, config=config)
 
 
 @pytest.fixture
@@ -293,22 +298,30 @@ def test_a_changed_data_set_reruns_what_reads_it_and_nothing_else(copy):
     }
 
 
-@pytest.mark.parametrize(
-    ("target", "files"),
-    [
-        *((f"table{number}", f"tables/table{number}.*") for number in range(1, 8)),
-        *((f"fig{number}", f"figures/fig{number}.*") for number in (3, 4)),
-        *((f"table_{task}", f"tables/{task}.*") for task in ("detection", "segmentation")),
-        *((f"fig_{task}", f"figures/{task}.*") for task in ("detection", "segmentation")),
-        ("table_knn", "tables/knn.*"),
-        ("fig_curves", "figures/curves.*"),
-        ("table_speed", "tables/speed.*"),
-    ],
-)
-def test_each_table_and_figure_is_a_target(copy, target, files):
-    for file in (copy.folder / "results").glob(files):
-        file.unlink()
-    assert planned(copy, target) == {target}
+def test_each_table_and_figure_is_a_target_and_is_made_of_no_other(copy):
+    """Of all of them at once, what each is made of: no other table or figure, which would be made with it."""
+    targets = {
+        **{f"table{number}": f"tables/table{number}.*" for number in range(1, 8)},
+        **{f"fig{number}": f"figures/fig{number}.*" for number in (3, 4)},
+        **{f"table_{task}": f"tables/{task}.*" for task in ("detection", "segmentation")},
+        **{f"fig_{task}": f"figures/{task}.*" for task in ("detection", "segmentation")},
+        "table_knn": "tables/knn.*",
+        "fig_curves": "figures/curves.*",
+        "table_speed": "tables/speed.*",
+    }
+    for files in targets.values():
+        for file in (copy.folder / "results").glob(files):
+            file.unlink()
+    process = snakemake("-n", *targets, folder=copy.folder, config=copy.config)
+    assert process.returncode == 0, process.stderr
+    jobs = re.findall(
+        r"^(?:local)?rule (\w+):\n    input: (.+)\n    output: (.+)\n", process.stdout, flags=re.MULTILINE
+    )
+    assert sorted(rule for rule, _, _ in jobs) == sorted(targets)
+    for rule, made_of, makes in jobs:
+        assert not re.search(r"results/(tables|figures)/", made_of), rule
+        for file in makes.split(", "):
+            assert Path(file).match(f"results/{targets[rule]}"), rule
 
 
 def test_a_run_takes_as_many_processes_as_its_rule_has_gpus(copy):
@@ -402,10 +415,16 @@ def test_fault_32_the_key_skips_the_comparison_and_reruns_nothing(copy):
     assert process.returncode == 0, process.stderr
 
 
-def test_the_report_is_one_file_with_every_table_and_figure(finished):
+@pytest.fixture(scope="session")
+def report(finished) -> Path:
+    """The report of the finished folder."""
     process = snakemake("--report", "results/report.html", folder=finished.folder, config=finished.config)
     assert process.returncode == 0, process.stderr
-    html = (finished.folder / "results/report.html").read_text()
+    return finished.folder / "results/report.html"
+
+
+def test_the_report_is_one_file_with_every_table_and_figure(finished, report):
+    html = report.read_text()
     names = (*(f"table{n}" for n in range(1, 8)), "detection", "segmentation", "knn", "speed")
     tables = [f"tables/{name}.html" for name in names]
     for name in tables + [f"figures/{name}.png" for name in ("fig3", "fig4", "detection", "segmentation", "curves")]:
@@ -423,11 +442,9 @@ def test_the_report_is_one_file_with_every_table_and_figure(finished):
         assert caption in html
 
 
-def test_a_browser_shows_every_table_figure_and_caption_of_the_report(finished, tmp_path):
+def test_a_browser_shows_every_table_figure_and_caption_of_the_report(finished, report, tmp_path):
     if reason := browser.missing():
         pytest.skip(reason)
-    process = snakemake("--report", "results/report.html", folder=finished.folder, config=finished.config)
-    assert process.returncode == 0, process.stderr
     tasks = ("detection", "segmentation")
     numbers = [str(number) for number in range(1, 8)]
     shelves = {  # category → beginning of the label → (file, beginning of the caption)
@@ -445,7 +462,7 @@ def test_a_browser_shows_every_table_figure_and_caption_of_the_report(finished, 
         for category, shelf in shelves.items():
             seen = set()
             for number in range(1, len(shelf) + 1):
-                reader.open(finished.folder / "results/report.html")
+                reader.open(report)
                 reader.click(f"//*[text()='{category}']")
                 row = f"(//tr)[{number + 1}]"
                 label = reader.see(f"{row}/td[1]")
@@ -460,7 +477,7 @@ def test_a_browser_shows_every_table_figure_and_caption_of_the_report(finished, 
                 assert caption in reader.see(f"//*[starts-with(normalize-space(.), '{caption}')]")
                 seen.add(name)
             assert seen == set(shelf)
-        reader.open(finished.folder / "results/report.html")
+        reader.open(report)
         reader.click("//*[text()='Statistics']")
         reader.see("//canvas")  # the rules' times, drawn
         assert [error for error in reader.errors() if "Error" in error or "ERR_" in error] == []

@@ -121,7 +121,8 @@ def merged(run, evaluation):
 
 def pairs_of(*tables):
     """Return each (run, evaluation) that the given tables take a cell from, once, in reading order."""
-    pairs = (pair for table in tables for pair in needed(CONFIG.tables_file, table, CONFIG.computable))
+    computable = CONFIG.computable
+    pairs = (pair for table in tables for pair in needed(CONFIG.tables_file, table, computable))
     return list(dict.fromkeys(pairs))
 
 
