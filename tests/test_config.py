@@ -35,7 +35,7 @@ def test_the_configs_are_valid(name):
     assert validate(read_yaml(ROOT / "config" / f"{name}.yaml"), name).scale == name
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar10_small", "cifar10_224"])
+@pytest.mark.parametrize("name", ["cifar10", "cifar10_small", "cifar10_224", "cifar10_search"])
 def test_a_study_of_cifar10_is_valid_by_itself(name):
     """It describes no data set but its own, and its tables take no number that is not made."""
     config = read([ROOT / "config" / f"{name}.yaml"])

@@ -110,7 +110,16 @@ def test_what_is_bound_by_decoding_and_what_a_cache_saves() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "names", [["paper", "peers"], ["demo"], ["cifar10"], ["cifar10_small"], ["cifar10_224"]], ids=" ".join
+    "names",
+    [
+        ["paper", "peers"],
+        ["demo"],
+        ["cifar10", "cifar10_seeds"],
+        ["cifar10_small"],
+        ["cifar10_224"],
+        ["cifar10_search"],
+    ],
+    ids=" ".join,
 )
 def test_it_has_the_jobs_of_the_workflow(names: list[str], tmp_path: Path) -> None:
     """Rule by rule, but for those that only write a part of the config to a file."""

@@ -19,8 +19,9 @@ from uic_core import checkpoint
 from uic_core.data import partition, reader
 from uic_core.data.augment import normalize
 from uic_core.data.index import build_folder
-from uic_core.errors import INTERRUPTED
+from uic_core.errors import INTERRUPTED, InputError
 from uic_core.methods import METHODS, deepcluster, kmeans
+from uic_core.methods.labels import draw_initial
 from uic_core.pretrain import centre_crops, finetune, loop, progress
 from uic_core.pretrain.__main__ import main
 from uic_core.recipe import Stepped, save
@@ -380,6 +381,7 @@ def test_steps_by_hand():
     [
         ({}, (7, 0)),
         ({"label_view": "center_crop"}, (7, 6)),  # the first epoch keeps the labels that were drawn
+        ({"label_view": "center_crop", "labels_from": 3}, (7, 4)),
         ({"method": "finetune"}, (7, 1)),
         ({"method": "deepcluster", "schedule": "constant"}, (7, 7)),
         ({"method": "supervised"}, (7, 0)),
@@ -389,6 +391,31 @@ def test_steps_by_hand():
 def test_a_run_costs_its_passes(changes, expected):
     made = recipe(epochs=7, **changes)
     assert METHODS[made.method].passes(made) == expected
+
+
+@pytest.mark.parametrize("view", ["training", "center_crop"])
+def test_the_first_epochs_can_keep_the_drawn_labels(small, demo_data, view):
+    """With `labels_from: 2` the second epoch trains on them once more, and the third on the network's own."""
+    told = {}
+    for start in (None, 2):
+        folder = small(f"from_{start}", epochs=3, label_view=view, labels_from=start)
+        told[start] = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    annotated = build_folder(demo_data.imagenet, "train", "imagenet").labels
+    drawn = partition.nmi(partition.group(draw_initial(48, 5, 3), 5), annotated)
+    own, later = ([line["nmi_annotated"] for line in told[start]] for start in (None, 2))
+    kept = 1 if view == "training" else 2  # the history has the labels that an epoch makes, or those it trains on
+    assert later[:kept] == pytest.approx([drawn] * kept, abs=1e-6)
+    assert [line["nmi_previous"] for line in told[2][:kept]] == [1.0] * kept
+    assert told[2][kept]["nmi_previous"] < 1
+    assert told[2][0]["loss"] == told[None][0]["loss"]
+    assert told[2][1]["loss"] != told[None][1]["loss"]
+    assert own != later
+
+
+def test_labels_from_lies_within_the_epochs():
+    with pytest.raises(InputError, match=r"labels_from: 7 must be less than epochs, 7"):
+        recipe(epochs=7, labels_from=7)
+    assert "labels_from" not in recipe().written(), "a key that is left out changes no hash"
 
 
 def test_finetune_draws_other_members_of_large_classes_each_epoch(small, altered):

@@ -159,7 +159,8 @@ def evaluate(
 ) -> tuple[dict[str, metrics.Value], Arrays]:
     """Compute values and arrays for pseudo-labels [N] of an index's images; grid positions refer to this index.
 
-    `lowest_entropy` is the entropy of the first shown class, `lowest_entropy/mean` the mean over all shown ones, nats.
+    `entropy_of_sizes` is a share of ln K, the entropy of equal sizes. `lowest_entropy` is the entropy of the first shown
+    class, `lowest_entropy/mean` the mean over all shown ones, nats.
     """
     sizes = class_sizes(labels, classes)
     entropies = class_entropies(labels, index.labels, classes)
@@ -177,7 +178,7 @@ def evaluate(
             value=100 * nmi(group(labels.astype(np.int32), classes), index.labels), unit="%", n=images
         ),
         "empty_classes": metrics.Value(value=int((sizes == 0).sum()), unit="classes", n=classes),
-        "entropy_of_sizes": metrics.Value(value=100 * size_entropy(sizes), unit="% of ln K", n=classes),
+        "entropy_of_sizes": metrics.Value(value=100 * size_entropy(sizes), unit="%", n=classes),
         "largest": metrics.Value(value=int(sizes.max()), unit="images"),
         "smallest": metrics.Value(value=int(sizes.min()), unit="images"),
         "mean": metrics.Value(value=images / classes, unit="images"),

@@ -9,14 +9,14 @@ from uic_core.evaluations.detection import Detection, Proposals
 from uic_core.evaluations.evaluation import Evaluation
 from uic_core.evaluations.fewshot import Fewshot, Resolution
 from uic_core.evaluations.knn import Knn
-from uic_core.evaluations.linear_probe import LinearProbe, PeerProbe
+from uic_core.evaluations.linear_probe import FurtherProbe, LinearProbe, PeerProbe
 from uic_core.evaluations.segmentation import Segmentation
 from uic_core.evaluations.voc_classification import VocClassification
 from uic_core.recipe import Strict
 
 __all__ = [
-    "EVALUATIONS", "SECTIONS", "Clusters", "Detection", "Evaluation", "Evaluations", "Fewshot", "Knn", "LinearProbe",
-    "PeerProbe", "Proposals", "Resolution", "Segmentation", "VocClassification",
+    "EVALUATIONS", "SECTIONS", "Clusters", "Detection", "Evaluation", "Evaluations", "Fewshot", "FurtherProbe", "Knn",
+    "LinearProbe", "PeerProbe", "Proposals", "Resolution", "Segmentation", "VocClassification",
 ]  # fmt: skip
 
 
@@ -35,6 +35,7 @@ class Evaluations(Strict):
     segmentation: Segmentation | None = None
     fewshot: Fewshot | None = None
     knn: Knn | None = None
+    linear_probe_batch_norm: FurtherProbe | None = None
     linear_probe_selflabel: PeerProbe | None = None
     linear_probe_rotnet: PeerProbe | None = None
 

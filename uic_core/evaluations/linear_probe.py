@@ -99,18 +99,8 @@ class LinearProbe(TrainVal):
         check_archs("crop", self.crop, self.archs(config))
 
 
-class PeerProbe(LinearProbe):
-    """A peer's own linear probe, of the architectures that it names (docs/protocol.md, Linear probes of the peers)."""
-
-    lr_factor: float = Field(gt=1, description="lr is divided by this at each of lr_steps")
-    nesterov: bool = Field(description="Nesterov's momentum")
-    start: Start = Field(description="first weights of a head")
-    test: Test = Field(description="how an image is tested")
-
-    @property
-    def switches(self) -> Switches:
-        """What it does otherwise than the paper's probes."""
-        return Switches(self.lr_factor, self.nesterov, self.start, self.test)
+class FurtherProbe(LinearProbe):
+    """A linear probe beside the paper's, of the architectures that it names (protocol.md, Further linear probes)."""
 
     def archs(self, config: Config) -> list[str]:
         """Return those that it names."""
@@ -121,3 +111,17 @@ class PeerProbe(LinearProbe):
         if recipe.arch in self.layers:
             return ""
         return f"run {run} is {recipe.arch}, and this probe is of {', '.join(self.layers)}; name another run"
+
+
+class PeerProbe(FurtherProbe):
+    """A peer's own linear probe."""
+
+    lr_factor: float = Field(gt=1, description="lr is divided by this at each of lr_steps")
+    nesterov: bool = Field(description="Nesterov's momentum")
+    start: Start = Field(description="first weights of a head")
+    test: Test = Field(description="how an image is tested")
+
+    @property
+    def switches(self) -> Switches:
+        """What it does otherwise than the paper's probes."""
+        return Switches(self.lr_factor, self.nesterov, self.start, self.test)

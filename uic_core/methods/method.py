@@ -186,7 +186,7 @@ class Method(Generic[R]):
             [N, heads] if the top layer has several heads.
         moments: (recipe, epoch, its steps) → the steps before which `labels` is called, 0 … steps - 1 each.
         labels: (recipe, epoch, current labels, inference) → labels from a moment on, called then; None keeps them.
-        learns: (recipe) → True if the argmax of the training forward becomes the image's label for the next epoch.
+        learns: (recipe, epoch) → True if the argmax of its training forward is the image's label for the next epoch.
         fill_empty: (groups, labels) changes both in place after `labels` so that no class is empty; None: no filling.
         order: (recipe, epoch, labels, groups) → which image is drawn when, and its target.
         pseudo_classes: True if the labels put images into classes; False if they say nothing of an image.
@@ -207,7 +207,7 @@ class Method(Generic[R]):
     first_labels: Callable[[R, Labels, Inference], Labels] = draw_uniform
     moments: Callable[[R, int, int], Sequence[int]] = at_its_start
     labels: Callable[[R, int, Labels, Inference], Labels | None] = keep
-    learns: Callable[[R], bool] = lambda recipe: False
+    learns: Callable[[R, int], bool] = lambda recipe, epoch: False
     fill_empty: Callable[[Groups, Labels], None] | None = None
     order: Callable[[R, int, Labels, Groups], Order] = balanced
     pseudo_classes: bool = True

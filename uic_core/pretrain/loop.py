@@ -175,7 +175,7 @@ class Trainer:
                 self._steps(network, order, last)
                 covered = order.coverage()
                 del order  # frees the old groups too
-            if method.learns(recipe):
+            if method.learns(recipe, epoch):
                 with timing_labels(run, self.inference):
                     self._relabel(run.labels, epoch + 1)
             self._record(covered)
@@ -203,7 +203,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.learning_rate(position.epoch)
         network.train()
-        learns = method.learns(recipe)
+        learns = method.learns(recipe, position.epoch)
         bounds = self.ranks.bounds(len(order), recipe.batch_size)
         targets: deque[NDArray[np.int32]] = deque()
 
@@ -255,7 +255,7 @@ class Trainer:
 
     def _merge(self, order: Order, bounds: list[tuple[int, int]]) -> None:
         """Merge the labels that all ranks wrote in these batches."""
-        if self.method.learns(self.recipe):
+        if self.method.learns(self.recipe, self.run_state.position.epoch):
             merge_labels(self.run_state.labels, order, bounds, self.ranks, self.device)
 
     def _send(

@@ -171,7 +171,7 @@ def _unconverged(table: Table, cells: dict[Key, Cell]) -> str:
     return (
         f"The training loss of these probes ended above that of a guess: {'; '.join(parts)}. They have not converged: "
         "the scale of a layer decides how far its probe gets, and may decide which row is ahead. Batch norm before the "
-        "linear layer, as in `linear_probe_selflabel`, takes the scale out of the comparison."
+        "linear layer, as in `linear_probe_batch_norm`, takes the scale out of the comparison."
     )
 
 

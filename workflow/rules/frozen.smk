@@ -16,7 +16,7 @@ rule linear_probe:
     benchmark:
         f"{RESULTS}/benchmarks/{{run}}/{{evaluation}}.tsv"
     wildcard_constraints:
-        evaluation="linear_probe|linear_probe_selflabel|linear_probe_rotnet",
+        evaluation="linear_probe(_batch_norm|_selflabel|_rotnet)?",
     conda:
         "../../envs/core.yaml"
     threads: asked("linear_probe").cpus
