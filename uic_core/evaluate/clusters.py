@@ -159,8 +159,8 @@ def evaluate(
 ) -> tuple[dict[str, metrics.Value], Arrays]:
     """Compute values and arrays for pseudo-labels [N] of an index's images; grid positions refer to this index.
 
-    `entropy_of_sizes` is a share of ln K, the entropy of equal sizes. `lowest_entropy` is the entropy of the first shown
-    class, `lowest_entropy/mean` the mean over all shown ones, nats.
+    `entropy_of_sizes` is a share of ln K, the entropy of equal sizes. `lowest_entropy` is the entropy of the first
+    shown class, `lowest_entropy/mean` the mean over all shown ones, nats.
     """
     sizes = class_sizes(labels, classes)
     entropies = class_entropies(labels, index.labels, classes)
