@@ -7,7 +7,8 @@
 Recipes, batches and augmentation are those of config/paper.yaml. The matrix rate is that of a large product in the
 same run; torch counts the operations of a step, forward and backward. Steps run in the suite's own loop, on crops that
 are already on the device, or from the loader's memory-mapped cache, read by as many processes as there are spare CPUs.
-A part is written to a file of JSON lines when it has ended: a second call on the same hardware measures what is left.
+A part is written to a file of JSON lines when it has ended: with the same code and hardware a second call measures what
+is left.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import hashlib
 import json
 import math
 import os
@@ -44,7 +46,7 @@ from uic_core.config import read
 from uic_core.data import cache
 from uic_core.data.augment import UNIFORMS
 from uic_core.data.index import Index, build_folder
-from uic_core.files import write_text
+from uic_core.files import sha256, write_text
 from uic_core.methods.deepcluster import DeepCluster
 from uic_core.methods.kmeans import clustered, whitened
 from uic_core.models import ARCHS, build
@@ -53,12 +55,15 @@ from uic_core.run import cpus, devices, randomness
 from uic_core.run.precision import autocast
 
 ROOT = Path(__file__).parents[1]
+PAPER = ROOT / "config" / "paper.yaml"
 RUNS = {"alexnet": "uic_3k", "resnet50": "uic_resnet50_strong", "vgg16": "uic_vgg16_strong"}
 """The run of config/paper.yaml that stands for an architecture."""
 
 IMAGENET = 1_281_167
 STEPS = 40
 WARM_UP, PROFILED = 20, 20
+MINUTES = 10
+FEW = 3  # pairs, where less is to be learnt
 TINY = {"image_size": 64, "resize": 73, "batch_size": 8, "classes": 8}
 """What --profile takes where there is no GPU."""
 
@@ -80,7 +85,7 @@ compilers' steps heed a new seed and learning rate, 0 … 1; k-means' share of a
 
 def recipe_of(arch: str, **values: Any) -> Training:
     """Return the recipe of an architecture's run, endless, for a GPU's share of its batch; `values` replace its own."""
-    recipe = read([ROOT / "config" / "paper.yaml"]).runs[RUNS[arch]]
+    recipe = read([PAPER]).runs[RUNS[arch]]
     assert isinstance(recipe, Training)
     own = {"epochs": 10**6, "lr": 0.01, "batch_size": recipe.batch_size // recipe.gpus}
     return recipe.model_copy(update=own | values)
@@ -166,8 +171,12 @@ def profiles(arch: str, bars: Bars, images: Images) -> None:
         bars.say(f"{arch}, {recipe.augmentation}, batches of {recipe.batch_size}, {name}: {found.table()}")
 
 
-def rates(arch: str, bars: Bars, images: Images) -> None:
-    """Compare the rate of training with the matrix rate, and of other input, augmentation and batches with it."""
+def rates(arch: str, bars: Bars, images: Images) -> list[str]:
+    """Compare the rate of training with the matrix rate, and of other input, augmentation and batches with it.
+
+    Returns:
+        The arms that failed.
+    """
     recipe = recipe_of(arch)
     count = STEPS * recipe.batch_size
     arms: dict[str, tuple[Any, ...]] = {
@@ -179,6 +188,7 @@ def rates(arch: str, bars: Bars, images: Images) -> None:
         arms["strong"] = _resident(recipe.model_copy(update={"augmentation": "strong"}), count)
     found, limit = raced(arms)
     report(bars, arch, flops(recipe), limit, found)
+    return failed(found)
 
 
 def report(bars: Bars, arch: str, flop: float, limit: list[float], found: dict[str, list[float]]) -> None:
@@ -195,8 +205,12 @@ def report(bars: Bars, arch: str, flop: float, limit: list[float], found: dict[s
         judge(bars, "gpu-strong", ratios(found["strong"], unread))
 
 
-def changed(arch: str, changes: dict[str, Change], bars: Bars, _: Images) -> None:
-    """Compare changed steps with the step as it is, on resident input; an arm that fails is NaN."""
+def changed(arch: str, changes: dict[str, Change], bars: Bars, _: Images, pairs: int = PAIRS) -> list[str]:
+    """Compare changed steps with the step as it is, on resident input; an arm that fails is NaN.
+
+    Returns:
+        The arms that failed.
+    """
     recipe = recipe_of(arch)
     count = STEPS * recipe.batch_size
     arms = {"as it is": _resident(recipe, count)}
@@ -205,22 +219,21 @@ def changed(arch: str, changes: dict[str, Change], bars: Bars, _: Images) -> Non
         heavy = recipe.model_copy(update={"augmentation": "strong"})
         arms["strong"] = _resident(heavy, count)
         arms["strong, fused input"] = _resident(heavy, count, changes["fused input"])
-    found = raced(arms)[0]
+    found = raced(arms, pairs)[0]
     for name, rate in found.items():
         speed = median(ratios(rate, found["as it is"]))
         bars.say(
             f"{arch}, {recipe.augmentation}, {name}: {median(rate):.4g} images/s, {speed:.3f} of the step as it is"
         )
+    return failed(found)
 
 
-def compilers(arch: str, bars: Bars, images: Images) -> None:
-    """Compare torch.compile and CUDA graphs with the step as it is; where dropout tells, ask whether a replay heeds."""
-    found: dict[str, Change] = {"torch.compile": variants.compiled, "CUDA graphs": variants.graphed}
-    changed(arch, found, bars, images)
-    if arch == "alexnet":
-        recipe = recipe_of(arch)
-        with cpus.pool(1, "spawn") as pool:
-            judge(bars, "gpu-seed-and-lr", [pool.submit(heeds, recipe, each).result() for each in found.values()])
+def compilers(bars: Bars, images: Images) -> list[str]:
+    """Compare torch.compile and CUDA graphs with AlexNet's step as it is; ask by its dropout whether a replay heeds."""
+    failing, recipe = changed("alexnet", _COMPILERS, bars, images), recipe_of("alexnet")
+    with cpus.pool(1, "spawn") as pool:
+        judge(bars, "gpu-seed-and-lr", [pool.submit(heeds, recipe, each).result() for each in _COMPILERS.values()])
+    return failing
 
 
 def clustering(bars: Bars, images: Images, count: int = IMAGENET, **values: Any) -> None:
@@ -229,7 +242,7 @@ def clustering(bars: Bars, images: Images, count: int = IMAGENET, **values: Any)
     The features are noise: k-means makes all its iterations whatever they are. The pass counts as a third of training;
     it is in float32 and takes longer, so the share is rather less. `values` replace the recipe's own.
     """
-    recipe = read([ROOT / "config" / "paper.yaml"]).runs["deepcluster"]
+    recipe = read([PAPER]).runs["deepcluster"]
     assert isinstance(recipe, DeepCluster)
     recipe = recipe.model_copy(update=values)
     trained = recipe_of(recipe.arch)
@@ -239,8 +252,9 @@ def clustering(bars: Bars, images: Images, count: int = IMAGENET, **values: Any)
     features = torch.randn(count, ARCHS[recipe.arch].embedding_size, device=device)
     started = time.perf_counter()
     rows = whitened(features, count, recipe.pca, device)
+    rows[0, 0].item()  # waits for the device
     whitening = time.perf_counter() - started
-    # It returns a number of the host, and so waits for the device.
+    # It returns a number of the host, and so waits, too.
     clustered(rows, np.arange(count), count, recipe.classes, recipe.kmeans_iterations, recipe.seed)
     taken = time.perf_counter() - started
     rest = 4 / 3 * count / rate
@@ -287,7 +301,7 @@ def heeds(recipe: Training, change: Change) -> float:
     return float(moved and not moved_at_0 and bool(drawn_anew))
 
 
-def raced(arms: dict[str, tuple[Any, ...]]) -> tuple[dict[str, list[float]], list[float]]:
+def raced(arms: dict[str, tuple[Any, ...]], pairs: int = PAIRS) -> tuple[dict[str, list[float]], list[float]]:
     """Train the arms in turn, each in a process; the first one must not fail.
 
     Args:
@@ -302,12 +316,17 @@ def raced(arms: dict[str, tuple[Any, ...]]) -> tuple[dict[str, list[float]], lis
         turns: dict[str, Arm] = {
             name: process if name == first else tolerant(process) for name, process in processes.items()
         }
-        seconds = interleaved({"matrix product": product(8192, 20), **turns})["matrix product"]
+        seconds = interleaved({"matrix product": product(8192, 20), **turns}, pairs)["matrix product"]
     found = {
-        name: process.each(lambda epoch: epoch.rate) if len(process.epochs) > PAIRS else [math.nan] * PAIRS
+        name: process.each(lambda epoch: epoch.rate) if len(process.epochs) > pairs else [math.nan] * pairs
         for name, process in processes.items()
     }
     return found, [1 / each for each in seconds]
+
+
+def failed(found: dict[str, list[float]]) -> list[str]:
+    """Return the arms without a rate."""
+    return [name for name, rate in found.items() if math.isnan(median(rate))]
 
 
 def _resident(recipe: Training, images: int, *changes: Change) -> tuple[Any, ...]:
@@ -328,12 +347,12 @@ class Part:
     Attributes:
         seconds: how long it may take, a guess.
         bars: names of its bars.
-        work: measures and adds the lines of the bars.
+        work: measures and adds the lines of the bars; returns the arms that failed, if it has any.
     """
 
     seconds: int
     bars: tuple[str, ...]
-    work: Callable[[Bars, Images], None]
+    work: Callable[[Bars, Images], list[str] | None]
 
 
 _ALEXNET: dict[str, Change] = {
@@ -346,28 +365,29 @@ _ALEXNET: dict[str, Change] = {
     ),
     "deterministic kernels": variants.deterministic,
 }
+_COMPILERS: dict[str, Change] = {"torch.compile": variants.compiled, "CUDA graphs": variants.graphed}
 _LARGE: dict[str, Change] = {
     "cuDNN's autotuner": variants.autotuned,
     "fused input": variants.fused_input,
     "both": variants.together(variants.autotuned, variants.fused_input),
+    **_COMPILERS,
 }
 PARTS = {
-    "profile-alexnet": Part(40, (), partial(profiles, "alexnet")),
+    "profile-alexnet": Part(30, (), partial(profiles, "alexnet")),
     "alexnet": Part(
-        60, ("gpu-alexnet", "gpu-end-to-end-alexnet", "gpu-batch-256", "gpu-strong"), partial(rates, "alexnet")
+        50, ("gpu-alexnet", "gpu-end-to-end-alexnet", "gpu-batch-256", "gpu-strong"), partial(rates, "alexnet")
     ),
-    "variants-alexnet": Part(100, (), partial(changed, "alexnet", _ALEXNET)),
-    "vgg16": Part(50, ("gpu-vgg16", "gpu-end-to-end-vgg16"), partial(rates, "vgg16")),
-    "resnet50": Part(50, ("gpu-resnet50", "gpu-end-to-end-resnet50"), partial(rates, "resnet50")),
-    "kmeans": Part(60, ("gpu-kmeans",), clustering),
-    "profile-vgg16": Part(30, (), partial(profiles, "vgg16")),
-    "profile-resnet50": Part(30, (), partial(profiles, "resnet50")),
-    "compilers-alexnet": Part(120, ("gpu-seed-and-lr",), partial(compilers, "alexnet")),
-    "variants-resnet50": Part(80, (), partial(changed, "resnet50", _LARGE)),
-    "variants-vgg16": Part(80, (), partial(changed, "vgg16", _LARGE)),
-    "compilers-resnet50": Part(150, (), partial(compilers, "resnet50")),
-    "compilers-vgg16": Part(120, (), partial(compilers, "vgg16")),
+    "variants-alexnet": Part(80, (), partial(changed, "alexnet", _ALEXNET)),
+    "vgg16": Part(40, ("gpu-vgg16", "gpu-end-to-end-vgg16"), partial(rates, "vgg16")),
+    "resnet50": Part(40, ("gpu-resnet50", "gpu-end-to-end-resnet50"), partial(rates, "resnet50")),
+    "kmeans": Part(30, ("gpu-kmeans",), clustering),
+    "profile-vgg16": Part(20, (), partial(profiles, "vgg16")),
+    "profile-resnet50": Part(20, (), partial(profiles, "resnet50")),
+    "compilers-alexnet": Part(90, ("gpu-seed-and-lr",), compilers),
+    "variants-resnet50": Part(110, (), partial(changed, "resnet50", _LARGE, pairs=FEW)),
+    "variants-vgg16": Part(80, (), partial(changed, "vgg16", _LARGE, pairs=FEW)),
 }
+"""In the order of what teaches most; together within MINUTES."""
 
 
 def open_lines(name: str) -> list[str]:
@@ -376,17 +396,23 @@ def open_lines(name: str) -> list[str]:
     return bars or [f"open gpu-{name}"]
 
 
-class Kept:
-    """What earlier calls measured on the same hardware, in a file with a line of JSON for each part."""
+def code() -> str:
+    """Hash what decides the numbers beside the hardware: the sources, and the recipes."""
+    files = [*sorted(file for name in ("bench", "uic_core") for file in (ROOT / name).rglob("*.py")), PAPER]
+    return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()[:16]
 
-    def __init__(self, file: Path, hardware: str) -> None:
-        self._file, self._hardware = file, hardware
+
+class Kept:
+    """What earlier calls measured with the same code and hardware, in a file with a line of JSON for each part."""
+
+    def __init__(self, file: Path, hardware: str, code: str) -> None:
+        self._file, self._here = file, {"hardware": hardware, "code": code}
         found = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-        self._records = {(each["hardware"], each["part"]): each for each in found}
+        self._records = {self._key(each): each for each in found}
 
     def recall(self, name: str, bars: Bars) -> bool:
         """Add what a part found; False if it has not been measured whole."""
-        record = self._records.get((self._hardware, name))
+        record = self._records.get(self._key(self._here | {"part": name}))
         if record is None or any(line.startswith("open ") for line in record["bars"]):
             return False
         for line in record["said"]:
@@ -397,14 +423,21 @@ class Kept:
 
     def keep(self, name: str, said: list[str], bars: list[str]) -> None:
         """Write what a part found."""
-        record = {"part": name, "hardware": self._hardware, "said": said, "bars": bars}
-        self._records[self._hardware, name] = record
+        record = {"part": name, **self._here, "said": said, "bars": bars}
+        self._records[self._key(record)] = record
         self._file.parent.mkdir(parents=True, exist_ok=True)
         write_text(self._file, "".join(f"{json.dumps(each, ensure_ascii=False)}\n" for each in self._records.values()))
 
+    @staticmethod
+    def _key(record: dict[str, Any]) -> tuple[Any, ...]:
+        return record["hardware"], record.get("code"), record["part"]
+
 
 def measure(names: list[str], bars: Bars, kept: Kept, images: Images, minutes: float) -> None:
-    """Measure parts that are not kept yet and, by their guesses, end in time. An error ends its part alone."""
+    """Measure parts that are not kept yet and, by their guesses, end in time. An error ends its part alone.
+
+    A part with an open line is kept to be read, and measured again by the next call.
+    """
     end = time.monotonic() + 60 * minutes
     for name in names:
         part, said, lines = PARTS[name], len(bars.said), len(bars.lines)
@@ -416,7 +449,8 @@ def measure(names: list[str], bars: Bars, kept: Kept, images: Images, minutes: f
         else:
             print(f" {name}", flush=True)
             try:
-                part.work(bars, images)
+                for arm in part.work(bars, images) or ():
+                    bars.add(f"open gpu-{name}: {arm} failed")
             except Exception:
                 traceback.print_exc()
                 bars.add(f"MISS gpu-{name} ended with an error")
@@ -431,7 +465,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--profile", action="store_true", help="only where the time of a step goes")
     parser.add_argument("--parts", nargs="+", choices=PARTS, help="only these")
-    parser.add_argument("--minutes", type=float, default=10.0, help="start no part that would end later (10)")
+    parser.add_argument(
+        "--minutes", type=float, default=MINUTES, help=f"start no part that would end later ({MINUTES})"
+    )
     parser.add_argument(
         "--out", type=Path, default=Path(os.environ.get("OUT", ROOT / "results"), "gpu.jsonl"),
         help="file of what was found; delete it to measure all of it anew (gpu.jsonl in $OUT or in results)",
@@ -446,7 +482,7 @@ def main(arguments: list[str] | None = None) -> None:
     bars = Bars(f"gpu, {hardware}")
     with tempfile.TemporaryDirectory() as folder:
         images = Images(Path(folder)) if gpu else Images(Path(folder), 8)
-        measure(names, bars, Kept(options.out, hardware), images, options.minutes)
+        measure(names, bars, Kept(options.out, hardware, code()), images, options.minutes)
     bars.close()
 
 

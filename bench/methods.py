@@ -37,11 +37,11 @@ from bench.measure import PAIRS, Bars, interleaved, ratios, seconds
 from uic_core.data.augment import MEAN, STD
 from uic_core.data.index import Index, build_folder
 from uic_core.data.partition import Labels
-from uic_core.methods import deepcluster, parse_run
+from uic_core.methods import deepcluster, kmeans, parse_run
 from uic_core.models import build
 from uic_core.pretrain.loop import Trainer
 from uic_core.recipe import Training
-from uic_core.run import randomness, saved_state
+from uic_core.run import devices, randomness, saved_state
 from uic_core.run.parallel import Ranks
 from uic_core.run.saved_state import State
 
@@ -124,9 +124,13 @@ class Turns:
             return labels(recipe, epoch, *rest)
 
         trainer.method = replace(trainer.method, labels=prepare)
+        # DeepCluster calls the first three where there is no GPU, the others on one.
         self._clock(trainer.inference, "embed", "centre-crop pass")
         self._clock(deepcluster, "whiten", "PCA")
         self._clock(deepcluster, "kmeans", "k-means")
+        self._clock(trainer.inference, "embed_share", "centre-crop pass")
+        self._clock(kmeans, "whitened", "PCA")
+        self._clock(kmeans, "clustered", "k-means")
         self._clock(State, "save", "saving", aside=True)
         stream = trainer.loader.stream
         trainer.loader.stream = lambda *call: self._waits(stream(*call))  # type: ignore[method-assign]
@@ -157,7 +161,9 @@ class Turns:
 
 
 def _clocks() -> NDArray[np.float64]:
-    """Return seconds: wall clock, CPU time of this process, CPU time of its decoding processes."""
+    """Return seconds: wall clock, CPU time of this process, CPU time of its decoding processes. Waits for a GPU."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     decoding = sum(sum(child.cpu_times()[:2]) for child in psutil.Process().children())
     return np.array([time.perf_counter(), time.process_time(), decoding])
 
@@ -275,23 +281,23 @@ def compute_bound(bars: Bars, folder: Path, images: int = 256, pairs: int = PAIR
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
     many, reduced = 6000, PCA
-    features = torch.randn(images, 4096)
+    features = torch.randn(images, 4096, device=devices.current())
     rows = np.random.default_rng(0).normal(size=(many, reduced)).astype(np.float32)
     with contextlib.ExitStack() as stack:
         uic, supervised, other = started(stack, ("uic", "supervised", "deepcluster"), values, index)
         peer = stack.enter_context(Process(reference, folder, recipe_of("supervised", **values)))
         arms = {"uic": uic, "deepcluster": other, "supervised": supervised, "reference loop": peer}
         clustering = {
-            "covariance": seconds(lambda: features.T @ features),
-            f"k-means of {many} images": seconds(lambda: deepcluster.kmeans(rows, 3000, KMEANS_ITERATIONS, 0)),
+            "covariance": seconds(lambda: (features.T @ features)[0, 0].item()),  # waits for the device
+            f"k-means of {many} images": seconds(lambda: clustered(rows, 3000)),
         }
         found = interleaved(arms | clustering, pairs)
     speed = statistics.median(ratios(found["reference loop"], found["supervised"]))
     print(f"  torchvision's reference loop ÷ our supervised epoch: {speed:.2f} (no bar)")
     _print_shares(uic, other)
     growing = [
-        epoch.whole - epoch.parts["PCA"] - epoch.parts["k-means"] + covariance + kmeans * images / many
-        for epoch, covariance, kmeans in zip(other.epochs[1:], *(found[name] for name in clustering), strict=True)
+        epoch.whole - epoch.parts["PCA"] - epoch.parts["k-means"] + covariance + iterations * images / many
+        for epoch, covariance, iterations in zip(other.epochs[1:], *(found[name] for name in clustering), strict=True)
     ]
     scaled = ratios(growing, uic.each(_whole))
     bars.at_least("deepcluster-compute-bound", scaled, 1.3)
@@ -303,6 +309,16 @@ def compute_bound(bars: Bars, folder: Path, images: int = 256, pairs: int = PAIR
     whole = statistics.median(ratios(other.each(_whole), uic.each(_whole)))
     print(f"  with the eigenvectors, which a large set does not feel, DeepCluster ÷ UIC is {whole:.2f}")
     return statistics.median(scaled)
+
+
+def clustered(rows: NDArray[np.float32], classes: int) -> None:
+    """Cluster as an epoch of DeepCluster does on this machine."""
+    device = devices.current()
+    if device.type == "cuda":
+        places = np.arange(len(rows))
+        kmeans.clustered(torch.from_numpy(rows).to(device), places, len(rows), classes, KMEANS_ITERATIONS, 0)
+    else:
+        deepcluster.kmeans(rows, classes, KMEANS_ITERATIONS, 0)
 
 
 def decode_bound(bars: Bars, folder: Path, images: int = 320, pairs: int = PAIRS) -> float:

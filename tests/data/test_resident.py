@@ -55,6 +55,18 @@ def test_crops_are_the_loaders(index: Index, view, scale, size: int, resize: int
     assert counts == [32, 32, 6]
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(("size", "resize"), [(64, 73), (28, 32), (10, 12)])
+@pytest.mark.parametrize("view", ["resized_crop", "random_crop", "center_crop"])
+def test_a_gpus_crops_are_the_cpus(index: Index, view, size: int, resize: int):
+    order = np.random.default_rng(1).integers(0, 3 * len(index), 70)
+    ways = [Resident(index, size, resize, 32, device) for device in (CPU, torch.device("cuda"))]
+    for (want, wanted), (got, drawn) in zip(*(way.batches(order, view, 3, 5) for way in ways), strict=True):
+        assert got.is_cuda
+        np.testing.assert_array_equal(drawn, wanted)
+        assert (got.cpu().int() - want.int()).abs().max() <= 2
+
+
 @pytest.mark.parametrize(("width", "height"), [(32, 32), (40, 24), (3, 1), (1, 200)])
 def test_boxes_of_many_images_are_those_of_each(width: int, height: int):
     numbers = np.random.default_rng(0).random((3000, CROP_UNIFORMS))

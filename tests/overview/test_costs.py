@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from uic_core.config import Config, validate
+from uic_core.config import Config, read, validate
 from uic_core.evaluations.counting import count
 from uic_core.files import read_yaml
 from uic_core.methods import METHODS
@@ -113,6 +113,33 @@ def test_probes_decode_every_training_image_an_epoch_and_test_in_few_passes(pape
     imagenet = paper.datasets.folders["imagenet"]
     assert job.images == 32 * imagenet.train_images + 3 * imagenet.val_images
     assert job.needs[0] == ("pretrain", "uic_3k")
+
+
+@pytest.mark.parametrize(("format", "share"), [("jpeg", 1 / 2.6), ("uint8", 1 / 6.8), ("device", 0.0)])
+def test_a_cache_saves_decoding_of_the_images_that_it_holds(paper: Config, format: str, share: float) -> None:
+    """Those of trainings, and those that probes and neighbours learn from; others are decoded as before."""
+    content = read_yaml(CONFIG / "paper.yaml")
+    content["datasets"]["cache"]["format"] = format
+    cached = validate(content, "paper.yaml")
+    learned, tested = paper.datasets.folders["imagenet"].train_images, paper.datasets.folders["imagenet"].val_images
+    for run in ("uic_3k", "deepcluster", "uic_3k_fft"):
+        before, after = (costs.training(config, run) for config in (paper, cached))
+        assert after.images == pytest.approx(share * before.images)
+        assert after.flops == before.flops
+    job = costs.evaluation(cached, "uic_3k", "linear_probe")
+    assert job.images == pytest.approx(share * 32 * learned + 3 * tested)
+    for name in ("fewshot", "detection", "segmentation", "voc_classification_all"):
+        before, after = (costs.evaluation(config, "uic_3k_fft", name) for config in (paper, cached))
+        assert before.images == after.images > 0
+    made = {job.rule: job.images for job in costs.preparation(cached)}
+    assert made["cache"] == learned
+
+
+def test_of_neighbours_those_that_vote_are_cached() -> None:
+    config = read([CONFIG / "cifar10.yaml"])
+    assert config.datasets.cache.format == "device"
+    assert costs.evaluation(config, "uic_128", "knn").images == 10_000
+    assert costs.training(config, "uic_128").images == 0
 
 
 @pytest.mark.parametrize("key", ["iterations", "images_per_batch"])

@@ -1,7 +1,8 @@
 """A loader for small images: all pixels stay on the training device, and crops are made there.
 
 It has the interface and the views of uic_core.data.loader.Loader, and no worker processes: nothing is decoded in an
-epoch, and nothing is copied to the device but the boxes.
+epoch, and nothing is copied to the device but the boxes. It is for training images alone: validation images are not in
+the cache, and have a Loader.
 """
 
 from __future__ import annotations

@@ -43,11 +43,13 @@ class Work(NamedTuple):
 
     Attributes:
         flops: 2 × multiply-adds.
-        images: number of decoded images.
+        images: number of images that it decodes from their files.
+        learned: number of training images that it reads, from the cache if the config has one.
     """
 
     flops: float = 0.0
     images: float = 0.0
+    learned: float = 0.0
 
 
 BACKWARD = 2

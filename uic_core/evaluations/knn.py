@@ -38,7 +38,7 @@ class Knn(TrainVal):
         arch = recipe.arch
         known, asked = self.sizes(config, arch)
         products = 2.0 * known * asked * ARCHS[arch].embedding_size * len(self.layers[arch])
-        return Work((known + asked) * counting.arithmetic(recipe).forward + products, known + asked)
+        return Work((known + asked) * counting.arithmetic(recipe).forward + products, asked, known)
 
     def values_of(self, arch: str) -> list[str]:
         """Return the top-1 accuracy for each layer, k and T."""

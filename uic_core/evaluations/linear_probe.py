@@ -82,7 +82,7 @@ class LinearProbe(TrainVal):
         passes = math.ceil(self.epochs / max(1, SNAPSHOT_BYTES // snapshot))
         crops = tested * (1 if self.switches.test == "center_crop" else 10)
         flops = drawn * (trunk + (1 + BACKWARD) * heads) + crops * (passes * trunk + self.epochs * heads)
-        return Work(flops, drawn + passes * tested)
+        return Work(flops, passes * tested, drawn)
 
     def values_of(self, arch: str) -> list[str]:
         """Return top-1 and top-5 of the best and of the last epoch, for each layer."""

@@ -5,8 +5,10 @@ the same images are the first centroids, and a cluster without members takes hal
 take part, as in k-means with DeepCluster's settings of faiss; faiss's PCA takes at most 1,000 for each of a feature's
 numbers.
 
-Products are in float32, which TF32 never replaces (uic_core/run/randomness.py). Sums over images are in float64, so
-that neither the number of processes nor a GPU's order of additions is seen in a centroid, but for a rare last bit.
+Products are in float32, which TF32 never replaces (uic_core/run/randomness.py). So is PCA's covariance of a chunk of
+the images, as faiss's is of all of them; chunks are added up in float64. k-means' sums over images are in float64, so
+that of the same rows neither the number of processes nor a GPU's order of additions is seen in a centroid, but for a
+rare last bit.
 """
 
 from __future__ import annotations

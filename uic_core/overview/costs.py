@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from uic_core.config import Config
@@ -16,6 +17,11 @@ _MEMORY = {
     "synthetic": 2, "check": 4, "index": 8, "cache": 16, "pretrain": 64, "finetune": 64, "external": 8, "proposals": 16,
     "table": 1, "fig": 2,
 }  # fmt: skip
+CACHE_SPEED = {"none": 1.0, "jpeg": 2.6, "uint8": 6.8, "device": math.inf}
+"""Images a CPU-second from a cache of 256 pixels ÷ those from ImageNet's files (bench/RESULTS.md), by its format.
+
+What is on the training device is not decoded."""
+
 _CACHE = {"jpeg": 0.4, "uint8": 3.0, "device": 3.0}  # bytes per pixel (uic_core/data/cache.py)
 _ASPECT = 1.31  # longer side over shorter side of ImageNet's images
 
@@ -30,7 +36,7 @@ class Job:
         environment: the packages that it imports when it starts.
         arch: the network that computes `flops`.
         flops: 2 × multiply-adds, of the whole job.
-        images: number of decoded images.
+        images: number of decoded images; those of a cache count as many files as take that long.
         searched: number of images for selective search.
         bytes: written to disk, including resume states.
         gpus: number of GPUs, if it uses any.
@@ -95,7 +101,7 @@ def training(config: Config, run: str, counting: Counting | None = None) -> Job:
     return Job(
         recipe.stage, run, needs, "core", recipe.arch,
         flops=images * passes.training * views * size.training + of_labels, exact=of_labels, labelling=labelling,
-        images=images * sum(passes), gpus=recipe.gpus, cpus=16,
+        images=images * sum(passes) / _cache_speed(config), gpus=recipe.gpus, cpus=16,
         # weights and labels; two resume states of weights, momentum, labels and their groups
         bytes=4 * size.parameters + 4 * images + 2 * (8 * size.parameters + 12 * images) + labelling.disk,
     )  # fmt: skip
@@ -105,16 +111,24 @@ def evaluation(config: Config, run: str, name: str, counting: Counting | None = 
     """Return the job that evaluates a run."""
     recipe, section = config.runs[run], config.evaluations.one(name)
     asked, work = section.resources, section.work(config, recipe, counting or exact())
+    images = work.images + work.learned / _cache_speed(config)
     needs = ((recipe.stage, run), *section.needs(config))
     return Job(
         name, run, needs, section.environment, recipe.arch if asked.gpus else "",
-        flops=work.flops, images=work.images, memory=asked.memory, cpus=asked.cpus,
+        flops=work.flops, images=images, memory=asked.memory, cpus=asked.cpus,
     )  # fmt: skip
 
 
 def cache_bytes(format: str, side: int, images: int) -> float:
-    """Return the size of a cache of so many images with the shorter side `side`, pixels."""
+    """Return the size of a cache of so many images with the shorter side `side`, pixels.
+
+    It is less if the files are smaller, which the config does not say: they are never enlarged.
+    """
     return _CACHE[format] * side**2 * _ASPECT * images
+
+
+def _cache_speed(config: Config) -> float:
+    return CACHE_SPEED[config.datasets.cache.format]
 
 
 def preparation(config: Config) -> list[Job]:

@@ -18,8 +18,8 @@ from tabulate import tabulate
 
 from uic_core.config import FILES, Config, read
 from uic_core.errors import stage
-from uic_core.overview.costs import Job, cache_bytes, evaluation, preparation, training
-from uic_core.overview.rates import CACHE_SPEED, Rates, assumed
+from uic_core.overview.costs import CACHE_SPEED, Job, cache_bytes, evaluation, preparation, training
+from uic_core.overview.rates import Rates, assumed
 from uic_core.recipe import External, Training
 from uic_core.report.cells import all_needed, by_class, check_cells, needed, of_every_run, read_figures, read_tables
 
@@ -169,7 +169,8 @@ def decoding(config: Config, jobs: Iterable[Job], rates: Rates) -> list[str]:
     for data, trainings in bound.items():
         runs = ", ".join(f"{job.run} {rates.decoding(job) / rates.arithmetic(job):.1f}" for job in trainings)
         caches = []
-        for format, speed in CACHE_SPEED.items():
+        for format in ("jpeg", "uint8"):  # of any images
+            speed = CACHE_SPEED[format]
             saved = sum(
                 rates.taken(job) * (rates.seconds(job) - rates.seconds(replace(job, images=job.images / speed)))
                 for job in trainings

@@ -12,8 +12,6 @@ _MOST_CPUS = 64  # of a job with several GPUs (workflow/rules/common.smk)
 # Share of the bf16 matrix rate that float32 reaches: on A100 and H100 the float32 rate is a sixteenth of it, and
 # convolutions reach about 60 % of that (assumed; --measure measures it).
 _EXACT = 0.6 / 16
-CACHE_SPEED = {"jpeg": 2.6, "uint8": 6.8}
-"""Images a CPU-second from a cache of 256 pixels ÷ those from ImageNet's files (bench/RESULTS.md)."""
 
 
 @dataclass(frozen=True)
