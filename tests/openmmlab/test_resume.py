@@ -256,18 +256,46 @@ def test_the_ranks_agree_on_the_device_of_their_group(tmp_path: Path) -> None:
     with pytest.raises(Interrupted, match="another rank was told to, saved before iteration 7"):
         hook.after_train_iter(SimpleNamespace(iter=5), 5)
     hook.before_test_iter(SimpleNamespace(), 0)
-    with pytest.raises(Interrupted, match="another rank was told to, saved before the test"):
+    with pytest.raises(Interrupted, match="another rank was told to in the test, which begins anew"):
         hook.before_test_iter(SimpleNamespace(), 1)
     assert _Group.devices == [device, device]
 
 
+def test_fault_41_a_test_of_a_task_that_is_longer_than_the_limit_is_not_queued_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: Callable[[object], None]
+) -> None:
+    """The attempt that trained has saved and goes back into the queue; the next, which only tests, does not."""
+    asks, signals = tmp_path / "asks", Signals()
+    monkeypatch.setenv("UIC_SAVED", str(asks))
+    signals.caught = "SIGUSR1"
+    losses = SimpleNamespace(mean=lambda _: 2.5)
+    for trained in (True, False):
+        asks.unlink(missing_ok=True)
+        hook = Resume(State(tmp_path, {}, "a"), ALONE, signals, 0, 1, 60, torch.device("cpu"))
+        hook.after_train(_runner(torch.nn.Linear(2, 1), {"train/loss": losses} if trained else {}))
+        with pytest.raises(Interrupted) as stop:
+            hook.before_test_iter(SimpleNamespace(), 0)
+        assert asks.exists() == trained
+    seen(stop.value)
+    assert str(stop.value).startswith("SIGUSR1 in the test, which begins anew in every attempt; if the job's time limit")
+    found = State(tmp_path, {}, "a").load(print)
+    assert found is not None
+    assert found[1]["loss"] == 2.5
+
+
+def _runner(model: torch.nn.Module, scalars: dict[str, object] | None = None) -> SimpleNamespace:
+    """What the hook sees of mmengine's runner."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    return SimpleNamespace(
+        model=model, iter=0, max_iters=1, train_dataloader=SimpleNamespace(batch_size=1), param_schedulers=[],
+        optim_wrapper=SimpleNamespace(optimizer=optimizer), logger=SimpleNamespace(info=print),
+        message_hub=SimpleNamespace(log_scalars=scalars or {}),
+    )  # fmt: skip
+
+
 def test_a_state_that_is_not_finite_replaces_no_good_one(tmp_path: Path) -> None:
     model = torch.nn.Linear(2, 1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    runner = SimpleNamespace(
-        model=model, iter=0, train_dataloader=SimpleNamespace(batch_size=1), param_schedulers=[],
-        optim_wrapper=SimpleNamespace(optimizer=optimizer), logger=SimpleNamespace(info=print),
-    )  # fmt: skip
+    runner = _runner(model)
     state = State(tmp_path, {}, "a")
     hook = Resume(state, ALONE, Signals(), 0, 1, 0, torch.device("cpu"))
     hook.after_train_iter(runner, 0)
