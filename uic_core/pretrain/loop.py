@@ -131,7 +131,7 @@ class Trainer:
         self.folder = self.inference.folder = folder
         with state.claimed(self.ranks), contextlib.closing(self.loader), Signals() as signals:
             self._saver = Saver(state, self.ranks, signals, self.save_every)
-            if finished.put_back(results, self.identity, self.ranks, self._say):
+            if finished.put_back(results, self.identity, self.ranks, self._say, checkpoint.load):
                 return
             self._train()
             if not self.ranks.rank:
