@@ -159,7 +159,7 @@ class Resume(Hook):
             Interrupted: the job got a signal to end; the state is saved.
         """
         done = runner.iter + 1
-        if done % self._accumulate == 0:
+        if done % self._accumulate == 0 and done < runner.max_iters:  # then `after_train` saves, with the loss
             requests = self._saver.exchanged(self._saver.every, self._device)
             self._saver.stop_or_save(requests, f"iteration {done + 1}", lambda: self._save(runner, done))
 
