@@ -68,7 +68,8 @@ launch() {
     if ((nodes > 1 && status)) && [[ ! $told ]] && nearly_over; then
         told=USR1
     fi
-    # A stage that fails after the signal, as on a full disk, has written no such file: that is a failure.
+    # A stage that fails after the signal, as on a full disk, or that only repeated what it cannot save, has written no
+    # such file: that is a failure.
     if ((status)) && [[ $told == USR1 && -e $UIC_SAVED ]]; then
         rm -f "$UIC_SAVED"
         echo "launch: the time of job $SLURM_JOB_ID is up; it goes back into the queue"

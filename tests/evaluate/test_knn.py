@@ -302,6 +302,28 @@ def test_fault_42_an_interrupted_stage_goes_on_from_its_block(
     assert f"going on from {where.removeprefix('saved before ')}" in capsys.readouterr().out
 
 
+def test_fault_41_a_pass_that_is_longer_than_the_limit_is_not_queued_for_ever(
+    stage: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], seen: Callable[[object], None],
+) -> None:  # fmt: skip
+    """Over the validation images, of which every attempt needs the features."""
+
+    def tell(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return taps(*arguments)
+
+    taps = knn.taps
+    monkeypatch.setattr(knn, "taps", tell)
+    monkeypatch.setenv("UIC_SAVED", str(tmp_path / "asks"))
+    with pytest.raises(SystemExit) as stop:
+        stage("limited")
+    err = capsys.readouterr().err
+    seen(err)
+    assert stop.value.code == INTERRUPTED
+    assert "SIGUSR1 in the pass over the validation images, which begins anew in every attempt; if the" in err
+    assert not (tmp_path / "asks").exists()
+
+
 def test_a_bank_smaller_than_k_is_refused(
     stage: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -97,6 +97,30 @@ def test_fault_42_voc_classification_goes_on_after_a_time_limit(
     assert "going on from iteration " in capsys.readouterr().out
 
 
+def test_fault_41_a_test_that_is_longer_than_the_limit_is_not_queued_for_ever(
+    stage: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], seen: Callable[[object], None],
+) -> None:  # fmt: skip
+    """The attempt that trained has saved and goes back into the queue; the next, which only tests, does not."""
+    undisturbed, asks = stage("undisturbed", "fc6_8"), tmp_path / "asks"
+    monkeypatch.setenv("UIC_SAVED", str(asks))
+    for call, queued in ((6, True), (1, False)):
+        asks.unlink(missing_ok=True)
+        with monkeypatch.context() as patched:
+            told_at(patched, "_augmented", call, signal.SIGUSR1)
+            with pytest.raises(SystemExit) as stop:
+                stage("limited", "fc6_8")
+        assert stop.value.code == INTERRUPTED
+        assert asks.exists() == queued
+    err = capsys.readouterr().err.splitlines()[-1]
+    seen(err)
+    assert err == (
+        "interrupted: SIGUSR1 in the test, which begins anew in every attempt; if the job's time limit ended it, give "
+        "this rule more runtime in the profile (set-resources), else run the same command again"
+    )
+    assert stage("limited", "fc6_8") == undisturbed
+
+
 def test_a_state_of_another_protocol_is_not_used(
     stage: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

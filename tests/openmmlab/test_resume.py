@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -112,10 +113,10 @@ class Task:
             time.sleep(0.005)
 
     def until_trained(self, process: subprocess.Popen[bytes] | forked.Process) -> None:
-        """Until the state at the training's end is saved: by the last iteration, then by the hook after all of them."""
+        """Until the state at the training's end is saved."""
         last = 2 * DETECTION["iterations"] if self.name == "detection" else SEGMENTATION["iterations"]  # images
         done: list[int] = []
-        while done != [last, last]:
+        while last not in done:
             assert process.poll() is None, self.log.read_text()
             done = []
             for path in (self.folder / "work").glob("state.*.safetensors"):
@@ -252,22 +253,66 @@ class _Group(Ranks):
 def test_the_ranks_agree_on_the_device_of_their_group(tmp_path: Path) -> None:
     device = torch.device("meta")  # nccl takes the GPUs' tensors only; on this machine there may be none
     hook = Resume(State(tmp_path, {}, "a"), _Group(1, 2), Signals(), 0, 1, 60, device)
-    hook.after_train_iter(SimpleNamespace(iter=4), 4)  # heard a step later
+    hook.after_train_iter(SimpleNamespace(iter=4, max_iters=9), 4)  # heard a step later
     with pytest.raises(Interrupted, match="another rank was told to, saved before iteration 7"):
-        hook.after_train_iter(SimpleNamespace(iter=5), 5)
+        hook.after_train_iter(SimpleNamespace(iter=5, max_iters=9), 5)
     hook.before_test_iter(SimpleNamespace(), 0)
-    with pytest.raises(Interrupted, match="another rank was told to, saved before the test"):
+    with pytest.raises(Interrupted, match="another rank was told to in the test, which begins anew"):
         hook.before_test_iter(SimpleNamespace(), 1)
     assert _Group.devices == [device, device]
 
 
+def test_fault_41_a_test_of_a_task_that_is_longer_than_the_limit_is_not_queued_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: Callable[[object], None]
+) -> None:
+    """The attempt that trained has saved and goes back into the queue; the next, which only tests, does not."""
+    asks, signals = tmp_path / "asks", Signals()
+    monkeypatch.setenv("UIC_SAVED", str(asks))
+    signals.caught = "SIGUSR1"
+    losses = SimpleNamespace(mean=lambda _: 2.5)
+    for trained in (True, False):
+        asks.unlink(missing_ok=True)
+        hook = Resume(State(tmp_path, {}, "a"), ALONE, signals, 0, 1, 60, torch.device("cpu"))
+        hook.after_train(_runner(torch.nn.Linear(2, 1), {"train/loss": losses} if trained else {}))
+        with pytest.raises(Interrupted) as stop:
+            hook.before_test_iter(SimpleNamespace(), 0)
+        assert asks.exists() == trained
+    seen(stop.value)
+    assert str(stop.value).startswith("SIGUSR1 in the test, which begins anew in every attempt; if the job")
+    found = State(tmp_path, {}, "a").load(print)
+    assert found is not None
+    assert found[1]["loss"] == 2.5
+
+
+def test_fault_67_told_to_end_in_the_last_iteration_the_loss_is_not_lost(tmp_path: Path) -> None:
+    """It says whether the training diverged. The state after the last iteration is the only one that has it."""
+    signals, runner = Signals(), _runner(torch.nn.Linear(2, 1), {"train/loss": SimpleNamespace(mean=lambda _: 2.5)})
+    hook = Resume(State(tmp_path, {}, "a"), ALONE, signals, 0, 1, 60, torch.device("cpu"))
+    signals.caught, runner.iter = "SIGTERM", 1
+    hook.after_train_iter(runner, 1)
+    runner.iter = 2
+    hook.after_train(runner)
+    with pytest.raises(Interrupted, match="saved before the test"):
+        hook.before_test_iter(runner, 0)
+    found = State(tmp_path, {}, "a").load(print)
+    assert found is not None
+    assert (found[1]["images"], found[1]["loss"]) == (2, 2.5)
+
+
+def _runner(model: torch.nn.Module, scalars: dict[str, object] | None = None) -> SimpleNamespace:
+    """What the hook sees of mmengine's runner."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    return SimpleNamespace(
+        model=model, iter=0, max_iters=2, train_dataloader=SimpleNamespace(batch_size=1), param_schedulers=[],
+        optim_wrapper=SimpleNamespace(optimizer=optimizer), logger=SimpleNamespace(info=print),
+        message_hub=SimpleNamespace(log_scalars=scalars or {}),
+    )  # fmt: skip
+
+
 def test_a_state_that_is_not_finite_replaces_no_good_one(tmp_path: Path) -> None:
     model = torch.nn.Linear(2, 1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    runner = SimpleNamespace(
-        model=model, iter=0, train_dataloader=SimpleNamespace(batch_size=1), param_schedulers=[],
-        optim_wrapper=SimpleNamespace(optimizer=optimizer), logger=SimpleNamespace(info=print),
-    )  # fmt: skip
+    runner = _runner(model)
+    runner.max_iters = 9
     state = State(tmp_path, {}, "a")
     hook = Resume(state, ALONE, Signals(), 0, 1, 0, torch.device("cpu"))
     hook.after_train_iter(runner, 0)
@@ -356,7 +401,7 @@ def test_fault_27_a_segmentation_goes_on_in_another_number_of_processes(
     monkeypatch.setattr("uic_core.openmmlab.resume.get_dist_info", lambda: (0, 1))
     again, _ = train(tmp_path / "half", ALONE, 40, 4)
     assert again == []
-    with pytest.raises(InputError, match=r"trained on 40 images; .* 24 in all; take 1 process") as error:
+    with pytest.raises(InputError, match=r"trained on 40 images; .* 24 in all; take 2 process") as error:
         train(tmp_path / "half", ALONE, 24, 4)
     seen(error.value)
     state = State(tmp_path / "old", {}, "a")

@@ -459,12 +459,12 @@ def test_empty_classes_are_those_of_the_epochs_own_labels(small, monkeypatch, ch
 PASSES = {
     "center_crop": ({"label_view": "center_crop"}, "epoch 2, step 1"),
     "deepcluster": ({"method": "deepcluster", "schedule": "constant"}, "epoch 2, step 1"),
-    "finetune": ({"method": "finetune", "pretrained": "source"}, "epoch 1, step 1"),
+    "finetune": ({"method": "finetune", "pretrained": "source"}, ""),  # before anything can be saved
 }
 
 
 @pytest.mark.parametrize("kind", PASSES)
-def test_told_to_end_in_a_pass_over_all_images_it_saves_and_goes_on_with_the_same_bytes(
+def test_told_to_end_in_a_pass_over_all_images_it_goes_on_with_the_same_bytes(
     small, undisturbed, monkeypatch, capsys, kind
 ):
     changes, position = PASSES[kind]
@@ -486,10 +486,37 @@ def test_told_to_end_in_a_pass_over_all_images_it_saves_and_goes_on_with_the_sam
         small("run", *arguments, **changes)
     assert stop.value.code == INTERRUPTED
     assert len(batches) % 3 == 2, "it ends at the next batch"
-    assert f"interrupted: SIGUSR1, saved before {position}" in capsys.readouterr().err
+    said = f"saved before {position}" if position else "in the making of labels before epoch 1, step 1, which begins"
+    assert re.search(f"interrupted: SIGUSR1,? {said}", capsys.readouterr().err)
     folder = small("run", *arguments, **changes)
-    assert f"going on from {position}" in capsys.readouterr().out
+    assert (f"going on from {position}" in capsys.readouterr().out) == bool(position)
     assert outputs(folder) == expected
+
+
+def test_fault_41_labels_that_take_longer_than_the_limit_are_not_queued_for_ever(
+    small, tmp_path, monkeypatch, capsys, seen
+):
+    """The attempt that trained an epoch goes back into the queue; the next, which only makes its labels, does not."""
+    changes, asks = {"label_view": "center_crop"}, tmp_path / "asks"
+    expected, normalize = outputs(small("undisturbed", **changes)), centre_crops.normalize
+    monkeypatch.setenv("UIC_SAVED", str(asks))
+
+    def tell(crops):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return normalize(crops)
+
+    for queued in (True, False):
+        asks.unlink(missing_ok=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(centre_crops, "normalize", tell)
+            with pytest.raises(SystemExit) as stop:
+                small("run", **changes)
+        assert stop.value.code == INTERRUPTED
+        assert asks.exists() == queued
+    err = capsys.readouterr().err.splitlines()[-1]
+    seen(err)
+    assert err.startswith("interrupted: SIGUSR1 in the making of labels before epoch 2, step 1, which begins anew")
+    assert outputs(small("run", **changes)) == expected
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from bench.small_dag import small_config
 from tests.workflow import stand_in
 from uic_core.config import validate
 from uic_core.data import index
+from uic_core.run import finished
 
 ROOT = Path(__file__).parents[2]
 RUN = "results/runs/uic_10k/checkpoint.safetensors"
@@ -58,6 +59,12 @@ def wait(until: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
+def owner(place: SimpleNamespace) -> int:
+    """The process that trains."""
+    claim = (place.folder / "results/runs/uic_10k/owner").read_text()
+    return int(re.search(r"process (\d+)", claim)[1])
+
+
 def ended(pid: int) -> bool:
     """True if a process is gone, or ended and waits for nobody's answer."""
     try:
@@ -77,8 +84,8 @@ def test_fault_37_what_a_killed_snakemake_left_is_ended_and_gone_on_from(place, 
     """FAULTS rows 37 and 61: a second Snakemake is refused; the first is killed; the third ends its training."""
     first = start(place, RUN)
     wait(lambda: place.log.exists() and "epoch 2/" in place.log.read_text())
-    owner = int(re.search(r"process (\d+)", (place.log.parents[2] / "runs/uic_10k/owner").read_text())[1])
-    os.kill(owner, signal.SIGSTOP)  # a training of days
+    stage = owner(place)
+    os.kill(stage, signal.SIGSTOP)  # a training of days
     second = start(place, RUN)
     told = second.communicate()[0]
     assert second.returncode != 0
@@ -87,18 +94,18 @@ def test_fault_37_what_a_killed_snakemake_left_is_ended_and_gone_on_from(place, 
     assert "can be removed with the --unlock" not in told
     first.kill()
     first.wait()
-    assert not ended(owner)
+    assert not ended(stage)
     own = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
     dead, alive = (stand(place, f"{os.uname().nodename}:{os.getpid()}:{began}") for began in (1, own))
     assert start(place, "--unlock").wait() == 0
     third, told = start(place, RUN), ""
     while "ending process" not in told:
         told += third.stdout.readline()
-    os.kill(owner, signal.SIGCONT)
+    os.kill(stage, signal.SIGCONT)
     told += third.communicate()[0]
     assert third.returncode == 0, told
-    assert f"ending process {owner}, which a killed one left; it saves first: python -m uic_core.pretrain" in told
-    assert ended(owner)
+    assert f"ending process {stage}, which a killed one left; it saves first: python -m uic_core.pretrain" in told
+    assert ended(stage)
     assert "going on from epoch" in place.log.read_text()
     assert (place.folder / RUN).exists()
     assert dead.wait(10) == -signal.SIGTERM  # an evaluation of the same or another Snakemake that is gone
@@ -127,6 +134,36 @@ def test_fault_37_a_finished_training_that_snakemake_removed_is_put_back(place, 
     assert (place.folder / RUN).read_bytes() == before
     seen(said.splitlines()[-1])
     assert "epoch 5/5" in trained("--forcerun", "pretrain")
+    assert (place.folder / RUN).read_bytes() == before
+
+
+def test_fault_65_a_recipe_put_back_finds_its_finished_training(place, seen):
+    """And what is kept of the evaluations stays, which would run again behind another training."""
+    config, probe = place.folder / "small.yaml", place.folder / "results/metrics/uic_10k/linear_probe.json"
+    settings = config.read_text()
+    first = start(place, RUN)
+    told = first.communicate()[0]
+    assert first.returncode == 0, told
+    before = (place.folder / RUN).read_bytes()
+    finished.folder(probe).mkdir()
+    other = yaml.safe_load(settings)
+    other["runs"]["uic_10k"]["epochs"] = 5000
+    config.write_text(yaml.safe_dump(other))
+    second = start(place, RUN, str(probe.relative_to(place.folder)))
+    wait(lambda: place.log.exists() and "epoch 1/5000" in place.log.read_text())
+    os.kill(owner(place), signal.SIGTERM)  # as Snakemake's end does
+    told = second.communicate()[0]
+    assert "epochs is 5 there, 5000 now; it is made again where it is needed" in told
+    assert not (place.folder / RUN).exists()
+    assert finished.folder(probe).exists()
+    config.write_text(settings)
+    third = start(place, RUN)
+    told = third.communicate()[0]
+    assert third.returncode == 0, told
+    said = place.log.read_text()
+    seen(said)
+    assert "an earlier process finished this, and it was removed since: it is put back" in said
+    assert "epoch" not in said
     assert (place.folder / RUN).read_bytes() == before
 
 

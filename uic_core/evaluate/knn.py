@@ -194,8 +194,8 @@ def neighbours(
         for _, found in features(network, queries, layers, resize, workers, precision=precision):
             for layer in layers:
                 parts[layer].append(found[layer])
-            if saver:  # nothing new to save: the features are those of every attempt
-                saver.stop_or_save([saver.requests(0)[0], 0.0], f"image {done + 1} of the bank", lambda: None)
+            if saver:
+                saver.stop_or_save([saver.requests(0)[0], 0.0], "the pass over the validation images", None)
         device = parts[layers[0]][0].device
         nearest = {
             layer: Neighbours(torch.cat(parts.pop(layer)), count, kept[layer].to(device, copy=True) if kept else None)

@@ -159,15 +159,16 @@ class Resume(Hook):
             Interrupted: the job got a signal to end; the state is saved.
         """
         done = runner.iter + 1
-        if done % self._accumulate == 0:
+        if done % self._accumulate == 0 and done < runner.max_iters:  # then `after_train` saves, with the loss
             requests = self._saver.exchanged(self._saver.every, self._device)
             self._saver.stop_or_save(requests, f"iteration {done + 1}", lambda: self._save(runner, done))
 
     def after_train(self, runner: Any) -> None:
         """Save, so that a job killed during its test does not train again."""
         losses = runner.message_hub.log_scalars.get("train/loss")
-        if losses is not None:  # there are none if the training had ended before
-            self.loss = float(losses.mean(max(1, runner.max_iters // 20)))
+        if losses is None:  # the training had ended before, and its state is there
+            return
+        self.loss = float(losses.mean(max(1, runner.max_iters // 20)))
         if not self._ranks.rank:
             self._save(runner, runner.iter)
 
@@ -178,7 +179,7 @@ class Resume(Hook):
             Interrupted: the job got a signal to end.
         """
         stop, _ = self._saver.exchanged(self._saver.every, self._device)
-        self._saver.stop_or_save([stop, 0.0], "the test", lambda: None)
+        self._saver.stop_or_save([stop, 0.0], "the test", None)
 
     def _save(self, runner: Any, iteration: int) -> None:
         """Save a state. Raises InputError, and keeps the existing states, if a weight or momentum is not finite."""

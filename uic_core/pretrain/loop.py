@@ -112,6 +112,7 @@ class Trainer:
         self.rate = 0.0
         self.folder = Path()
         self._buffers: dict[str, Tensor] = {}  # batch norm's statistics before a preparation
+        self._begun = 0, 0, 0  # what this process has reached when it begins
         self._saver: Saver | None = None
         self._writer: SummaryWriter | None = None
 
@@ -130,7 +131,7 @@ class Trainer:
         self.folder = self.inference.folder = folder
         with state.claimed(self.ranks), contextlib.closing(self.loader), Signals() as signals:
             self._saver = Saver(state, self.ranks, signals, self.save_every)
-            if finished.put_back(results, self.identity, self.ranks, self._say):
+            if finished.put_back(results, self.identity, self.ranks, self._say, checkpoint.load):
                 return
             self._train()
             if not self.ranks.rank:
@@ -152,6 +153,7 @@ class Trainer:
         run = self.run_state = restore(
             self._file, self.network, self.optimizer, self.ranks, self.device, self.precision_name, self._say
         )
+        self._begun = self._reached
         if not len(run.labels):
             with timing_labels(run, self.inference):
                 self._relabel(method.first_labels(recipe, self.index.labels, self.inference), 0)
@@ -351,6 +353,12 @@ class Trainer:
         assert self._saver is not None, "no run is in progress"
         return self._saver.agreed(seconds, self.device)
 
+    @property
+    def _reached(self) -> tuple[int, int, int]:
+        """Epoch, step, and number of images that have labels."""
+        run = self.run_state
+        return run.position.epoch, run.position.step, len(run.labels)
+
     def _stop_or_save(self, requests: list[float]) -> None:
         assert self._saver is not None, "no run is in progress"
         run = self.run_state
@@ -363,12 +371,15 @@ class Trainer:
     def _pause(self) -> None:
         """Save and stop if a signal came. Called on all ranks while a method prepares steps.
 
-        The saved state is the one before the preparation, which may have moved batch norm's statistics, but no more.
+        The saved state is the one before the preparation, which may have moved batch norm's statistics, but no more. If
+        this process began with it, there is nothing to save.
         """
+        assert self._saver is not None, "no run is in progress"
         stop, _ = self._requests(math.inf)
-        if stop:
+        if stop and self._reached != self._begun:
             self.network.load_state_dict(self._buffers, strict=False)
-        self._stop_or_save([stop, 0.0])
+            self._stop_or_save([stop, 0.0])
+        self._saver.stop_or_save([stop, 0.0], f"the making of labels before {self.run_state.position}", None)
 
     def _say(self, line: str) -> None:
         """Print a line, once for all ranks."""

@@ -1,14 +1,15 @@
 """Finished results under further names, so that no stage is run twice for the same files.
 
-Snakemake removes the files of a job that failed, even if it was killed in the seconds after its stage had ended. The
-next job of the same settings, code and packages puts them back. The further names are hard links, which
-take no space.
+Snakemake removes the files of a job before it starts, and again if it failed, even if it was killed in the seconds
+after its stage had ended. The next job of the same settings and data puts them back. Code and packages may have changed
+since: these rerun nothing (docs/changing.md), and results name those that made them.
+
+The further names are hard links, which take no space while the file is there. Only the last results that a stage
+finished are kept. So a setting that is put back finds them until the stage has finished with the other value.
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uic_core.files import atomic, sha256, write_json
-from uic_core.run.metrics import versions
+from uic_core.run import metrics
 
 if TYPE_CHECKING:  # the workflow imports this module, and no torch
     from uic_core.run.parallel import Ranks
@@ -43,16 +44,22 @@ def keep(results: Sequence[Path], identity: dict[str, Any]) -> None:
     for file in results:
         _link(file, kept / file.name)
     hashes = {file.name: sha256(file) for file in results}
-    write_json(kept / _WHAT, _made_from(identity) | {"sha256": hashes})
+    write_json(kept / _WHAT, {"identity": identity, "sha256": hashes})
 
 
-def put_back(results: Sequence[Path], identity: dict[str, Any], ranks: Ranks, say: Callable[[str], None]) -> bool:
-    """Put results back that an earlier process of this identity, code and packages finished. Called on all ranks.
+def put_back(
+    results: Sequence[Path], identity: dict[str, Any], ranks: Ranks, say: Callable[[str], None],
+    read: Callable[[Path], object] = metrics.read,
+) -> bool:  # fmt: skip
+    """Put results back that an earlier process of this identity finished. Called on all ranks.
+
+    Args:
+        read: reads the first of the results. What it refuses, as from an earlier version, is made again.
 
     Returns:
         False, and nothing is changed, if there are none, or if no file of them is missing.
     """
-    return ranks.any(not ranks.rank and _put_back(results, identity, say))
+    return ranks.any(not ranks.rank and _put_back(results, identity, say, read))
 
 
 def forget(file: Path) -> None:
@@ -60,15 +67,19 @@ def forget(file: Path) -> None:
     shutil.rmtree(folder(file), ignore_errors=True)
 
 
-def _put_back(results: Sequence[Path], identity: dict[str, Any], say: Callable[[str], None]) -> bool:
+def _put_back(
+    results: Sequence[Path], identity: dict[str, Any], say: Callable[[str], None], read: Callable[[Path], object]
+) -> bool:
     if all(file.exists() for file in results):
         return False
     kept = folder(results[0])
     try:
         what = json.loads((kept / _WHAT).read_text())
-        hashes = what.pop("sha256")
-        if what != _made_from(identity) or any(sha256(kept / file.name) != hashes[file.name] for file in results):
+        if what["identity"] != json.loads(json.dumps(identity)):
             return False
+        if any(sha256(kept / file.name) != what["sha256"][file.name] for file in results):
+            return False
+        read(kept / results[0].name)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False
     for file in results:
@@ -87,16 +98,3 @@ def _link(file: Path, place: Path) -> None:
             os.link(file, temporary)
         except OSError:
             shutil.copy2(file, temporary)
-
-
-def _made_from(identity: dict[str, Any]) -> dict[str, Any]:
-    return {"identity": json.loads(json.dumps(identity)), "code": _code(), "versions": versions()}
-
-
-@functools.cache
-def _code() -> str:
-    """SHA-256 of this package's code."""
-    found = hashlib.sha256()
-    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
-        found.update(f"{file.relative_to(Path(__file__).parents[1])}\0".encode() + file.read_bytes())
-    return found.hexdigest()

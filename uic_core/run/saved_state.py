@@ -42,6 +42,9 @@ class State:
         name: part of the file names; letters and digits. Default: a hash of the identity.
         prefix: prefix of the file names, if several stages write into one folder.
         alone: True: refuse a state of another name. False: keep it until this stage is complete.
+
+    Attributes:
+        saved: True once this process has saved a state.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class State:
         self._scratch = folder / f".{self._stem}.writing"
         self.marker = folder / f"{prefix}interrupted"
         self.owner = folder / f"{prefix}owner"
+        self.saved = False
         self._own = ""
         self._unusable: list[Path] = []
         self._tidied = False
@@ -110,6 +114,7 @@ class State:
         finally:
             shutil.rmtree(self._scratch, ignore_errors=True)
         self._take_new()
+        self.saved = True
 
     def load(self, say: Callable[[str], None]) -> tuple[Path, dict[str, Any], dict[str, Tensor]] | None:
         """Load the newest usable file: its path, content and tensors. None: there is no file.
@@ -249,32 +254,41 @@ class Saver:
         due = not self._ranks.rank and time.monotonic() - self._saved >= seconds
         return [float(self._signals.caught is not None), float(due)]
 
-    def stop_or_save(self, requests: list[float], position: object, save: Callable[[], None]) -> None:
+    def stop_or_save(self, requests: list[float], position: object, save: Callable[[], None] | None) -> None:
         """Save if a rank requests to save or to stop, then end if one requests to stop.
 
         Args:
             requests: [stop, save], sum or mean over the ranks, equal on all ranks.
             position: what comes next, as text for the message.
-            save: writes the state; called on rank 0.
+            save: writes the state; called on rank 0. None: what is being made cannot be saved and begins anew.
 
         Raises:
             InputError: from `save`.
-            Interrupted: a rank got a signal, and the state is saved.
+            Interrupted: a rank got a signal, and the state is saved, unless `save` is None.
         """
         stop, due = requests
         if not (stop or due):
             return
-        if not self._ranks.rank:
+        if save and not self._ranks.rank:
             save()
         self._ranks.barrier()
         self._saved = time.monotonic()
         if stop:
-            reason = f"{self._signals.caught or 'another rank was told to'}, saved before {position}"
+            told, again = self._signals.caught or "another rank was told to", "run the same command again"
+            # Where nothing new is saved, every attempt would end at this place. Such a job is not queued for ever: it
+            # fails, Snakemake's retries ask for more time, and then it stops.
+            further = save is not None or self.state.saved
+            reason = f"{told}, saved before {position} in {self.state.path}; {again}"
+            if not further:
+                reason = (
+                    f"{told} in {position}, which begins anew in every attempt; if the job's time limit ended it, give "
+                    f"this rule more runtime in the profile (set-resources), else {again}"
+                )
             if not self._ranks.rank:
-                write_text(self.state.marker, f"{reason}; run the same command again\n")
-                if "UIC_SAVED" in os.environ:  # tells workflow/launch.sh to queue the job again
+                write_text(self.state.marker, f"{reason}\n")
+                if further and "UIC_SAVED" in os.environ:  # tells workflow/launch.sh to queue the job again
                     write_text(Path(os.environ["UIC_SAVED"]), f"{reason}\n")
-            raise Interrupted(f"{reason} in {self.state.path}; run the same command again")
+            raise Interrupted(reason)
 
 
 def momenta(optimizer: torch.optim.SGD, parameters: Iterable[nn.Parameter]) -> dict[str, Tensor]:

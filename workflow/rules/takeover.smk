@@ -73,9 +73,13 @@ def made_meanwhile(job):
 
 
 def forget_finished(jobs):
-    """Let jobs that are to make whole results again not take those of an earlier process."""
+    """Let jobs that the user forces to make whole results again not take those of an earlier process.
+
+    Of other jobs they stay: they are of other settings, which may be put back, or of the very ones that are asked for.
+    """
     for job in jobs:
-        if all(os.path.exists(file) for file in job.output):
+        forced = workflow.dag.reason(job).forced and not any(JUDGED.get(file) for file in job.output)
+        if forced and all(os.path.exists(file) for file in job.output):
             for file in job.output:
                 finished.forget(Path(file))
 
