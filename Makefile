@@ -8,8 +8,8 @@ PROFILE := profiles/demo
 # One thread a process: the tests run two at a time on two cores. And no GPU: two ranks of a test cannot share one, and
 # what is compared byte by byte is a CPU's work.
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 CUDA_VISIBLE_DEVICES=
-# As the rules' jobs have it (workflow/rules/common.smk).
-HUGE_PAGES := GLIBC_TUNABLES=glibc.malloc.hugetlb=1
+# What the rules' jobs set for torch.
+AS_JOBS := source workflow/launch.sh;
 # Without a total as many jobs as cores would share the GPU; where there is none, no job waits for it.
 GPU := $(if $(filter profiles/demo,$(PROFILE)),$(if $(shell nvidia-smi -L 2>/dev/null),--resources gpu=2))
 TESTS := tests
@@ -55,10 +55,10 @@ check: setup  ## format, lint, types, workflow lint: what pre-commit runs too
 	$(BIN)/snakemake --profile $(PROFILE) --lint
 
 bench: setup  ## speed and memory beside peers, a line a bar; make bench-boundary runs a part
-	@$(HUGE_PAGES) $(BIN)/python -m bench
+	@$(AS_JOBS) $(BIN)/python -m bench
 
 bench-%: setup
-	@$(HUGE_PAGES) $(BIN)/python -m bench.$*
+	@$(AS_JOBS) $(BIN)/python -m bench.$*
 
 mutants: setup  ## small faults, planted where numbers are decided, that the tests miss: an hour; COUNT=60 SEED=0 MODULES=…
 	@$(BIN)/python -m bench.mutants $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED)) \
@@ -68,7 +68,7 @@ faults: setup  ## what each fault of the list ends in, a line a row; ROWS="37 61
 	@$(TEST_ENVIRONMENT) $(BIN)/python -m bench.faults $(ROWS)
 
 voc-sanity: setup  ## whether detection and segmentation learn what can be learned: an hour, a line a bar
-	@$(HUGE_PAGES) $(BIN)/python -m bench.voc_sanity
+	@$(AS_JOBS) $(BIN)/python -m bench.voc_sanity
 
 smoke: setup  ## a few images and steps of everything on your data, folders and machines: CONFIG=… PROFILE=slurm
 	@small=$$($(BIN)/python -m uic_core.overview.smoke --config $(CONFIG)) && \

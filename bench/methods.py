@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import io
 import multiprocessing
-import os
 import statistics
 import tempfile
 import time
@@ -73,7 +72,6 @@ class Process:
     def __init__(self, work: Callable[..., None], *arguments: Any) -> None:
         """`work` takes one end of a pipe and the arguments, and runs an epoch for each True that it receives."""
         self.epochs: list[Epoch] = []
-        os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # as the workflow starts every stage
         self._pipe, other = _CONTEXT.Pipe()
         self._process = _CONTEXT.Process(target=work, args=(other, *arguments))
         self._process.start()

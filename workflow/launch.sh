@@ -8,6 +8,10 @@
 # requeued under the same number: Snakemake keeps waiting, and no retry is used. TERM, for preemption and scancel, saves
 # as well. Without SLURM, or if Snakemake and its jobs share an allocation (UIC_LOCAL), Ctrl-C does.
 
+# Training allocates the same large tensors every step. On a CPU huge pages give 15 to 25 % more images per second. What
+# is freed is kept, up to 4 GB, or the kernel would clear it anew for every step: a tenth of the CPU time.
+export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296}
+
 launch() {
     local nodes=$1 processes=$2 gres=$3
     shift 3

@@ -35,8 +35,6 @@ def prepare_shell():
     root = str(workflow.basedir)
     # Snakemake's own prefix is replaced, so its strict mode must be said again.
     prefix = f"set -euo pipefail; export PYTHONPATH={quoted(root)} PYTHONNOUSERSITE=1; "
-    # Training allocates the same large tensors every step: huge pages give 15 to 25 % more images per second on a CPU.
-    prefix += 'export GLIBC_TUNABLES="${{GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}}"; '
     if not CONFIG.datasets.check_files:
         prefix += "export UIC_CHECK_FILES=0; "  # read in uic_core/data/stamps.py; no param, so it reruns nothing
     if not workflow.remote_exec:  # launch.sh: the jobs run beside Snakemake, which may have a total of GPUs
