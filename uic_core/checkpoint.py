@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from uic_core.errors import InputError
-from uic_core.files import RETRAIN, atomic
+from uic_core.files import RETRAIN, atomic, stamp
 from uic_core.methods import load_run, parse_run
 from uic_core.models import build
 from uic_core.models.network import Network
@@ -54,6 +54,7 @@ def of_run(run: str, path: Path) -> tuple[Network, Recipe | External, metrics.Or
         InputError: as `load`; or the file is another run's: its recipe is not that of recipe.yaml, or its bytes are not
             those of training.json.
     """
+    stamped = tuple(stamp(path))  # first: of a file that is replaced meanwhile, the new one is looked at again
     network, recipe, digest = read(path)
     beside = path.parent / "recipe.yaml"
     if beside.exists():
@@ -69,7 +70,7 @@ def of_run(run: str, path: Path) -> tuple[Network, Recipe | External, metrics.Or
     seeds = () if isinstance(recipe, External) else (recipe.seed,)
     made_by = trained.check(path, digest)
     metrics.code()  # now, not when a long evaluation ends: the clone may be at another commit by then
-    return network, recipe, metrics.Origin(run, digest, recipe.hash(), network.coverage, seeds, made_by)
+    return network, recipe, metrics.Origin(run, digest, recipe.hash(), network.coverage, seeds, made_by, stamped)
 
 
 def load(path: Path, remedy: str = "") -> tuple[Network, Recipe | External]:

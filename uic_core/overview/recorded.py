@@ -19,9 +19,9 @@ from uic_core.data.dataset import Dataset
 from uic_core.data.index import subset_fingerprint
 from uic_core.errors import InputError
 from uic_core.evaluations.evaluation import Listed
-from uic_core.files import read_yaml
+from uic_core.files import known_sha256, read_yaml
 from uic_core.recipe import External, Strict, Training, load, stated
-from uic_core.run import metrics
+from uic_core.run import metrics, trained
 
 _Pair = tuple[str, Any, Any]
 """The name of a setting or data set, its recorded value, its value now."""
@@ -81,10 +81,14 @@ def _section(config: Config, path: Path) -> Iterator[_Pair]:
 
 
 def _run(config: Config, path: Path) -> Iterator[_Pair]:
-    """A checkpoint. One from elsewhere has no data set."""
+    """A checkpoint, and the file that its run started from. One from elsewhere has no data set."""
     recipe = config.runs[path.parent.name]
-    header = _header(path)
+    header, made = _header(path), trained.read(path.parent)
     yield from _keys(header["recipe"], recipe.model_dump(), type(recipe))
+    if isinstance(recipe, External):
+        yield "source", header["source"], _now(Path(recipe.path), header["source"], made.start_stamp if made else [])
+    elif recipe.start and made and made.start:
+        yield recipe.start, made.start, _now(_checkpoint(config, recipe.start), made.start, made.start_stamp)
     if not isinstance(recipe, External):
         images = recipe.images if isinstance(recipe, Training) else 0
         now = _trained_on(config, recipe.data, images, recipe.seed, header["data"])
@@ -101,6 +105,10 @@ def _evaluation(config: Config, path: Path) -> Iterator[_Pair]:
         return
     found, section = metrics.read(path), getattr(config.evaluations, path.stem)
     recipe = config.runs[path.parent.name]
+    yield "run", found.run, path.parent.name
+    yield "evaluation", found.evaluation, path.stem
+    yield "recipe", found.provenance.recipe_hash, recipe.hash()
+    yield from _trained(config, found)
     now = section.model_dump(mode="json")
     for key, value in now.items():
         recorded = found.protocol.get(key)
@@ -110,6 +118,29 @@ def _evaluation(config: Config, path: Path) -> Iterator[_Pair]:
     yield from _keys(found.protocol, now, type(section))
     fingerprint = found.dataset.fingerprint
     yield found.dataset.name, fingerprint, _evaluated_on(config, section.lists(recipe), fingerprint)
+
+
+def _trained(config: Config, found: metrics.Metrics) -> Iterator[_Pair]:
+    """The files of a training that metrics are of."""
+    path, recorded = _checkpoint(config, found.run), found.provenance
+    digest, made = recorded.checkpoint_hash, trained.read(path.parent)
+    named = made.files if made else {}
+    if recorded.checkpoint_stamp:
+        yield path.name, digest, _now(path, digest, recorded.checkpoint_stamp)
+    else:  # of an earlier version: no start of Snakemake hashes every checkpoint
+        yield path.name, digest, named.get(path.name, digest)[:16]
+    for name in ("labels.npy", "history.jsonl"):
+        digest = recorded.files.get(Path(name).stem, "")
+        yield name, digest, named.get(name, digest)[: len(digest)]
+
+
+def _now(path: Path, recorded: str, stamped: list[int]) -> str:
+    """Return a file's hash, in as many digits as are recorded; the recorded one if it is not there to be compared."""
+    return known_sha256(path, recorded, stamped)[: len(recorded)] if path.exists() else recorded
+
+
+def _checkpoint(config: Config, run: str) -> Path:
+    return Path(config.results, "runs", run, "checkpoint.safetensors")
 
 
 def _evaluated_on(config: Config, lists: tuple[Listed, ...], recorded: str) -> str:
