@@ -18,6 +18,7 @@ from uic_core.config import Config
 from uic_core.data.index import Index
 from uic_core.files import sha256, stamp
 from uic_core.recipe import External, Training
+from uic_core.report import seeds
 from uic_core.report.cells import all_needed, by_class, of_every_run, read_figures, read_tables
 from uic_core.run import metrics, trained
 
@@ -43,6 +44,10 @@ def make(config: Config, folder: Path) -> None:
         _npz(results / f"proposals/voc07_{split}.npz", settings=proposals, fingerprint=_print("voc07", split))
     for run, evaluation in pairs:
         _evaluation(config, run, evaluation, results, indexes)
+    for run, evaluation in shown:
+        if config.seeds.get(run):
+            parts = [results / "metrics" / name / f"{evaluation}.json" for name in config.repeats(run)]
+            metrics.write(parts[0].with_suffix(".seeds.json"), seeds.merge(parts))
     tasks = by_class(config.tables_file, config.computable)
     for name in [*(f"table{number}" for number in read_tables(config.tables_file)), *tasks, "knn", "speed"]:
         for suffix in ("md", "csv", "tex", "html"):

@@ -351,6 +351,26 @@ def test_fault_63_a_fine_tuning_of_another_start_is_made_again(copy, seen):
     assert f"finetune:{tuned}" not in plan(copy)[0]
 
 
+def test_fault_63_a_seed_taken_away_leaves_the_mean(tmp_path, seen):
+    """Without Snakemake's records, which say that the files behind it are others. And a part with other numbers."""
+    config = base()
+    config["seeds"] = {"uic_5k": [1, 2]}
+    write(tmp_path, config)
+    (tmp_path / "their.pth").write_text("their.pth")
+    stand_in.make(validate(config, "small.yaml"), tmp_path)
+    assert plan(tmp_path)[0] == set()
+    part = tmp_path / "results/metrics/uic_5k_seed1/knn.json"
+    whole = part.read_text()
+    older(part, resealed(whole.replace('"peak_memory_mb": 0.0', '"peak_memory_mb": 7.0')).encode(), by=0)
+    assert plan(tmp_path)[0] == {"seeds:uic_5k", "table_knn"}
+    older(part, whole.encode(), by=0)
+    config["seeds"] = {"uic_5k": [1]}
+    write(tmp_path, config)
+    jobs, told = plan(tmp_path)
+    assert jobs == {"seeds:uic_5k", "table1", "table_knn"}
+    seen(next(line for line in told.splitlines() if "seeds.json: runs is" in line))
+
+
 def test_fault_64_another_file_under_the_same_path_with_an_older_time_is_converted_again(copy, seen):
     """A mere touch changes nothing; nor does it in results of an earlier version, which names the bytes alone."""
     theirs, beside = copy / "their.pth", copy / "results/runs/supervised" / trained.NAME

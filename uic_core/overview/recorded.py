@@ -21,6 +21,7 @@ from uic_core.errors import InputError
 from uic_core.evaluations.evaluation import Listed
 from uic_core.files import known_sha256, read_yaml
 from uic_core.recipe import External, Strict, Training, load, stated
+from uic_core.report import seeds
 from uic_core.run import metrics, trained
 
 _Pair = tuple[str, Any, Any]
@@ -43,8 +44,8 @@ def difference(config: Config, path: Path) -> str | None:
 
     Args:
         path: runs/<run>/{recipe.yaml,checkpoint.safetensors}, protocols/<evaluation>.yaml, data/<dataset>.yaml,
-            index/<dataset>_train_cached.npz, proposals/voc07_<split>.npz or metrics/<run>/<evaluation>.json in the
-            results folder.
+            index/<dataset>_train_cached.npz, proposals/voc07_<split>.npz, metrics/<run>/<evaluation>.json or
+            metrics/<run>/<evaluation>.seeds.json in the results folder.
 
     Returns:
         '' if they agree, else "<key> is <recorded> there, <now> now". None if it cannot be said: there is no file, it
@@ -52,6 +53,7 @@ def difference(config: Config, path: Path) -> str | None:
     """
     kind = path.relative_to(config.results).parts[0]
     compare = _section if path.suffix == ".yaml" else {"runs": _run, "index": _cache}.get(kind, _evaluation)
+    compare = _mean if path.name.endswith(".seeds.json") else compare
     try:
         for key, recorded, now in compare(config, path):
             if recorded != now:
@@ -118,6 +120,15 @@ def _evaluation(config: Config, path: Path) -> Iterator[_Pair]:
     yield from _keys(found.protocol, now, type(section))
     fingerprint = found.dataset.fingerprint
     yield found.dataset.name, fingerprint, _evaluated_on(config, section.lists(recipe), fingerprint)
+
+
+def _mean(config: Config, path: Path) -> Iterator[_Pair]:
+    """A mean over seeds. What they were evaluated to is looked at in their own metrics."""
+    found, name = metrics.read(path), path.name.replace(".seeds", "")
+    runs = config.repeats(path.parent.name)
+    yield "runs", found.protocol.get("runs"), runs
+    now = seeds.merge([path.parents[1] / run / name for run in runs])
+    yield "the mean", found.model_dump(), now.model_dump()
 
 
 def _trained(config: Config, found: metrics.Metrics) -> Iterator[_Pair]:
