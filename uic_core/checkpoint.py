@@ -15,7 +15,7 @@ from uic_core.files import RETRAIN, atomic, stamp
 from uic_core.methods import load_run, parse_run
 from uic_core.models import build
 from uic_core.models.network import Network
-from uic_core.recipe import External, Recipe
+from uic_core.recipe import PLACES, External, Recipe
 from uic_core.run import metrics, trained
 
 FORMAT = "uic_core/2"
@@ -60,7 +60,9 @@ def of_run(run: str, path: Path) -> tuple[Network, Recipe | External, metrics.Or
     if beside.exists():
         own, there = load_run(beside).written(), recipe.written()
         differing = [
-            f"{key}: {there.get(key)}, not {own.get(key)}" for key in (own | there) if own.get(key) != there.get(key)
+            f"{key}: {there.get(key)}, not {own.get(key)}"
+            for key in (own | there)
+            if key not in PLACES and own.get(key) != there.get(key)
         ]
         if differing:
             raise InputError(

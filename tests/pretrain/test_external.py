@@ -616,13 +616,17 @@ def test_the_stage_leaves_a_checkpoint_that_every_evaluation_loads(
     )
     out = run_stage(tmp_path, settings())
     network, recipe = checkpoint.load(out)
-    assert recipe == settings()
+    assert recipe == settings(path=f"sha256:{sha256(tmp_path / 'file.pth')}")
+    assert recipe.hash() == settings().hash()
     assert network.classes == 20
     assert network.coverage == 1
     assert torch.equal(network.features.conv1.weight, STATE["conv1.weight"].half().float())
     assert "'backbone.' removed from 320 names" in capsys.readouterr().out
     first = out.read_bytes()
-    assert run_stage(tmp_path, settings()).read_bytes() == first
+    (tmp_path / "file.pth").rename(tmp_path / "moved.pth")
+    assert run_stage(tmp_path, settings(path="moved.pth")).read_bytes() == first
+    recipes.save(settings(path="moved.pth"), out.with_name("recipe.yaml"))
+    assert checkpoint.of_run("theirs", out)[2].recipe == settings().hash()
 
 
 def test_fault_28_an_external_file_replaced_while_it_is_read(

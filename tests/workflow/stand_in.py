@@ -81,9 +81,11 @@ def _run(config: Config, name: str, runs: Path, indexes: dict[str, Index]) -> No
     made, folder = config.runs[name], runs / name
     recipe.save(made, folder / "recipe.yaml")
     header: dict[str, Any] = {"recipe": made.written(), "coverage": 1.0}
+    place = ""
     start = runs / made.start / CHECKPOINT
     if isinstance(made, External):
-        start = runs.parents[1] / made.path
+        place = made.path
+        start = runs.parents[1] / place
         header["source"] = sha256(start)
     else:
         images = made.images if isinstance(made, Training) else 0
@@ -93,7 +95,9 @@ def _run(config: Config, name: str, runs: Path, indexes: dict[str, Index]) -> No
     weights = {"weight": np.zeros(1, np.float32)}
     safetensors.numpy.save_file(weights, folder / CHECKPOINT, {"uic_core/2": json.dumps(header)})
     names = [each for each in (CHECKPOINT, "labels.npy", "history.jsonl") if (folder / each).exists()]
-    started: dict[str, Any] = {"start": sha256(start), "start_stamp": stamp(start)} if start.exists() else {}
+    started: dict[str, Any] = (
+        {"start": sha256(start), "start_stamp": stamp(start), "start_path": place} if start.exists() else {}
+    )
     trained.write(folder, names, recipe=made.hash(), **started)
 
 

@@ -153,7 +153,7 @@ LINES: dict[str, tuple[Callable[[Config], None], set[str]]] = {
         other_data,
         {"dataset", "check", "index", "fewshot:uic_3k", "fewshot:deepcluster", "table5"},
     ),
-    "`path` of a run from elsewhere": (
+    "the file of a run from elsewhere: its bytes, at the same `path` or another": (
         other_checkpoint,
         {"recipe:supervised", "external:supervised", "table3", "table4", "table_knn"}
         | PAGES
@@ -166,6 +166,7 @@ OTHERS = {
     "a method's new key": "test_fault_36",
     "only times, of recipes, protocols and indexes; results copied to another machine with theirs": "test_fault_34",
     "a setting put back": "test_fault_65",
+    "where that file is: `path`": "test_fault_35_a_checkpoint_moved",
     "the bytes of a checkpoint, whatever its time": "test_fault_63_metrics",
     "`tables`, `published`, or the folder of the clone": "test_fault_34",
     "`datasets.cache`": "test_a_cache",
@@ -385,6 +386,30 @@ def test_fault_64_another_file_under_the_same_path_with_an_older_time_is_convert
         jobs, told = plan(copy)
         assert jobs == {"external:supervised", "table3", "table4", "table_knn"} | PAGES | evaluations("supervised")
     seen(next(line for line in told.splitlines() if "supervised/checkpoint.safetensors: source is" in line))
+
+
+@pytest.mark.parametrize("records", [True, False])
+def test_fault_35_a_checkpoint_moved_elsewhere_is_evaluated_no_second_time(copy, records, seen):
+    """Copied, in fact, so that it is newer. Nor are results of an earlier version, whose recipes' hashes hold the path.
+
+    These hashes are among what tables are made with.
+    """
+    if not records:
+        shutil.rmtree(copy / ".snakemake")
+    (copy / "elsewhere").mkdir()
+    (copy / "elsewhere/their.pth").write_text("their.pth")
+    config = base()
+    earlier = validate(config, "small.yaml").runs["supervised"].hashes()[1]
+    config["runs"]["supervised"]["path"] = "elsewhere/their.pth"
+    write(copy, config)
+    again = plan(copy)[0]
+    assert again == {"recipe:supervised"} | ({"table3", "table4", "table_knn"} | PAGES if records else set())
+    write(copy, base())
+    for file in (copy / "results/metrics/supervised").glob("*.json"):
+        text = re.sub(r'(recipe_hash": )"\w+"', rf'\1"{earlier}"', file.read_text())
+        older(file, resealed(text).encode(), by=0)
+    assert plan(copy)[0] == set()
+    seen(f"again: {', '.join(sorted(again))}")
 
 
 def test_fault_65_a_setting_put_back_makes_again_what_was_made_meanwhile(copy, seen):

@@ -20,7 +20,7 @@ from uic_core.data.index import subset_fingerprint
 from uic_core.errors import InputError
 from uic_core.evaluations.evaluation import Listed
 from uic_core.files import known_sha256, read_yaml
-from uic_core.recipe import External, Strict, Training, load, stated
+from uic_core.recipe import PLACES, External, Strict, Training, load, stated
 from uic_core.report import seeds
 from uic_core.run import metrics, trained
 
@@ -86,9 +86,10 @@ def _run(config: Config, path: Path) -> Iterator[_Pair]:
     """A checkpoint, and the file that its run started from. One from elsewhere has no data set."""
     recipe = config.runs[path.parent.name]
     header, made = _header(path), trained.read(path.parent)
-    yield from _keys(header["recipe"], recipe.model_dump(), type(recipe))
+    yield from (pair for pair in _keys(header["recipe"], recipe.model_dump(), type(recipe)) if pair[0] not in PLACES)
     if isinstance(recipe, External):
-        yield "source", header["source"], _now(Path(recipe.path), header["source"], made.start_stamp if made else [])
+        stamped = made.start_stamp if made and made.start_path == recipe.path else []
+        yield "source", header["source"], _now(Path(recipe.path), header["source"], stamped)
     elif recipe.start and made and made.start:
         yield recipe.start, made.start, _now(_checkpoint(config, recipe.start), made.start, made.start_stamp)
     if not isinstance(recipe, External):
@@ -109,7 +110,8 @@ def _evaluation(config: Config, path: Path) -> Iterator[_Pair]:
     recipe = config.runs[path.parent.name]
     yield "run", found.run, path.parent.name
     yield "evaluation", found.evaluation, path.stem
-    yield "recipe", found.provenance.recipe_hash, recipe.hash()
+    called = found.provenance.recipe_hash
+    yield "recipe", called, called if called in recipe.hashes() else recipe.hash()
     yield from _trained(config, found)
     now = section.model_dump(mode="json")
     for key, value in now.items():

@@ -156,10 +156,13 @@ def main(arguments: list[str] | None = None) -> None:
             else:
                 network, remarks = convert(read_tensors(options.source), recipe, str(options.source))
         (options.out.parent / trained.NAME).unlink(missing_ok=True)  # of an earlier file
-        checkpoint.save(options.out, network, recipe, hashes)
+        # In place of the path: the same file makes the same bytes, wherever it lies.
+        named = recipe.model_copy(update={"path": f"sha256:{hashes['source']}"})
+        checkpoint.save(options.out, network, named, hashes)
         trained.write(
-            options.out.parent, [options.out.name], recipe=recipe.hash(), start=hashes["source"], start_stamp=stamped
-        )
+            options.out.parent, [options.out.name], recipe=recipe.hash(), start=hashes["source"], start_stamp=stamped,
+            start_path=recipe.path,
+        )  # fmt: skip
         for remark in remarks:
             print(f"{options.source}: {remark}")
 
