@@ -16,8 +16,9 @@ import safetensors.numpy
 from uic_core import recipe
 from uic_core.config import Config
 from uic_core.data.index import Index
+from uic_core.evaluations.detection import SOURCE
 from uic_core.files import sha256, stamp
-from uic_core.recipe import External, Training
+from uic_core.recipe import External, Training, stated
 from uic_core.report import seeds
 from uic_core.report.cells import all_needed, by_class, of_every_run, read_figures, read_tables
 from uic_core.run import metrics, trained
@@ -39,9 +40,14 @@ def make(config: Config, folder: Path) -> None:
             _run(config, name, results / "runs", indexes)
     for evaluation, section in config.evaluations.present.items():
         recipe.save(section, results / "protocols" / f"{evaluation}.yaml")
-    proposals = config.evaluations.proposals.model_dump_json()
+    proposals = stated(config.evaluations.proposals)
     for split in ("trainval", "test"):
-        _npz(results / f"proposals/voc07_{split}.npz", settings=proposals, fingerprint=_print("voc07", split))
+        path, source = results / f"proposals/voc07_{split}.npz", folder / proposals.published(split)
+        settings = json.dumps(proposals.made_by(sha256(source) if proposals.source else ""))
+        _npz(path, settings=settings, fingerprint=_print("voc07", split))
+        if proposals.source:
+            kept = {"path": str(proposals.published(split)), "stamp": stamp(source)}
+            _text(path.with_suffix(SOURCE), json.dumps(kept))
     for run, evaluation in pairs:
         _evaluation(config, run, evaluation, results, indexes)
     for run, evaluation in shown:

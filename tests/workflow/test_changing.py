@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -166,6 +167,7 @@ OTHERS = {
     "a method's new key": "test_fault_36",
     "only times, of recipes, protocols and indexes; results copied to another machine with theirs": "test_fault_34",
     "a setting put back": "test_fault_65",
+    "with its `source`: the folder, same files; the keys of the search": "test_fault_35_published",
     "where that file is: `path`": "test_fault_35_a_checkpoint_moved",
     "the bytes of a checkpoint, whatever its time": "test_fault_63_metrics",
     "`tables`, `published`, or the folder of the clone": "test_fault_34",
@@ -410,6 +412,45 @@ def test_fault_35_a_checkpoint_moved_elsewhere_is_evaluated_no_second_time(copy,
         older(file, resealed(text).encode(), by=0)
     assert plan(copy)[0] == set()
     seen(f"again: {', '.join(sorted(again))}")
+
+
+def test_fault_35_published_proposals_in_another_folder(tmp_path, seen):
+    """The bytes count, not where they lie, nor what searching would need; also for files made by the folder's name."""
+    config, again = base(), {"proposals", "table4", "fig_detection", "table_detection"}
+    again |= {each for each in evaluations(*config["runs"]) if each.startswith("detection")}
+    section = config["evaluations"]["proposals"]
+    section["source"] = "published"
+    for name in ("their.pth", "published/voc_2007_trainval.mat", "published/voc_2007_test.mat"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    write(tmp_path, config)
+    stand_in.make(validate(config, "small.yaml"), tmp_path)
+    assert plan(tmp_path)[0] == set()
+    (tmp_path / "published").rename(tmp_path / "moved")
+    section |= {"source": "moved", "mode": "quality", "seed": 3, "max_boxes": 7}
+    write(tmp_path, config)
+    assert plan(tmp_path)[0] == {"protocol"}
+    mat = tmp_path / "moved/voc_2007_test.mat"
+    whole = mat.read_bytes()
+    older(mat, whole[::-1])
+    jobs, told = plan(tmp_path)
+    assert jobs == {"protocol"} | again
+    seen(next(line for line in told.splitlines() if "voc_2007_test.mat is" in line))
+    older(mat, whole)
+    section["source"] = ""
+    write(tmp_path, config)
+    assert plan(tmp_path)[0] == {"protocol"} | again
+    section["source"] = "moved"
+    write(tmp_path, config)
+    for split in ("trainval", "test"):
+        path = tmp_path / f"results/proposals/voc07_{split}.npz"
+        settings = json.dumps(section | {"seed": 4})
+        with np.load(path) as arrays:
+            kept = dict(arrays) | {"settings": np.array(settings)}
+        time = path.stat().st_mtime_ns
+        np.savez(path, **kept)
+        os.utime(path, ns=(time, time))
+    assert plan(tmp_path)[0] == {"protocol"}
 
 
 def test_fault_65_a_setting_put_back_makes_again_what_was_made_meanwhile(copy, seen):

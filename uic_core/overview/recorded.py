@@ -18,6 +18,7 @@ from uic_core.config import Config
 from uic_core.data.dataset import Dataset
 from uic_core.data.index import subset_fingerprint
 from uic_core.errors import InputError
+from uic_core.evaluations.detection import SOURCE, Proposals
 from uic_core.evaluations.evaluation import Listed
 from uic_core.files import known_sha256, read_yaml
 from uic_core.recipe import PLACES, External, Strict, Training, load, stated
@@ -102,8 +103,7 @@ def _evaluation(config: Config, path: Path) -> Iterator[_Pair]:
     """A metrics file, or the proposals. A key by architecture may be recorded as this architecture's value."""
     if path.parent.name == "proposals":
         split = path.stem.rpartition("_")[2]
-        settings = stated(config.evaluations.proposals)
-        yield from _keys(json.loads(_member(path, "settings")), settings.model_dump(), type(settings))
+        yield from _proposals(path, stated(config.evaluations.proposals), split)
         yield "voc07", _member(path, "fingerprint"), _checked(config, "voc07", split)
         return
     found, section = metrics.read(path), getattr(config.evaluations, path.stem)
@@ -122,6 +122,20 @@ def _evaluation(config: Config, path: Path) -> Iterator[_Pair]:
     yield from _keys(found.protocol, now, type(section))
     fingerprint = found.dataset.fingerprint
     yield found.dataset.name, fingerprint, _evaluated_on(config, section.lists(recipe), fingerprint)
+
+
+def _proposals(path: Path, settings: Proposals, split: str) -> Iterator[_Pair]:
+    """What proposals were made by. Of published ones it is the bytes, or their folder in files of earlier versions."""
+    recorded = json.loads(_member(path, "settings"))
+    if not settings.source:
+        yield from _keys(recorded, settings.made_by(), type(settings))
+    elif recorded.keys() == {"source"}:
+        source, beside = settings.published(split), path.with_suffix(SOURCE)
+        kept = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
+        digest = recorded["source"].removeprefix("sha256:")
+        yield source.name, digest, _now(source, digest, kept["stamp"] if kept.get("path") == str(source) else [])
+    else:
+        yield "source", recorded["source"], settings.source
 
 
 def _mean(config: Config, path: Path) -> Iterator[_Pair]:
