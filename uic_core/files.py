@@ -174,10 +174,10 @@ def sha256(path: Path) -> str:
 
 
 def stamp(path: Path) -> list[int]:
-    """Return a file's size in bytes and its time in nanoseconds; [] if there is none."""
+    """Return a file's size in bytes and its time in nanoseconds; [] if there is none to be read."""
     try:
         status = os.stat(path)
-    except FileNotFoundError:
+    except OSError:
         return []
     return [status.st_size, status.st_mtime_ns]
 

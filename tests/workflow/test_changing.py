@@ -326,7 +326,7 @@ def test_fault_63_metrics_of_another_checkpoint_or_recipe_are_made_again_whateve
     assert jobs == {"knn:uic_5k", "clusters:uic_5k", "table1", "table_knn"} | evaluations("uic_10k")
     assert 'metrics/uic_5k/knn.json: recipe is "0000000000000000" there, "' in told
     assert 'metrics/uic_5k/clusters.json: run is "uic_3k" there, "uic_5k" now' in told
-    seen(next(line for line in told.splitlines() if "uic_10k/knn.json: checkpoint.safetensors is" in line))
+    seen(next(line for line in told.splitlines() if "uic_10k/knn.json: the checkpoint of uic_10k is" in line))
 
 
 def test_fault_63_a_checkpoint_that_came_alone_is_noticed_and_labels_are(copy, seen):
@@ -347,7 +347,7 @@ def test_fault_63_a_fine_tuning_of_another_start_is_made_again(copy, seen):
     jobs, told = plan(copy)
     center, tuned = CENTER
     assert jobs == {f"finetune:{tuned}", "table2"} | evaluations(*CENTER) | OF_ALL_RUNS
-    seen(next(line for line in told.splitlines() if f"runs/{tuned}/checkpoint.safetensors: {center} is" in line))
+    seen(next(line for line in told.splitlines() if f"{tuned}/checkpoint.safetensors: the checkpoint of" in line))
     beside = copy / "results/runs" / tuned / trained.NAME
     earlier = {key: value for key, value in json.loads(beside.read_text()).items() if not key.startswith("start")}
     older(beside, json.dumps(earlier).encode())  # an earlier version does not say, and its results are kept
@@ -387,7 +387,7 @@ def test_fault_64_another_file_under_the_same_path_with_an_older_time_is_convert
         older(theirs, b"other.pth")
         jobs, told = plan(copy)
         assert jobs == {"external:supervised", "table3", "table4", "table_knn"} | PAGES | evaluations("supervised")
-    seen(next(line for line in told.splitlines() if "supervised/checkpoint.safetensors: source is" in line))
+    seen(next(line for line in told.splitlines() if "supervised/checkpoint.safetensors: its file is" in line))
 
 
 @pytest.mark.parametrize("records", [True, False])

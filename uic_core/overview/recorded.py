@@ -87,16 +87,19 @@ def _run(config: Config, path: Path) -> Iterator[_Pair]:
     """A checkpoint, and the file that its run started from. One from elsewhere has no data set."""
     recipe = config.runs[path.parent.name]
     header, made = _header(path), trained.read(path.parent)
-    yield from (pair for pair in _keys(header["recipe"], recipe.model_dump(), type(recipe)) if pair[0] not in PLACES)
+    source = header.get("source", "")
+    for pair in _keys(header["recipe"], recipe.model_dump(), type(recipe)):
+        if not (source and pair[0] in PLACES):
+            yield pair
     if isinstance(recipe, External):
         stamped = made.start_stamp if made and made.start_path == recipe.path else []
-        yield "source", header["source"], _now(Path(recipe.path), header["source"], stamped)
-    elif recipe.start and made and made.start:
-        yield recipe.start, made.start, _now(_checkpoint(config, recipe.start), made.start, made.start_stamp)
-    if not isinstance(recipe, External):
-        images = recipe.images if isinstance(recipe, Training) else 0
-        now = _trained_on(config, recipe.data, images, recipe.seed, header["data"])
-        yield recipe.data, header["data"], now
+        yield "its file", source, _now(Path(recipe.path), source, stamped)
+        return
+    if recipe.start and made and made.start:
+        yield from _checkpoint(config, recipe.start, made.start, made.start_stamp)
+    images = recipe.images if isinstance(recipe, Training) else 0
+    now = _trained_on(config, recipe.data, images, recipe.seed, header["data"])
+    yield recipe.data, header["data"], now
 
 
 def _evaluation(config: Config, path: Path) -> Iterator[_Pair]:
@@ -112,7 +115,11 @@ def _evaluation(config: Config, path: Path) -> Iterator[_Pair]:
     yield "evaluation", found.evaluation, path.stem
     called = found.provenance.recipe_hash
     yield "recipe", called, called if called in recipe.hashes() else recipe.hash()
-    yield from _trained(config, found)
+    yield from _checkpoint(config, found.run, found.provenance.checkpoint_hash, found.provenance.checkpoint_stamp)
+    files = _files(config, found.run)
+    for name in ("labels.npy", "history.jsonl"):
+        digest = found.provenance.files.get(Path(name).stem, "")
+        yield name, digest, files.get(name, digest)[: len(digest)]
     now = section.model_dump(mode="json")
     for key, value in now.items():
         recorded = found.protocol.get(key)
@@ -147,27 +154,26 @@ def _mean(config: Config, path: Path) -> Iterator[_Pair]:
     yield "the mean", found.model_dump(), now.model_dump()
 
 
-def _trained(config: Config, found: metrics.Metrics) -> Iterator[_Pair]:
-    """The files of a training that metrics are of."""
-    path, recorded = _checkpoint(config, found.run), found.provenance
-    digest, made = recorded.checkpoint_hash, trained.read(path.parent)
-    named = made.files if made else {}
-    if recorded.checkpoint_stamp:
-        yield path.name, digest, _now(path, digest, recorded.checkpoint_stamp)
-    else:  # of an earlier version: no start of Snakemake hashes every checkpoint
-        yield path.name, digest, named.get(path.name, digest)[:16]
-    for name in ("labels.npy", "history.jsonl"):
-        digest = recorded.files.get(Path(name).stem, "")
-        yield name, digest, named.get(name, digest)[: len(digest)]
+def _checkpoint(config: Config, run: str, recorded: str, stamped: list[int]) -> Iterator[_Pair]:
+    """A run's checkpoint as it was when it was read: by what its training says of it, and by its bytes.
+
+    Earlier versions recorded no size and time: for them no checkpoint is read at every start.
+    """
+    path = Path(config.results, "runs", run, "checkpoint.safetensors")
+    yield f"the checkpoint of {run}", recorded, _files(config, run).get(path.name, recorded)[: len(recorded)]
+    if stamped:
+        yield f"the checkpoint of {run}", recorded, _now(path, recorded, stamped)
+
+
+def _files(config: Config, run: str) -> dict[str, str]:
+    """The SHA-256 of the files that a run's training wrote, by name."""
+    made = trained.read(Path(config.results, "runs", run))
+    return made.files if made else {}
 
 
 def _now(path: Path, recorded: str, stamped: list[int]) -> str:
     """Return a file's hash, in as many digits as are recorded; the recorded one if it is not there to be compared."""
-    return known_sha256(path, recorded, stamped)[: len(recorded)] if path.exists() else recorded
-
-
-def _checkpoint(config: Config, run: str) -> Path:
-    return Path(config.results, "runs", run, "checkpoint.safetensors")
+    return known_sha256(path, recorded, stamped)[: len(recorded)] if recorded and path.exists() else recorded
 
 
 def _evaluated_on(config: Config, lists: tuple[Listed, ...], recorded: str) -> str:
