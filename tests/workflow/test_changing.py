@@ -345,7 +345,7 @@ def test_fault_63_a_checkpoint_that_came_alone_is_noticed_and_labels_are(copy, s
 def test_fault_63_a_fine_tuning_of_another_start_is_made_again(copy, seen):
     trained_elsewhere(copy / "results/runs/uic_3k_center_crop")
     jobs, told = plan(copy)
-    center, tuned = CENTER
+    tuned = CENTER[1]
     assert jobs == {f"finetune:{tuned}", "table2"} | evaluations(*CENTER) | OF_ALL_RUNS
     seen(next(line for line in told.splitlines() if f"{tuned}/checkpoint.safetensors: the checkpoint of" in line))
     beside = copy / "results/runs" / tuned / trained.NAME
