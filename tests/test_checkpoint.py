@@ -12,7 +12,7 @@ from tests.recipes import recipe
 from uic_core import checkpoint
 from uic_core import recipe as recipes
 from uic_core.errors import InputError
-from uic_core.files import sha256, unchanged
+from uic_core.files import sha256, stamp, unchanged
 from uic_core.models import build
 from uic_core.run import trained
 
@@ -119,6 +119,7 @@ def test_fault_28_the_hash_is_that_of_the_bytes_that_were_read(saved, tmp_path, 
     monkeypatch.setattr(Path, "read_bytes", replaced_after_reading)
     loaded, _, origin = checkpoint.of_run("run", path)
     assert origin.checkpoint == before != sha256(path)
+    assert origin.stamp != tuple(stamp(path))  # so the new file is looked at again
     assert torch.equal(loaded.top.bias, network.top.bias - 1)
 
 

@@ -523,7 +523,10 @@ def test_a_run_may_have_been_trained_elsewhere(paper):
     paper["runs"]["moco"] = FOREIGN
     run = validate(paper, "config/mine.yaml").runs["moco"]
     assert run.model_dump() == FOREIGN
-    assert run.hash() != run.model_copy(update={"path": "other.pth"}).hash()
+    moved = run.model_copy(update={"path": "other.pth"})
+    assert run.hash() == moved.hash() != run.model_copy(update={"sobel": True}).hash()
+    assert run.hashes()[0] == run.hash()
+    assert run.hashes()[1] != moved.hashes()[1]  # as earlier versions called them
 
 
 @pytest.mark.parametrize(

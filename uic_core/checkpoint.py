@@ -11,11 +11,11 @@ import safetensors.torch
 import torch
 
 from uic_core.errors import InputError
-from uic_core.files import RETRAIN, atomic
+from uic_core.files import RETRAIN, atomic, stamp
 from uic_core.methods import load_run, parse_run
 from uic_core.models import build
 from uic_core.models.network import Network
-from uic_core.recipe import External, Recipe
+from uic_core.recipe import PLACES, External, Recipe
 from uic_core.run import metrics, trained
 
 FORMAT = "uic_core/2"
@@ -54,12 +54,15 @@ def of_run(run: str, path: Path) -> tuple[Network, Recipe | External, metrics.Or
         InputError: as `load`; or the file is another run's: its recipe is not that of recipe.yaml, or its bytes are not
             those of training.json.
     """
+    stamped = tuple(stamp(path))  # first: of a file that is replaced meanwhile, the new one is looked at again
     network, recipe, digest = read(path)
     beside = path.parent / "recipe.yaml"
     if beside.exists():
         own, there = load_run(beside).written(), recipe.written()
         differing = [
-            f"{key}: {there.get(key)}, not {own.get(key)}" for key in (own | there) if own.get(key) != there.get(key)
+            f"{key}: {there.get(key)}, not {own.get(key)}"
+            for key in (own | there)
+            if key not in PLACES and own.get(key) != there.get(key)
         ]
         if differing:
             raise InputError(
@@ -69,7 +72,7 @@ def of_run(run: str, path: Path) -> tuple[Network, Recipe | External, metrics.Or
     seeds = () if isinstance(recipe, External) else (recipe.seed,)
     made_by = trained.check(path, digest)
     metrics.code()  # now, not when a long evaluation ends: the clone may be at another commit by then
-    return network, recipe, metrics.Origin(run, digest, recipe.hash(), network.coverage, seeds, made_by)
+    return network, recipe, metrics.Origin(run, digest, recipe.hash(), network.coverage, seeds, made_by, stamped)
 
 
 def load(path: Path, remedy: str = "") -> tuple[Network, Recipe | External]:

@@ -65,9 +65,9 @@ class Config(Strict):
         return [run, *(seeded(run, seed) for seed in self.seeds.get(run, []))]
 
     def hashes(self, runs: Iterable[str]) -> list[str]:
-        """Return `run=hash` of the recipes of runs and of their further seeds, each once."""
+        """Return `run=hash` of the recipes of runs and of their further seeds, each once; `run=hash,earlier hash`."""
         names = dict.fromkeys(name for run in runs for name in self.repeats(run))
-        return [f"{name}={self.runs[name].hash()}" for name in names]
+        return [f"{name}={','.join(self.runs[name].hashes())}" for name in names]
 
     @property
     def computable(self) -> frozenset[tuple[str, str]]:

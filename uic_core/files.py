@@ -6,6 +6,7 @@ import contextlib
 import csv
 import errno
 import fcntl
+import functools
 import hashlib
 import io
 import json
@@ -170,6 +171,26 @@ def sha256(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def stamp(path: Path) -> list[int]:
+    """Return a file's size in bytes and its time in nanoseconds; [] if there is none to be read."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return []
+    return [status.st_size, status.st_mtime_ns]
+
+
+def known_sha256(path: Path, digest: str, stamped: Sequence[int]) -> str:
+    """Return the SHA-256 of a file that was `digest` at size and time `stamped`: it is read if these are others now."""
+    now = stamp(path)
+    return digest if now == list(stamped) else _sha256_at(path, *now)
+
+
+@functools.cache
+def _sha256_at(path: Path, *now: int) -> str:
+    return sha256(path)
 
 
 @contextlib.contextmanager

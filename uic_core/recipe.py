@@ -77,9 +77,21 @@ class _Run(Strict):
         """First 16 hex digits of the SHA-256 of the canonical JSON."""
         return digest(self.written())
 
+    def hashes(self) -> tuple[str, ...]:
+        """The hash, and those by which earlier versions called the same recipe."""
+        return (self.hash(),)
+
+
+PLACES = {"path"}
+"""Keys of a recipe that say where something lies. What lies there is known by its bytes."""
+
 
 def digest(recipe: dict[str, Any]) -> str:
-    """The hash of a recipe's keys and values, as a recipe.yaml holds them."""
+    """The hash of a recipe's keys and values, as a recipe.yaml holds them, without its PLACES."""
+    return _digest({key: value for key, value in recipe.items() if key not in PLACES})
+
+
+def _digest(recipe: dict[str, Any]) -> str:
     canonical = json.dumps(recipe, sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
@@ -201,6 +213,10 @@ class External(_Run):
             raise ValueError(f"arch: format '{self.format}' is of {' or '.join(archs)}, not {self.arch}")
         _check_crop(self.resize, self.image_size)
         return self
+
+    def hashes(self) -> tuple[str, ...]:
+        """The hash, and the one that earlier versions made with `path`."""
+        return self.hash(), _digest(self.written())
 
 
 def _check_crop(resize: int, image_size: int) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +20,7 @@ from uic_core.data import voc
 from uic_core.data.boxes import overlaps
 from uic_core.errors import InputError
 from uic_core.evaluations import Proposals as Settings
+from uic_core.files import sha256, stamp
 from uic_core.openmmlab import proposals
 
 SETTINGS = Settings(source="", mode="fast", shorter_side=60, max_boxes=50, min_side=8, seed=0)
@@ -184,11 +187,42 @@ def test_published_boxes_are_read_as_ours(
     proposals.main([*common, "--out", str(tmp_path / "p.npz")])
     assert f"{tmp_path}/voc_2007_test.mat: 8 images" in capsys.readouterr().out
     read = proposals.open_for(demo_data.voc07, "test", tmp_path / "p.npz")
-    assert (read.ids, read.settings) == (made.ids, settings)
+    file = tmp_path / "voc_2007_test.mat"
+    assert (read.ids, read.settings) == (made.ids, {"source": f"sha256:{sha256(file)}"})
+    kept = json.loads((tmp_path / "p.source.json").read_text())
+    assert kept == {"path": str(file), "stamp": stamp(file)}
     np.testing.assert_array_equal(read.boxes, made.boxes)
     np.testing.assert_array_equal(read.offsets, made.offsets)
     all_of_them = proposals.make(demo_data.voc07, "test", settings.model_copy(update={"max_boxes": 3}), processes=1)
     np.testing.assert_array_equal(all_of_them.boxes, made.boxes)
+
+
+def test_fault_35_published_boxes_in_another_folder_give_the_same_bytes(
+    demo_data: SimpleNamespace, tmp_path: Path, made: proposals.Proposals
+) -> None:
+    (tmp_path / "here").mkdir()
+    matlab_file(tmp_path / "here/voc_2007_test.mat", list(made.ids), as_published(made))
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    for number, name in enumerate(("here", "there")):
+        settings = SETTINGS.model_copy(update={"source": str(tmp_path / name), "seed": number})
+        proposals.make(demo_data.voc07, "test", settings, processes=1).save(tmp_path / f"{name}.npz")
+    assert (tmp_path / "here.npz").read_bytes() == (tmp_path / "there.npz").read_bytes()
+
+
+def test_fault_28_a_published_file_replaced_while_it_is_read(
+    demo_data: SimpleNamespace, tmp_path: Path, made: proposals.Proposals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = matlab_file(tmp_path / "voc_2007_test.mat", list(made.ids), as_published(made))
+    read = proposals.published
+
+    def replaced(path: Path, sizes: Any) -> Any:
+        found = read(path, sizes)
+        file.write_bytes(b"other")
+        return found
+
+    monkeypatch.setattr(proposals, "published", replaced)
+    with pytest.raises(InputError, match=r"voc_2007_test\.mat: was replaced while it was read"):
+        proposals.make(demo_data.voc07, "test", SETTINGS.model_copy(update={"source": str(tmp_path)}), processes=1)
 
 
 def test_published_boxes_of_two_pixels_are_kept(

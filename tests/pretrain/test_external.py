@@ -20,12 +20,14 @@ import subprocess
 import tarfile
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -33,9 +35,11 @@ from torch import Tensor, nn
 from uic_core import checkpoint
 from uic_core import recipe as recipes
 from uic_core.errors import InputError
+from uic_core.files import sha256, stamp
 from uic_core.models import build, formats
 from uic_core.pretrain import external
 from uic_core.recipe import External
+from uic_core.run import trained
 
 
 def settings(**changes: Any) -> External:
@@ -612,13 +616,45 @@ def test_the_stage_leaves_a_checkpoint_that_every_evaluation_loads(
     )
     out = run_stage(tmp_path, settings())
     network, recipe = checkpoint.load(out)
-    assert recipe == settings()
+    assert recipe == settings(path=f"sha256:{sha256(tmp_path / 'file.pth')}")
+    assert recipe.hash() == settings().hash()
     assert network.classes == 20
     assert network.coverage == 1
     assert torch.equal(network.features.conv1.weight, STATE["conv1.weight"].half().float())
     assert "'backbone.' removed from 320 names" in capsys.readouterr().out
     first = out.read_bytes()
-    assert run_stage(tmp_path, settings()).read_bytes() == first
+    (tmp_path / "file.pth").rename(tmp_path / "moved.pth")
+    assert run_stage(tmp_path, settings(path="moved.pth")).read_bytes() == first
+    recipes.save(settings(path="moved.pth"), out.with_name("recipe.yaml"))
+    assert checkpoint.of_run("theirs", out)[2].recipe == settings().hash()
+
+
+def test_fault_28_an_external_file_replaced_while_it_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, seen: Callable[[object], None]
+) -> None:
+    """The bytes that are named are those that were read; their size and time are kept, so that others are noticed."""
+    file, run = tmp_path / "file.pth", tmp_path / "run"
+    torch.save(STATE, file)
+    read = external.read_tensors
+
+    def replaced(path: Path) -> dict[str, Tensor]:
+        tensors = read(path)
+        torch.save(STATE | {"fc.bias": torch.ones(20)}, tmp_path / "other.pth")
+        (tmp_path / "other.pth").replace(path)
+        return tensors
+
+    monkeypatch.setattr(external, "read_tensors", replaced)
+    with pytest.raises(SystemExit):
+        run_stage(tmp_path, settings())
+    seen(capsys.readouterr().err)
+    assert not run.exists()
+    monkeypatch.setattr(external, "read_tensors", read)
+    out = run_stage(tmp_path, settings())
+    made = trained.read(run)
+    assert made is not None
+    assert (made.start, made.start_stamp) == (sha256(file)[:16], stamp(file))
+    with safetensors.safe_open(out, framework="pt") as opened:
+        assert json.loads(opened.metadata()[checkpoint.FORMAT])["source"] == sha256(file)
 
 
 def test_a_missing_top_layer_is_the_same_each_time(tmp_path: Path) -> None:

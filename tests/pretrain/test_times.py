@@ -17,6 +17,7 @@ import pytest
 from tests.recipes import recipe
 from uic_core.data.index import build_folder
 from uic_core.errors import INTERRUPTED
+from uic_core.files import sha256, stamp
 from uic_core.methods import METHODS
 from uic_core.pretrain import loop
 from uic_core.pretrain.__main__ import main
@@ -80,6 +81,16 @@ def test_a_run_that_does_not_train_has_no_epochs(small: Small) -> None:
     made = trained.read(folder)
     assert made is not None
     assert (made.epochs, made.recipe) == ([], recipe(method="random").hash())
+
+
+def test_fault_63_a_fine_tuning_records_the_bytes_that_it_started_from(small: Small) -> None:
+    start = small("start", method="random") / "checkpoint.safetensors"
+    tuned = trained.read(small("run", "--pretrained", str(start), method="finetune", pretrained="start"))
+    assert tuned is not None
+    assert (tuned.start, tuned.start_stamp) == (sha256(start)[:16], stamp(start))
+    fresh = trained.read(small("fresh"))
+    assert fresh is not None
+    assert (fresh.start, fresh.start_stamp) == ("", [])
 
 
 def test_time_is_that_of_labels_or_of_steps(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:

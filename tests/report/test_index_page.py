@@ -182,12 +182,14 @@ def test_the_mean_over_seeds_leads_to_its_own_file(
     metrics.write(
         matrix["uic_5k", "clusters"], mean.model_copy(update={"protocol": {"runs": ["uic_5k", "uic_5k_seed1"]}})
     )
+    matrix["uic_5k_seed1", "clusters"] = path.parent.with_name("uic_5k_seed1") / path.name
+    metrics.write(matrix["uic_5k_seed1", "clusters"], make_metrics("uic_5k_seed1", "clusters", {"nmi": value}))
     page = make(matrix, results)
     assert 'href="#run/uic_5k/clusters.seeds/nmi" title="run uic_5k, clusters.seeds: nmi"><strong>41.0</strong>' in page
     assert " ± 0.2" in page
     ids = Reader(page).ids
     assert {"run/uic_5k/clusters", "run/uic_5k/clusters.seeds"} <= set(ids)
-    assert 'The mean over the runs <a href="#run/uic_5k">uic_5k</a></p>' in page
+    assert 'The mean over the runs <a href="#run/uic_5k">uic_5k</a>, <a href="#run/uic_5k_seed1">' in page
 
 
 # --- gaps ------------------------------------------------------------------------------------------------------------

@@ -59,6 +59,17 @@ def test_fault_29_the_recipes_of_all_seeds_are_looked_at(make_metrics: Make) -> 
     assert origin.foreign(merged, {}) == ""  # a table made by hand
 
 
+def test_fault_63_a_mean_over_a_seed_that_was_taken_away_is_not_shown(
+    make_metrics: Make, seen: Callable[[object], None]
+) -> None:
+    merged = probes(make_metrics, "uic_3k", recipe_hash="a+b")
+    merged = merged.model_copy(update={"protocol": {"runs": ["uic_3k", "uic_3k_seed1"]}})
+    told = origin.foreign(merged, {"uic_3k": "a"})
+    seen(told)
+    assert told == "is a mean over uic_3k_seed1 too, which the config has not; run snakemake to make it again"
+    assert origin.foreign(merged, {"uic_5k": "c"}) == ""  # another run's, in a table made by hand
+
+
 def test_fault_67_a_number_whose_training_diverged_is_marked(
     make_metrics: Make, tmp_path: Path, seen: Callable[[object], None]
 ) -> None:

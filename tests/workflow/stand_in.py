@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -15,9 +16,14 @@ import safetensors.numpy
 from uic_core import recipe
 from uic_core.config import Config
 from uic_core.data.index import Index
-from uic_core.recipe import External, Training
+from uic_core.evaluations.detection import SOURCE
+from uic_core.files import sha256, stamp
+from uic_core.recipe import External, Training, stated
+from uic_core.report import seeds
 from uic_core.report.cells import all_needed, by_class, of_every_run, read_figures, read_tables
-from uic_core.run import metrics
+from uic_core.run import metrics, trained
+
+CHECKPOINT = "checkpoint.safetensors"
 
 
 def make(config: Config, folder: Path) -> None:
@@ -31,14 +37,23 @@ def make(config: Config, folder: Path) -> None:
     runs |= {config.runs[run].start for run in runs} - {""}
     for name in config.runs:
         if name in runs:
-            _run(config, name, results / "runs" / name, indexes)
+            _run(config, name, results / "runs", indexes)
     for evaluation, section in config.evaluations.present.items():
         recipe.save(section, results / "protocols" / f"{evaluation}.yaml")
-    proposals = config.evaluations.proposals.model_dump_json()
+    proposals = stated(config.evaluations.proposals)
     for split in ("trainval", "test"):
-        _npz(results / f"proposals/voc07_{split}.npz", settings=proposals, fingerprint=_print("voc07", split))
+        path, source = results / f"proposals/voc07_{split}.npz", folder / proposals.published(split)
+        settings = json.dumps(proposals.made_by(sha256(source) if proposals.source else ""))
+        _npz(path, settings=settings, fingerprint=_print("voc07", split))
+        if proposals.source:
+            kept = {"path": str(proposals.published(split)), "stamp": stamp(source)}
+            _text(path.with_suffix(SOURCE), json.dumps(kept))
     for run, evaluation in pairs:
-        _evaluation(config, run, evaluation, results / "metrics" / run, indexes)
+        _evaluation(config, run, evaluation, results, indexes)
+    for run, evaluation in shown:
+        if config.seeds.get(run):
+            parts = [results / "metrics" / name / f"{evaluation}.json" for name in config.repeats(run)]
+            metrics.write(parts[0].with_suffix(".seeds.json"), seeds.merge(parts))
     tasks = by_class(config.tables_file, config.computable)
     for name in [*(f"table{number}" for number in read_tables(config.tables_file)), *tasks, "knn", "speed"]:
         for suffix in ("md", "csv", "tex", "html"):
@@ -68,21 +83,33 @@ def data(config: Config, results: Path, mark: str = "") -> dict[str, Index]:
     return indexes
 
 
-def _run(config: Config, name: str, folder: Path, indexes: dict[str, Index]) -> None:
-    made = config.runs[name]
+def _run(config: Config, name: str, runs: Path, indexes: dict[str, Index]) -> None:
+    made, folder = config.runs[name], runs / name
     recipe.save(made, folder / "recipe.yaml")
-    header = {"recipe": made.model_dump(), "coverage": 1.0}
-    if not isinstance(made, External):
+    header: dict[str, Any] = {"recipe": made.written(), "coverage": 1.0}
+    place = ""
+    start = runs / made.start / CHECKPOINT
+    if isinstance(made, External):
+        place = made.path
+        start = runs.parents[1] / place
+        header["source"] = sha256(start)
+    else:
         images = made.images if isinstance(made, Training) else 0
         header["data"] = indexes[f"{made.data}_train"].subset(images, made.seed).fingerprint
-        _text(folder / "labels.npy")
+        _text(folder / "labels.npy", name)
         _text(folder / "history.jsonl")
     weights = {"weight": np.zeros(1, np.float32)}
-    safetensors.numpy.save_file(weights, folder / "checkpoint.safetensors", {"uic_core/2": json.dumps(header)})
+    safetensors.numpy.save_file(weights, folder / CHECKPOINT, {"uic_core/2": json.dumps(header)})
+    names = [each for each in (CHECKPOINT, "labels.npy", "history.jsonl") if (folder / each).exists()]
+    started: dict[str, Any] = (
+        {"start": sha256(start), "start_stamp": stamp(start), "start_path": place} if start.exists() else {}
+    )
+    trained.write(folder, names, recipe=made.hash(), **started)
 
 
-def _evaluation(config: Config, run: str, evaluation: str, folder: Path, indexes: dict[str, Index]) -> None:
-    made, section = config.runs[run], config.evaluations.one(evaluation)
+def _evaluation(config: Config, run: str, evaluation: str, results: Path, indexes: dict[str, Index]) -> None:
+    made, section, folder = config.runs[run], config.evaluations.one(evaluation), results / "metrics" / run
+    checkpoint = results / "runs" / run / CHECKPOINT
     protocol, arch = section.model_dump(), made.arch
     fingerprint = _print("voc_segmentation" if evaluation == "segmentation" else "voc07", "all")
     if evaluation in ("linear_probe", "knn"):
@@ -100,8 +127,10 @@ def _evaluation(config: Config, run: str, evaluation: str, folder: Path, indexes
     if "layers" in protocol:
         protocol["layers"] = protocol["layers"][arch]
     provenance = metrics.Provenance(
-        commit="0", dirty=False, date="", recipe_hash=made.hash(), checkpoint_hash="", coverage=1.0, seed=0,
-        trained_by="", run_seeds=[], versions={}, hardware="", wall_seconds=0.0, peak_memory_mb=0.0,
+        commit="0", dirty=False, date="", recipe_hash=made.hash(), checkpoint_hash=sha256(checkpoint)[:16],
+        checkpoint_stamp=stamp(checkpoint), coverage=1.0, seed=0, trained_by="", run_seeds=[], versions={}, hardware="",
+        wall_seconds=0.0, peak_memory_mb=0.0,
+        files={"labels": sha256(checkpoint.with_name("labels.npy"))[:16]} if evaluation == "clusters" else {},
     )  # fmt: skip
     dataset = metrics.Dataset(name="", fingerprint=fingerprint, sizes={})
     found = metrics.Metrics(

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -20,7 +21,9 @@ from tests import forked
 from tests.resealed import resealed
 from tests.workflow import stand_in
 from uic_core.config import validate
+from uic_core.files import sha256
 from uic_core.report.cells import all_needed
+from uic_core.run import trained
 
 pytestmark = pytest.mark.slow
 
@@ -151,7 +154,7 @@ LINES: dict[str, tuple[Callable[[Config], None], set[str]]] = {
         other_data,
         {"dataset", "check", "index", "fewshot:uic_3k", "fewshot:deepcluster", "table5"},
     ),
-    "`path` of a run from elsewhere": (
+    "the file of a run from elsewhere: its bytes, at the same `path` or another": (
         other_checkpoint,
         {"recipe:supervised", "external:supervised", "table3", "table4", "table_knn"}
         | PAGES
@@ -164,7 +167,9 @@ OTHERS = {
     "a method's new key": "test_fault_36",
     "only times, of recipes, protocols and indexes; results copied to another machine with theirs": "test_fault_34",
     "a setting put back": "test_fault_65",
-    "the bytes of a checkpoint": "test_fault_65",
+    "with its `source`: the folder, same files; the keys of the search": "test_fault_35_published",
+    "where that file is: `path`": "test_fault_35_a_checkpoint_moved",
+    "the bytes of a checkpoint, whatever its time": "test_fault_63_metrics",
     "`tables`, `published`, or the folder of the clone": "test_fault_34",
     "`datasets.cache`": "test_a_cache",
 }
@@ -283,6 +288,169 @@ def test_fault_64_a_missing_checkpoint_from_elsewhere_is_refused_by_what_takes_i
         assert "Nothing to be done" not in told
     seen(next(line.strip() for line in told.splitlines() if "gone.pth" in line and "not there" in line))
     assert "is not there" not in plan(copy, "table5")[1]
+
+
+def older(file: Path, content: bytes, by: int = 1000) -> None:
+    """Put another file in the place of one, some seconds older, as `cp -p` and `rsync -a` do."""
+    time = file.stat().st_mtime_ns - by * 10**9
+    file.unlink()
+    file.write_bytes(content)
+    os.utime(file, ns=(time, time))
+
+
+def trained_elsewhere(run: Path) -> None:
+    """Put a checkpoint of the same recipe from another machine in a run's folder, with its training.json."""
+    checkpoint, beside = run / "checkpoint.safetensors", run / trained.NAME
+    older(checkpoint, checkpoint.read_bytes() + b"\0")
+    named = json.loads(beside.read_text())
+    named["files"][checkpoint.name] = sha256(checkpoint)
+    older(beside, json.dumps(named).encode())
+
+
+@pytest.mark.parametrize("records", [True, False])
+def test_fault_63_metrics_of_another_checkpoint_or_recipe_are_made_again_whatever_their_times(copy, records, seen):
+    """Also those that record no size and time of their checkpoint, as earlier versions did."""
+    if not records:
+        shutil.rmtree(copy / ".snakemake")
+    metrics = copy / "results/metrics"
+    earlier = json.loads((metrics / "uic_10k/knn.json").read_text())
+    del earlier["provenance"]["checkpoint_stamp"]
+    older(metrics / "uic_10k/knn.json", resealed(json.dumps(earlier)).encode(), by=0)
+    assert plan(copy)[0] == set()
+    trained_elsewhere(copy / "results/runs/uic_10k")
+    theirs = json.loads((metrics / "uic_5k/knn.json").read_text())
+    theirs["provenance"]["recipe_hash"] = "0" * 16
+    older(metrics / "uic_5k/knn.json", resealed(json.dumps(theirs)).encode(), by=-1)
+    older(metrics / "uic_5k/clusters.json", (metrics / "uic_3k/clusters.json").read_bytes())  # another run's
+    jobs, told = plan(copy)
+    assert jobs == {"knn:uic_5k", "clusters:uic_5k", "table1", "table_knn"} | evaluations("uic_10k")
+    assert 'metrics/uic_5k/knn.json: recipe is "0000000000000000" there, "' in told
+    assert 'metrics/uic_5k/clusters.json: run is "uic_3k" there, "uic_5k" now' in told
+    seen(next(line for line in told.splitlines() if "uic_10k/knn.json: the checkpoint of uic_10k is" in line))
+
+
+def test_fault_63_a_checkpoint_that_came_alone_is_noticed_and_labels_are(copy, seen):
+    """Without its training.json the evaluation then refuses it."""
+    checkpoint = copy / "results/runs/uic_10k/checkpoint.safetensors"
+    older(checkpoint, checkpoint.read_bytes() + b"\0")
+    beside = copy / "results/runs/uic_5k" / trained.NAME
+    named = json.loads(beside.read_text())
+    named["files"]["labels.npy"] = "0" * 64
+    older(beside, json.dumps(named).encode())
+    jobs, told = plan(copy)
+    assert jobs == {"clusters:uic_5k", "table1", "table_knn"} | evaluations("uic_10k")
+    seen(next(line for line in told.splitlines() if "labels.npy is" in line))
+
+
+def test_fault_63_a_fine_tuning_of_another_start_is_made_again(copy, seen):
+    trained_elsewhere(copy / "results/runs/uic_3k_center_crop")
+    jobs, told = plan(copy)
+    tuned = CENTER[1]
+    assert jobs == {f"finetune:{tuned}", "table2"} | evaluations(*CENTER) | OF_ALL_RUNS
+    seen(next(line for line in told.splitlines() if f"{tuned}/checkpoint.safetensors: the checkpoint of" in line))
+    beside = copy / "results/runs" / tuned / trained.NAME
+    earlier = {key: value for key, value in json.loads(beside.read_text()).items() if not key.startswith("start")}
+    older(beside, json.dumps(earlier).encode())  # an earlier version does not say, and its results are kept
+    assert f"finetune:{tuned}" not in plan(copy)[0]
+
+
+def test_fault_63_a_seed_taken_away_leaves_the_mean(tmp_path, seen):
+    """Without Snakemake's records, which say that the files behind it are others. And a part with other numbers."""
+    config = base()
+    config["seeds"] = {"uic_5k": [1, 2]}
+    write(tmp_path, config)
+    (tmp_path / "their.pth").write_text("their.pth")
+    stand_in.make(validate(config, "small.yaml"), tmp_path)
+    assert plan(tmp_path)[0] == set()
+    part = tmp_path / "results/metrics/uic_5k_seed1/knn.json"
+    whole = part.read_text()
+    older(part, resealed(whole.replace('"peak_memory_mb": 0.0', '"peak_memory_mb": 7.0')).encode(), by=0)
+    assert plan(tmp_path)[0] == {"seeds:uic_5k", "table_knn"}
+    older(part, whole.encode(), by=0)
+    config["seeds"] = {"uic_5k": [1]}
+    write(tmp_path, config)
+    jobs, told = plan(tmp_path)
+    assert jobs == {"seeds:uic_5k", "table1", "table_knn"}
+    seen(next(line for line in told.splitlines() if "seeds.json: runs is" in line))
+
+
+def test_fault_64_another_file_under_the_same_path_with_an_older_time_is_converted_again(copy, seen):
+    """A mere touch changes nothing; nor does it in results of an earlier version, which names the bytes alone."""
+    theirs, beside = copy / "their.pth", copy / "results/runs/supervised" / trained.NAME
+    theirs.touch()
+    assert plan(copy)[0] == set()
+    earlier = {key: value for key, value in json.loads(beside.read_text()).items() if not key.startswith("start")}
+    for made in (beside.read_bytes(), json.dumps(earlier).encode()):
+        older(beside, made)
+        older(theirs, b"their.pth")
+        assert plan(copy)[0] == set()
+        older(theirs, b"other.pth")
+        jobs, told = plan(copy)
+        assert jobs == {"external:supervised", "table3", "table4", "table_knn"} | PAGES | evaluations("supervised")
+    seen(next(line for line in told.splitlines() if "supervised/checkpoint.safetensors: its file is" in line))
+
+
+@pytest.mark.parametrize("records", [True, False])
+def test_fault_35_a_checkpoint_moved_elsewhere_is_evaluated_no_second_time(copy, records, seen):
+    """Copied, in fact, so that it is newer. Nor are results of an earlier version, whose recipes' hashes hold the path.
+
+    These hashes are among what tables are made with.
+    """
+    if not records:
+        shutil.rmtree(copy / ".snakemake")
+    (copy / "elsewhere").mkdir()
+    (copy / "elsewhere/their.pth").write_text("their.pth")
+    config = base()
+    earlier = validate(config, "small.yaml").runs["supervised"].hashes()[1]
+    config["runs"]["supervised"]["path"] = "elsewhere/their.pth"
+    write(copy, config)
+    again = plan(copy)[0]
+    assert again == {"recipe:supervised"} | ({"table3", "table4", "table_knn"} | PAGES if records else set())
+    write(copy, base())
+    for file in (copy / "results/metrics/supervised").glob("*.json"):
+        text = re.sub(r'(recipe_hash": )"\w+"', rf'\1"{earlier}"', file.read_text())
+        older(file, resealed(text).encode(), by=0)
+    assert plan(copy)[0] == set()
+    seen(f"again: {', '.join(sorted(again))}")
+
+
+def test_fault_35_published_proposals_in_another_folder(tmp_path, seen):
+    """The bytes count, not where they lie, nor what searching would need; also for files made by the folder's name."""
+    config, again = base(), {"proposals", "table4", "fig_detection", "table_detection"}
+    again |= {each for each in evaluations(*config["runs"]) if each.startswith("detection")}
+    section = config["evaluations"]["proposals"]
+    section["source"] = "published"
+    for name in ("their.pth", "published/voc_2007_trainval.mat", "published/voc_2007_test.mat"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    write(tmp_path, config)
+    stand_in.make(validate(config, "small.yaml"), tmp_path)
+    assert plan(tmp_path)[0] == set()
+    (tmp_path / "published").rename(tmp_path / "moved")
+    section |= {"source": "moved", "mode": "quality", "seed": 3, "max_boxes": 7}
+    write(tmp_path, config)
+    assert plan(tmp_path)[0] == {"protocol"}
+    mat = tmp_path / "moved/voc_2007_test.mat"
+    whole = mat.read_bytes()
+    older(mat, whole[::-1])
+    jobs, told = plan(tmp_path)
+    assert jobs == {"protocol"} | again
+    seen(next(line for line in told.splitlines() if "voc_2007_test.mat is" in line))
+    older(mat, whole)
+    section["source"] = ""
+    write(tmp_path, config)
+    assert plan(tmp_path)[0] == {"protocol"} | again
+    section["source"] = "moved"
+    write(tmp_path, config)
+    for split in ("trainval", "test"):
+        path = tmp_path / f"results/proposals/voc07_{split}.npz"
+        settings = json.dumps(section | {"seed": 4})
+        with np.load(path) as arrays:
+            kept = dict(arrays) | {"settings": np.array(settings)}
+        time = path.stat().st_mtime_ns
+        np.savez(path, **kept)
+        os.utime(path, ns=(time, time))
+    assert plan(tmp_path)[0] == {"protocol"}
 
 
 def test_fault_65_a_setting_put_back_makes_again_what_was_made_meanwhile(copy, seen):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from uic_core.config import Config
 
 
+SOURCE = ".source.json"
+"""End of the name of the file beside proposals that says where the published ones lay, of what size and time."""
+
+
 class Proposals(Strict):
     """Selective search (docs/protocol.md, Detection), or its published results."""
 
@@ -33,6 +38,14 @@ class Proposals(Strict):
     max_boxes: int = Field(ge=1)
     min_side: int = Field(ge=1, description="boxes with a side below this many pixels are dropped")
     seed: int = Field(ge=0)
+
+    def published(self, split: str) -> Path:
+        """Return the published file of a split, if `source` is set."""
+        return Path(self.source, f"voc_2007_{split}.mat")
+
+    def made_by(self, digest: str = "") -> dict[str, Any]:
+        """Return what proposals depend on: these keys, or the SHA-256 of the published file alone."""
+        return {"source": f"sha256:{digest}"} if self.source else self.model_dump()
 
 
 class Detection(Evaluation):

@@ -234,7 +234,8 @@ def main(arguments: list[str] | None = None) -> None:
         hashes = {split: sha256(path) for split, path in files.items() if path.is_file()}
         sizes = {split: len(voc.read_list(options.voc, "Main", split)) for split in files}
         found = {split: proposals.open_for(options.voc, split, path) for split, path in files.items()}
-        if found["trainval"].settings != found["test"].settings:
+        searched = [each.settings for each in found.values() if each.settings["source"] == ""]
+        if len(searched) == 1 or searched[1:] != searched[:1]:
             raise InputError(f"{files['test']}: made by other settings than {files['trainval']}; delete both")
         covered, objects = proposals.recall_on(options.voc, found["test"])
         targets = regression.statistics(_examples(options.voc, found["trainval"]), len(voc.CLASSES))
@@ -256,7 +257,7 @@ def main(arguments: list[str] | None = None) -> None:
                 options.run, fingerprint, voc.CLASSES, tuple(kept), tuple(_detected(kept[image]) for image in kept)
             ).save(options.samples)
             settings = {
-                "proposals": found["test"].settings.model_dump(),
+                "proposals": found["test"].settings,
                 "roi_size": backbones.classifier_kernel(network)[1],
                 "batch_norm": "frozen",
                 "box_targets": "normalised by the training set's mean and deviation of each class",

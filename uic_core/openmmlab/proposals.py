@@ -2,8 +2,8 @@
 authors found with it and published as MATLAB files. The same inputs give the same bytes.
 
 A proposal file is an .npz without pickle: `ids` (unicode), `offsets` int64 [images + 1], `boxes` float32 [total, 4],
-`fingerprint` of its split, `settings` as JSON. Boxes are left, top, right, bottom in the original image's pixels,
-counted from 0, last pixel included, like annotations (uic_core.data.voc).
+`fingerprint` of its split, `settings` as JSON: of published boxes the SHA-256 of their file. Boxes are left, top,
+right, bottom in the original image's pixels, counted from 0, last pixel included, like annotations (uic_core.data.voc).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -27,7 +28,8 @@ from uic_core import evaluations, recipe
 from uic_core.data import matlab, reader, stamps, voc
 from uic_core.data.boxes import overlaps
 from uic_core.errors import InputError, stage
-from uic_core.files import atomic
+from uic_core.evaluations.detection import SOURCE
+from uic_core.files import atomic, stamp, unchanged, write_json
 from uic_core.run import cpus
 
 _MIN_PUBLISHED_SIDE = 2
@@ -41,7 +43,7 @@ class Proposals:
     offsets: NDArray[np.int64]
     boxes: NDArray[np.float32]
     fingerprint: str
-    settings: evaluations.Proposals
+    settings: dict[str, Any]
 
     def of(self, position: int) -> NDArray[np.float32]:
         """Boxes of the image at `position` of the list, float32 [n, 4]."""
@@ -49,7 +51,7 @@ class Proposals:
 
     def save(self, path: Path) -> None:
         """Write the file; equal proposals give equal bytes."""
-        settings = json.dumps(self.settings.model_dump(), sort_keys=True)
+        settings = json.dumps(self.settings, sort_keys=True)
         with atomic(path) as temporary:
             np.savez_compressed(
                 temporary,
@@ -75,7 +77,9 @@ def load(path: Path, fingerprint: str, sizes: Mapping[str, tuple[int, int]]) -> 
     remake = "delete it and run snakemake again"
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            settings = recipe.parse(evaluations.Proposals, json.loads(str(arrays["settings"])), f"{path}: settings")
+            settings = json.loads(str(arrays["settings"]))
+            if settings.keys() != {"source"}:
+                recipe.parse(evaluations.Proposals, settings, f"{path}: settings")
             found = Proposals(
                 tuple(arrays["ids"].tolist()),
                 arrays["offsets"].astype(np.int64),
@@ -87,7 +91,7 @@ def load(path: Path, fingerprint: str, sizes: Mapping[str, tuple[int, int]]) -> 
         raise
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); {remake}") from error
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (ValueError, KeyError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: is no proposal file ({error}); {remake}") from error
     if found.ids != tuple(sizes):
         other = next((a for a, b in zip(found.ids, sizes, strict=False) if a != b), "")
@@ -166,16 +170,19 @@ def make(root: Path, split: str, settings: evaluations.Proposals, processes: int
     """
     ids = voc.read_list(root, "Main", split)
     fingerprint = voc.fingerprint(root, 2007, [split])
+    digest = ""
     if settings.source:
-        path = Path(settings.source) / f"voc_2007_{split}.mat"
-        found = published(path, _sizes(root, ids))
+        path = settings.published(split)
+        with unchanged(source=path) as hashes:
+            found = published(path, _sizes(root, ids))
+        digest = hashes["source"]
         print(f"{path}: {len(ids)} images")
     else:
         started = time.monotonic()
         found = _search_all([voc.image_path(root, 2007, image) for image in ids], settings, processes)
         print(f"{len(ids) / (time.monotonic() - started):.2f} images/s with {processes} processes")
     offsets = np.concatenate([[0], np.cumsum([len(boxes) for boxes in found])]).astype(np.int64)
-    return Proposals(ids, offsets, np.concatenate(found), fingerprint, settings)
+    return Proposals(ids, offsets, np.concatenate(found), fingerprint, settings.made_by(digest))
 
 
 def _search_all(paths: list[Path], settings: evaluations.Proposals, processes: int) -> list[NDArray[np.float32]]:
@@ -266,8 +273,13 @@ def main(arguments: list[str] | None = None) -> None:
     with stage():
         settings = recipe.load(evaluations.Proposals, options.protocol)
         stamps.verify(options.checked, voc.files(options.voc))
+        source, beside = settings.published(options.split), options.out.with_suffix(SOURCE)
+        stamped = stamp(source)  # first: of a file that is replaced meanwhile, the new one is looked at again
         proposals = make(options.voc, options.split, settings, max(1, options.threads))
+        beside.unlink(missing_ok=True)  # of an earlier file
         proposals.save(options.out)
+        if settings.source:
+            write_json(beside, {"path": str(source), "stamp": stamped})
         images = len(proposals.ids)
         share, _ = recall_on(options.voc, proposals)
         print(f"{images} images, {len(proposals.boxes) / images:.0f} boxes an image, recall at IoU .5: {share:.3f}")

@@ -18,10 +18,12 @@ from uic_core.config import Config
 from uic_core.data.dataset import Dataset
 from uic_core.data.index import subset_fingerprint
 from uic_core.errors import InputError
+from uic_core.evaluations.detection import SOURCE, Proposals
 from uic_core.evaluations.evaluation import Listed
-from uic_core.files import read_yaml
-from uic_core.recipe import External, Strict, Training, load, stated
-from uic_core.run import metrics
+from uic_core.files import known_sha256, read_yaml
+from uic_core.recipe import PLACES, External, Strict, Training, load, stated
+from uic_core.report import seeds
+from uic_core.run import metrics, trained
 
 _Pair = tuple[str, Any, Any]
 """The name of a setting or data set, its recorded value, its value now."""
@@ -43,8 +45,8 @@ def difference(config: Config, path: Path) -> str | None:
 
     Args:
         path: runs/<run>/{recipe.yaml,checkpoint.safetensors}, protocols/<evaluation>.yaml, data/<dataset>.yaml,
-            index/<dataset>_train_cached.npz, proposals/voc07_<split>.npz or metrics/<run>/<evaluation>.json in the
-            results folder.
+            index/<dataset>_train_cached.npz, proposals/voc07_<split>.npz, metrics/<run>/<evaluation>.json or
+            metrics/<run>/<evaluation>.seeds.json in the results folder.
 
     Returns:
         '' if they agree, else "<key> is <recorded> there, <now> now". None if it cannot be said: there is no file, it
@@ -52,6 +54,7 @@ def difference(config: Config, path: Path) -> str | None:
     """
     kind = path.relative_to(config.results).parts[0]
     compare = _section if path.suffix == ".yaml" else {"runs": _run, "index": _cache}.get(kind, _evaluation)
+    compare = _mean if path.name.endswith(".seeds.json") else compare
     try:
         for key, recorded, now in compare(config, path):
             if recorded != now:
@@ -81,26 +84,42 @@ def _section(config: Config, path: Path) -> Iterator[_Pair]:
 
 
 def _run(config: Config, path: Path) -> Iterator[_Pair]:
-    """A checkpoint. One from elsewhere has no data set."""
+    """A checkpoint, and the file that its run started from. One from elsewhere has no data set."""
     recipe = config.runs[path.parent.name]
-    header = _header(path)
-    yield from _keys(header["recipe"], recipe.model_dump(), type(recipe))
-    if not isinstance(recipe, External):
-        images = recipe.images if isinstance(recipe, Training) else 0
-        now = _trained_on(config, recipe.data, images, recipe.seed, header["data"])
-        yield recipe.data, header["data"], now
+    header, made = _header(path), trained.read(path.parent)
+    source = header.get("source", "")
+    for pair in _keys(header["recipe"], recipe.model_dump(), type(recipe)):
+        if not (source and pair[0] in PLACES):
+            yield pair
+    if isinstance(recipe, External):
+        stamped = made.start_stamp if made and made.start_path == recipe.path else []
+        yield "its file", source, _now(Path(recipe.path), source, stamped)
+        return
+    if recipe.start and made and made.start:
+        yield from _checkpoint(config, recipe.start, made.start, made.start_stamp)
+    images = recipe.images if isinstance(recipe, Training) else 0
+    now = _trained_on(config, recipe.data, images, recipe.seed, header["data"])
+    yield recipe.data, header["data"], now
 
 
 def _evaluation(config: Config, path: Path) -> Iterator[_Pair]:
     """A metrics file, or the proposals. A key by architecture may be recorded as this architecture's value."""
     if path.parent.name == "proposals":
         split = path.stem.rpartition("_")[2]
-        settings = stated(config.evaluations.proposals)
-        yield from _keys(json.loads(_member(path, "settings")), settings.model_dump(), type(settings))
+        yield from _proposals(path, stated(config.evaluations.proposals), split)
         yield "voc07", _member(path, "fingerprint"), _checked(config, "voc07", split)
         return
     found, section = metrics.read(path), getattr(config.evaluations, path.stem)
     recipe = config.runs[path.parent.name]
+    yield "run", found.run, path.parent.name
+    yield "evaluation", found.evaluation, path.stem
+    called = found.provenance.recipe_hash
+    yield "recipe", called, called if called in recipe.hashes() else recipe.hash()
+    yield from _checkpoint(config, found.run, found.provenance.checkpoint_hash, found.provenance.checkpoint_stamp)
+    files = _files(config, found.run)
+    for name in ("labels.npy", "history.jsonl"):
+        digest = found.provenance.files.get(Path(name).stem, "")
+        yield name, digest, files.get(name, digest)[: len(digest)]
     now = section.model_dump(mode="json")
     for key, value in now.items():
         recorded = found.protocol.get(key)
@@ -110,6 +129,51 @@ def _evaluation(config: Config, path: Path) -> Iterator[_Pair]:
     yield from _keys(found.protocol, now, type(section))
     fingerprint = found.dataset.fingerprint
     yield found.dataset.name, fingerprint, _evaluated_on(config, section.lists(recipe), fingerprint)
+
+
+def _proposals(path: Path, settings: Proposals, split: str) -> Iterator[_Pair]:
+    """What proposals were made by. Of published ones it is the bytes, or their folder in files of earlier versions."""
+    recorded = json.loads(_member(path, "settings"))
+    if not settings.source:
+        yield from _keys(recorded, settings.made_by(), type(settings))
+    elif recorded.keys() == {"source"}:
+        source, beside = settings.published(split), path.with_suffix(SOURCE)
+        kept = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
+        digest = recorded["source"].removeprefix("sha256:")
+        yield source.name, digest, _now(source, digest, kept["stamp"] if kept.get("path") == str(source) else [])
+    else:
+        yield "source", recorded["source"], settings.source
+
+
+def _mean(config: Config, path: Path) -> Iterator[_Pair]:
+    """A mean over seeds. What they were evaluated to is looked at in their own metrics."""
+    found, name = metrics.read(path), path.name.replace(".seeds", "")
+    runs = config.repeats(path.parent.name)
+    yield "runs", found.protocol.get("runs"), runs
+    now = seeds.merge([path.parents[1] / run / name for run in runs])
+    yield "the mean", found.model_dump(), now.model_dump()
+
+
+def _checkpoint(config: Config, run: str, recorded: str, stamped: list[int]) -> Iterator[_Pair]:
+    """A run's checkpoint as it was when it was read: by what its training says of it, and by its bytes.
+
+    Earlier versions recorded no size and time: for them no checkpoint is read at every start.
+    """
+    path = Path(config.results, "runs", run, "checkpoint.safetensors")
+    yield f"the checkpoint of {run}", recorded, _files(config, run).get(path.name, recorded)[: len(recorded)]
+    if stamped:
+        yield f"the checkpoint of {run}", recorded, _now(path, recorded, stamped)
+
+
+def _files(config: Config, run: str) -> dict[str, str]:
+    """The SHA-256 of the files that a run's training wrote, by name."""
+    made = trained.read(Path(config.results, "runs", run))
+    return made.files if made else {}
+
+
+def _now(path: Path, recorded: str, stamped: list[int]) -> str:
+    """Return a file's hash, in as many digits as are recorded; the recorded one if it is not there to be compared."""
+    return known_sha256(path, recorded, stamped)[: len(recorded)] if recorded and path.exists() else recorded
 
 
 def _evaluated_on(config: Config, lists: tuple[Listed, ...], recorded: str) -> str:

@@ -62,7 +62,8 @@ def main(arguments: list[str] | None = None) -> None:
                 keep_initial(recipe, index, network, options.out)
             return
         workers = cpus.workers(options.threads)
-        trainer = Trainer(recipe, index, network, start, ranks, workers, options.save_every, options.threads)
+        stamped = origin.stamp if options.pretrained else ()
+        trainer = Trainer(recipe, index, network, start, ranks, workers, options.save_every, options.threads, stamped)
         trainer.run(options.out)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from uic_core import checkpoint
 from uic_core import recipe as recipes
 from uic_core.errors import InputError, stage
-from uic_core.files import read_yaml, sha256
+from uic_core.files import read_yaml, stamp, unchanged
 from uic_core.models import ARCHS, build, formats
 from uic_core.models.network import Network
 from uic_core.models.sobel import Sobel
@@ -149,13 +149,20 @@ def main(arguments: list[str] | None = None) -> None:
     with stage():
         recipe = recipes.parse(External, read_yaml(options.recipe), str(options.recipe))
         randomness.seed_everything(0)  # a new top layer is the same each time
-        if recipe.format == "uic_core":
-            network, remarks = _of_this_suite(options.source, recipe)
-        else:
-            network, remarks = convert(read_tensors(options.source), recipe, str(options.source))
+        stamped = stamp(options.source)
+        with unchanged(source=options.source) as hashes:
+            if recipe.format == "uic_core":
+                network, remarks = _of_this_suite(options.source, recipe)
+            else:
+                network, remarks = convert(read_tensors(options.source), recipe, str(options.source))
         (options.out.parent / trained.NAME).unlink(missing_ok=True)  # of an earlier file
-        checkpoint.save(options.out, network, recipe, {"source": sha256(options.source)})
-        trained.write(options.out.parent, [options.out.name], recipe=recipe.hash())
+        # In place of the path: the same file makes the same bytes, wherever it lies.
+        named = recipe.model_copy(update={"path": f"sha256:{hashes['source']}"})
+        checkpoint.save(options.out, network, named, hashes)
+        trained.write(
+            options.out.parent, [options.out.name], recipe=recipe.hash(), start=hashes["source"], start_stamp=stamped,
+            start_path=recipe.path,
+        )  # fmt: skip
         for remark in remarks:
             print(f"{options.source}: {remark}")
 

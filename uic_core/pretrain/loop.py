@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -60,7 +60,7 @@ class Trainer:
 
     def __init__(
         self, recipe: Training, index: Index, network: Network, start: str, ranks: Ranks, workers: int,
-        save_every: float, threads: int = 1,
+        save_every: float, threads: int = 1, start_stamp: Sequence[int] = (),
     ) -> None:  # fmt: skip
         """Set up a run.
 
@@ -69,6 +69,7 @@ class Trainer:
             workers: number of decoding processes; 0 decodes in this one.
             save_every: seconds between states within an epoch.
             threads: CPUs for work of rank 0 while all others wait.
+            start_stamp: size and time of the checkpoint that the weights are of, where `start` is its hash.
 
         Raises:
             InputError: the recipe does not fit the index.
@@ -80,6 +81,7 @@ class Trainer:
         ranks.bounds(len(self.index), recipe.batch_size)  # raises now, not after a pass over all images
         self.identity = {"recipe": recipe.written(), "hash": recipe.hash(), "data": self.index.fingerprint}
         self.identity["start"] = start
+        self.start, self.start_stamp = start, start_stamp
         self.device = devices.current()
         self.precision = resolve(recipe.precision, self.device)
         self.precision_name = str(self.precision).removeprefix("torch.")
@@ -141,6 +143,7 @@ class Trainer:
                 trained.write(
                     folder, RESULTS, devices.hardware(), self.ranks.world, recipe=self.recipe.hash(),
                     precision=self.precision_name, last=self.run_state.history[-1], epochs=self.run_state.times,
+                    start=self.start if self.start_stamp else "", start_stamp=self.start_stamp,
                 )  # fmt: skip
                 finished.keep(results, self.identity)
                 state.remove()

@@ -32,16 +32,19 @@ _BY_ARCH = {
 
 
 def foreign(metrics: Metrics, recipes: Mapping[str, str]) -> str:
-    """Say that metrics are of another recipe than the config's; '' if they are not.
+    """Say that metrics are of another recipe or another seed than the config's; '' if they are not.
 
     Args:
-        recipes: run → hash of its recipe in the config; other runs are not checked.
+        recipes: run → hash of its recipe in the config, or several with commas; other runs are not checked.
     """
     runs = metrics.protocol.get("runs", [metrics.run])  # of several seeds
+    if metrics.run in recipes and (others := [run for run in runs if run not in recipes]):
+        return f"is a mean over {', '.join(others)} too, which the config has not; run snakemake to make it again"
     wanted = "+".join(dict.fromkeys(recipes.get(run, "") for run in runs))
     found = metrics.provenance.recipe_hash
-    if found == wanted or not all(wanted.split("+")):
+    if found in wanted.split(",") or not all(wanted.split("+")):
         return ""
+    wanted = wanted.partition(",")[0]
     return (
         f"is of recipe {found}, but run '{metrics.run}' of the config has {wanted}; run snakemake to evaluate it again"
     )

@@ -40,6 +40,7 @@ def merge(paths: Sequence[Path]) -> Metrics:
             "files": {},
             "recipe_hash": "+".join(dict.fromkeys(each.recipe_hash for each in provenances)),
             "checkpoint_hash": "+".join(each.checkpoint_hash for each in provenances),
+            "checkpoint_stamp": [],
             "wall_seconds": sum(each.wall_seconds for each in provenances),
             "peak_memory_mb": max(each.peak_memory_mb for each in provenances),
         }

@@ -92,6 +92,7 @@ class Origin:
         coverage: share of the network's weights that the checkpoint filled, 0..1.
         seeds: the seed that the run was trained with; none if it was trained elsewhere.
         trained_by: commit of the code that made the checkpoint; '' if unknown.
+        stamp: size and time of the checkpoint file before it was read.
     """
 
     run: str
@@ -100,6 +101,7 @@ class Origin:
     coverage: float
     seeds: tuple[int, ...]
     trained_by: str
+    stamp: tuple[int, ...] = ()
 
 
 class Provenance(Record):
@@ -109,6 +111,7 @@ class Provenance(Record):
     `run_seeds` are those of the training, none if it was done elsewhere. `coverage` is the share of the network's
     weights that its checkpoint filled. It is below 1 only for checkpoints of other code bases, whose top layer may be
     missing. `files` holds the first 16 hex digits of the SHA-256 of files that were read or written beside the metrics.
+    `checkpoint_stamp` is the size and time of the checkpoint file: while it has these, it need not be hashed again.
     """
 
     commit: str
@@ -117,6 +120,7 @@ class Provenance(Record):
     date: str
     recipe_hash: str
     checkpoint_hash: str
+    checkpoint_stamp: list[int] = Field(default_factory=list)
     coverage: float = Field(ge=0, le=1)
     seed: int
     run_seeds: list[int]
@@ -167,6 +171,7 @@ def provenance(
         date=today(),
         recipe_hash=origin.recipe,
         checkpoint_hash=origin.checkpoint[:16],
+        checkpoint_stamp=list(origin.stamp),
         coverage=origin.coverage,
         seed=seed,
         run_seeds=list(origin.seeds),

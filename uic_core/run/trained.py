@@ -42,7 +42,10 @@ class Trained(Record):
 
     `last` is the last line of history.jsonl: loss, learning rate, what the method measures … A training that was
     interrupted and resumed is described as its last process saw it, but for `epochs`, which have the times of all its
-    processes. `recipe` is the hash of its recipe. Earlier versions wrote none of these, nor `precision`.
+    processes. `recipe` is the hash of its recipe. `start` is the SHA-256, 16 digits, of the checkpoint that the run
+    started from, its own or from elsewhere, and `start_stamp` that file's size and time: while it has these, it need
+    not be hashed again. `start_path` is its place, if it is from elsewhere. Earlier versions wrote none of these, nor
+    `precision`.
     """
 
     commit: str
@@ -55,6 +58,9 @@ class Trained(Record):
     last: dict[str, float | int] = Field(default_factory=dict)
     files: dict[str, str]
     recipe: str = ""
+    start: str = ""
+    start_stamp: list[int] = Field(default_factory=list)
+    start_path: str = ""
     precision: str = ""
     epochs: list[Epoch] = Field(default_factory=list)
 
@@ -62,18 +68,21 @@ class Trained(Record):
 def write(
     folder: Path, names: Sequence[str], hardware: str = "", processes: int = 1, *, recipe: str = "",
     precision: str = "", last: Mapping[str, float] | None = None, epochs: Sequence[Mapping[str, Any]] = (),
+    start: str = "", start_stamp: Sequence[int] = (), start_path: str = "",
 ) -> None:  # fmt: skip
     """Describe the files `names` of a run's folder.
 
     Args:
         hardware: names the accelerator; default: the CPU.
         last: the last line of the history; default: there is none.
+        start, start_stamp, start_path: of the file that the run started from; default: there is none.
     """
     commit, dirty = code()
     made = Trained(
         commit=commit, dirty=dirty, date=today(), versions=versions(), hardware=hardware or cpu(), processes=processes,
         wall_seconds=round(seconds(), 2), files={name: sha256(folder / name) for name in names}, recipe=recipe,
         precision=precision, last=dict(last or {}), epochs=[Epoch(**each) for each in epochs],
+        start=start[:16], start_stamp=list(start_stamp), start_path=start_path,
     )  # fmt: skip
     write_json(folder / NAME, made.model_dump())
 

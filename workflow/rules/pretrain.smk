@@ -59,7 +59,7 @@ rule pretrain:
 rule external:
     input:
         recipe=by_content("runs/{run}/checkpoint.safetensors", "runs/{run}/recipe.yaml"),
-        source=external_checkpoint,
+        source=wherever("runs/{run}/checkpoint.safetensors", external_checkpoint),
     output:
         f"{RESULTS}/runs/{{run}}/checkpoint.safetensors",
     log:

@@ -6,7 +6,8 @@
 
 rule seeds:
     input:
-        metrics_of_seeds,
+        by_content("metrics/{run}/{evaluation}.seeds.json"),
+        metrics=metrics_of_seeds,
     output:
         f"{RESULTS}/metrics/{{run}}/{{evaluation}}.seeds.json",
     log:
@@ -22,7 +23,7 @@ rule seeds:
         mem_mb=500,
         runtime=5,
     shell:
-        "python -m uic_core.report.seeds --metrics {input} --out {output} > {log} 2>&1"
+        "python -m uic_core.report.seeds --metrics {input.metrics} --out {output} > {log} 2>&1"
 
 
 rule export:

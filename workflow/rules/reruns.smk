@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.io import IOFile, flag, is_flagged
 
 from uic_core.errors import InputError, stage
 from uic_core.files import lines_of
@@ -52,6 +53,25 @@ def by_content(output, source=()):
             workflow.dag.forcefiles.add(made)
         look_past_ancient()
         return ancient(found) if differs == "" else found
+
+    return find
+
+
+def wherever(output, source):
+    """Return the same for one file that `output` records the content of: its place does not count either.
+
+    Snakemake compares the names of a job's inputs with those that it noted; the file gets the name that it had then.
+    """
+    by_its_content = by_content(output, source)
+
+    def find(wildcards):
+        found = by_its_content(wildcards)
+        if not workflow.is_main_process or not is_flagged(found, "ancient"):
+            return found
+        made = IOFile(f"{RESULTS}/{output}".format(**dict(wildcards.items())))
+        noted = workflow.persistence.input(made) or []
+        names = [name for name in noted if not name.endswith("/recipe.yaml")]
+        return flag(found, "sourcecache_entry", names[0]) if names else found
 
     return find
 
