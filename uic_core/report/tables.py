@@ -196,11 +196,11 @@ def _cell(key: Key, paper: Published | None, source: Source | None, found: dict[
     if value is None:
         missing = (
             f"{path}: no value '{source.value}' (there are: {', '.join(metrics.values)}); "
-            "delete the file and run snakemake again"
+            "correct the cell in tables.yaml"
         )
         return Cell(*key, paper, source, missing=missing)
-    if value.unit != "%":
-        missing = f"{path}: values.{source.value}: unit '{value.unit}' is not %"
+    if not value.unit.startswith("%"):  # "% of ln K" is a percentage, too
+        missing = f"{path}: values.{source.value}: unit '{value.unit}' is not %; correct the cell in tables.yaml"
         return Cell(*key, paper, source, missing=missing)
     return Cell(*key, paper, source, value, metrics)
 
@@ -214,13 +214,13 @@ def _switches(table: Table, cells: dict[Key, Cell]) -> list[tuple[str, str, list
         for metrics in shown_metrics(cells):
             if metrics.evaluation != switch.evaluation:
                 continue
-            setting = str(metrics.protocol.get(switch.key)).lower()
+            setting = switch.setting(metrics.protocol)
             if setting in switch.says:
                 says.setdefault(switch.says[setting], []).append(metrics.run)
             else:
                 problems.append(
                     f"{metrics.run}/{metrics.evaluation}: protocol.{switch.key} is {setting}, "
-                    f"which config/tables.yaml does not explain (known: {', '.join(switch.says)})"
+                    f"which tables.yaml does not explain (known: {', '.join(switch.says)}); add a line to its switches"
                 )
         texts = [text if len(says) == 1 else f"{', '.join(runs)}: {text}" for text, runs in says.items() if text]
         result.append((switch.column, " ".join(texts), problems))
