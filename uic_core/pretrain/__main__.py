@@ -56,13 +56,13 @@ def main(arguments: list[str] | None = None) -> None:
                     )
         else:
             network = build(recipe.arch, classes=recipe.outputs, image_size=recipe.image_size, sobel=recipe.sobel)
-        start = origin.checkpoint[:16] if options.pretrained else "fresh"
+        start, remark = (origin.checkpoint[:16], origin.remark) if options.pretrained else ("fresh", "")
         if not isinstance(recipe, Training):
             if not ranks.rank:
                 keep_initial(recipe, index, network, options.out)
             return
         workers = cpus.workers(options.threads)
-        trainer = Trainer(recipe, index, network, start, ranks, workers, options.save_every, options.threads)
+        trainer = Trainer(recipe, index, network, start, ranks, workers, options.save_every, options.threads, remark)
         trainer.run(options.out)
 
 

@@ -34,7 +34,7 @@ from uic_core.pretrain.merge import merge_labels
 from uic_core.pretrain.progress import Progress, timing_labels
 from uic_core.pretrain.state import RunState, restore, save
 from uic_core.recipe import Recipe, Training
-from uic_core.run import devices, finished, randomness, saved_state, trained
+from uic_core.run import devices, finished, metrics, randomness, saved_state, trained
 from uic_core.run.parallel import Ranks
 from uic_core.run.precision import autocast, prepare, resolve
 from uic_core.run.saved_state import Saver, State
@@ -60,7 +60,7 @@ class Trainer:
 
     def __init__(
         self, recipe: Training, index: Index, network: Network, start: str, ranks: Ranks, workers: int,
-        save_every: float, threads: int = 1,
+        save_every: float, threads: int = 1, remark: str = "",
     ) -> None:  # fmt: skip
         """Set up a run.
 
@@ -69,6 +69,7 @@ class Trainer:
             workers: number of decoding processes; 0 decodes in this one.
             save_every: seconds between states within an epoch.
             threads: CPUs for work of rank 0 while all others wait.
+            remark: what the training of the initial weights remarked.
 
         Raises:
             InputError: the recipe does not fit the index.
@@ -108,6 +109,7 @@ class Trainer:
             threads,
         )  # fmt: skip
         self.save_every = save_every
+        self.remark = f"it starts from run {recipe.start}: {remark}" if remark else ""
         self.run_state = RunState()
         self.rate = 0.0
         self.folder = Path()
@@ -139,13 +141,24 @@ class Trainer:
                 write_results(folder, self.recipe, self.network, self.index, self.run_state.labels, extra)
                 trained.write(
                     folder, RESULTS, devices.hardware(), self.ranks.world, recipe=self.recipe.hash(),
-                    precision=self.precision_name, last=self.run_state.history[-1], epochs=self.run_state.times,
+                    precision=self.precision_name, remark=self._remark(), last=self.run_state.history[-1],
+                    epochs=self.run_state.times,
                 )  # fmt: skip
                 finished.keep(results, self.identity)
                 state.remove()
         if self._writer is not None:
             self._writer.close()
         self.ranks.barrier()
+
+    def _remark(self) -> str:
+        """What every number of this run must be read with: that it diverged, or what it starts from; else ''."""
+        # Held against a guess alone: a loss that exploded within the first epoch does not rise any more.
+        guess = math.log(self.recipe.classes)
+        remark = metrics.diverged(guess, self.run_state.history[-1]["loss"], guess, self.recipe.lr)
+        if remark:
+            self._say(f"{remark}; lower lr in the recipe")
+            remark = f"pretraining {remark}"
+        return "; ".join(filter(None, (self.remark, remark)))
 
     def _train(self) -> None:
         recipe, method = self.recipe, self.method

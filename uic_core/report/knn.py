@@ -22,7 +22,7 @@ from uic_core.report.tables import DEMO, collect
 from uic_core.run.metrics import Metrics, Value
 
 TITLE = "Nearest neighbours: top-1 accuracy of every run (%)"
-CSV_HEADER = ("layer", "neighbours", "temperature", "run", "value", "ci95", "n", "std", "seeds", "commit")
+CSV_HEADER = ("layer", "neighbours", "temperature", "run", "value", "ci95", "n", "std", "seeds", "commit", "remark")
 
 
 def read(
@@ -91,6 +91,11 @@ def page(every: Mapping[str, Metrics], runs: Sequence[str], problems: Sequence[s
         ),
         Grid(head, lines, ["left", *["right"] * len(columns)]),
         Text(told, foot=True),
+        *(
+            Text(f"`{run}`: {remark}.", foot=True)
+            for run, metrics in every.items()
+            for remark in dict.fromkeys(value.remark for value in metrics.values.values() if value.remark)
+        ),
         *(Text(line, foot=True) for line in foot(list(every.values()), scale)),
     ]
 
@@ -129,7 +134,7 @@ def to_csv(every: Mapping[str, Metrics]) -> str:
                 value = every[run].values[name(layer, count, temperature)]
                 numbers = [None if each is None else round(each, 4) for each in (value.value, value.ci95)]
                 shown = [layer, count, temperature, run, *numbers, value.n, value.std, value.seeds]
-                writer.writerow([*shown, commit(every[run], "-dirty")])
+                writer.writerow([*shown, commit(every[run], "-dirty"), value.remark])
     return buffer.getvalue()
 
 

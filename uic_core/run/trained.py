@@ -42,7 +42,8 @@ class Trained(Record):
 
     `last` is the last line of history.jsonl: loss, learning rate, what the method measures … A training that was
     interrupted and resumed is described as its last process saw it, but for `epochs`, which have the times of all its
-    processes. `recipe` is the hash of its recipe. Earlier versions wrote none of these, nor `precision`.
+    processes. `recipe` is the hash of its recipe. `remark` belongs to every number of the run, e.g. that it
+    diverged; '' if there is nothing to say. Earlier versions wrote none of these, nor `precision`.
     """
 
     commit: str
@@ -56,12 +57,14 @@ class Trained(Record):
     files: dict[str, str]
     recipe: str = ""
     precision: str = ""
+    remark: str = ""
     epochs: list[Epoch] = Field(default_factory=list)
 
 
 def write(
     folder: Path, names: Sequence[str], hardware: str = "", processes: int = 1, *, recipe: str = "",
-    precision: str = "", last: Mapping[str, float] | None = None, epochs: Sequence[Mapping[str, Any]] = (),
+    precision: str = "", remark: str = "", last: Mapping[str, float] | None = None,
+    epochs: Sequence[Mapping[str, Any]] = (),
 ) -> None:  # fmt: skip
     """Describe the files `names` of a run's folder.
 
@@ -73,7 +76,7 @@ def write(
     made = Trained(
         commit=commit, dirty=dirty, date=today(), versions=versions(), hardware=hardware or cpu(), processes=processes,
         wall_seconds=round(seconds(), 2), files={name: sha256(folder / name) for name in names}, recipe=recipe,
-        precision=precision, last=dict(last or {}), epochs=[Epoch(**each) for each in epochs],
+        precision=precision, remark=remark, last=dict(last or {}), epochs=[Epoch(**each) for each in epochs],
     )  # fmt: skip
     write_json(folder / NAME, made.model_dump())
 
