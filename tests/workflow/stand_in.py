@@ -104,8 +104,9 @@ def _evaluation(config: Config, run: str, evaluation: str, folder: Path, indexes
         trained_by="", run_seeds=[], versions={}, hardware="", wall_seconds=0.0, peak_memory_mb=0.0,
     )  # fmt: skip
     dataset = metrics.Dataset(name="", fingerprint=fingerprint, sizes={})
+    values = {name: metrics.Value(value=50.0, unit="%") for name in section.values_of(arch)}
     found = metrics.Metrics(
-        evaluation=evaluation, run=run, dataset=dataset, values={}, protocol=protocol, provenance=provenance
+        evaluation=evaluation, run=run, dataset=dataset, values=values, protocol=protocol, provenance=provenance
     )
     if evaluation in ("detection", "segmentation"):
         _text(folder / f"{evaluation}_samples.npz")

@@ -61,6 +61,17 @@ def difference(config: Config, path: Path) -> str | None:
     return ""
 
 
+def to_be_listed(config: Config, data: str) -> bool:
+    """Whether a data set was listed, and the config has said since then that it holds something else."""
+    try:
+        _same_content(config, data)
+    except _Unknown:
+        return True
+    except _CANNOT_SAY:
+        return False
+    return False
+
+
 def _say(key: str, recorded: Any, now: Any) -> str:
     """Name the innermost key that differs."""
     if isinstance(recorded, dict) and isinstance(now, dict) and recorded.keys() == now.keys():

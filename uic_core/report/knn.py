@@ -15,7 +15,7 @@ from pathlib import Path
 from uic_core.errors import InputError, stage
 from uic_core.evaluations.knn import name
 from uic_core.files import write_text
-from uic_core.report.arguments import add_recipes, add_scale
+from uic_core.report.arguments import add_partial, add_recipes, add_scale
 from uic_core.report.origin import commit, foot
 from uic_core.report.page import Block, Grid, Quote, Text, to_html, to_markdown
 from uic_core.report.tables import DEMO, collect
@@ -26,18 +26,24 @@ CSV_HEADER = ("layer", "neighbours", "temperature", "run", "value", "ci95", "n",
 
 
 def read(
-    paths: Sequence[Path], runs: Sequence[str], recipes: Mapping[str, str], *, partial: bool = False
+    paths: Sequence[Path],
+    runs: Sequence[str],
+    recipes: Mapping[str, str],
+    *,
+    partial: bool = False,
+    stale: Mapping[Path, str] | None = None,
 ) -> tuple[dict[str, Metrics], list[str]]:
     """Read the metrics of the runs, in their order, and what is wrong with those that are missing.
 
     Args:
         recipes: run → hash of its recipe; numbers of another recipe are not shown.
         partial: leave out what is missing, instead of failing.
+        stale: path → why the numbers in it are not shown.
 
     Raises:
         InputError: a line for each file that cannot be shown, and for each run without metrics (not if `partial`).
     """
-    found, problems = collect(paths, recipes)
+    found, problems = collect(paths, recipes, stale)
     lacking = [run for run in runs if (run, "knn") not in found]
     problems += [
         f"no metrics of run '{run}', evaluation 'knn', among the files given; run snakemake" for run in lacking
@@ -148,10 +154,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="Markdown")
     parser.add_argument("--csv", type=Path, required=True)
     parser.add_argument("--html", type=Path, help="a page of its own, for the HTML report")
-    parser.add_argument("--partial", action="store_true", help="leave out runs without metrics, and say so")
+    add_partial(parser)
     options = parser.parse_args(arguments)
     with stage():
-        every, problems = read(options.metrics, options.runs, options.recipes, partial=options.partial)
+        every, problems = read(
+            options.metrics, options.runs, options.recipes, partial=options.partial, stale=options.stale
+        )
         blocks = page(every, options.runs, problems, options.scale)
         write_text(options.csv, to_csv(every))
         if options.html:
