@@ -168,8 +168,8 @@ OTHERS = {
     "only times, of recipes, protocols and indexes; results copied to another machine with theirs": "test_fault_34",
     "a setting put back": "test_fault_65",
     "the bytes of a checkpoint": "test_fault_65",
-    "`tables`, `published`, or the folder of the clone": "test_fault_34",
-    "`datasets.cache`": "test_a_cache",
+    "`tables`, `published`, `scale`, or the folder of the clone": "test_other_tables",
+    "`datasets.cache`": "test_a_cache_in_another_folder",
 }
 """Lines that tests of their own hold, by the beginnings of their names."""
 
@@ -377,6 +377,27 @@ def test_fault_33_partial_leaves_out_what_another_setting_made(copy, seen):
         assert shown in page
 
 
+@pytest.mark.parametrize("records", [True, False])
+def test_other_tables_numbers_or_scale_make_what_shows_them_again(copy, records):
+    """However old the files are, with Snakemake's records and without."""
+    if not records:
+        shutil.rmtree(copy / ".snakemake")
+    assert plan(copy)[0] == set()
+    changes = {
+        "tables": ("config/tables.yaml", "title: Few-shot", "title: Our few-shot", TABLES | PAGES),
+        "published": ("config/published.csv", "UIC 3k,conv3,41.2", "UIC 3k,conv3,41.3", TABLES),
+    }
+    for key, (source, old, new, jobs) in changes.items():
+        text, file = (ROOT / source).read_text(), copy / Path(source).name
+        assert text.count(old) >= 1
+        file.write_text(text.replace(old, new))
+        os.utime(file, (0, 0))
+        write(copy, base() | {key: str(file)})
+        assert plan(copy)[0] == jobs
+    write(copy, base() | {"scale": "study"})
+    assert plan(copy)[0] == TABLES | PAGES | OF_ALL_RUNS | {"fig3", "fig4"}
+
+
 def test_an_optional_run_with_an_architecture_of_its_own_comes_and_goes_alone(copy):
     """As config/peers.yaml over config/paper.yaml: what other runs have is kept, their tables are made again."""
     config = base()
@@ -385,6 +406,7 @@ def test_an_optional_run_with_an_architecture_of_its_own_comes_and_goes_alone(co
         for key in keys:
             del config["evaluations"][section][key]["alexnet_rotnet"]
     write(copy, config)
+    shutil.rmtree(copy / ".snakemake")
     of_all_runs = {"table_knn", "table_speed", "fig_curves"}
     assert plan(copy)[0] == {"protocol", "table3", "table4"} | of_all_runs | PAGES
 
@@ -399,6 +421,30 @@ def test_a_cache_is_made_and_all_that_trains_on_it(copy):
     jobs, _ = plan(copy)
     assert trained | {"cache", "finetune:uic_3k_fft", "linear_probe:supervised"} <= jobs
     assert not jobs & {"dataset", "check", "index", "external:supervised"}
+
+
+def test_a_cache_in_another_folder_is_made_there_and_nothing_that_reads_it(tmp_path):
+    """It holds the same pixels. Another format makes all that trains on it again."""
+    config = base()
+    config["datasets"]["cache"] |= {"format": "jpeg", "root": str(tmp_path / "cache")}
+    write(tmp_path, config)
+    (tmp_path / "their.pth").touch()
+    stand_in.make(validate(config, "small.yaml"), tmp_path)
+    assert forked.snakemake("--touch", "--forceall", *options(tmp_path)).returncode == 0
+    assert plan(tmp_path)[0] == set()
+    for records in (True, False):
+        if not records:
+            shutil.rmtree(tmp_path / ".snakemake")
+        moved = base()
+        moved["datasets"]["cache"] |= {"format": "jpeg", "root": str(tmp_path / "elsewhere")}
+        write(tmp_path, moved)
+        jobs, told = plan(tmp_path)
+        assert jobs == {"cache"}
+        assert "datasets.cache.root is" in told
+        moved["datasets"]["cache"] |= {"format": "device", "root": str(tmp_path / "cache")}
+        write(tmp_path, moved)
+        jobs, _ = plan(tmp_path)
+        assert {"cache", "pretrain:uic_3k", "finetune:uic_3k_fft", "linear_probe:supervised"} <= jobs
 
 
 def test_a_peers_probe_is_made_by_the_rule_of_the_papers_if_the_config_has_its_section(copy):

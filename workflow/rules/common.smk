@@ -114,21 +114,6 @@ def existing(files):
     return [file for file in files if os.path.exists(file)]
 
 
-def stale():
-    """Return the arguments that name what is to be made again, with the reason: nobody takes it for the config's."""
-    from uic_core.overview import outdated  # only here: Snakemake starts faster without numpy
-
-    reasons = {}
-    for run in CONFIG.runs:
-        for evaluation in CONFIG.evaluations.present:
-            for file in existing(f"{RESULTS}/metrics/{run}/{evaluation}{mean}.json" for mean in ("", ".seeds")):
-                reasons.setdefault(outdated.of_metrics(CONFIG, Path(file)), []).append(file)
-    trainings = filter(None, (outdated.of_run(CONFIG, run) for run in training_runs()))
-    reasons.setdefault(next(trainings, ""), []).extend([PAGES.get("Speed"), DRAWN.get("Training curves")])
-    reasons.pop("", None)
-    return [word for reason, files in reasons.items() for word in ("--stale", reason, *filter(None, files))]
-
-
 def merged(run, evaluation):
     """Return the metrics file of an evaluation that tables show: the run's own, or that of all its seeds."""
     return f"{RESULTS}/metrics/{run}/{evaluation}{'.seeds' if CONFIG.seeds.get(run) else ''}.json"
