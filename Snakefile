@@ -48,11 +48,13 @@ onstart:
 
 
 onsuccess:
+    note_made()
     refuse_other_data()
 
 
 onerror:
     end_jobs("--local")
+    note_made()
 
 
 wildcard_constraints:

@@ -70,7 +70,7 @@ def trained(index: Index, folder: Path) -> Network:
     randomness.seed_everything(made.seed)
     network = build(made.arch, classes=made.outputs, image_size=made.image_size, sobel=made.sobel)
     with contextlib.redirect_stdout(None):
-        Trainer(made, index, network, "fresh", ALONE, 0, math.inf).run(folder)
+        Trainer(made, index, network, None, ALONE, 0, math.inf).run(folder)
     network.zero_grad()
     network.to(devices.current(), memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network

@@ -183,7 +183,7 @@ def trainer_of(recipe: Training, index: Index, workers: int, *changes: Callable[
     """Return a trainer as the stage `pretrain` makes it, changed."""
     randomness.seed_everything(recipe.seed)
     network = build(recipe.arch, classes=recipe.classes, image_size=recipe.image_size, sobel=recipe.sobel)
-    trainer = Trainer(recipe, index, network, "fresh", Ranks(0, 1), workers, float("inf"))
+    trainer = Trainer(recipe, index, network, None, Ranks(0, 1), workers, float("inf"))
     for change in changes:
         change(trainer)
     return trainer

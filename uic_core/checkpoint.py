@@ -71,8 +71,14 @@ def of_run(run: str, path: Path) -> tuple[Network, Recipe | External, metrics.Or
             )
     seeds = () if isinstance(recipe, External) else (recipe.seed,)
     made_by = trained.check(path, digest)
+    made = trained.read(path.parent) if made_by else None
     metrics.code()  # now, not when a long evaluation ends: the clone may be at another commit by then
-    return network, recipe, metrics.Origin(run, digest, recipe.hash(), network.coverage, seeds, made_by, stamped)
+    remark = made.remark if made else ""
+    return (
+        network,
+        recipe,
+        metrics.Origin(run, digest, recipe.hash(), network.coverage, seeds, made_by, stamped, remark),
+    )
 
 
 def load(path: Path, remedy: str = "") -> tuple[Network, Recipe | External]:

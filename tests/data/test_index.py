@@ -275,7 +275,7 @@ def test_the_stage_writes_the_index(
     index = Index.load(out)
     assert (index.name, len(index)) == (dataset, images)
     assert capsys.readouterr().out.startswith(f"{dataset}: {images} images, {len(index.classes)} classes, fingerprint ")
-    assert sorted(os.listdir(out.parent)) == [f"{dataset}.files.npy", out.name]
+    assert sorted(os.listdir(out.parent)) == [f"{dataset}.files.npy", f"{dataset}.first.json", out.name]
 
 
 def test_all_unusable_images_are_listed_at_once_and_nothing_is_written(

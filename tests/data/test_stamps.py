@@ -82,6 +82,29 @@ def test_fault_32_an_image_replaced_under_its_name_is_named(
         Index.load(path, verify=True)
 
 
+@pytest.mark.parametrize(("name", "split"), [("imagenet", "train"), ("miniimagenet", "test")])
+def test_fault_32_other_images_of_the_same_size_make_again_what_read_the_old_ones(
+    data: SimpleNamespace, name: str, split: str, seen: Seen
+) -> None:
+    """The message's remedy: delete the index and make it. Its fingerprint is another one; of the old images the old."""
+    path = list_images(data, name, split)
+    first = Index.load(path)
+    size = first.file(3).stat().st_size
+    contents = [first.file(position).read_bytes() for position in range(len(first))]
+    other = next(content for content in contents if content != contents[3] and len(content) <= size)
+    changed, prints = other + b"\0" * (size - len(other)), []
+    for content in (changed, changed, contents[3]):
+        first.file(3).write_bytes(content)
+        os.utime(first.file(3), ns=(0, len(prints)))
+        with pytest.raises(InputError, match="if the new files are meant, delete it and run snakemake"):
+            Index.load(path, verify=True)
+        path.unlink()
+        list_images(data, name, split)
+        prints.append(Index.load(path, verify=True).fingerprint)
+    seen(f"{first.fingerprint}, then {', '.join(prints)}")
+    assert prints[0] == prints[1] != first.fingerprint == prints[2]
+
+
 def test_fault_32_the_key_skips_the_comparison_and_older_results_have_none(
     data: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

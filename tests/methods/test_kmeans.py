@@ -156,11 +156,18 @@ def test_a_seed_gives_the_same_bytes_and_another_one_others():
     assert not torch.equal(first.labels, other.labels)
 
 
-def test_features_that_are_not_finite_are_refused():
-    features = torch.from_numpy(drawn())
-    features[7, 3] = torch.inf
-    with pytest.raises(InputError, match="features are not finite, the training diverged; lower lr"):
-        whitened(features, len(features), 10, CPU)
+@pytest.mark.parametrize("value", [np.inf, 0.0])
+def test_features_of_a_network_that_diverged_are_refused(value: float):
+    """By faiss and by torch: not finite, or the same for all images. faiss alone would end the process by a signal."""
+    features = drawn()
+    features[7 if value else slice(None)] = value
+    what = "not finite" if value else "the same for all images"
+    for white in (
+        lambda: deepcluster.whiten(features, 10),
+        lambda: whitened(torch.from_numpy(features), len(features), 10, CPU),
+    ):
+        with pytest.raises(InputError, match=f"features are {what}, the training diverged; lower lr"):
+            white()
 
 
 SHARED = """

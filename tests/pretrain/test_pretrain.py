@@ -25,7 +25,7 @@ from uic_core.methods.labels import draw_initial
 from uic_core.pretrain import centre_crops, finetune, loop, progress
 from uic_core.pretrain.__main__ import main
 from uic_core.recipe import Stepped, save
-from uic_core.run import saved_state
+from uic_core.run import metrics, saved_state
 
 OUTPUTS = ("checkpoint.safetensors", "labels.npy", "history.jsonl")
 
@@ -600,6 +600,36 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_step(small, tmp_path, cap
     assert "epoch 1, step " in said
     assert "lower lr in the recipe" in said
     assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
+
+
+def test_fault_67_numbers_of_a_pretraining_that_did_not_diverge_are_not_marked(small, capsys):
+    assert checkpoint.of_run("run", small("run", epochs=1) / "checkpoint.safetensors")[2].remark == ""
+    assert "diverged" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("changes", [{}, {"method": "rotnet", "classes": 4}], ids=["uic", "rotnet"])
+def test_fault_67_numbers_of_a_pretraining_that_diverged_are_marked(small, capsys, tmp_path, seen, changes):
+    """Also if the loss exploded within the first epoch, whose mean is high then."""
+    folder = small("wild", lr=1.0, epochs=1, **changes)
+    origin = checkpoint.of_run("wild", folder / "checkpoint.safetensors")[2]
+    told = re.fullmatch(
+        r"pretraining (diverged: the training loss ended at [\de+,.]+, a guess has 1\.[46]; lr 1)", origin.remark
+    )
+    seen(origin.remark)
+    assert f"{told[1]}; lower lr in the recipe\n" in capsys.readouterr().out
+    values = {"map": metrics.Value(value=1.0, unit="%"), "loud": metrics.Value(value=1.0, unit="%", remark="loud")}
+    data = metrics.Dataset(name="d", fingerprint="f", sizes={})
+    metrics.record(tmp_path / "m.json", "knn", origin, dataset=data, values=values, protocol={}, seed=0)
+    found = metrics.read(tmp_path / "m.json").values
+    assert [value.remark for value in found.values()] == [origin.remark, f"{origin.remark}; loud"]
+
+
+def test_fault_67_a_run_that_starts_from_one_that_diverged_says_so(small, seen):
+    source = str(small("wild", lr=1.0, epochs=1) / "checkpoint.safetensors")
+    folder = small("further", "--pretrained", source, method="finetune", pretrained="wild", lr=1e-9, epochs=1)
+    remark = checkpoint.of_run("further", folder / "checkpoint.safetensors")[2].remark
+    seen(remark)
+    assert remark.startswith("it starts from run wild: pretraining diverged: the training loss ended at ")
 
 
 def test_weights_that_are_not_finite_are_not_saved(small, tmp_path, capsys, monkeypatch):

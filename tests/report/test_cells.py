@@ -136,13 +136,13 @@ MOCO = {
             "evaluations.linear_probe.layers.resnet50_mlp",
             ["avgpool"],
             "tables.7: row 'UIC + strong aug (Ours), Res50 + MLP-head', column 'Top-1': takes 'mlp', which evaluations."
-            "linear_probe.layers.resnet50_mlp of the config does not make (it makes: avgpool, avgpool/top5, ",
+            "linear_probe.layers.resnet50_mlp of the config does not make (it makes, in %: avgpool, avgpool/top5, ",
         ),
         (
             "evaluations.fewshot.layers.alexnet",
             ["conv3", "conv4", "conv5"],
             "tables.5: row 'UIC 3k, 224×224', column 'conv5+MP': takes 'upsampled/conv5+MP', which "
-            "evaluations.fewshot.layers.alexnet of the config does not make (it makes: upsampled/conv3, ",
+            "evaluations.fewshot.layers.alexnet of the config does not make (it makes, in %: upsampled/conv3, ",
         ),
         (
             "evaluations.segmentation.pad",
@@ -363,6 +363,67 @@ def test_fault_51_damaged_tables_and_numbers_are_found_with_the_config(
     assert told.startswith(f"{small[file]}{message}")
     assert told.count(str(small[file])) == 1
     assert "\n" not in told
+
+
+@pytest.mark.parametrize(
+    ("run", "evaluation", "value", "made"),
+    [
+        ("uic_3k", "detection", "mAP", "map, ap/aeroplane, "),
+        ("uic_3k", "detection", "ap/aeroplain", "map, ap/aeroplane, "),
+        ("uic_3k", "segmentation", "map", "miou, iou/background, iou/aeroplane, "),
+        ("uic_3k", "voc_classification_all", "ap/background", "map, ap/aeroplane, "),
+        ("uic_3k", "voc_classification_fc6_8", "mean", "map, ap/aeroplane, "),
+        ("uic_3k", "clusters", "NMI", "nmi, entropy_of_sizes)"),
+        ("uic_3k", "clusters", "largest", "nmi, entropy_of_sizes)"),  # a number of images
+        ("uic_3k", "linear_probe", "conv3/best_epoch", "conv1, "),  # the number of an epoch
+        ("uic_3k", "fewshot", "native/conv1", "upsampled/conv3, "),
+        ("uic_3k", "knn", "conv5", ""),
+    ],
+)
+def test_fault_51_a_value_that_no_evaluation_makes_is_found_with_the_config(
+    paper: config.Config, small: tuple[Path, Path], seen: Any, run: str, evaluation: str, value: str, made: str
+) -> None:
+    """Or makes in another unit than %. What the message names, leads on."""
+    right = SMALL.replace('linear_probe, value: "{view}conv3"', f"{evaluation}, value: {value}")
+    right = right.replace("run: uic_3k, fill", f"run: {run}, fill").replace(', fill: {view: ""}', "")
+    small[0].write_text(right)
+    told = _checked(paper, *small)
+    seen(told)
+    assert told.startswith(f"{small[0]}: tables.1: row 'Ours', column 'conv3': takes '{value}', which evaluations.")
+    assert f"evaluations.{evaluation}" in told
+    assert f"does not make (it makes, in %: {made}" in told
+    assert told.endswith("correct the cell")
+    for named in re.findall(r"in %: (.*)\); ", told)[0].split(", "):
+        small[0].write_text(right.replace(f"value: {value}}}", f"value: {named}}}"))
+        assert _checked(paper, *small) == ""
+
+
+@pytest.mark.parametrize(
+    ("key", "says", "message"),
+    [
+        ("batch_norm", '"true": With it., "false": Without.', None),
+        ("batchnorm", '"false": Without.', "tables.1.switches: unknown key 'batchnorm'; did you mean 'batch_norm'?"),
+        (
+            "batch_norm",
+            '"true": With it.',
+            "tables.1.switches: batch_norm of evaluations.linear_probe is false in the config, which `says` does not "
+            "explain (known: true); add a line there, '' if there is nothing to say",
+        ),
+        ("precision", "fp32: Whole.", None),  # left out in the config
+        ("precision", "bf16: Half.", "tables.1.switches: precision of evaluations.linear_probe is fp32 in the config"),
+        ("crop", "random_crop: Cropped.", None),  # of the run's architecture
+        ("crop", "resized_crop: Cropped.", "crop of evaluations.linear_probe is random_crop in the config"),
+        ("images", '"1": One.', None),  # 0 in the config, all; metrics say how many
+    ],
+)
+def test_fault_51_a_switch_that_does_not_explain_the_setting_is_found_with_the_config(
+    paper: config.Config, small: tuple[Path, Path], seen: Any, key: str, says: str, message: str | None
+) -> None:
+    switch = f"{{evaluation: linear_probe, key: {key}, says: {{{says}}}}}"
+    small[0].write_text(f"{SMALL}    switches:\n      - {switch}\n")
+    told = _checked(paper, *small)
+    seen(told or "is explained")
+    assert message in told if message else told == ""
 
 
 def test_fault_51_a_file_that_is_not_there_is_named_as_the_config_finds_it(paper: config.Config, seen: Any) -> None:

@@ -79,6 +79,20 @@ def test_every_number_is_there_by_layer_and_the_best_of_a_column_is_bold(
     assert "<strong>40.0</strong>" in (tmp_path / "knn.html").read_text()
 
 
+def test_fault_67_the_numbers_of_a_run_that_diverged_are_marked(
+    tmp_path: Path, paths: dict[str, Path], seen: Callable[[object], None]
+) -> None:
+    remark = "pretraining diverged: the training loss ended at 27.7, a guess has 2.3; lr 0.05"
+    text = paths["deepcluster"].read_text()
+    assert '"remark": ""' in text
+    rewrite(paths["deepcluster"], text.replace('"remark": ""', f'"remark": "{remark}"'))
+    text, records = make(tmp_path, list(paths.values()))
+    (note,) = (line for line in text.splitlines() if "diverged" in line)
+    seen(note)
+    assert f"`deepcluster`: {remark}." in note
+    assert {record["run"]: record["remark"] for record in records} == {**dict.fromkeys(RUNS, ""), "deepcluster": remark}
+
+
 def test_a_run_without_metrics_is_named_or_left_out_of_the_partial_table(
     tmp_path: Path, paths: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

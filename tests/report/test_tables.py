@@ -284,8 +284,14 @@ tables.main({arguments!r})
         (lambda text: text[: len(text) // 2], "is not JSON"),
         (lambda text: "", "is not JSON"),
         (lambda text: text.replace('"unit": "%",', "", 1), "unit: Field required"),
-        (lambda text: resealed(text.replace('"nmi"', '"ari"')), "no value 'nmi' (there are: ari)"),
-        (lambda text: resealed(text.replace('"unit": "%"', '"unit": "bits"')), "values.nmi: unit 'bits' is not %"),
+        (
+            lambda text: resealed(text.replace('"nmi"', '"ari"')),
+            "no value 'nmi' (there are: ari); correct the cell in tables.yaml",
+        ),
+        (
+            lambda text: resealed(text.replace('"unit": "%"', '"unit": "bits"')),
+            "values.nmi: unit 'bits' is not %; correct the cell in",
+        ),
     ],
 )
 def test_an_unfit_file_is_named(

@@ -128,6 +128,8 @@ def test_fault_30_a_file_without_checksum_is_refused(tmp_path, seen):
 def test_fault_67_a_loss_twice_that_of_a_guess_and_of_its_beginning_diverged():
     said = "diverged: the training loss went from 10.9 to 9,234.0, a guess has 6.9; lr 0.1"
     assert metrics.diverged(10.9, 9234.0, 6.9, 0.1) == said
+    assert metrics.diverged(6.9, 9234.0, 6.9, 0.1) == said.replace("went from 10.9 to", "ended at")
+    assert "loss ended at 2e+07, a guess" in metrics.diverged(6.9, 2.1e7, 6.9, 0.1)
     assert metrics.diverged(10.9, 6.0, 6.9, 0.1) == ""
     assert metrics.diverged(10.9, 12.0, 6.9, 0.1) == ""  # high, as it was
     assert metrics.diverged(0.1, 6.0, 6.9, 0.1) == ""  # no worse than a guess

@@ -86,7 +86,7 @@ def test_it_is_refused_before_a_pass_over_all_images(demo_data, method):
     made = recipe(method=method, batch_size=5)
     network = build("alexnet", classes=5, image_size=64, sobel=True)
     with pytest.raises(InputError, match="batch_size: 5 images do not divide over 2 processes"):
-        Trainer(made, build_folder(demo_data.imagenet, "train", "imagenet"), network, "", Ranks(0, 2), 0, 300)
+        Trainer(made, build_folder(demo_data.imagenet, "train", "imagenet"), network, None, Ranks(0, 2), 0, 300)
 
 
 @pytest.mark.parametrize(

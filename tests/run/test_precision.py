@@ -100,7 +100,7 @@ def test_passes_over_all_images_are_float32_in_a_bf16_run(
         monkeypatch.setattr(deepcluster, "by_faiss", deepcluster.by_torch)
     monkeypatch.setattr(precision, "_cpu_flags", lambda: {"amx_bf16"})  # convolutions of tiles, too
     with pytest.raises(Made):
-        Trainer(made, index, network, "fresh", ALONE, workers=0, save_every=300).run(tmp_path)
+        Trainer(made, index, network, None, ALONE, workers=0, save_every=300).run(tmp_path)
     if maker == "embed":
         ours = torch.from_numpy(found[0])
     elif maker == "embed_share":
@@ -119,5 +119,5 @@ def test_passes_over_training_views_are_float32_in_a_bf16_run(demo_data: SimpleN
     network = build("alexnet", classes=5, image_size=64, sobel=True)
     seen: list[tuple[bool, torch.dtype]] = []
     network.classifier.fc7.register_forward_hook(lambda *given: seen.append((given[2].requires_grad, given[2].dtype)))
-    Trainer(made, index, network, "fresh", ALONE, workers=0, save_every=300).run(tmp_path)
+    Trainer(made, index, network, None, ALONE, workers=0, save_every=300).run(tmp_path)
     assert seen == [(False, torch.float32)] * 2 + [(True, torch.bfloat16)] * 2

@@ -7,6 +7,7 @@ not.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import safetensors.numpy
 from uic_core import recipe
 from uic_core.config import Config
 from uic_core.data.index import Index
+from uic_core.data.pixels import Pixels
 from uic_core.evaluations.detection import SOURCE
 from uic_core.files import sha256, stamp
 from uic_core.recipe import External, Training, stated
@@ -80,6 +82,12 @@ def data(config: Config, results: Path, mark: str = "") -> dict[str, Index]:
             index = Index(f"{name}_{split}", Path("/data"), paths, labels, ("one",), mark + _print(name, split))
             index.save(results / "index" / f"{name}_{split}.npz")
             indexes[f"{name}_{split}"] = index
+            if split == "train" and (cache := config.datasets.cache).format != "none":
+                folder = Path(cache.root, name) / f"{index.name}-{index.fingerprint}-{cache.format}{cache.side}"
+                pixels = Pixels(folder.resolve(), cache.format, *np.zeros((5, 100), np.int64))
+                cached = replace(index, pixels=pixels, fingerprint=f"{folder.name}, cached")
+                cached.save(results / "index" / f"{name}_train_cached.npz")
+                indexes[f"{name}_train_cached"] = cached
     return indexes
 
 
@@ -95,7 +103,7 @@ def _run(config: Config, name: str, runs: Path, indexes: dict[str, Index]) -> No
         header["source"] = sha256(start)
     else:
         images = made.images if isinstance(made, Training) else 0
-        header["data"] = indexes[f"{made.data}_train"].subset(images, made.seed).fingerprint
+        header["data"] = _trained_on(indexes, made.data).subset(images, made.seed).fingerprint
         _text(folder / "labels.npy", name)
         _text(folder / "history.jsonl")
     weights = {"weight": np.zeros(1, np.float32)}
@@ -113,9 +121,10 @@ def _evaluation(config: Config, run: str, evaluation: str, results: Path, indexe
     protocol, arch = section.model_dump(), made.arch
     fingerprint = _print("voc_segmentation" if evaluation == "segmentation" else "voc07", "all")
     if evaluation in ("linear_probe", "knn"):
+        lists = _trained_on(indexes, protocol["data"]), indexes[f"{protocol['data']}_val"]
         parts = [
-            indexes[f"{protocol['data']}_{split}"].subset(protocol[key][arch], protocol["seed"])
-            for split, key in (("train", "images"), ("val", "val_images"))
+            each.subset(protocol[key][arch], protocol["seed"])
+            for each, key in zip(lists, ("images", "val_images"), strict=True)
         ]
         fingerprint = "+".join(part.fingerprint for part in parts)
         protocol |= {"images": len(parts[0]), "val_images": len(parts[1])}
@@ -133,14 +142,19 @@ def _evaluation(config: Config, run: str, evaluation: str, results: Path, indexe
         files={"labels": sha256(checkpoint.with_name("labels.npy"))[:16]} if evaluation == "clusters" else {},
     )  # fmt: skip
     dataset = metrics.Dataset(name="", fingerprint=fingerprint, sizes={})
+    values = {name: metrics.Value(value=50.0, unit="%") for name in section.values_of(arch)}
     found = metrics.Metrics(
-        evaluation=evaluation, run=run, dataset=dataset, values={}, protocol=protocol, provenance=provenance
+        evaluation=evaluation, run=run, dataset=dataset, values=values, protocol=protocol, provenance=provenance
     )
     if evaluation in ("detection", "segmentation"):
         _text(folder / f"{evaluation}_samples.npz")
     if evaluation == "clusters":
         _text(folder / "clusters.npz")
     metrics.write(folder / f"{evaluation}.json", found)
+
+
+def _trained_on(indexes: dict[str, Index], data: str) -> Index:
+    return indexes.get(f"{data}_train_cached", indexes[f"{data}_train"])
 
 
 def _print(name: str, split: str) -> str:

@@ -22,6 +22,8 @@ from tests.resealed import resealed
 from tests.workflow import stand_in
 from uic_core.config import validate
 from uic_core.files import sha256
+from uic_core.overview import outdated
+from uic_core.report import seeds as seeds_stage
 from uic_core.report.cells import all_needed
 from uic_core.run import trained
 
@@ -170,8 +172,8 @@ OTHERS = {
     "with its `source`: the folder, same files; the keys of the search": "test_fault_35_published",
     "where that file is: `path`": "test_fault_35_a_checkpoint_moved",
     "the bytes of a checkpoint, whatever its time": "test_fault_63_metrics",
-    "`tables`, `published`, or the folder of the clone": "test_fault_34",
-    "`datasets.cache`": "test_a_cache",
+    "`tables`, `published`, `scale`, or the folder of the clone": "test_other_tables",
+    "`datasets.cache`": "test_a_cache_in_another_folder",
 }
 """Lines that tests of their own hold, by the beginnings of their names."""
 
@@ -468,6 +470,101 @@ def test_fault_65_a_setting_put_back_makes_again_what_was_made_meanwhile(copy, s
     seen(next(line for line in told.splitlines() if "episodes" in line))
 
 
+def out_of_date(folder: Path, config: Config) -> dict[str, str]:
+    """run/evaluation → why `partial` does not show its numbers, for a config over finished results."""
+    made = validate(config, "small.yaml")
+    made = made.model_copy(update={"results": str(folder / "results")})
+    files = [*(folder / "results/metrics").glob("*/*.json")]
+    found = {f"{file.parent.name}/{file.stem}": outdated.of_metrics(made, file) for file in files}
+    return {name: reason for name, reason in found.items() if reason}
+
+
+def test_fault_33_what_is_out_of_date_by_what_was_changed(copy):
+    """A setting, a recipe, a run to start from, proposals, data, a cache, a training that is newer."""
+    assert out_of_date(copy, base()) == {}
+    config, _ = of("a recipe under `runs`", "a section of `evaluations`", "`path` of a run from elsewhere")
+    found = out_of_date(copy, config)
+    assert {name.split("/")[0] for name in found if "/fewshot" not in name} == {*CENTER, "supervised"}
+    assert {name for name in found if "/fewshot" in name} == {"uic_3k/fewshot", "deepcluster/fewshot"}
+    assert found[f"{CENTER[1]}/knn"] == f"run {CENTER[0]}: lr is 0.02 there, 0.03 now; run snakemake to train it again"
+    assert found["uic_3k/fewshot"] == "fewshot: episodes is 20 there, 30 now; run snakemake to evaluate it again"
+    found = out_of_date(copy, of("`evaluations.proposals`", "what a data set holds: its other keys")[0])
+    assert {name.split("/")[1] for name in found} == {"detection", "fewshot"}
+    assert found["uic_3k_fft/detection"].startswith("voc07_trainval: max_boxes is 50 there, 51 now")
+    assert found["uic_3k/fewshot"].startswith("miniimagenet is to be listed again")
+    assert out_of_date(copy, of("where a data set is: `root`, `sbd`, `source`")[0]) == {}
+    config = base()
+    config["datasets"]["cache"]["format"] = "jpeg"
+    assert "uic_3k/knn" in out_of_date(copy, config)
+    digest = sha256(copy / "results/runs/uic_5k/checkpoint.safetensors")
+    described = {"commit": "", "dirty": False, "date": "", "versions": {}, "hardware": "", "processes": 1}
+    described |= {"wall_seconds": 0.0, "files": {"checkpoint.safetensors": digest}}
+    (copy / "results/runs/uic_5k/training.json").write_text(json.dumps(described))
+    found = out_of_date(copy, base())
+    assert {name.split("/")[0] for name in found} == {"uic_5k"}
+    assert f"is of checkpoint , and the run's training wrote {digest[:16]} since" in found["uic_5k/knn"]
+
+
+def test_fault_33_a_mean_over_seeds_is_out_of_date_when_a_seed_was_evaluated_again(copy):
+    config = base()
+    config["seeds"] = {"uic_5k": [1]}
+    folders = [copy / "results/metrics" / run for run in ("uic_5k", "uic_5k_seed1")]
+    own, other = (folder / "knn.json" for folder in folders)
+    folders[1].mkdir()
+    other.write_text(own.read_text())
+    seeds_stage.main(["--metrics", str(own), str(other), "--out", str(folders[0] / "knn.seeds.json")])
+    assert out_of_date(copy, config) == {}
+    other.write_text(resealed(own.read_text().replace("50.0", "60.0")))
+    found = out_of_date(copy, config)
+    assert found == {"uic_5k/knn.seeds": "is not the mean of its seeds' metrics; run snakemake to make it again"}
+
+
+def test_fault_33_partial_leaves_out_what_another_setting_made(copy, seen):
+    config = base()
+    config["evaluations"]["detection"]["lr"] = 0.5
+    config["runs"]["uic_10k"]["lr"] = 0.03
+    write(copy, config)
+    process = forked.snakemake("partial", *options(copy))
+    made = copy / "results/tables/partial"
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert "Partial" not in (made / "table5.md").read_text()
+    numbers = {"table1": 4, "table4": sum(each.startswith("detection") for each in evaluations(*base()["runs"]))}
+    for name, reason in {
+        "table1": "uic_10k/",
+        "table4": "/detection.json: detection: lr is 0.001 there, 0.5 now",
+    }.items():
+        text = (made / f"{name}.md").read_text()
+        seen(next(line for line in text.splitlines() if reason in line))
+        assert f"**Partial.** {numbers[name]} of our numbers are missing (–):" in text
+    assert (
+        "knn.json: run uic_10k: lr is 0.02 there, 0.03 now; run snakemake to train it" in (made / "knn.md").read_text()
+    )
+    page = (made / "index.html").read_text()
+    for shown in ("results/tables/speed.md: run uic_10k: lr", "results/figures/curves.png: run uic_10k: lr"):
+        assert shown in page
+
+
+@pytest.mark.parametrize("records", [True, False])
+def test_other_tables_numbers_or_scale_make_what_shows_them_again(copy, records):
+    """However old the files are, with Snakemake's records and without."""
+    if not records:
+        shutil.rmtree(copy / ".snakemake")
+    assert plan(copy)[0] == set()
+    changes = {
+        "tables": ("config/tables.yaml", "title: Few-shot", "title: Our few-shot", TABLES | PAGES),
+        "published": ("config/published.csv", "UIC 3k,conv3,41.2", "UIC 3k,conv3,41.3", TABLES),
+    }
+    for key, (source, old, new, jobs) in changes.items():
+        text, file = (ROOT / source).read_text(), copy / Path(source).name
+        assert text.count(old) >= 1
+        file.write_text(text.replace(old, new))
+        os.utime(file, (0, 0))
+        write(copy, base() | {key: str(file)})
+        assert plan(copy)[0] == jobs
+    write(copy, base() | {"scale": "study"})
+    assert plan(copy)[0] == TABLES | PAGES | OF_ALL_RUNS | {"fig3", "fig4"}
+
+
 def test_an_optional_run_with_an_architecture_of_its_own_comes_and_goes_alone(copy):
     """As config/peers.yaml over config/paper.yaml: what other runs have is kept, their tables are made again."""
     config = base()
@@ -476,6 +573,7 @@ def test_an_optional_run_with_an_architecture_of_its_own_comes_and_goes_alone(co
         for key in keys:
             del config["evaluations"][section][key]["alexnet_rotnet"]
     write(copy, config)
+    shutil.rmtree(copy / ".snakemake")
     of_all_runs = {"table_knn", "table_speed", "fig_curves"}
     assert plan(copy)[0] == {"protocol", "table3", "table4"} | of_all_runs | PAGES
 
@@ -490,6 +588,30 @@ def test_a_cache_is_made_and_all_that_trains_on_it(copy):
     jobs, _ = plan(copy)
     assert trained | {"cache", "finetune:uic_3k_fft", "linear_probe:supervised"} <= jobs
     assert not jobs & {"dataset", "check", "index", "external:supervised"}
+
+
+def test_a_cache_in_another_folder_is_made_there_and_nothing_that_reads_it(tmp_path):
+    """It holds the same pixels. Another format makes all that trains on it again."""
+    config = base()
+    config["datasets"]["cache"] |= {"format": "jpeg", "root": str(tmp_path / "cache")}
+    write(tmp_path, config)
+    (tmp_path / "their.pth").touch()
+    stand_in.make(validate(config, "small.yaml"), tmp_path)
+    assert forked.snakemake("--touch", "--forceall", *options(tmp_path)).returncode == 0
+    assert plan(tmp_path)[0] == set()
+    for records in (True, False):
+        if not records:
+            shutil.rmtree(tmp_path / ".snakemake")
+        moved = base()
+        moved["datasets"]["cache"] |= {"format": "jpeg", "root": str(tmp_path / "elsewhere")}
+        write(tmp_path, moved)
+        jobs, told = plan(tmp_path)
+        assert jobs == {"cache"}
+        assert "datasets.cache.root is" in told
+        moved["datasets"]["cache"] |= {"format": "device", "root": str(tmp_path / "cache")}
+        write(tmp_path, moved)
+        jobs, _ = plan(tmp_path)
+        assert {"cache", "pretrain:uic_3k", "finetune:uic_3k_fft", "linear_probe:supervised"} <= jobs
 
 
 def test_a_peers_probe_is_made_by_the_rule_of_the_papers_if_the_config_has_its_section(copy):

@@ -655,11 +655,13 @@ def experiment(folder: Path) -> dict[str, Any]:
 
 
 def test_fault_33_partial_tables_are_made_each_time(tmp_path, seen):
-    recipe_hash = validate(experiment(tmp_path), "small.yaml").runs["mine"].hash()
-    origin = metrics.Origin("mine", "c", recipe_hash, 1.0, (0,), "")
+    config = validate(experiment(tmp_path), "small.yaml")
+    section, arch = config.evaluations.linear_probe.model_dump(), config.runs["mine"].arch
+    protocol = section | {key: section[key][arch] for key in ("layers", "crop", "images", "val_images")}
+    origin = metrics.Origin("mine", "c", config.runs["mine"].hash(), 1.0, (0,), "")
     found = metrics.Metrics(
         evaluation="linear_probe", run="mine", dataset=metrics.Dataset(name="imagenet", fingerprint="0", sizes={}),
-        values={}, protocol={"batch_norm": False}, provenance=metrics.provenance(origin, seed=0),
+        values={}, protocol=protocol, provenance=metrics.provenance(origin, seed=0),
     )  # fmt: skip
     for number in (40.0, 50.0):
         values = {"conv5": metrics.Value(value=number, unit="%")}

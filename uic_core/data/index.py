@@ -9,7 +9,8 @@ import argparse
 import hashlib
 import os
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -48,7 +49,8 @@ class Index:
         paths: texts [N], with forward slashes.
         labels: int32 array [N], annotated class 0…len(classes)-1, for evaluation only.
         classes: class names, sorted.
-        fingerprint: 16 hex digits; changes with any path, label or file size.
+        fingerprint: 16 hex digits; changes with any path, label or file size, and where files of the same sizes are
+            replaced and listed again.
         pixels: the cached images that training reads instead of the files, if there is a cache.
     """
 
@@ -229,21 +231,26 @@ def build_miniimagenet(root: Path, split: str) -> Index:
 
 def unreadable(files: Sequence[str], processes: int = 1) -> list[str]:
     """Decode every file; return a message for each that is truncated or not an image."""
-    if processes == 1:
-        problems: Iterable[str | None] = [_problem(file) for file in files]
-    else:
-        with cpus.pool(processes) as pool:
-            problems = list(pool.map(_problem, files, chunksize=64))
-    return [problem for problem in problems if problem]
+    return [problem for problem, _ in _tried(files, processes) if problem]
 
 
-def check_images(index: Index, processes: int = 1) -> None:
-    """Decode every image.
+def check_images(index: Index, processes: int = 1) -> str:
+    """Decode every image; return a fingerprint of the files' bytes.
 
     Raises:
         InputError: one line for each file that is truncated or not an image, after all files were tried.
     """
-    _raise_all(index.name, len(index), unreadable(index.files(), processes))
+    tried = _tried(index.files(), processes)
+    _raise_all(index.name, len(index), [problem for problem, _ in tried if problem])
+    return hashlib.sha256(np.array([crc for _, crc in tried], "<u4").tobytes()).hexdigest()[:16]
+
+
+def _tried(files: Sequence[str], processes: int) -> list[tuple[str, int]]:
+    """Decode every file: what is wrong with it, '' if nothing is, and the CRC-32 of its bytes."""
+    if processes == 1:
+        return [_try(file) for file in files]
+    with cpus.pool(processes) as pool:
+        return list(pool.map(_try, files, chunksize=64))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -259,9 +266,10 @@ def main(arguments: list[str] | None = None) -> None:
         try:
             index = build(dataset, options.split)
             stamps.save(options.out, index.files())
-            check_images(index, options.threads)
+            content = check_images(index, options.threads)
         except InputError as error:
             raise InputError(f"{dataset.key}.root: {error}") from error
+        index = replace(index, fingerprint=stamps.fingerprint(options.out, index.fingerprint, content))
         index.save(options.out)
         print(f"{index.name}: {len(index)} images, {len(index.classes)} classes, fingerprint {index.fingerprint}")
 
@@ -398,12 +406,12 @@ def _leaving(paths: bytes) -> str | None:
     return ended[first : ended.find(b"\0", first)].decode(errors="replace")
 
 
-def _problem(file: str) -> str | None:
+def _try(file: str) -> tuple[str, int]:
     try:
         reader.check(Path(file))
-    except InputError as error:
-        return str(error)
-    return None
+        return "", zlib.crc32(Path(file).read_bytes())
+    except (InputError, OSError) as error:
+        return str(error), 0
 
 
 def _raise_all(name: str, total: int, problems: list[str]) -> None:

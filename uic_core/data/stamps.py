@@ -5,6 +5,8 @@ They are no part of the index: a copy of the data set may have other times and t
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -15,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uic_core.errors import InputError
-from uic_core.files import atomic
+from uic_core.files import atomic, write_json
 
 SWITCH = "UIC_CHECK_FILES"
 """Environment variable; "0" skips the comparison. The workflow sets it from datasets.check_files."""
@@ -44,6 +46,29 @@ def save(made: Path, files: Sequence[str]) -> None:
     """Keep the sizes and times that files have now, beside `made`."""
     with atomic(beside(made)) as temporary:
         np.save(temporary, _stamps(files))
+
+
+def fingerprint(made: Path, listed: str, content: str) -> str:
+    """Return the fingerprint of a data set whose files hold what was first seen under their names and sizes: `listed`.
+
+    Other images of the same names and sizes have another one, and the old images again have the old one.
+
+    Args:
+        made: the index; what was first seen is kept beside it, also when it is deleted and made again.
+        listed: fingerprint of paths, labels and sizes.
+        content: fingerprint of all bytes.
+    """
+    file = made.with_suffix(".first.json")
+    try:
+        first = {str(key): str(value) for key, value in json.loads(file.read_text(encoding="utf-8")).items()}
+    except (OSError, ValueError, AttributeError):
+        first = {}
+    if listed not in first:
+        write_json(file, first | {listed: content})
+        return listed
+    if first[listed] == content:
+        return listed
+    return hashlib.sha256(f"{listed} {content}".encode()).hexdigest()[:16]
 
 
 def verify(made: Path | None, files: Sequence[str], remedy: str = "") -> None:

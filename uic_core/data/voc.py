@@ -22,21 +22,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from uic_core.data import matlab
+from uic_core.data.voc_classes import CLASSES as CLASSES
+from uic_core.data.voc_classes import CLASSES_SEGMENTATION as CLASSES_SEGMENTATION
 from uic_core.errors import InputError
 
 Kind = Literal["Main", "Segmentation"]
 Year = Literal[2007, 2012]
 
 YEARS: dict[Kind, Year] = {"Main": 2007, "Segmentation": 2012}
-
-CLASSES = (
-    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
-)
-"""The 20 classes in VOC's order; a label is a position in this tuple."""
-
-CLASSES_SEGMENTATION = ("background", *CLASSES)
-"""The 21 classes of the masks; a mask's value is a position in this tuple, or IGNORED."""
 
 IGNORED = 255
 """Mask value of object borders, and multi-label target of a class with only difficult objects."""

@@ -28,6 +28,10 @@ class Clusters(Evaluation):
         """A small grid."""
         return {"grid_classes": 2, "grid_images": 3, "min_images": 2}
 
+    def values_of(self, arch: str) -> list[str]:
+        """Return the agreement with annotations, and how even the classes' sizes are, in percent of ln K."""
+        return ["nmi", "entropy_of_sizes"]
+
     def refuses(self, run: str, recipe: Recipe | External) -> str:
         """Refuse a run without pseudo-labels: one trained elsewhere, or by a method whose labels say nothing."""
         if isinstance(recipe, External):

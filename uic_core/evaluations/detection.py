@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from uic_core.data.voc_classes import CLASSES
 from uic_core.evaluations.evaluation import (
     BACKWARD,
     VOC_IMAGE,
@@ -113,6 +114,10 @@ class Detection(Evaluation):
     def few(self) -> dict[str, Any]:
         """Three steps."""
         return {"iterations": 3, "lr_steps": [2]}
+
+    def values_of(self, arch: str) -> list[str]:
+        """Return the mean average precision, that of every class, and the proposals' recall."""
+        return ["map", *(f"ap/{name}" for name in CLASSES), "proposal_recall"]
 
     def refuses(self, run: str, recipe: Recipe | External) -> str:
         """Refuse an architecture without fc6."""

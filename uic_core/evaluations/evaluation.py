@@ -132,7 +132,10 @@ class Evaluation(Strict):
         return Work()
 
     def values_of(self, arch: str) -> list[str]:
-        """Return the names of the values it makes of an architecture's entry in its key `layers`, if it has one."""
+        """Return the names of the values in percent that it makes of an architecture: those that a table may show.
+
+        Without any, a table's cells of it are not checked before its jobs.
+        """
         return []
 
     def refuses(self, run: str, recipe: Recipe | External) -> str:

@@ -96,8 +96,7 @@ class Fewshot(OfFrozen):
 
     def values_of(self, arch: str) -> list[str]:
         """Return one accuracy for each layer at each resolution."""
-        values = [f"{view}/{layer}" for view in self.resolutions for layer in self.layers.get(arch, [])]
-        return values or ["nothing"]
+        return [f"{view}/{layer}" for view in self.resolutions for layer in self.layers[arch]]
 
     def few(self) -> dict[str, Any]:
         """Twenty episodes; small ones from a named data set, of which few images are left."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, model_validator
 
+from uic_core.data.voc_classes import CLASSES_SEGMENTATION
 from uic_core.evaluations.evaluation import (
     BACKWARD,
     VOC_IMAGE,
@@ -73,6 +74,10 @@ class Segmentation(Evaluation):
     def few(self) -> dict[str, Any]:
         """Two steps of two passes."""
         return {"iterations": 4, "accumulate": 2, "lr_steps": [2]}
+
+    def values_of(self, arch: str) -> list[str]:
+        """Return the mean intersection over union, and that of every class."""
+        return ["miou", *(f"iou/{name}" for name in CLASSES_SEGMENTATION)]
 
     def refuses(self, run: str, recipe: Recipe | External) -> str:
         """Refuse an architecture without fc6, or with too little padding."""

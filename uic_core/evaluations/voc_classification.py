@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from uic_core.data.voc_classes import CLASSES
 from uic_core.evaluations.evaluation import BACKWARD, Counting, Evaluation, Listed, Resources, Work
 from uic_core.recipe import External, Recipe, stated
 
@@ -54,6 +55,10 @@ class VocClassification(Evaluation):
     def few(self) -> dict[str, Any]:
         """Three steps."""
         return {"iterations": 3, "crops": 2}
+
+    def values_of(self, arch: str) -> list[str]:
+        """Return the mean average precision, and that of every class."""
+        return ["map", *(f"ap/{name}" for name in CLASSES)]
 
     def check(self, name: str, config: Config) -> None:
         """Check that `train` agrees with the section's name."""

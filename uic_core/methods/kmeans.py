@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from uic_core.errors import InputError
+from uic_core.methods.deepcluster import DIVERGED
 from uic_core.run.parallel import ALONE, Ranks
 
 _CHUNK = {"cpu": 1 << 22, "cuda": 1 << 25}  # numbers at a time, of features or of distances
@@ -51,7 +52,7 @@ def whitened(features: Tensor, images: int, dimension: int, device: torch.device
     All processes must call this together.
 
     Args:
-        features: float32 [n, D] of this process, on any device; not all rows of all processes equal.
+        features: float32 [n, D] of this process, on any device.
         images: N, over all processes.
         device: where to compute.
 
@@ -59,7 +60,7 @@ def whitened(features: Tensor, images: int, dimension: int, device: torch.device
         float32 [n, min(dimension, rank)], on the device.
 
     Raises:
-        InputError: a feature is not finite.
+        InputError: a feature is not finite, or all rows of all processes are equal.
     """
     width = features.shape[1]
     mean = torch.zeros(width, dtype=torch.float64, device=device)
@@ -67,10 +68,7 @@ def whitened(features: Tensor, images: int, dimension: int, device: torch.device
         mean += chunk.double().sum(0)
     ranks.add(mean).div_(images)
     if not torch.isfinite(mean).all():
-        raise InputError(
-            "labels: the network's features are not finite, the training diverged; lower lr in the recipe (the last "
-            "good state is kept, no checkpoint is written)"
-        )
+        raise InputError(DIVERGED.format("not finite"))
     centre = mean.float()
     covariance = torch.zeros(width, width, dtype=torch.float64, device=device)
     for _, chunk in _chunks(features, width, device):
@@ -83,6 +81,8 @@ def whitened(features: Tensor, images: int, dimension: int, device: torch.device
         kept = variances > _FLAT * variances[0]
         reduce[:, kept] = (directions[:, kept] / variances[kept].sqrt()).float()
     reduce = ranks.add(reduce)[:, : int(reduce.any(0).sum())]
+    if not reduce.shape[1]:
+        raise InputError(DIVERGED.format("the same for all images"))
     found = torch.empty(len(features), reduce.shape[1], device=device)
     for rows, chunk in _chunks(features, width, device):
         found[rows] = normalize((chunk - centre) @ reduce)

@@ -64,6 +64,17 @@ def difference(config: Config, path: Path) -> str | None:
     return ""
 
 
+def to_be_listed(config: Config, data: str) -> bool:
+    """Whether a data set was listed, and the config has said since then that it holds something else."""
+    try:
+        _same_content(config, data)
+    except _Unknown:
+        return True
+    except _CANNOT_SAY:
+        return False
+    return False
+
+
 def _say(key: str, recorded: Any, now: Any) -> str:
     """Name the innermost key that differs."""
     if isinstance(recorded, dict) and isinstance(now, dict) and recorded.keys() == now.keys():
@@ -197,8 +208,13 @@ def _cache(config: Config, path: Path) -> Iterator[_Pair]:
     data, cache = path.stem.removesuffix("_train_cached"), config.datasets.cache
     made = Path(_member(path, "folder"))
     yield "datasets.cache.root", str(made.parent), str(Path(cache.root, data).resolve())
-    now = f"{data}_train-{_listed(config, data, 'train')}-{cache.format}{cache.side}"
-    yield "datasets.cache", made.name, now
+    yield "datasets.cache", made.name, _cached_as(config, data)
+
+
+def _cached_as(config: Config, data: str) -> str:
+    """The name of the folder of a data set's cache: what is in it, but for the bytes."""
+    cache = config.datasets.cache
+    return f"{data}_train-{_listed(config, data, 'train')}-{cache.format}{cache.side}"
 
 
 def _keys(recorded: dict[str, Any], now: dict[str, Any], model: type[Strict]) -> Iterator[_Pair]:
@@ -213,8 +229,11 @@ def _trained_on(config: Config, data: str, images: int, seed: int, recorded: str
     """Return the fingerprint of what a stage would train on, by the cache if the config has one."""
     if config.datasets.cache.format == "none":
         return _listed(config, data, "train", images, seed)
-    if not _index(config, data, "train_cached").exists() and recorded == _listed(config, data, "train", images, seed):
+    cached = _index(config, data, "train_cached")
+    if not cached.exists() and recorded == _listed(config, data, "train", images, seed):
         return "to be cached"
+    if cached.exists() and Path(_member(cached, "folder")).name != _cached_as(config, data):
+        return "to be cached otherwise"
     return _listed(config, data, "train_cached", images, seed)
 
 

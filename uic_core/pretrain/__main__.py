@@ -44,8 +44,9 @@ def main(arguments: list[str] | None = None) -> None:
             )
         index = Index.load(options.train_index, verify=not ranks.rank)
         randomness.seed_everything(recipe.seed)
+        start = None
         if options.pretrained:
-            network, _, origin = checkpoint.of_run(recipe.start, options.pretrained)
+            network, _, start = checkpoint.of_run(recipe.start, options.pretrained)
             found = {"arch": network.arch, "sobel": network.uses_sobel}
             found |= {"classes": network.classes, "image_size": network.image_size}
             for key, value in found.items():
@@ -56,14 +57,12 @@ def main(arguments: list[str] | None = None) -> None:
                     )
         else:
             network = build(recipe.arch, classes=recipe.outputs, image_size=recipe.image_size, sobel=recipe.sobel)
-        start = origin.checkpoint[:16] if options.pretrained else "fresh"
         if not isinstance(recipe, Training):
             if not ranks.rank:
                 keep_initial(recipe, index, network, options.out)
             return
         workers = cpus.workers(options.threads)
-        stamped = origin.stamp if options.pretrained else ()
-        trainer = Trainer(recipe, index, network, start, ranks, workers, options.save_every, options.threads, stamped)
+        trainer = Trainer(recipe, index, network, start, ranks, workers, options.save_every, options.threads)
         trainer.run(options.out)
 
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -34,7 +34,7 @@ from uic_core.pretrain.merge import merge_labels
 from uic_core.pretrain.progress import Progress, timing_labels
 from uic_core.pretrain.state import RunState, restore, save
 from uic_core.recipe import Recipe, Training
-from uic_core.run import devices, finished, randomness, saved_state, trained
+from uic_core.run import devices, finished, metrics, randomness, saved_state, trained
 from uic_core.run.parallel import Ranks
 from uic_core.run.precision import autocast, prepare, resolve
 from uic_core.run.saved_state import Saver, State
@@ -59,17 +59,16 @@ class Trainer:
     """
 
     def __init__(
-        self, recipe: Training, index: Index, network: Network, start: str, ranks: Ranks, workers: int,
-        save_every: float, threads: int = 1, start_stamp: Sequence[int] = (),
+        self, recipe: Training, index: Index, network: Network, start: metrics.Origin | None, ranks: Ranks,
+        workers: int, save_every: float, threads: int = 1,
     ) -> None:  # fmt: skip
         """Set up a run.
 
         Args:
-            start: identifies the initial weights in `network` among others that a run of this recipe could have.
+            start: the checkpoint that the weights in `network` are of; None: they are those that the recipe draws.
             workers: number of decoding processes; 0 decodes in this one.
             save_every: seconds between states within an epoch.
             threads: CPUs for work of rank 0 while all others wait.
-            start_stamp: size and time of the checkpoint that the weights are of, where `start` is its hash.
 
         Raises:
             InputError: the recipe does not fit the index.
@@ -80,8 +79,8 @@ class Trainer:
         check(recipe, self.index)
         ranks.bounds(len(self.index), recipe.batch_size)  # raises now, not after a pass over all images
         self.identity = {"recipe": recipe.written(), "hash": recipe.hash(), "data": self.index.fingerprint}
-        self.identity["start"] = start
-        self.start, self.start_stamp = start, start_stamp
+        self.identity["start"] = start.checkpoint[:16] if start else "fresh"
+        self.start = start
         self.device = devices.current()
         self.precision = resolve(recipe.precision, self.device)
         self.precision_name = str(self.precision).removeprefix("torch.")
@@ -142,14 +141,26 @@ class Trainer:
                 write_results(folder, self.recipe, self.network, self.index, self.run_state.labels, extra)
                 trained.write(
                     folder, RESULTS, devices.hardware(), self.ranks.world, recipe=self.recipe.hash(),
-                    precision=self.precision_name, last=self.run_state.history[-1], epochs=self.run_state.times,
-                    start=self.start if self.start_stamp else "", start_stamp=self.start_stamp,
+                    precision=self.precision_name, remark=self._remark(), last=self.run_state.history[-1],
+                    epochs=self.run_state.times, start=self.start.checkpoint if self.start else "",
+                    start_stamp=self.start.stamp if self.start else (),
                 )  # fmt: skip
                 finished.keep(results, self.identity)
                 state.remove()
         if self._writer is not None:
             self._writer.close()
         self.ranks.barrier()
+
+    def _remark(self) -> str:
+        """What every number of this run must be read with: that it diverged, or what it starts from; else ''."""
+        # Held against a guess alone: a loss that exploded within the first epoch does not rise any more.
+        guess = math.log(self.recipe.classes)
+        remark = metrics.diverged(guess, self.run_state.history[-1]["loss"], guess, self.recipe.lr)
+        if remark:
+            self._say(f"{remark}; lower lr in the recipe")
+            remark = f"pretraining {remark}"
+        before = f"it starts from run {self.start.run}: {self.start.remark}" if self.start and self.start.remark else ""
+        return "; ".join(filter(None, (before, remark)))
 
     def _train(self) -> None:
         recipe, method = self.recipe, self.method

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -91,6 +91,11 @@ class Switch(Strict):
     key: str
     column: str = ""
     says: dict[str, str]
+
+    def setting(self, protocol: Mapping[str, Any]) -> str:
+        """Look up the setting in metrics, or in what they will hold. A key that is left out has its default."""
+        field = EVALUATIONS[self.evaluation].model_fields[self.key]
+        return str(protocol.get(self.key, None if field.is_required() else field.default)).lower()
 
 
 class Ordering(Strict):
@@ -269,9 +274,10 @@ def check_cells(tables_yaml: Path, config: Config) -> None:
     """Check that every cell can be filled, computed or published; else the error would appear only after the last job.
 
     Raises:
-        InputError: a cell's run is not in the config; its value belongs to a layer that is not evaluated; it needs the
-            pseudo-labels of a run that has none; it needs detection or segmentation of an architecture
-            that these do not support, or segmentation with too small a padding.
+        InputError: a cell's run is not in the config; its evaluation does not make its value, or not in percent, or
+            not of that layer; it needs the pseudo-labels of a run that has none; it needs detection or segmentation of
+            an architecture that these do not support, or segmentation with too small a padding. Or a switch does not
+            explain the config's setting.
     """
     for drawn, figure in read_figures(tables_yaml).items():
         if reason := config.refuses(figure.run, "clusters"):
@@ -287,16 +293,38 @@ def check_cells(tables_yaml: Path, config: Config) -> None:
                 )
             if reason := config.refuses(source.run, source.evaluation):
                 raise InputError(f"{where}: {reason}, or name the column under `absent` of its row")
-            run = config.runs[source.run]
-            values = config.evaluations.one(source.evaluation).values_of(run.arch)
+            run, section = config.runs[source.run], config.evaluations.one(source.evaluation)
+            values = section.values_of(run.arch)
             if values and source.value not in values:
+                by_layer = "layers" in type(section).model_fields
                 raise InputError(
-                    f"{where}: takes '{source.value}', which evaluations.{source.evaluation}."
-                    f"layers.{run.arch} of the config does not make (it makes: {', '.join(values)}); "
-                    "add the layer there, or correct the cell"
+                    f"{where}: takes '{source.value}', which evaluations.{source.evaluation}"
+                    f"{f'.layers.{run.arch}' * by_layer} of the config does not make "
+                    f"(it makes, in %: {', '.join(values)}); {'add the layer there, or ' * by_layer}correct the cell"
                 )
+        for switch in table.switches:
+            _explains(f"{tables_yaml}: tables.{number}.switches", switch, table, config)
     for number, table in tables.items():
         read_published(config.published_file, number, table)
+
+
+def _explains(where: str, switch: Switch, table: Table, config: Config) -> None:
+    """Check that a switch explains what the metrics of the table's runs will hold."""
+    for source in table.sources().values():
+        if source.evaluation != switch.evaluation:
+            continue
+        arch, protocol = config.runs[source.run].arch, config.evaluations.one(switch.evaluation).model_dump()
+        by_arch = protocol.get(switch.key)
+        if isinstance(by_arch, dict) and arch in by_arch:  # metrics hold the architecture's alone
+            protocol[switch.key] = by_arch[arch]
+            if protocol[switch.key] == 0:  # all images, and metrics hold how many these are
+                continue
+        setting = switch.setting(protocol)
+        if setting not in switch.says:
+            raise InputError(
+                f"{where}: {switch.key} of evaluations.{switch.evaluation} is {setting} in the config, which `says` "
+                f"does not explain (known: {', '.join(switch.says)}); add a line there, '' if there is nothing to say"
+            )
 
 
 def shown_runs(tables_yaml: Path, evaluation: str, computed: Iterable[Pair] = ()) -> dict[str, str]:
@@ -371,6 +399,7 @@ def _check(table: Table, where: str) -> None:
             _known(f"{where}.ordering.iterations", "column", name, numbers)
     for switch in table.switches:
         _known(f"{where}.switches", "evaluation", switch.evaluation, EVALUATIONS)
+        _known(f"{where}.switches", "key", switch.key, EVALUATIONS[switch.evaluation].model_fields)
         if switch.column:
             _known(f"{where}.switches", "column", switch.column, columns)
 

@@ -27,7 +27,7 @@ from PIL import Image
 from uic_core.errors import InputError, stage
 from uic_core.files import read_text, write_text
 from uic_core.report import per_class, runs, tables, times
-from uic_core.report.arguments import add_recipes, add_scale
+from uic_core.report.arguments import add_partial, add_recipes, add_scale
 from uic_core.report.cells import (
     COMPUTED,
     Pair,
@@ -90,7 +90,13 @@ class Results:
     """
 
     def __init__(
-        self, folder: Path, out: Path, recipes: Mapping[str, str], metrics: Sequence[Path], partial: bool
+        self,
+        folder: Path,
+        out: Path,
+        recipes: Mapping[str, str],
+        metrics: Sequence[Path],
+        partial: bool,
+        stale: Mapping[Path, str] | None = None,
     ) -> None:
         """Read the runs.
 
@@ -99,12 +105,13 @@ class Results:
             recipes: run → hash of its recipe in the config.
             metrics: the files that tables take numbers from.
             partial: leave out what is missing or unfit, with the reason, instead of failing.
+            stale: path → why what is in it must not be shown.
 
         Raises:
             InputError: numbers must not be shown (not if `partial`); a line for each file.
         """
         self.folder, self.out, self.recipes, self.partial = folder, out, recipes, partial
-        self.runs = runs.read(folder, recipes, metrics)
+        self.runs, self._stale = runs.read(folder, recipes, metrics, stale), stale or {}
         wanted = set(metrics)
         self.every = {(each.run, each.name): each for run in self.runs.values() for each in run.evaluations}
         taken = [each for each in self.every.values() if each.path in wanted]
@@ -147,6 +154,7 @@ class Results:
         """
         there = [path for path in (png, png.with_suffix(".svg")) if path.exists()]
         unfit = [self.every[key].reason for key in made_of if key in self.every and self.every[key].reason]
+        unfit += [f"{png}: {self._stale[png]}"] if png in self._stale else []
         if unfit or not there:
             why = unfit[0] if unfit else f"{png}: is not there; run snakemake to make it"
             if not self.partial:
@@ -166,6 +174,8 @@ class Results:
         """
         if not path.exists() and self.partial:
             return Part(path.stem, title, Markup("<p>%s: is not there; run snakemake to make it.</p>") % str(path))
+        if path in self._stale:
+            return Part(path.stem, title, Markup("<p>%s: %s.</p>") % (str(path), self._stale[path]))
         parser = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
         tokens = parser.parse(read_text(path).replace(f"> {DEMO}\n", ""))  # this page says it once
         for token in tokens:
@@ -371,11 +381,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_recipes(parser)
     parser.add_argument("--page", nargs=2, action="append", default=[], metavar=("TITLE", "MARKDOWN"))
     parser.add_argument("--figure", nargs=2, action="append", default=[], metavar=("TITLE", "PNG"))
-    parser.add_argument("--partial", action="store_true", help="leave out what is missing, and say why")
+    add_partial(parser)
     parser.add_argument("--out", type=Path, required=True, help="HTML")
     options = parser.parse_args(arguments)
     with stage():
-        results = Results(options.results, options.out, options.recipes, options.metrics, options.partial)
+        results = Results(
+            options.results, options.out, options.recipes, options.metrics, options.partial, options.stale
+        )
         declared = options.tables, options.computed
         page = render(
             results,

@@ -15,29 +15,35 @@ from pathlib import Path
 from uic_core.errors import InputError, stage
 from uic_core.evaluations.knn import name
 from uic_core.files import write_text
-from uic_core.report.arguments import add_recipes, add_scale
+from uic_core.report.arguments import add_partial, add_recipes, add_scale
 from uic_core.report.origin import commit, foot
 from uic_core.report.page import Block, Grid, Quote, Text, to_html, to_markdown
 from uic_core.report.tables import DEMO, collect
 from uic_core.run.metrics import Metrics, Value
 
 TITLE = "Nearest neighbours: top-1 accuracy of every run (%)"
-CSV_HEADER = ("layer", "neighbours", "temperature", "run", "value", "ci95", "n", "std", "seeds", "commit")
+CSV_HEADER = ("layer", "neighbours", "temperature", "run", "value", "ci95", "n", "std", "seeds", "commit", "remark")
 
 
 def read(
-    paths: Sequence[Path], runs: Sequence[str], recipes: Mapping[str, str], *, partial: bool = False
+    paths: Sequence[Path],
+    runs: Sequence[str],
+    recipes: Mapping[str, str],
+    *,
+    partial: bool = False,
+    stale: Mapping[Path, str] | None = None,
 ) -> tuple[dict[str, Metrics], list[str]]:
     """Read the metrics of the runs, in their order, and what is wrong with those that are missing.
 
     Args:
         recipes: run → hash of its recipe; numbers of another recipe are not shown.
         partial: leave out what is missing, instead of failing.
+        stale: path → why the numbers in it are not shown.
 
     Raises:
         InputError: a line for each file that cannot be shown, and for each run without metrics (not if `partial`).
     """
-    found, problems = collect(paths, recipes)
+    found, problems = collect(paths, recipes, stale)
     lacking = [run for run in runs if (run, "knn") not in found]
     problems += [
         f"no metrics of run '{run}', evaluation 'knn', among the files given; run snakemake" for run in lacking
@@ -91,6 +97,11 @@ def page(every: Mapping[str, Metrics], runs: Sequence[str], problems: Sequence[s
         ),
         Grid(head, lines, ["left", *["right"] * len(columns)]),
         Text(told, foot=True),
+        *(
+            Text(f"`{run}`: {remark}.", foot=True)
+            for run, metrics in every.items()
+            for remark in dict.fromkeys(value.remark for value in metrics.values.values() if value.remark)
+        ),
         *(Text(line, foot=True) for line in foot(list(every.values()), scale)),
     ]
 
@@ -129,7 +140,7 @@ def to_csv(every: Mapping[str, Metrics]) -> str:
                 value = every[run].values[name(layer, count, temperature)]
                 numbers = [None if each is None else round(each, 4) for each in (value.value, value.ci95)]
                 shown = [layer, count, temperature, run, *numbers, value.n, value.std, value.seeds]
-                writer.writerow([*shown, commit(every[run], "-dirty")])
+                writer.writerow([*shown, commit(every[run], "-dirty"), value.remark])
     return buffer.getvalue()
 
 
@@ -143,10 +154,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="Markdown")
     parser.add_argument("--csv", type=Path, required=True)
     parser.add_argument("--html", type=Path, help="a page of its own, for the HTML report")
-    parser.add_argument("--partial", action="store_true", help="leave out runs without metrics, and say so")
+    add_partial(parser)
     options = parser.parse_args(arguments)
     with stage():
-        every, problems = read(options.metrics, options.runs, options.recipes, partial=options.partial)
+        every, problems = read(
+            options.metrics, options.runs, options.recipes, partial=options.partial, stale=options.stale
+        )
         blocks = page(every, options.runs, problems, options.scale)
         write_text(options.csv, to_csv(every))
         if options.html:

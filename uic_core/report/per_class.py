@@ -21,7 +21,7 @@ from uic_core.report.page import Block, Grid, Quote, Text, to_html, to_markdown
 from uic_core.report.tables import DEMO, collect
 from uic_core.run.metrics import Metrics
 
-CSV_HEADER = ("evaluation", "class", "run", "value", "std", "seeds", "n", "commit")
+CSV_HEADER = ("evaluation", "class", "run", "value", "std", "seeds", "n", "commit", "remark")
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def to_csv(task: str, every: Sequence[Metrics]) -> str:
             if name == facts.mean or name.startswith(facts.prefix):
                 optional = ["" if each is None else each for each in (value.std, value.seeds, value.n)]
                 shown = [task, name.removeprefix(facts.prefix), metrics.run, round(value.value, 4)]
-                writer.writerow([*shown, *optional, commit(metrics, "-dirty")])
+                writer.writerow([*shown, *optional, commit(metrics, "-dirty"), value.remark])
     return buffer.getvalue()
 
 

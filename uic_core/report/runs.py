@@ -83,13 +83,16 @@ class Run:
         return len(next(iter(self.history.values()), []))
 
 
-def read(results: Path, recipes: Mapping[str, str], wanted: Iterable[Path]) -> dict[str, Run]:
+def read(
+    results: Path, recipes: Mapping[str, str], wanted: Iterable[Path], stale: Mapping[Path, str] | None = None
+) -> dict[str, Run]:
     """Read all runs of `recipes`, in that order.
 
     Args:
         results: the results folder.
         recipes: run → hash of its recipe in the config.
         wanted: metrics files that tables take numbers from; those that are not there are told.
+        stale: path → why the numbers in it must not be shown.
     """
     found = (path for run in recipes for path in (results / "metrics" / run).glob("[!.]*.json"))
     files = sorted({*wanted, *found}, key=_order)
@@ -99,7 +102,7 @@ def read(results: Path, recipes: Mapping[str, str], wanted: Iterable[Path]) -> d
     }
     runs = {}
     for run, recipe_hash in recipes.items():
-        own = [_evaluation(results, path, recipes, hashes) for path in files if path.parent.name == run]
+        own = [_evaluation(results, path, recipes, hashes, stale or {}) for path in files if path.parent.name == run]
         folder = results / "runs" / run
         recipe, *problems = _recipe(folder, recipe_hash)
         training, problem = trainings[run]
@@ -142,7 +145,9 @@ def _order(path: Path) -> tuple[int, str]:
     return _NUMBER.get(path.stem.partition(".")[0], len(_NUMBER)), path.stem
 
 
-def _evaluation(results: Path, path: Path, recipes: Mapping[str, str], hashes: Mapping[str, str]) -> Evaluation:
+def _evaluation(
+    results: Path, path: Path, recipes: Mapping[str, str], hashes: Mapping[str, str], stale: Mapping[Path, str]
+) -> Evaluation:
     run, name = path.parent.name, path.stem
     job = f"seeds_{name.removesuffix('.seeds')}" if name.endswith(".seeds") else name
     found = Evaluation(run, name, path, log=tail(results / "logs" / run / f"{job}.log"))
@@ -152,7 +157,12 @@ def _evaluation(results: Path, path: Path, recipes: Mapping[str, str], hashes: M
         metrics = metrics_file.read(path)
     except InputError as error:
         return replace(found, reason=str(error))
-    reason = foreign(metrics, recipes) or _misplaced(metrics, run, name) or _other_checkpoint(metrics, hashes)
+    reason = (
+        stale.get(path)
+        or foreign(metrics, recipes)
+        or _misplaced(metrics, run, name)
+        or _other_checkpoint(metrics, hashes)
+    )
     return replace(found, reason=f"{path}: {reason}") if reason else replace(found, metrics=metrics)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import pandas as pd
 from uic_core.errors import InputError, stage
 from uic_core.files import write_text
 from uic_core.report import ordering
-from uic_core.report.arguments import add_recipes, add_scale
+from uic_core.report.arguments import add_partial, add_recipes, add_scale
 from uic_core.report.cells import COMPUTED, Published, Row, Source, Table, pair, read_published, table
 from uic_core.report.origin import commit, foot, foreign
 from uic_core.report.page import Block, Grid, Points, Quote, Text, to_html, to_latex, to_markdown
@@ -72,12 +72,15 @@ class Filled:
 
 
 def collect(
-    paths: Sequence[Path], recipes: Mapping[str, str] | None = None
-) -> tuple[dict[Key, tuple[Path, Metrics]], list[str]]:
+    paths: Sequence[Path], recipes: Mapping[str, str] | None = None, stale: Mapping[Path, str] | None = None,
+    needed: Collection[Key] | None = None,
+) -> tuple[dict[Key, tuple[Path, Metrics]], list[str]]:  # fmt: skip
     """Read metrics files; run and evaluation come from each file's content, not from its name.
 
     Args:
         recipes: run → hash of its recipe; files of other recipes are left out.
+        stale: path → why the file is left out, too.
+        needed: (run, evaluation) of the files that are wanted; others are passed over. Default: all.
 
     Returns:
         (run, evaluation) → (path, metrics), and one message for each file that is unreadable or left out.
@@ -93,10 +96,12 @@ def collect(
         except InputError as error:
             problems.append(str(error))
             continue
-        if reason := foreign(metrics, recipes or {}):
+        key = (metrics.run, metrics.evaluation)
+        if needed is not None and key not in needed:
+            continue
+        if reason := (stale or {}).get(path) or foreign(metrics, recipes or {}):
             problems.append(f"{path}: {reason}")
             continue
-        key = (metrics.run, metrics.evaluation)
         if key in found:
             raise InputError(
                 f"{path}: {'/'.join(key)} is also in {found[key][0]}; give --metrics only one of the two files"
@@ -114,6 +119,7 @@ def fill(
     *,
     partial: bool = False,
     recipes: Mapping[str, str] | None = None,
+    stale: Mapping[Path, str] | None = None,
 ) -> Filled:
     """Fill a table with its numbers.
 
@@ -123,12 +129,14 @@ def fill(
         scale: 'demo' or 'paper'.
         partial: leave cells without metrics empty, with the reason, instead of failing.
         recipes: run → hash of its recipe; numbers of another recipe are not shown.
+        stale: path → why the numbers in it are not shown.
 
     Raises:
         InputError: one line for each missing or unsuitable file, run or value (not if `partial`).
     """
-    found, problems = collect(paths, recipes)
     sources = table.sources()
+    needed = {(source.run, source.evaluation) for source in sources.values()}
+    found, problems = collect(paths, recipes, stale, needed)
     cells: dict[Key, Cell] = {}
     for row in table.rows:
         for column in table.columns:
@@ -196,11 +204,11 @@ def _cell(key: Key, paper: Published | None, source: Source | None, found: dict[
     if value is None:
         missing = (
             f"{path}: no value '{source.value}' (there are: {', '.join(metrics.values)}); "
-            "delete the file and run snakemake again"
+            "correct the cell in tables.yaml"
         )
         return Cell(*key, paper, source, missing=missing)
-    if value.unit != "%":
-        missing = f"{path}: values.{source.value}: unit '{value.unit}' is not %"
+    if not value.unit.startswith("%"):  # "% of ln K" is a percentage, too
+        missing = f"{path}: values.{source.value}: unit '{value.unit}' is not %; correct the cell in tables.yaml"
         return Cell(*key, paper, source, missing=missing)
     return Cell(*key, paper, source, value, metrics)
 
@@ -214,13 +222,13 @@ def _switches(table: Table, cells: dict[Key, Cell]) -> list[tuple[str, str, list
         for metrics in shown_metrics(cells):
             if metrics.evaluation != switch.evaluation:
                 continue
-            setting = str(metrics.protocol.get(switch.key)).lower()
+            setting = switch.setting(metrics.protocol)
             if setting in switch.says:
                 says.setdefault(switch.says[setting], []).append(metrics.run)
             else:
                 problems.append(
                     f"{metrics.run}/{metrics.evaluation}: protocol.{switch.key} is {setting}, "
-                    f"which config/tables.yaml does not explain (known: {', '.join(switch.says)})"
+                    f"which tables.yaml does not explain (known: {', '.join(switch.says)}); add a line to its switches"
                 )
         texts = [text if len(says) == 1 else f"{', '.join(runs)}: {text}" for text, runs in says.items() if text]
         result.append((switch.column, " ".join(texts), problems))
@@ -384,7 +392,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tex", type=Path, help="a table environment, to be input")
     add_recipes(parser)
     parser.add_argument("--computed", type=pair, nargs="*", default=[], help=COMPUTED)
-    parser.add_argument("--partial", action="store_true", help="show – and the reason where metrics are missing")
+    add_partial(parser)
     options = parser.parse_args(arguments)
     with stage():
         declared = table(options.tables, options.table, options.computed)
@@ -397,6 +405,7 @@ def main(arguments: list[str] | None = None) -> None:
             options.scale,
             partial=options.partial,
             recipes=options.recipes,
+            stale=options.stale,
         )
         write_text(options.csv, to_csv(filled))
         if options.html:

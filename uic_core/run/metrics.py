@@ -93,6 +93,7 @@ class Origin:
         seeds: the seed that the run was trained with; none if it was trained elsewhere.
         trained_by: commit of the code that made the checkpoint; '' if unknown.
         stamp: size and time of the checkpoint file before it was read.
+        remark: what the training says of all numbers of it, e.g. that it diverged; '' if nothing.
     """
 
     run: str
@@ -102,6 +103,7 @@ class Origin:
     seeds: tuple[int, ...]
     trained_by: str
     stamp: tuple[int, ...] = ()
+    remark: str = ""
 
 
 class Provenance(Record):
@@ -190,11 +192,18 @@ def record(
 ) -> None:  # fmt: skip
     """Write what an evaluation found of a run's checkpoint, with the provenance of this process.
 
+    What the training remarked stands on every value, before the evaluation's own remark.
+
     Args:
         protocol: every setting that changes the values.
         hardware, earlier_seconds, files: as in `provenance`.
     """
     made = provenance(origin, seed=seed, hardware=hardware, earlier_seconds=earlier_seconds, files=files)
+    if origin.remark:
+        values = {
+            name: value.model_copy(update={"remark": "; ".join(filter(None, (origin.remark, value.remark)))})
+            for name, value in values.items()
+        }
     found = Metrics(
         evaluation=evaluation, run=origin.run, dataset=dataset, values=values, protocol=protocol, provenance=made
     )
@@ -216,13 +225,15 @@ def diverged(first: float, last: float, guess: float, lr: float) -> str:
     """The remark on numbers of a training whose loss ended at twice that of a guess and of its beginning; else ''.
 
     Args:
-        first, last: mean training loss at the beginning and at the end.
+        first, last: mean training loss at the beginning and at the end; first may be the guess's.
         guess: loss of the same score for every class.
         lr: the learning rate that the training began with.
     """
     if not last > 2 * max(first, guess):
         return ""
-    return f"diverged: the training loss went from {first:,.1f} to {last:,.1f}, a guess has {guess:,.1f}; lr {lr:g}"
+    end = f"{last:,.1f}" if last < 1e6 else f"{last:.0e}"
+    told = f"ended at {end}" if first == guess else f"went from {first:,.1f} to {end}"
+    return f"diverged: the training loss {told}, a guess has {guess:,.1f}; lr {lr:g}"
 
 
 def read(path: Path) -> Metrics:

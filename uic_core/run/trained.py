@@ -44,8 +44,8 @@ class Trained(Record):
     interrupted and resumed is described as its last process saw it, but for `epochs`, which have the times of all its
     processes. `recipe` is the hash of its recipe. `start` is the SHA-256, 16 digits, of the checkpoint that the run
     started from, its own or from elsewhere, and `start_stamp` that file's size and time: while it has these, it need
-    not be hashed again. `start_path` is its place, if it is from elsewhere. Earlier versions wrote none of these, nor
-    `precision`.
+    not be hashed again. `start_path` is its place, if it is from elsewhere. `remark` belongs to every number of the
+    run, e.g. that it diverged; '' if there is nothing to say. Earlier versions wrote none of these, nor `precision`.
     """
 
     commit: str
@@ -62,13 +62,14 @@ class Trained(Record):
     start_stamp: list[int] = Field(default_factory=list)
     start_path: str = ""
     precision: str = ""
+    remark: str = ""
     epochs: list[Epoch] = Field(default_factory=list)
 
 
 def write(
     folder: Path, names: Sequence[str], hardware: str = "", processes: int = 1, *, recipe: str = "",
-    precision: str = "", last: Mapping[str, float] | None = None, epochs: Sequence[Mapping[str, Any]] = (),
-    start: str = "", start_stamp: Sequence[int] = (), start_path: str = "",
+    precision: str = "", remark: str = "", last: Mapping[str, float] | None = None,
+    epochs: Sequence[Mapping[str, Any]] = (), start: str = "", start_stamp: Sequence[int] = (), start_path: str = "",
 ) -> None:  # fmt: skip
     """Describe the files `names` of a run's folder.
 
@@ -81,7 +82,7 @@ def write(
     made = Trained(
         commit=commit, dirty=dirty, date=today(), versions=versions(), hardware=hardware or cpu(), processes=processes,
         wall_seconds=round(seconds(), 2), files={name: sha256(folder / name) for name in names}, recipe=recipe,
-        precision=precision, last=dict(last or {}), epochs=[Epoch(**each) for each in epochs],
+        precision=precision, remark=remark, last=dict(last or {}), epochs=[Epoch(**each) for each in epochs],
         start=start[:16], start_stamp=list(start_stamp), start_path=start_path,
     )  # fmt: skip
     write_json(folder / NAME, made.model_dump())

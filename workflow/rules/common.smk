@@ -177,7 +177,8 @@ def made(files):
     return {title: file for title, file in files.items() if file in OF_ALL_RUNS}
 
 
-def further_parts():
-    """Return the arguments that name the one page's further pages and figures."""
-    options = [("--page", PAGES), ("--figure", DRAWN)]
+def further_parts(folder=""):
+    """Return the arguments that name the one page's further pages and figures; of a folder its own table of kNN."""
+    own = {title: f"{folder}/knn.md" for title in PAGES if folder and PAGES[title].endswith("/knn.md")}
+    options = [("--page", PAGES | own), ("--figure", DRAWN)]
     return [word for option, files in options for title, file in files.items() for word in (option, title, file)]

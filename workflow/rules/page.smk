@@ -9,6 +9,7 @@ DRAWN = made({"Training curves": f"{RESULTS}/figures/curves.png"})
 
 rule index_page:
     input:
+        as_noted("index_page"),
         expand(f"{RESULTS}/tables/table{{number}}.csv", number=TABLES),
         expand(f"{RESULTS}/tables/{{task}}.csv", task=by_class(CONFIG.tables_file, CONFIG.computable)),
         expand(f"{RESULTS}/figures/fig{{number}}.png", number=FIGURES),
@@ -42,7 +43,23 @@ rule index_page:
         " {params.further:q} --out {output} > {log} 2>&1"
 
 
-# `snakemake partial` makes the tables and the one page from what exists, with `–` and the reason for each missing number.
+def stale():
+    """Return the arguments that name what is to be made again, with the reason: nobody takes it for the config's."""
+    from uic_core.overview import outdated  # only here: Snakemake starts faster without numpy
+
+    reasons = {}
+    for run in CONFIG.runs:
+        for evaluation in CONFIG.evaluations.present:
+            for file in existing(f"{RESULTS}/metrics/{run}/{evaluation}{mean}.json" for mean in ("", ".seeds")):
+                reasons.setdefault(outdated.of_metrics(CONFIG, Path(file)), []).append(file)
+    trainings = filter(None, (outdated.of_run(CONFIG, run) for run in training_runs()))
+    reasons.setdefault(next(trainings, ""), []).extend([PAGES.get("Speed"), DRAWN.get("Training curves")])
+    reasons.pop("", None)
+    return [word for reason, files in reasons.items() for word in ("--stale", reason, *filter(None, files))]
+
+
+# `snakemake partial` makes the tables and the one page from what exists, with `–` and the reason for each missing number,
+# and for each that is of another config or of other data.
 # It declares no outputs and no benchmark, which Snakemake would take for one: so it always runs, and never replaces the
 # full tables and page.
 rule partial:
@@ -66,16 +83,18 @@ rule partial:
         folder=f"{RESULTS}/tables/partial",
         scale=CONFIG.scale,
         recipes=CONFIG.hashes(CONFIG.runs),
+        stale=lambda wildcards: stale(),
         computed=computed(*TABLES),
-        further=lambda wildcards: further_parts(),
+        further=lambda wildcards: further_parts(f"{RESULTS}/tables/partial"),
     shell:
         "(for number in {params.numbers}; do"
         " python -m uic_core.report.tables --partial --table $number --scale {params.scale} --tables {input.tables:q}"
         " --computed {params.computed} --published {input.published:q} --metrics {params.metrics}"
-        " --recipes {params.recipes} --out {params.folder}/table$number.md --csv {params.folder}/table$number.csv || exit 1; done;"
+        " --recipes {params.recipes} {params.stale:q} --out {params.folder}/table$number.md"
+        " --csv {params.folder}/table$number.csv || exit 1; done;"
         " if [[ -n '{params.runs}' ]]; then python -m uic_core.report.knn --partial --metrics {params.knn}"
-        " --runs {params.runs} --scale {params.scale} --recipes {params.recipes} --out {params.folder}/knn.md"
+        " --runs {params.runs} --scale {params.scale} --recipes {params.recipes} {params.stale:q} --out {params.folder}/knn.md"
         " --csv {params.folder}/knn.csv; fi;"
         " python -m uic_core.report.index_page --partial --results {params.results} --metrics {params.needed}"
         " --tables {input.tables:q} --computed {params.computed} --published {input.published:q} --scale {params.scale}"
-        " --recipes {params.recipes} {params.further:q} --out {params.folder}/index.html) > {log} 2>&1"
+        " --recipes {params.recipes} {params.stale:q} {params.further:q} --out {params.folder}/index.html) > {log} 2>&1"

@@ -56,6 +56,7 @@ for number in TABLES:
         name:
             f"table{number}"
         input:
+            as_noted(f"table{number}"),
             from_elsewhere([run for run, _ in needed(CONFIG.tables_file, number, CONFIG.computable)]),
             metrics=metrics_of(number),
             tables=str(CONFIG.tables_file),
@@ -98,6 +99,7 @@ for number in FIGURES:
         name:
             f"fig{number}"
         input:
+            as_noted(f"fig{number}"),
             metrics=f"{RESULTS}/metrics/{FIGURES[number].run}/clusters.json",
             arrays=f"{RESULTS}/metrics/{FIGURES[number].run}/clusters.npz",
             index=ancient(labelled_index(FIGURES[number].run)),
@@ -131,6 +133,7 @@ for number in FIGURES:
 
 rule summary:
     input:
+        as_noted("summary"),
         csv=expand(f"{RESULTS}/tables/table{{number}}.csv", number=TABLES),
         tables=str(CONFIG.tables_file),
     output:

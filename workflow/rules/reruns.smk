@@ -1,5 +1,7 @@
 # What runs again: results whose records differ from the config (docs/changing.md). Snakemake compares the rest by times.
 import functools
+import hashlib
+import json
 import os
 import sys
 from pathlib import Path
@@ -8,9 +10,10 @@ from snakemake.exceptions import WorkflowError
 from snakemake.io import IOFile, flag, is_flagged
 
 from uic_core.errors import InputError, stage
-from uic_core.files import lines_of
+from uic_core.files import lines_of, sha256, write_json
 
 JUDGED = {}  # what `difference` found of each file
+NOTED = set()  # the rules of tables and figures
 
 
 def difference(file):
@@ -126,3 +129,48 @@ def there(run, path):
 def voc07_root(wildcards, input):
     """Return VOC07's folder. By the argument `input` Snakemake knows that another folder alone reruns nothing."""
     return CONFIG.datasets.voc07.root if CONFIG.datasets.voc07 else ""
+
+
+def as_noted(name):
+    """Return an input function for the rule of a table or figure: other settings than now made it, so it is made again.
+
+    Snakemake notes settings itself, but in .snakemake, which does not come with copied results; and a newer tables.yaml
+    may have an older time. Without a note, times count.
+    """
+    NOTED.add(name)
+
+    def find(wildcards):
+        output = str(workflow.get_rule(name).output[0])
+        if workflow.is_main_process and noted().get(output, settings_of(name)) != settings_of(name):
+            workflow.dag.forcefiles.add(output)
+        return []
+
+    return find
+
+
+@functools.cache  # as they were when this Snakemake started
+def settings_of(name):
+    """Return the hash of what a rule makes its table or figure from: its params, its inputs' names, the config's files."""
+    made_by = workflow.get_rule(name)
+    params = {key: value for key, value in made_by.params.items() if not callable(value)}
+    inputs = [str(file) for file in made_by.input if isinstance(file, str)]  # the others are functions
+    files = [file for file in (CONFIG.tables_file, CONFIG.published_file) if str(file) in inputs]
+    others = [file for file in inputs if Path(file) not in files]  # the clone may be elsewhere
+    text = json.dumps([params, others, *(sha256(file) for file in files)], sort_keys=True, default=lambda _: None)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def note_made():
+    """Note of what the tables and figures were made that this Snakemake has made."""
+    names = {job.rule.name for job in workflow.dag.finished_jobs} & NOTED
+    if names:
+        made = {str(workflow.get_rule(name).output[0]): settings_of(name) for name in sorted(names)}
+        write_json(Path(RESULTS, "made_from.json"), noted() | made)
+
+
+def noted():
+    """Return what was noted: file -> hash."""
+    try:
+        return dict(json.loads(Path(RESULTS, "made_from.json").read_text()))
+    except (OSError, ValueError):  # there are none
+        return {}

@@ -8,6 +8,7 @@ if metrics_of_every_run("knn"):
 
     rule table_knn:
         input:
+            as_noted("table_knn"),
             from_elsewhere(CONFIG.named),
             metrics=metrics_of_every_run("knn"),
         output:
@@ -42,6 +43,7 @@ if training_runs():
 
     rule fig_curves:
         input:
+            as_noted("fig_curves"),
             histories=[f"{RESULTS}/runs/{run}/history.jsonl" for run in training_runs()],
         output:
             png=report(
@@ -70,6 +72,7 @@ if training_runs():
     # From each history's neighbour training.json, which is no output: a training of an earlier version has no times.
     rule table_speed:
         input:
+            as_noted("table_speed"),
             histories=[f"{RESULTS}/runs/{run}/history.jsonl" for run in training_runs()],
         output:
             md=f"{RESULTS}/tables/speed.md",

@@ -10,6 +10,7 @@ for task in by_class(CONFIG.tables_file, CONFIG.computable):
         name:
             f"fig_{task}"
         input:
+            as_noted(f"fig_{task}"),
             samples=task_samples(task),
             metrics=own_metrics(task),
             tables=str(CONFIG.tables_file),
@@ -44,6 +45,7 @@ for task in by_class(CONFIG.tables_file, CONFIG.computable):
         name:
             f"table_{task}"
         input:
+            as_noted(f"table_{task}"),
             metrics=task_metrics(task),
             tables=str(CONFIG.tables_file),
         output:

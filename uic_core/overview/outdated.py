@@ -1,0 +1,86 @@
+"""Which results are no longer those of the config: `snakemake partial` leaves them out, while others are made.
+
+A finished start has made them again, and need not ask. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from uic_core.config import Config
+from uic_core.errors import InputError
+from uic_core.overview.recorded import difference, to_be_listed
+from uic_core.recipe import External
+from uic_core.report import seeds
+from uic_core.run import metrics, trained
+
+_CHECKPOINT = "checkpoint.safetensors"
+
+
+def of_metrics(config: Config, path: Path) -> str:
+    """Say why metrics/<run>/<evaluation>.json, or the mean <evaluation>.seeds.json, are to be made again.
+
+    Returns:
+        '' if they are not, or if nobody can say.
+    """
+    if not path.name.endswith(".seeds.json"):
+        return next(filter(None, _reasons(config, path)), "")
+    run, evaluation = path.parent.name, path.name.removesuffix(".seeds.json")
+    parts = [path.parent.with_name(name) / f"{evaluation}.json" for name in config.repeats(run)]
+    found = next((reason for part in parts if (reason := of_metrics(config, part))), "")
+    return found or _other_mean(path, parts)
+
+
+def of_run(config: Config, run: str) -> str:
+    """Say why a run, or one that it starts from, is to be trained again; '' as above."""
+    recipe = config.runs[run]
+    if not isinstance(recipe, External) and to_be_listed(config, recipe.data):
+        return _listed_again(recipe.data)
+    if found := difference(config, _folder(config, run) / _CHECKPOINT):
+        return f"run {run}: {found}; run snakemake to train it again"
+    return of_run(config, recipe.start) if recipe.start else ""
+
+
+def _reasons(config: Config, path: Path) -> Iterator[str]:
+    run, evaluation = path.parent.name, path.stem
+    section = config.evaluations.one(evaluation)
+    for listed in section.lists(config.runs[run]):
+        if to_be_listed(config, listed.data):
+            yield _listed_again(listed.data)
+    splits = [split for job, split in section.needs(config) if job == "proposals"]
+    for each in (path, *(Path(config.results, "proposals", f"voc07_{split}.npz") for split in splits)):
+        if found := difference(config, each):
+            yield f"{each.stem}: {found}; run snakemake to evaluate it again"
+    yield of_run(config, run)
+    yield _other_checkpoint(path, _folder(config, run))
+
+
+def _other_checkpoint(path: Path, folder: Path) -> str:
+    """Say that a run was trained again, and not yet evaluated."""
+    try:
+        made, found = trained.read(folder), metrics.read(path).provenance.checkpoint_hash
+    except InputError:
+        return ""  # whoever reads it says so
+    wanted = made.files.get(_CHECKPOINT, found)[:16] if made else found
+    if wanted == found:
+        return ""
+    return f"is of checkpoint {found}, and the run's training wrote {wanted} since; run snakemake to evaluate it again"
+
+
+def _other_mean(path: Path, parts: list[Path]) -> str:
+    """Say that a seed was evaluated again, and its mean is of before."""
+    try:
+        if metrics.read(path) == seeds.merge(parts):
+            return ""
+    except InputError as error:
+        return str(error)
+    return "is not the mean of its seeds' metrics; run snakemake to make it again"
+
+
+def _listed_again(data: str) -> str:
+    return f"{data} is to be listed again, for the config says that it holds something else; run snakemake"
+
+
+def _folder(config: Config, run: str) -> Path:
+    return Path(config.results, "runs", run)
