@@ -95,6 +95,10 @@ def test_a_table_names_the_probes_that_have_not_converged(make_metrics: Make, tm
     assert note.startswith(
         "The training loss of these probes ended above that of a guess: conv3 (all rows); conv5 (UIC 3k, ✓). They have "
     )
+    assert "Batch norm before the linear layer" in note
+    normed = [each.model_copy(update={"protocol": each.protocol | {"batch_norm": True}}) for each in every]
+    (note,) = (text for row, column, text in table_2(tmp_path, normed).notes if "not converged" in text)
+    assert note.endswith("They have not converged: lr is too high for so few steps.")
     for fine in ({3: 0.2, 4: 0.9, 5: 1.0}, None):
         every = [probes(make_metrics, run, loss=fine) for run in ("uic_3k_fft", "uic_3k_center_crop_fft")]
         assert not [text for *_, text in table_2(tmp_path, every).notes if "not converged" in text]

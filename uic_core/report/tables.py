@@ -176,10 +176,12 @@ def _unconverged(table: Table, cells: dict[Key, Cell]) -> str:
             parts.append(f"{column} ({'all rows' if above == rows else ', '.join(above)})")
     if not parts:
         return ""
+    told = f"The training loss of these probes ended above that of a guess: {'; '.join(parts)}. They have not converged"
+    if all(cell.metrics.protocol.get("batch_norm") for key, cell in cells.items() if key in losses and cell.metrics):
+        return f"{told}: lr is too high for so few steps."
     return (
-        f"The training loss of these probes ended above that of a guess: {'; '.join(parts)}. They have not converged: "
-        "the scale of a layer decides how far its probe gets, and may decide which row is ahead. Batch norm before the "
-        "linear layer, as in `linear_probe_batch_norm`, takes the scale out of the comparison."
+        f"{told}: the scale of a layer decides how far its probe gets, and may decide which row is ahead. Batch norm "
+        "before the linear layer, as in `linear_probe_batch_norm`, takes the scale out of the comparison."
     )
 
 
