@@ -367,7 +367,7 @@ def test_schedules_by_hand(small, tmp_path, schedule, expected):
 
 
 def test_steps_by_hand():
-    values = recipe(epochs=6, lr=0.08).model_dump(exclude={"schedule", "label_view", "balanced"})
+    values = recipe(epochs=6, lr=0.08).model_dump(exclude={"schedule", "label_view", "balanced", "labels_from"})
     made = Stepped(**values, lr_steps=[2, 4, 5])
     rates = [made.learning_rate(epoch) for epoch in range(6)]
     assert rates == pytest.approx([0.08, 0.08, 0.008, 0.008, 0.0008, 0.00008])

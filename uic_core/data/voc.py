@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from uic_core.data import matlab
-from uic_core.data.voc_classes import CLASSES as CLASSES
-from uic_core.data.voc_classes import CLASSES_SEGMENTATION as CLASSES_SEGMENTATION
 from uic_core.errors import InputError
+from uic_core.voc_classes import CLASSES as CLASSES
+from uic_core.voc_classes import CLASSES_SEGMENTATION as CLASSES_SEGMENTATION
 
 Kind = Literal["Main", "Segmentation"]
 Year = Literal[2007, 2012]

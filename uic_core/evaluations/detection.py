@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from uic_core.data.voc_classes import CLASSES
 from uic_core.evaluations.evaluation import (
     BACKWARD,
     VOC_IMAGE,
@@ -21,6 +20,7 @@ from uic_core.evaluations.evaluation import (
     without_fc6,
 )
 from uic_core.recipe import External, PathName, Recipe, Strict, stated
+from uic_core.voc_classes import CLASSES
 
 if TYPE_CHECKING:
     from uic_core.config import Config

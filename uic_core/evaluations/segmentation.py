@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from uic_core.data.voc_classes import CLASSES_SEGMENTATION
 from uic_core.evaluations.evaluation import (
     BACKWARD,
     VOC_IMAGE,
@@ -21,6 +20,7 @@ from uic_core.evaluations.evaluation import (
 )
 from uic_core.models import ARCHS
 from uic_core.recipe import External, Recipe, stated
+from uic_core.voc_classes import CLASSES_SEGMENTATION
 
 if TYPE_CHECKING:
     from uic_core.config import Config

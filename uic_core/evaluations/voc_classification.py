@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from uic_core.data.voc_classes import CLASSES
 from uic_core.evaluations.evaluation import BACKWARD, Counting, Evaluation, Listed, Resources, Work
 from uic_core.recipe import External, Recipe, stated
+from uic_core.voc_classes import CLASSES
 
 if TYPE_CHECKING:
     from uic_core.config import Config

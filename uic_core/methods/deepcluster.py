@@ -16,18 +16,13 @@ from pydantic import Field
 
 from uic_core.data.partition import Groups, Labels, group
 from uic_core.errors import InputError
+from uic_core.methods.labels import DIVERGED
 from uic_core.methods.method import Inference, Labelling, Method, Passes
 from uic_core.methods.order import Balanced, Draws, Order
 from uic_core.recipe import Annealed
 
 if TYPE_CHECKING:
     from torch import nn
-
-
-DIVERGED = (
-    "labels: the network's features are {}, the training diverged; lower lr in the recipe (the last good state is "
-    "kept, no checkpoint is written)"
-)
 
 
 class DeepCluster(Annealed):
@@ -113,14 +108,14 @@ def whiten(features: NDArray[np.float32], dimension: int) -> NDArray[np.float32]
 
     images, width = features.shape
     if not np.isfinite(features.sum(dtype=np.float64)):
-        raise InputError(DIVERGED.format("not finite"))
+        raise InputError(DIVERGED.format("features are not finite"))
     reduce = faiss.PCAMatrix(width, min(dimension, width, images))
     reduce.train(features)
     # Dead units and few images cause directions without variance; whitening would divide by zero.
     variances = faiss.vector_to_array(reduce.eigenvalues)
     reduce.d_out = min(reduce.d_out, int((variances > 1e-6 * variances.max()).sum()))
     if not reduce.d_out:
-        raise InputError(DIVERGED.format("the same for all images"))
+        raise InputError(DIVERGED.format("features are the same for all images"))
     reduce.eigen_power = -0.5  # whitens
     reduce.prepare_Ab()
     reduced: NDArray[np.float32] = reduce.apply(features)

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from uic_core.errors import InputError
-from uic_core.methods.deepcluster import DIVERGED
+from uic_core.methods.labels import DIVERGED
 from uic_core.run.parallel import ALONE, Ranks
 
 _CHUNK = {"cpu": 1 << 22, "cuda": 1 << 25}  # numbers at a time, of features or of distances
@@ -68,7 +68,7 @@ def whitened(features: Tensor, images: int, dimension: int, device: torch.device
         mean += chunk.double().sum(0)
     ranks.add(mean).div_(images)
     if not torch.isfinite(mean).all():
-        raise InputError(DIVERGED.format("not finite"))
+        raise InputError(DIVERGED.format("features are not finite"))
     centre = mean.float()
     covariance = torch.zeros(width, width, dtype=torch.float64, device=device)
     for _, chunk in _chunks(features, width, device):
@@ -82,7 +82,7 @@ def whitened(features: Tensor, images: int, dimension: int, device: torch.device
         reduce[:, kept] = (directions[:, kept] / variances[kept].sqrt()).float()
     reduce = ranks.add(reduce)[:, : int(reduce.any(0).sum())]
     if not reduce.shape[1]:
-        raise InputError(DIVERGED.format("the same for all images"))
+        raise InputError(DIVERGED.format("features are the same for all images"))
     found = torch.empty(len(features), reduce.shape[1], device=device)
     for rows, chunk in _chunks(features, width, device):
         found[rows] = normalize((chunk - centre) @ reduce)

@@ -12,6 +12,12 @@ from numpy.typing import NDArray
 
 from uic_core.data.partition import Groups, Labels
 
+DIVERGED = (
+    "labels: the network's {}, the training diverged; lower lr in the recipe (the last good state is kept, no "
+    "checkpoint is written)"
+)
+"""What a method says that cannot make labels of what the network gives it."""
+
 
 def draw_initial(images: int, classes: int, seed: int) -> Labels:
     """Draw independent uniform labels 0 … classes - 1, shape [images] (docs/protocol.md, Pretraining)."""

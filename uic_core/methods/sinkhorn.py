@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from uic_core.errors import InputError
+from uic_core.methods.labels import DIVERGED
 from uic_core.run.parallel import ALONE, Ranks
 
 MOST = 100_000
@@ -86,10 +87,7 @@ def assign(
         pause()
     sums = ranks.gather(sums[None], [1] * ranks.world).logsumexp(0)
     if not torch.isfinite(sums).all():
-        raise InputError(
-            "labels: the network's outputs are not finite, the training diverged; lower lr in the recipe (the last "
-            "good state is kept, no checkpoint is written)"
-        )
+        raise InputError(DIVERGED.format("outputs are not finite"))
     log_r = math.log(images / classes) - sums
     log_c = sums.new_zeros(rows)  # of N c
     scales = torch.empty_like(log_c)

@@ -9,13 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from uic_core.config import Config
-from uic_core.errors import InputError
 from uic_core.overview.recorded import difference, to_be_listed
 from uic_core.recipe import External
-from uic_core.report import seeds
-from uic_core.run import metrics, trained
-
-_CHECKPOINT = "checkpoint.safetensors"
 
 
 def of_metrics(config: Config, path: Path) -> str:
@@ -29,7 +24,7 @@ def of_metrics(config: Config, path: Path) -> str:
     run, evaluation = path.parent.name, path.name.removesuffix(".seeds.json")
     parts = [path.parent.with_name(name) / f"{evaluation}.json" for name in config.repeats(run)]
     found = next((reason for part in parts if (reason := of_metrics(config, part))), "")
-    return found or _other_mean(path, parts)
+    return found or _differs(config, path)
 
 
 def of_run(config: Config, run: str) -> str:
@@ -37,7 +32,7 @@ def of_run(config: Config, run: str) -> str:
     recipe = config.runs[run]
     if not isinstance(recipe, External) and to_be_listed(config, recipe.data):
         return _listed_again(recipe.data)
-    if found := difference(config, _folder(config, run) / _CHECKPOINT):
+    if found := difference(config, Path(config.results, "runs", run, "checkpoint.safetensors")):
         return f"run {run}: {found}; run snakemake to train it again"
     return of_run(config, recipe.start) if recipe.start else ""
 
@@ -48,39 +43,16 @@ def _reasons(config: Config, path: Path) -> Iterator[str]:
     for listed in section.lists(config.runs[run]):
         if to_be_listed(config, listed.data):
             yield _listed_again(listed.data)
+    yield of_run(config, run)  # first, as it names the recipe's key
     splits = [split for job, split in section.needs(config) if job == "proposals"]
     for each in (path, *(Path(config.results, "proposals", f"voc07_{split}.npz") for split in splits)):
-        if found := difference(config, each):
-            yield f"{each.stem}: {found}; run snakemake to evaluate it again"
-    yield of_run(config, run)
-    yield _other_checkpoint(path, _folder(config, run))
+        yield _differs(config, each)
 
 
-def _other_checkpoint(path: Path, folder: Path) -> str:
-    """Say that a run was trained again, and not yet evaluated."""
-    try:
-        made, found = trained.read(folder), metrics.read(path).provenance.checkpoint_hash
-    except InputError:
-        return ""  # whoever reads it says so
-    wanted = made.files.get(_CHECKPOINT, found)[:16] if made else found
-    if wanted == found:
-        return ""
-    return f"is of checkpoint {found}, and the run's training wrote {wanted} since; run snakemake to evaluate it again"
-
-
-def _other_mean(path: Path, parts: list[Path]) -> str:
-    """Say that a seed was evaluated again, and its mean is of before."""
-    try:
-        if metrics.read(path) == seeds.merge(parts):
-            return ""
-    except InputError as error:
-        return str(error)
-    return "is not the mean of its seeds' metrics; run snakemake to make it again"
+def _differs(config: Config, path: Path) -> str:
+    found = difference(config, path)
+    return f"{path.stem}: {found}; run snakemake to evaluate it again" if found else ""
 
 
 def _listed_again(data: str) -> str:
     return f"{data} is to be listed again, for the config says that it holds something else; run snakemake"
-
-
-def _folder(config: Config, run: str) -> Path:
-    return Path(config.results, "runs", run)
