@@ -43,6 +43,10 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "train_images: 2000": "train_images: 200",
         "val_images: 300": "val_images: 60",
         " images: 1000": " images: 100",
+        "vgg16: 300": "vgg16: 40",
+        "vgg16: 100": "vgg16: 40",
+        ": 640": ": 64",
+        ": 150": ": 60",
         "alexnet: 1000, alexnet_rotnet: 1000": "alexnet: 200, alexnet_rotnet: 200",
     }
     for old, new in fewer.items():

@@ -502,7 +502,9 @@ def test_fault_33_what_is_out_of_date_by_what_was_changed(copy):
     digest = "f" * 64
     described = {"commit": "", "dirty": False, "date": "", "versions": {}, "hardware": "", "processes": 1}
     described |= {"wall_seconds": 0.0, "files": {"checkpoint.safetensors": digest}}
-    (copy / "results/runs/uic_5k/training.json").write_text(json.dumps(described))
+    described_in = copy / "results/runs/uic_5k/training.json"
+    described_in.unlink()
+    described_in.write_text(json.dumps(described))
     found = out_of_date(copy, base())
     assert {name.split("/")[0] for name in found} == {"uic_5k"}
     assert f'"{digest[:16]}" now' in found["uic_5k/knn"]
