@@ -179,6 +179,21 @@ def made(files):
 
 def further_parts(folder=""):
     """Return the arguments that name the one page's further pages and figures; of a folder its own table of kNN."""
-    own = {title: f"{folder}/knn.md" for title in PAGES if folder and PAGES[title].endswith("/knn.md")}
+    own = {title: str(Path(folder, "knn.md")) for title in PAGES if folder and Path(PAGES[title]).name == "knn.md"}
     options = [("--page", PAGES | own), ("--figure", DRAWN)]
     return [word for option, files in options for title, file in files.items() for word in (option, title, file)]
+
+
+def stale():
+    """Return the arguments that name what is to be made again, with the reason: nobody takes it for the config's."""
+    from uic_core.overview import outdated  # only here: Snakemake starts faster without numpy
+
+    reasons = {}
+    for run in CONFIG.runs:
+        for evaluation in CONFIG.evaluations.present:
+            for file in existing(f"{RESULTS}/metrics/{run}/{evaluation}{mean}.json" for mean in ("", ".seeds")):
+                reasons.setdefault(outdated.of_metrics(CONFIG, Path(file)), []).append(file)
+    trainings = filter(None, (outdated.of_run(CONFIG, run) for run in training_runs()))
+    reasons.setdefault(next(trainings, ""), []).extend([PAGES.get("Speed"), DRAWN.get("Training curves")])
+    reasons.pop("", None)
+    return [word for reason, files in reasons.items() for word in ("--stale", reason, *filter(None, files))]

@@ -43,21 +43,6 @@ rule index_page:
         " {params.further:q} --out {output} > {log} 2>&1"
 
 
-def stale():
-    """Return the arguments that name what is to be made again, with the reason: nobody takes it for the config's."""
-    from uic_core.overview import outdated  # only here: Snakemake starts faster without numpy
-
-    reasons = {}
-    for run in CONFIG.runs:
-        for evaluation in CONFIG.evaluations.present:
-            for file in existing(f"{RESULTS}/metrics/{run}/{evaluation}{mean}.json" for mean in ("", ".seeds")):
-                reasons.setdefault(outdated.of_metrics(CONFIG, Path(file)), []).append(file)
-    trainings = filter(None, (outdated.of_run(CONFIG, run) for run in training_runs()))
-    reasons.setdefault(next(trainings, ""), []).extend([PAGES.get("Speed"), DRAWN.get("Training curves")])
-    reasons.pop("", None)
-    return [word for reason, files in reasons.items() for word in ("--stale", reason, *filter(None, files))]
-
-
 # `snakemake partial` makes the tables and the one page from what exists, with `–` and the reason for each missing number,
 # and for each that is of another config or of other data.
 # It declares no outputs and no benchmark, which Snakemake would take for one: so it always runs, and never replaces the

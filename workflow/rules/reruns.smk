@@ -73,7 +73,7 @@ def wherever(output, source):
             return found
         made = IOFile(f"{RESULTS}/{output}".format(**dict(wildcards.items())))
         noted = workflow.persistence.input(made) or []
-        names = [name for name in noted if not name.endswith("/recipe.yaml")]
+        names = [name for name in noted if Path(name).name != "recipe.yaml"]
         return flag(found, "sourcecache_entry", names[0]) if names else found
 
     return find
@@ -132,7 +132,7 @@ def voc07_root(wildcards, input):
 
 
 def as_noted(name):
-    """Return an input function for the rule of a table or figure: other settings than now made it, so it is made again.
+    """Return an input function of a table or figure, by its rule. If other settings than now made it, it is made again.
 
     Snakemake notes settings itself, but in .snakemake, which does not come with copied results; and a newer tables.yaml
     may have an older time. Without a note, times count.
@@ -150,7 +150,7 @@ def as_noted(name):
 
 @functools.cache  # as they were when this Snakemake started
 def settings_of(name):
-    """Return the hash of what a rule makes its table or figure from: its params, its inputs' names, the config's files."""
+    """Return the hash of what a table or figure is made from by its rule, which are params, inputs' names, the config's files."""
     made_by = workflow.get_rule(name)
     params = {key: value for key, value in made_by.params.items() if not callable(value)}
     inputs = [str(file) for file in made_by.input if isinstance(file, str)]  # the others are functions
