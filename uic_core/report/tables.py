@@ -209,7 +209,7 @@ def _cell(key: Key, paper: Published | None, source: Source | None, found: dict[
             "correct the cell in tables.yaml"
         )
         return Cell(*key, paper, source, missing=missing)
-    if not value.unit.startswith("%"):  # "% of ln K" is a percentage, too
+    if value.unit != "%":
         missing = f"{path}: values.{source.value}: unit '{value.unit}' is not %; correct the cell in tables.yaml"
         return Cell(*key, paper, source, missing=missing)
     return Cell(*key, paper, source, value, metrics)

@@ -168,8 +168,9 @@ def note_made():
         write_json(Path(RESULTS, "made_from.json"), noted() | made)
 
 
+@functools.cache  # every table and figure asks
 def noted():
-    """Return what was noted: file -> hash."""
+    """Return what was noted when this Snakemake started: file -> hash."""
     try:
         return dict(json.loads(Path(RESULTS, "made_from.json").read_text()))
     except (OSError, ValueError):  # there are none
