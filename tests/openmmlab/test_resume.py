@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -364,7 +365,7 @@ def train(folder: Path, ranks: Ranks, iterations: int, accumulate: int, stop: in
         model, str(folder), loader, train_cfg={"type": "IterBasedTrainLoop", "max_iters": iterations},
         optim_wrapper={"optimizer": {"type": "SGD", "lr": 1e-3, "momentum": 0.9}, "accumulative_counts": accumulate},
         param_scheduler=[{"type": "MultiStepLR", "by_epoch": False, "milestones": [iterations // 2], "gamma": 0.1}],
-        log_level="ERROR", experiment_name=f"{ranks.world}_{stop}",
+        log_level="ERROR", experiment_name=uuid4().hex,  # runners of one name and one second share their losses
     )  # fmt: skip
     signals = SimpleNamespace(caught=None)
 
