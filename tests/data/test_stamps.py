@@ -5,12 +5,14 @@ import re
 import shutil
 from collections.abc import Callable
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from tests.recipes import recipe as recipe_of
 from uic_core import checkpoint, recipe
@@ -103,6 +105,43 @@ def test_fault_32_other_images_of_the_same_size_make_again_what_read_the_old_one
         prints.append(Index.load(path, verify=True).fingerprint)
     seen(f"{first.fingerprint}, then {', '.join(prints)}")
     assert prints[0] == prints[1] != first.fingerprint == prints[2]
+
+
+@pytest.mark.parametrize("name", ["voc07", "voc_segmentation"])
+def test_fault_32_other_voc_images_of_the_same_size_make_again_what_read_the_old_ones(
+    data: SimpleNamespace, name: str, seen: Seen
+) -> None:
+    """The fingerprint of VOC's files holds an image's size alone; the check looks at its bytes too."""
+    one = getattr(data, name)
+    checked = data.results / "data" / f"{name}.checked"
+    command = ["--dataset", str(one.yaml), "--out", str(checked)]
+    check.main(command)
+
+    def images() -> list[Path]:
+        if name == "voc07":
+            return voc.images(one.root, ["trainval", "test"])
+        return [
+            each.image(image) for each in voc.segmentation_lists(one.root, "", "train", "val") for image in each.ids()
+        ]
+
+    now = voc.fingerprint(one.root, 2007, ["trainval", "test"]) if name == "voc07" else ""
+    prints = [stamps.noted(checked, "all")]
+    assert not now or prints == [now]
+    first = images()[0]
+    old = first.read_bytes()
+    with Image.open(first) as image:
+        flipped = BytesIO()
+        image.transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(flipped, "JPEG", quality=5)
+    changed = flipped.getvalue() + b"\0" * (len(old) - len(flipped.getvalue()))
+    assert len(changed) == len(old)
+    for content in (changed, changed, old):
+        first.write_bytes(content)
+        os.utime(first, ns=(0, len(prints)))
+        checked.unlink()
+        check.main(command)
+        prints.append(stamps.noted(checked, "all"))
+    seen(", then ".join(prints))
+    assert prints[1] == prints[2] != prints[0] == prints[3]
 
 
 def test_fault_32_the_key_skips_the_comparison_and_older_results_have_none(

@@ -135,11 +135,15 @@ def _evaluation(config: Config, run: str, evaluation: str, results: Path, indexe
         fingerprint = indexes["miniimagenet_test"].fingerprint
     if "layers" in protocol:
         protocol["layers"] = protocol["layers"][arch]
+    files = {"labels": sha256(checkpoint.with_name("labels.npy"))[:16]} if evaluation == "clusters" else {}
+    stamps = {}
+    for split in ("trainval", "test") if evaluation == "detection" else ():
+        boxes = results / f"proposals/voc07_{split}.npz"
+        files[f"proposals_{split}"], stamps[f"proposals_{split}"] = sha256(boxes)[:16], stamp(boxes)
     provenance = metrics.Provenance(
         commit="0", dirty=False, date="", recipe_hash=made.hash(), checkpoint_hash=sha256(checkpoint)[:16],
         checkpoint_stamp=stamp(checkpoint), coverage=1.0, seed=0, trained_by="", run_seeds=[], versions={}, hardware="",
-        wall_seconds=0.0, peak_memory_mb=0.0,
-        files={"labels": sha256(checkpoint.with_name("labels.npy"))[:16]} if evaluation == "clusters" else {},
+        wall_seconds=0.0, peak_memory_mb=0.0, files=files, stamps=stamps,
     )  # fmt: skip
     dataset = metrics.Dataset(name="", fingerprint=fingerprint, sizes={})
     values = {name: metrics.Value(value=50.0, unit="%") for name in section.values_of(arch)}

@@ -174,6 +174,8 @@ OTHERS = {
     "with its `source`: the folder, same files; the keys of the search": "test_fault_35_published",
     "where that file is: `path`": "test_fault_35_a_checkpoint_moved",
     "the bytes of a checkpoint, whatever its time": "test_fault_63_metrics",
+    "the bytes of proposals, whatever their time": "test_fault_63_detections",
+    "the bytes of metrics or a history, whatever their time": "test_fault_63_tables_and_figures",
     "`tables`, `published`, `scale`, or the folder of the clone": "test_other_tables",
     "`datasets.cache`": "test_a_cache_in_another_folder",
 }
@@ -320,7 +322,7 @@ def test_fault_63_metrics_of_another_checkpoint_or_recipe_are_made_again_whateve
     earlier = json.loads((metrics / "uic_10k/knn.json").read_text())
     del earlier["provenance"]["checkpoint_stamp"]
     older(metrics / "uic_10k/knn.json", resealed(json.dumps(earlier)).encode(), by=0)
-    assert plan(copy)[0] == set()
+    assert plan(copy)[0] == {"table_knn"}
     trained_elsewhere(copy / "results/runs/uic_10k")
     theirs = json.loads((metrics / "uic_5k/knn.json").read_text())
     theirs["provenance"]["recipe_hash"] = "0" * 16
@@ -331,6 +333,36 @@ def test_fault_63_metrics_of_another_checkpoint_or_recipe_are_made_again_whateve
     assert 'metrics/uic_5k/knn.json: recipe is "0000000000000000" there, "' in told
     assert 'metrics/uic_5k/clusters.json: run is "uic_3k" there, "uic_5k" now' in told
     seen(next(line for line in told.splitlines() if "uic_10k/knn.json: the checkpoint of uic_10k is" in line))
+
+
+def test_fault_63_detections_of_other_proposals_are_made_again_and_a_touch_makes_none(copy, seen):
+    """Other boxes of the same settings and data, as another version of OpenCV finds them."""
+    boxes = copy / "results/proposals/voc07_test.npz"
+    content = boxes.read_bytes()
+    older(boxes, content, by=1)
+    assert plan(copy)[0] == set()
+    older(boxes, content + b"\0")
+    jobs, told = plan(copy)
+    again = {each for each in evaluations(*base()["runs"]) if each.startswith("detection")}
+    assert jobs == again | {"table4", "fig_detection", "table_detection"}
+    seen(next(line for line in told.splitlines() if "proposals_test is" in line))
+
+
+@pytest.mark.parametrize("records", [True, False])
+def test_fault_63_tables_and_figures_of_other_numbers_are_made_again_whatever_their_times(copy, records, seen):
+    """Metrics of the same run that were made elsewhere and copied with their times."""
+    if not records:
+        shutil.rmtree(copy / ".snakemake")
+    metrics = copy / "results/metrics/uic_10k/linear_probe.json"
+    older(metrics, metrics.read_bytes(), by=0)
+    assert plan(copy)[0] == set()
+    older(metrics, resealed(metrics.read_text().replace("50.0", "51.0")).encode(), by=0)
+    assert plan(copy)[0] == {"table1"}
+    history = copy / "results/runs/uic_5k/history.jsonl"
+    older(history, history.read_bytes() + b"\n", by=0)
+    again = plan(copy)[0]
+    assert again == {"table1", "fig_curves", "table_speed"}
+    seen(f"again: {', '.join(sorted(again))}")
 
 
 def test_fault_63_a_checkpoint_that_came_alone_is_noticed_and_labels_are(copy, seen):
@@ -414,7 +446,7 @@ def test_fault_35_a_checkpoint_moved_elsewhere_is_evaluated_no_second_time(copy,
     for file in (copy / "results/metrics/supervised").glob("*.json"):
         text = re.sub(r'(recipe_hash": )"\w+"', rf'\1"{earlier}"', file.read_text())
         older(file, resealed(text).encode(), by=0)
-    assert plan(copy)[0] == set()
+    assert plan(copy)[0] == again - {"recipe:supervised"}
     seen(f"again: {', '.join(sorted(again))}")
 
 
@@ -454,7 +486,7 @@ def test_fault_35_published_proposals_in_another_folder(tmp_path, seen):
         time = path.stat().st_mtime_ns
         np.savez(path, **kept)
         os.utime(path, ns=(time, time))
-    assert plan(tmp_path)[0] == {"protocol"}
+    assert plan(tmp_path)[0] == {"protocol"} | again - {"proposals"}  # detections of other bytes
 
 
 def test_fault_65_a_setting_put_back_makes_again_what_was_made_meanwhile(copy, seen):

@@ -8,6 +8,8 @@ reported at once. Imports no torch.
 from __future__ import annotations
 
 import argparse
+import functools
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +25,7 @@ from uic_core.data import ilsvrc, reader, stamps, voc
 from uic_core.data.dataset import Dataset, ImageFolder, MiniImageNet, Voc07, VocSegmentation
 from uic_core.data.index import build_miniimagenet, build_unlabelled, few, scan, unreadable
 from uic_core.errors import InputError, stage
-from uic_core.files import write_text
+from uic_core.files import sha256, write_text
 from uic_core.recipe import Strict
 
 _SOURCES = {
@@ -120,7 +122,6 @@ def check(dataset: Dataset, processes: int = 1) -> str:
             by_key.setdefault(problem.partition(": ")[0], []).append(problem)
         lines = [line for key, problems in by_key.items() for line in few(problems, f"{key}: ")]
         raise InputError("\n".join([*lines, f"remedy: {remedy}; or correct the key"]))
-    findings.lines += _fingerprints(dataset.section, root)
     return "\n".join(findings.lines) + "\n"
 
 
@@ -136,6 +137,7 @@ def main(arguments: list[str] | None = None) -> None:
         found = check(dataset, options.threads)
         if files := _unindexed(dataset):
             stamps.save(options.out, files)
+            found += "".join(f"{line}\n" for line in _fingerprints(dataset.section, options.out))
         write_text(options.out, found)
         print(found, end="")
 
@@ -152,14 +154,23 @@ def _unindexed(dataset: Dataset) -> list[str]:
     return []
 
 
-def _fingerprints(section: Strict, root: Path) -> list[str]:
+def _fingerprints(section: Strict, made: Path) -> list[str]:
     """Return a line for each list of a data set without index, and for all: results record the same fingerprints."""
+    hashed = functools.cache(sha256)
+
+    def line(name: str, listed: str, images: Iterable[Path]) -> str:
+        content = hashlib.sha256("".join(map(hashed, images)).encode()).hexdigest()
+        return f"fingerprint of {name}: {stamps.fingerprint(made, listed, content)}"
+
     if isinstance(section, Voc07):
-        lists = {"trainval": ["trainval"], "test": ["test"], "all": ["trainval", "test"]}
-        return [f"fingerprint of {name}: {voc.fingerprint(root, 2007, splits)}" for name, splits in lists.items()]
+        root, lists = Path(section.root), {"trainval": ["trainval"], "test": ["test"], "all": ["trainval", "test"]}
+        return [
+            line(name, voc.fingerprint(root, 2007, splits), voc.images(root, splits)) for name, splits in lists.items()
+        ]
     if isinstance(section, VocSegmentation):
-        pair = voc.segmentation_lists(root, section.sbd, section.train_list, section.val_list)
-        return [f"fingerprint of all: {voc.segmentation_fingerprint(pair)}"]
+        pair = voc.segmentation_lists(Path(section.root), section.sbd, section.train_list, section.val_list)
+        images = [one.image(image) for one in pair for image in one.ids()]
+        return [line("all", voc.segmentation_fingerprint(pair), images)]
     return []
 
 

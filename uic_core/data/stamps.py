@@ -54,7 +54,8 @@ def fingerprint(made: Path, listed: str, content: str) -> str:
     Other images of the same names and sizes have another one, and the old images again have the old one.
 
     Args:
-        made: the index; what was first seen is kept beside it, also when it is deleted and made again.
+        made: the index, or what the stage `check` writes; what was first seen is kept beside it, also when it is
+            deleted and made again.
         listed: fingerprint of paths, labels and sizes.
         content: fingerprint of all bytes.
     """
@@ -69,6 +70,15 @@ def fingerprint(made: Path, listed: str, content: str) -> str:
     if first[listed] == content:
         return listed
     return hashlib.sha256(f"{listed} {content}".encode()).hexdigest()[:16]
+
+
+def noted(made: Path | None, name: str) -> str:
+    """Return the fingerprint of a list as the stage `check` noted it; '' if it did not, or made no file."""
+    try:
+        lines = Path(made or "").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    return next((line.rpartition(" ")[2] for line in lines if line.startswith(f"fingerprint of {name}: ")), "")
 
 
 def verify(made: Path | None, files: Sequence[str], remedy: str = "") -> None:

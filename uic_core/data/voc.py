@@ -285,6 +285,11 @@ def segmentation_fingerprint(lists: Sequence[Segmentation]) -> str:
     return _digest(_segmentation_rows(lists))
 
 
+def images(root: Path, lists: Sequence[str]) -> list[Path]:
+    """Return the images of some lists of VOC2007, in their order."""
+    return [image for _, _, image, _ in _rows(root, 2007, lists)]
+
+
 def files(root: Path) -> list[str]:
     """Return the files of VOC2007 that are read: the lists trainval and test, their images and annotations."""
     lists = ("trainval", "test")

@@ -268,7 +268,7 @@ def main(arguments: list[str] | None = None) -> None:
         protocol = recipe.load(VocClassification, options.protocol)
         stamps.verify(options.checked, voc.files(options.voc))
         splits = {split: voc.multilabels(options.voc, split) for split in ("trainval", "test")}
-        fingerprint = voc.fingerprint(options.voc, 2007, list(splits))
+        fingerprint = stamps.noted(options.checked, "all") or voc.fingerprint(options.voc, 2007, list(splits))
         files = {
             split: [voc.image_path(options.voc, 2007, image) for image in ids] for split, (ids, _) in splits.items()
         }

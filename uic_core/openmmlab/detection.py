@@ -18,7 +18,7 @@ from uic_core import checkpoint, evaluations, recipe, samples
 from uic_core.data import stamps, voc
 from uic_core.data.boxes import from_edges
 from uic_core.errors import InputError, stage
-from uic_core.files import demand_unchanged, sha256
+from uic_core.files import demand_unchanged, sha256, stamp
 from uic_core.models import ARCHS
 from uic_core.models.network import Network
 from uic_core.openmmlab import backbones, proposals, regression, runner
@@ -231,9 +231,10 @@ def main(arguments: list[str] | None = None) -> None:
             stamps.verify(options.checked, voc.files(options.voc))
         network, _, origin = checkpoint.of_run(options.run, options.checkpoint)
         files = {"trainval": options.train_proposals, "test": options.test_proposals}
+        stamped = {f"proposals_{split}": stamp(path) for split, path in files.items()}
         hashes = {split: sha256(path) for split, path in files.items() if path.is_file()}
         sizes = {split: len(voc.read_list(options.voc, "Main", split)) for split in files}
-        found = {split: proposals.open_for(options.voc, split, path) for split, path in files.items()}
+        found = {split: proposals.open_for(options.voc, split, path, options.checked) for split, path in files.items()}
         searched = [each.settings for each in found.values() if each.settings["source"] == ""]
         if len(searched) == 1 or searched[1:] != searched[:1]:
             raise InputError(f"{files['test']}: made by other settings than {files['trainval']}; delete both")
@@ -243,7 +244,7 @@ def main(arguments: list[str] | None = None) -> None:
             network, options.checkpoint, protocol, options.voc, files, targets, options.work_dir,
             cpus.workers(options.threads), origin.checkpoint,
         )  # fmt: skip
-        fingerprint = voc.fingerprint(options.voc, 2007, list(files))
+        fingerprint = stamps.noted(options.checked, "all") or voc.fingerprint(options.voc, 2007, list(files))
         identity = {"checkpoint": origin.checkpoint, "protocol": protocol.model_dump(), "data": fingerprint}
         identity["proposals"] = hashes
         results = [options.out, options.samples]
@@ -273,6 +274,7 @@ def main(arguments: list[str] | None = None) -> None:
                 protocol=protocol.model_dump() | settings, seed=protocol.seed, hardware=devices.hardware(),
                 files={f"proposals_{split}": digest for split, digest in hashes.items()}
                 | {"samples": sha256(options.samples)},
+                stamps=stamped,
             )  # fmt: skip
             finished.keep(results, identity)
 

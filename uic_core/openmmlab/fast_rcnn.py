@@ -75,10 +75,9 @@ class VocProposals(SeededDraws, VOCDataset):  # type: ignore[misc]
         }
 
     def load_proposals(self) -> None:
-        """Attach proposals, as edges, to every image; check them against list and annotations."""
+        """Attach proposals, as edges, to every image; check them against the list and the sizes of its images."""
         sizes = {entry["img_id"]: (entry["width"], entry["height"]) for entry in self.data_list}
-        fingerprint = voc.fingerprint(Path(self.data_root), 2007, [self._split])
-        found = proposals.load(Path(self.proposal_file), fingerprint, sizes)
+        found = proposals.load(Path(self.proposal_file), None, sizes)  # the stage has compared the fingerprint
         for position, entry in enumerate(self.data_list):
             boxes = to_edges(found.of(position))
             entry["proposals"] = {"bboxes": boxes, "scores": np.zeros(len(boxes), np.float32)}

@@ -63,11 +63,11 @@ class Proposals:
             )
 
 
-def load(path: Path, fingerprint: str, sizes: Mapping[str, tuple[int, int]]) -> Proposals:
+def load(path: Path, fingerprint: str | None, sizes: Mapping[str, tuple[int, int]]) -> Proposals:
     """Read a proposal file and check that it belongs to the given images.
 
     Args:
-        fingerprint: `voc.fingerprint` of the split.
+        fingerprint: the split's, as `fingerprint_of` returns it; None compares none.
         sizes: (width, height) of every image, in the list's order.
 
     Raises:
@@ -97,7 +97,7 @@ def load(path: Path, fingerprint: str, sizes: Mapping[str, tuple[int, int]]) -> 
         other = next((a for a, b in zip(found.ids, sizes, strict=False) if a != b), "")
         where = f"first difference: {other}" if other else f"{len(found.ids)} images, the list has {len(sizes)}"
         raise InputError(f"{path}: proposals were made for another image list ({where}); {remake}")
-    if found.fingerprint != fingerprint:
+    if fingerprint is not None and found.fingerprint != fingerprint:
         raise InputError(
             f"{path}: proposals were made from other data (fingerprint {found.fingerprint}, now {fingerprint}); "
             f"{remake}"
@@ -115,9 +115,14 @@ def load(path: Path, fingerprint: str, sizes: Mapping[str, tuple[int, int]]) -> 
     return found
 
 
-def open_for(root: Path, split: str, path: Path) -> Proposals:
-    """`load` a proposal file for the images of a VOC07 split."""
-    return load(path, voc.fingerprint(root, 2007, [split]), _sizes(root, voc.read_list(root, "Main", split)))
+def open_for(root: Path, split: str, path: Path, checked: Path | None = None) -> Proposals:
+    """`load` a proposal file for the images of a VOC07 split; `checked` is as in `fingerprint_of`."""
+    return load(path, fingerprint_of(root, split, checked), _sizes(root, voc.read_list(root, "Main", split)))
+
+
+def fingerprint_of(root: Path, split: str, checked: Path | None) -> str:
+    """Return a VOC07 split's fingerprint: what the stage `check` wrote to `checked`, if it did, which knows more."""
+    return stamps.noted(checked, split) or voc.fingerprint(root, 2007, [split])
 
 
 def _check_inside(boxes: NDArray[np.floating], size: tuple[int, int], where: str, remedy: str) -> None:
@@ -162,14 +167,18 @@ def search(path: Path, settings: evaluations.Proposals) -> NDArray[np.float32]:
     return np.asarray(boxes[np.sort(first)][: settings.max_boxes], np.float32)
 
 
-def make(root: Path, split: str, settings: evaluations.Proposals, processes: int) -> Proposals:
+def make(
+    root: Path, split: str, settings: evaluations.Proposals, processes: int, checked: Path | None = None
+) -> Proposals:
     """Make a VOC07 split's proposals: read `settings.source`, or search in `processes` processes; print which.
+
+    `checked` is as in `fingerprint_of`.
 
     Raises:
         InputError: an image cannot be read, or from `published`.
     """
     ids = voc.read_list(root, "Main", split)
-    fingerprint = voc.fingerprint(root, 2007, [split])
+    fingerprint = fingerprint_of(root, split, checked)
     digest = ""
     if settings.source:
         path = settings.published(split)
@@ -275,7 +284,7 @@ def main(arguments: list[str] | None = None) -> None:
         stamps.verify(options.checked, voc.files(options.voc))
         source, beside = settings.published(options.split), options.out.with_suffix(SOURCE)
         stamped = stamp(source)  # first: of a file that is replaced meanwhile, the new one is looked at again
-        proposals = make(options.voc, options.split, settings, max(1, options.threads))
+        proposals = make(options.voc, options.split, settings, max(1, options.threads), options.checked)
         beside.unlink(missing_ok=True)  # of an earlier file
         proposals.save(options.out)
         if settings.source:

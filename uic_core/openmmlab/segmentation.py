@@ -148,7 +148,7 @@ def main(arguments: list[str] | None = None) -> None:
         content = build_config(
             network, options.checkpoint, protocol, data, options.work_dir, workers, origin.checkpoint
         )
-        fingerprint = voc.segmentation_fingerprint(lists)
+        fingerprint = stamps.noted(options.checked, "all") or voc.segmentation_fingerprint(lists)
         identity = {"checkpoint": origin.checkpoint, "protocol": protocol.model_dump(), "data": fingerprint}
         head = content["model"]["decode_head"]
         tested = sizes[data.val_list]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from uic_core.config import Config
+from uic_core.data import stamps
 from uic_core.data.dataset import Dataset
 from uic_core.data.index import subset_fingerprint
 from uic_core.errors import InputError
@@ -131,6 +132,10 @@ def _evaluation(config: Config, path: Path) -> Iterator[_Pair]:
     for name in ("labels.npy", "history.jsonl"):
         digest = found.provenance.files.get(Path(name).stem, "")
         yield name, digest, files.get(name, digest)[: len(digest)]
+    for split in ("trainval", "test"):
+        name, boxes = f"proposals_{split}", Path(config.results, "proposals", f"voc07_{split}.npz")
+        if stamped := found.provenance.stamps.get(name):
+            yield name, found.provenance.files[name], _now(boxes, found.provenance.files[name], stamped)
     now = section.model_dump(mode="json")
     for key, value in now.items():
         recorded = found.protocol.get(key)
@@ -251,9 +256,8 @@ def _index(config: Config, data: str, split: str) -> Path:
 def _checked(config: Config, data: str, split: str) -> str:
     """Return the fingerprint of a data set without index, which the stage `check` notes."""
     _same_content(config, data)
-    for line in Path(config.results, "data", f"{data}.checked").read_text(encoding="utf-8").splitlines():
-        if line.startswith(f"fingerprint of {split}: "):
-            return line.rpartition(" ")[2]
+    if found := stamps.noted(Path(config.results, "data", f"{data}.checked"), split):
+        return found
     raise _Unknown
 
 

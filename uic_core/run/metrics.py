@@ -114,6 +114,7 @@ class Provenance(Record):
     weights that its checkpoint filled. It is below 1 only for checkpoints of other code bases, whose top layer may be
     missing. `files` holds the first 16 hex digits of the SHA-256 of files that were read or written beside the metrics.
     `checkpoint_stamp` is the size and time of the checkpoint file: while it has these, it need not be hashed again.
+    `stamps` has the same of some of `files`.
     """
 
     commit: str
@@ -127,6 +128,7 @@ class Provenance(Record):
     seed: int
     run_seeds: list[int]
     files: dict[str, str] = Field(default_factory=dict)
+    stamps: dict[str, list[int]] = Field(default_factory=dict)
     versions: dict[str, str]
     hardware: str
     wall_seconds: float
@@ -156,6 +158,7 @@ def provenance(
     hardware: str = "",
     earlier_seconds: float = 0.0,
     files: Mapping[str, str] | None = None,
+    stamps: Mapping[str, list[int]] | None = None,
 ) -> Provenance:
     """Collect the provenance of the current process.
 
@@ -163,6 +166,7 @@ def provenance(
         hardware: name of the accelerator; default: name of the CPU.
         earlier_seconds: run time of interrupted processes that this one resumed. Memory counts this process only.
         files: SHA-256 by name.
+        stamps: size and time, before they were read, of those of `files` that other stages made.
     """
     commit, dirty = code()
     kilobytes = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -178,6 +182,7 @@ def provenance(
         seed=seed,
         run_seeds=list(origin.seeds),
         files={name: digest[:16] for name, digest in (files or {}).items()},
+        stamps=dict(stamps or {}),
         versions=versions(),
         hardware=hardware or cpu(),
         wall_seconds=round(earlier_seconds + seconds(), 2),
@@ -188,7 +193,7 @@ def provenance(
 def record(
     path: Path, evaluation: str, origin: Origin, *, dataset: Dataset, values: dict[str, Value],
     protocol: dict[str, Any], seed: int, hardware: str = "", earlier_seconds: float = 0.0,
-    files: Mapping[str, str] | None = None,
+    files: Mapping[str, str] | None = None, stamps: Mapping[str, list[int]] | None = None,
 ) -> None:  # fmt: skip
     """Write what an evaluation found of a run's checkpoint, with the provenance of this process.
 
@@ -196,9 +201,9 @@ def record(
 
     Args:
         protocol: every setting that changes the values.
-        hardware, earlier_seconds, files: as in `provenance`.
+        hardware, earlier_seconds, files, stamps: as in `provenance`.
     """
-    made = provenance(origin, seed=seed, hardware=hardware, earlier_seconds=earlier_seconds, files=files)
+    made = provenance(origin, seed=seed, hardware=hardware, earlier_seconds=earlier_seconds, files=files, stamps=stamps)
     if origin.remark:
         values = {
             name: value.model_copy(update={"remark": "; ".join(filter(None, (origin.remark, value.remark)))})

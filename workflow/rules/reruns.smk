@@ -10,7 +10,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.io import IOFile, flag, is_flagged
 
 from uic_core.errors import InputError, stage
-from uic_core.files import lines_of, sha256, write_json
+from uic_core.files import known_sha256, lines_of, sha256, write_json
 
 JUDGED = {}  # what `difference` found of each file
 NOTED = set()  # the rules of tables and figures
@@ -132,16 +132,16 @@ def voc07_root(wildcards, input):
 
 
 def as_noted(name):
-    """Return an input function of a table or figure, by its rule. If other settings than now made it, it is made again.
+    """Return an input function of a table or figure, by its rule. If it was made from anything else than now, it is made again.
 
-    Snakemake notes settings itself, but in .snakemake, which does not come with copied results; and a newer tables.yaml
-    may have an older time. Without a note, times count.
+    Snakemake notes settings itself, but in .snakemake, which does not come with copied results; and newer metrics or a
+    newer tables.yaml may have an older time. Without a note, times count.
     """
     NOTED.add(name)
 
     def find(wildcards):
         output = str(workflow.get_rule(name).output[0])
-        if workflow.is_main_process and noted().get(output, settings_of(name)) != settings_of(name):
+        if workflow.is_main_process and output in noted() and noted()[output] != [settings_of(name), numbers_of(name)]:
             workflow.dag.forcefiles.add(output)
         return []
 
@@ -160,17 +160,23 @@ def settings_of(name):
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def numbers_of(name):
+    """Return the hash of the metrics and histories that a table or figure shows, as they are now."""
+    files = [file for file in workflow.get_rule(name).input if str(file).endswith((".json", ".jsonl"))]
+    return hashlib.sha256(" ".join(known_sha256(Path(file), "", []) for file in files).encode()).hexdigest()[:16]
+
+
 def note_made():
     """Note of what the tables and figures were made that this Snakemake has made."""
     names = {job.rule.name for job in workflow.dag.finished_jobs} & NOTED
     if names:
-        made = {str(workflow.get_rule(name).output[0]): settings_of(name) for name in sorted(names)}
+        made = {str(workflow.get_rule(name).output[0]): [settings_of(name), numbers_of(name)] for name in sorted(names)}
         write_json(Path(RESULTS, "made_from.json"), noted() | made)
 
 
 @functools.cache  # every table and figure asks
 def noted():
-    """Return what was noted when this Snakemake started: file -> hash."""
+    """Return what was noted when this Snakemake started: file -> hashes of its settings and of its numbers."""
     try:
         return dict(json.loads(Path(RESULTS, "made_from.json").read_text()))
     except (OSError, ValueError):  # there are none
