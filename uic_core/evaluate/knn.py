@@ -195,7 +195,7 @@ def neighbours(
             for layer in layers:
                 parts[layer].append(found[layer])
             if saver:
-                saver.stop_or_save([saver.requests(0)[0], 0.0], "the pass over the validation images", None)
+                saver.stop(saver.requests(0)[0], "the pass over the validation images")
         device = parts[layers[0]][0].device
         nearest = {
             layer: Neighbours(torch.cat(parts.pop(layer)), count, kept[layer].to(device, copy=True) if kept else None)

@@ -179,7 +179,7 @@ class Resume(Hook):
             Interrupted: the job got a signal to end.
         """
         stop, _ = self._saver.exchanged(self._saver.every, self._device)
-        self._saver.stop_or_save([stop, 0.0], "the test", None)
+        self._saver.stop(stop, "the test")
 
     def _save(self, runner: Any, iteration: int) -> None:
         """Save a state. Raises InputError, and keeps the existing states, if a weight or momentum is not finite."""

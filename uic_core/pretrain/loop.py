@@ -393,7 +393,7 @@ class Trainer:
         if stop and self._reached != self._begun:
             self.network.load_state_dict(self._buffers, strict=False)
             self._stop_or_save([stop, 0.0])
-        self._saver.stop_or_save([stop, 0.0], f"the making of labels before {self.run_state.position}", None)
+        self._saver.stop(stop, f"the making of labels before {self.run_state.position}")
 
     def _say(self, line: str) -> None:
         """Print a line, once for all ranks."""

@@ -17,7 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import safetensors
 import safetensors.torch
@@ -254,41 +254,59 @@ class Saver:
         due = not self._ranks.rank and time.monotonic() - self._saved >= seconds
         return [float(self._signals.caught is not None), float(due)]
 
-    def stop_or_save(self, requests: list[float], position: object, save: Callable[[], None] | None) -> None:
+    def stop_or_save(self, requests: list[float], position: object, save: Callable[[], None]) -> None:
         """Save if a rank requests to save or to stop, then end if one requests to stop.
 
         Args:
             requests: [stop, save], sum or mean over the ranks, equal on all ranks.
             position: what comes next, as text for the message.
-            save: writes the state; called on rank 0. None: what is being made cannot be saved and begins anew.
+            save: writes the state; called on rank 0.
 
         Raises:
             InputError: from `save`.
-            Interrupted: a rank got a signal, and the state is saved, unless `save` is None.
+            Interrupted: a rank got a signal, and the state is saved.
         """
         stop, due = requests
-        if not (stop or due):
-            return
-        if save and not self._ranks.rank:
-            save()
-        self._ranks.barrier()
-        self._saved = time.monotonic()
-        if stop:
-            told, again = self._signals.caught or "another rank was told to", "run the same command again"
-            # Where nothing new is saved, every attempt would end at this place. Such a job is not queued for ever: it
-            # fails, Snakemake's retries ask for more time, and then it stops.
-            further = save is not None or self.state.saved
-            reason = f"{told}, saved before {position} in {self.state.path}; {again}"
-            if not further:
-                reason = (
-                    f"{told} in {position}, which begins anew in every attempt; if the job's time limit ended it, give "
-                    f"this rule more runtime in the profile (set-resources), else {again}"
-                )
+        if stop or due:
             if not self._ranks.rank:
-                write_text(self.state.marker, f"{reason}\n")
-                if further and "UIC_SAVED" in os.environ:  # tells workflow/launch.sh to queue the job again
-                    write_text(Path(os.environ["UIC_SAVED"]), f"{reason}\n")
-            raise Interrupted(reason)
+                save()
+            self._ranks.barrier()
+            self._saved = time.monotonic()
+        if stop:
+            self._end(position, True)
+
+    def stop(self, request: float, position: object) -> None:
+        """End if a rank requests it, in something that has no state and begins anew in every attempt.
+
+        Args:
+            request: to stop; sum or mean over the ranks, equal on all ranks.
+            position: what is ended, as text for the message.
+
+        Raises:
+            Interrupted: a rank got a signal.
+        """
+        if request:
+            self._ranks.barrier()
+            self._end(position, self.state.saved)
+
+    def _end(self, position: object, saved: bool) -> NoReturn:
+        """End the stage, and let its job be queued again if it has saved anything.
+
+        Without that every attempt would end at the same place. Such a job is not queued for ever: it fails, Snakemake's
+        retries ask for more time, and then it stops.
+        """
+        told, again = self._signals.caught or "another rank was told to", "run the same command again"
+        reason = f"{told}, saved before {position} in {self.state.path}; {again}"
+        if not saved:
+            reason = (
+                f"{told} in {position}, which begins anew in every attempt; if the job's time limit ended it, give "
+                f"this rule more runtime in the profile (set-resources), else {again}"
+            )
+        if not self._ranks.rank:
+            write_text(self.state.marker, f"{reason}\n")
+            if saved and "UIC_SAVED" in os.environ:  # tells workflow/launch.sh to queue the job again
+                write_text(Path(os.environ["UIC_SAVED"]), f"{reason}\n")
+        raise Interrupted(reason)
 
 
 def momenta(optimizer: torch.optim.SGD, parameters: Iterable[nn.Parameter]) -> dict[str, Tensor]:
