@@ -25,11 +25,14 @@ from tests import recipes
 from uic_core import checkpoint, evaluations, models, recipe, samples
 from uic_core.data import check, voc
 from uic_core.data.boxes import from_edges
+from uic_core.files import stamp
 from uic_core.openmmlab import detection, fcn, proposals, regression, segmentation
 from uic_core.run import metrics
 
 pytestmark = pytest.mark.slow
 
+OTHER = "0123456789abcdef"
+"""A fingerprint that no data set here has."""
 PROPOSALS = evaluations.Proposals(source="", mode="fast", shorter_side=48, max_boxes=40, min_side=8, seed=0)
 DETECTION: dict[str, Any] = {
     "train_scales": [64, 80], "train_max": 120, "test_scale": 64, "test_max": 100, "iterations": 4, "lr": 0.005,
@@ -69,8 +72,16 @@ def detect(
         *("--train-proposals", str(boxes["trainval"]), "--test-proposals", str(boxes["test"])),
         *("--out", str(folder / f"{name}.json"), "--run", "run", "--work-dir", str(folder / name)),
         *("--samples", str(folder / f"{name}.npz")),
+        *("--checked", str(noted(folder, voc.fingerprint(root, 2007, ["trainval", "test"])))),
     ])  # fmt: skip
     return metrics.read(folder / f"{name}.json")
+
+
+def noted(folder: Path, listed: str) -> Path:
+    """What the stage `check` writes where images were replaced by others of their sizes."""
+    checked = folder / "data.checked"
+    checked.write_text(f"fingerprint of all: {OTHER}\nlisted as, all: {listed}\n")
+    return checked
 
 
 def segment(data: SimpleNamespace, root: Path, folder: Path, weights: Path, name: str = "run") -> metrics.Metrics:
@@ -82,6 +93,7 @@ def segment(data: SimpleNamespace, root: Path, folder: Path, weights: Path, name
         *("--checkpoint", str(weights), "--protocol", str(folder / f"{name}.yaml"), "--run", "run"),
         *("--dataset", str(folder / "voc_segmentation.yaml"), "--out", str(folder / f"{name}.json")),
         *("--work-dir", str(folder / name), "--samples", str(folder / f"{name}.npz")),
+        *("--checked", str(noted(folder, voc.segmentation_fingerprint(segmentation.lists_of(dataset.section))))),
     ])  # fmt: skip
     return metrics.read(folder / f"{name}.json")
 
@@ -136,7 +148,9 @@ def test_detection_trains_tests_and_repeats_itself(
     kept = samples.load(tmp_path / "first.npz", samples.Detected)
     assert (tmp_path / "first.npz").read_bytes() == (tmp_path / "again.npz").read_bytes()
     assert kept.ids == samples.choose(voc.read_list(demo_data.voc07, "Main", "test"))
-    assert (kept.run, kept.fingerprint, kept.classes) == ("run", first.dataset.fingerprint, voc.CLASSES)
+    assert (kept.run, kept.fingerprint, kept.classes) == ("run", OTHER, voc.CLASSES)
+    assert first.dataset.fingerprint == OTHER
+    assert first.provenance.stamps == {f"proposals_{split}": stamp(path) for split, path in boxes.items()}
     for image, found in zip(kept.ids, kept.images, strict=True):
         annotation = voc.read_annotation(voc.annotation_path(demo_data.voc07, image))
         assert found.path == str(voc.image_path(demo_data.voc07, 2007, image))
@@ -184,6 +198,7 @@ def test_segmentation_trains_tests_and_repeats_itself(
     assert first.values == again.values
     assert losses(tmp_path / "first") == losses(tmp_path / "again")
     assert losses(tmp_path / "first")[0] == pytest.approx(np.log(21), abs=1e-3), "scores start at zero"
+    assert first.dataset.fingerprint == OTHER
     assert first.values["miou"].value == pytest.approx(
         np.mean([value.value for name, value in first.values.items() if name != "miou"])
     )

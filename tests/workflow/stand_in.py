@@ -135,11 +135,13 @@ def _evaluation(config: Config, run: str, evaluation: str, results: Path, indexe
         fingerprint = indexes["miniimagenet_test"].fingerprint
     if "layers" in protocol:
         protocol["layers"] = protocol["layers"][arch]
-    files = {"labels": sha256(checkpoint.with_name("labels.npy"))[:16]} if evaluation == "clusters" else {}
-    stamps = {}
-    for split in ("trainval", "test") if evaluation == "detection" else ():
-        boxes = results / f"proposals/voc07_{split}.npz"
-        files[f"proposals_{split}"], stamps[f"proposals_{split}"] = sha256(boxes)[:16], stamp(boxes)
+    read = {}
+    if evaluation == "clusters":
+        read = {"labels": checkpoint.with_name("labels.npy"), "history": checkpoint.with_name("history.jsonl")}
+    if evaluation == "detection":
+        read = {f"proposals_{split}": results / f"proposals/voc07_{split}.npz" for split in ("trainval", "test")}
+    files = {name: sha256(file)[:16] for name, file in read.items()}
+    stamps = {name: stamp(file) for name, file in read.items()}
     provenance = metrics.Provenance(
         commit="0", dirty=False, date="", recipe_hash=made.hash(), checkpoint_hash=sha256(checkpoint)[:16],
         checkpoint_stamp=stamp(checkpoint), coverage=1.0, seed=0, trained_by="", run_seeds=[], versions={}, hardware="",

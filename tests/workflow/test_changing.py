@@ -296,9 +296,9 @@ def test_fault_64_a_missing_checkpoint_from_elsewhere_is_refused_by_what_takes_i
     assert "is not there" not in plan(copy, "table5")[1]
 
 
-def older(file: Path, content: bytes, by: int = 1000) -> None:
+def older(file: Path, content: bytes, by: float = 1000) -> None:
     """Put another file in the place of one, some seconds older, as `cp -p` and `rsync -a` do."""
-    time = file.stat().st_mtime_ns - by * 10**9
+    time = file.stat().st_mtime_ns - int(by * 10**9)
     file.unlink()
     file.write_bytes(content)
     os.utime(file, ns=(time, time))
@@ -339,13 +339,14 @@ def test_fault_63_detections_of_other_proposals_are_made_again_and_a_touch_makes
     """Other boxes of the same settings and data, as another version of OpenCV finds them."""
     boxes = copy / "results/proposals/voc07_test.npz"
     content = boxes.read_bytes()
-    older(boxes, content, by=1)
-    assert plan(copy)[0] == set()
+    for by in (1, -2):
+        older(boxes, content, by=by)
+        assert plan(copy)[0] == set()
     older(boxes, content + b"\0")
     jobs, told = plan(copy)
     again = {each for each in evaluations(*base()["runs"]) if each.startswith("detection")}
     assert jobs == again | {"table4", "fig_detection", "table_detection"}
-    seen(next(line for line in told.splitlines() if "proposals_test is" in line))
+    seen(next(line for line in told.splitlines() if "voc07_test.npz is" in line))
 
 
 @pytest.mark.parametrize("records", [True, False])
@@ -354,7 +355,7 @@ def test_fault_63_tables_and_figures_of_other_numbers_are_made_again_whatever_th
     if not records:
         shutil.rmtree(copy / ".snakemake")
     metrics = copy / "results/metrics/uic_10k/linear_probe.json"
-    older(metrics, metrics.read_bytes(), by=0)
+    older(metrics, metrics.read_bytes(), by=1e-6)
     assert plan(copy)[0] == set()
     older(metrics, resealed(metrics.read_text().replace("50.0", "51.0")).encode(), by=0)
     assert plan(copy)[0] == {"table1"}
@@ -363,6 +364,16 @@ def test_fault_63_tables_and_figures_of_other_numbers_are_made_again_whatever_th
     again = plan(copy)[0]
     assert again == {"table1", "fig_curves", "table_speed"}
     seen(f"again: {', '.join(sorted(again))}")
+    beside = copy / "results/runs/uic_5k" / trained.NAME
+    made_from = copy / "results/made_from.json"
+    noted = made_from.read_bytes()
+    for damaged in (b"null", b"[1]", noted[:-9]):  # then times count
+        older(made_from, damaged, by=0)
+        assert plan(copy)[0] == set()
+    older(made_from, noted, by=0)
+    older(history, history.read_bytes()[:-1], by=0)
+    older(beside, beside.read_bytes() + b" ", by=0)  # the same training elsewhere: other times
+    assert plan(copy)[0] == {"table1", "fig_curves", "table_speed"}
 
 
 def test_fault_63_a_checkpoint_that_came_alone_is_noticed_and_labels_are(copy, seen):
@@ -374,7 +385,11 @@ def test_fault_63_a_checkpoint_that_came_alone_is_noticed_and_labels_are(copy, s
     named["files"]["labels.npy"] = "0" * 64
     older(beside, json.dumps(named).encode())
     jobs, told = plan(copy)
-    assert jobs == {"clusters:uic_5k", "table1", "table_knn"} | evaluations("uic_10k")
+    again = {"clusters:uic_5k", "table1", "table_knn", "fig_curves", "table_speed"}
+    assert jobs == again | evaluations("uic_10k")
+    labels = copy / "results/runs/uic_3k/labels.npy"
+    older(labels, labels.read_bytes() + b"\0")  # alone
+    assert plan(copy)[0] == jobs | {"clusters:uic_3k"}
     seen(next(line for line in told.splitlines() if "labels.npy is" in line))
 
 
@@ -486,7 +501,11 @@ def test_fault_35_published_proposals_in_another_folder(tmp_path, seen):
         time = path.stat().st_mtime_ns
         np.savez(path, **kept)
         os.utime(path, ns=(time, time))
-    assert plan(tmp_path)[0] == {"protocol"} | again - {"proposals"}  # detections of other bytes
+    for file in tmp_path.glob("results/metrics/*/detection.json"):  # of an earlier version, too
+        found = json.loads(file.read_text())
+        del found["provenance"]["stamps"]
+        older(file, resealed(json.dumps(found)).encode(), by=0)
+    assert plan(tmp_path)[0] == {"protocol"}
 
 
 def test_fault_65_a_setting_put_back_makes_again_what_was_made_meanwhile(copy, seen):

@@ -137,7 +137,7 @@ def main(arguments: list[str] | None = None) -> None:
         found = check(dataset, options.threads)
         if files := _unindexed(dataset):
             stamps.save(options.out, files)
-            found += "".join(f"{line}\n" for line in _fingerprints(dataset.section, options.out))
+            found += "".join(_fingerprints(dataset.section, options.out))
         write_text(options.out, found)
         print(found, end="")
 
@@ -155,12 +155,12 @@ def _unindexed(dataset: Dataset) -> list[str]:
 
 
 def _fingerprints(section: Strict, made: Path) -> list[str]:
-    """Return a line for each list of a data set without index, and for all: results record the same fingerprints."""
+    """Note each list of a data set without index, and all: results record the same fingerprints. Reads all images."""
     hashed = functools.cache(sha256)
 
     def line(name: str, listed: str, images: Iterable[Path]) -> str:
         content = hashlib.sha256("".join(map(hashed, images)).encode()).hexdigest()
-        return f"fingerprint of {name}: {stamps.fingerprint(made, listed, content)}"
+        return stamps.line(made, name, listed, content)
 
     if isinstance(section, Voc07):
         root, lists = Path(section.root), {"trainval": ["trainval"], "test": ["test"], "all": ["trainval", "test"]}

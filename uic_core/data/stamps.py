@@ -72,13 +72,26 @@ def fingerprint(made: Path, listed: str, content: str) -> str:
     return hashlib.sha256(f"{listed} {content}".encode()).hexdigest()[:16]
 
 
-def noted(made: Path | None, name: str) -> str:
+def line(made: Path, name: str, listed: str, content: str) -> str:
+    """Note the `fingerprint` of a list in the text that the stage `check` writes."""
+    return f"fingerprint of {name}: {fingerprint(made, listed, content)}\nlisted as, {name}: {listed}\n"
+
+
+def noted(made: Path | None, name: str, start: str = "fingerprint of ") -> str:
     """Return the fingerprint of a list as the stage `check` noted it; '' if it did not, or made no file."""
     try:
-        lines = Path(made or "").read_text(encoding="utf-8").splitlines()
-    except OSError:
+        lines = made.read_text(encoding="utf-8").splitlines() if made else []
+    except (OSError, ValueError):
         return ""
-    return next((line.rpartition(" ")[2] for line in lines if line.startswith(f"fingerprint of {name}: ")), "")
+    return next((each.rpartition(" ")[2] for each in lines if each.startswith(f"{start}{name}: ")), "")
+
+
+def by_content(made: Path | None, name: str, listed: str) -> str:
+    """Return the fingerprint that the stage `check` noted of a list, if its files are still listed as `listed`.
+
+    Else return `listed`: the check has not seen these files, or none was made, or an earlier version made it.
+    """
+    return noted(made, name) if noted(made, name, "listed as, ") == listed else listed
 
 
 def verify(made: Path | None, files: Sequence[str], remedy: str = "") -> None:

@@ -20,7 +20,7 @@ from uic_core.data.index import Index
 from uic_core.data.partition import class_sizes, group, nmi
 from uic_core.errors import InputError, stage
 from uic_core.evaluations import Clusters
-from uic_core.files import RETRAIN, atomic, sha256, unchanged
+from uic_core.files import RETRAIN, atomic, sha256, stamp, unchanged
 from uic_core.run import metrics, trained
 
 
@@ -208,6 +208,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise InputError(f"{options.checkpoint}: {reason}")
         assert isinstance(trained_by, recipe.Recipe)
         labelled = index.subset(trained_by.images_of(0), trained_by.seed)
+        stamped = {"labels": stamp(options.labels), "history": stamp(options.history)}
         with unchanged(labels=options.labels, history=options.history) as hashes:
             labels = read_labels(options.labels, len(labelled), trained_by.classes)
             history = read_history(options.history)
@@ -224,7 +225,7 @@ def main(arguments: list[str] | None = None) -> None:
             dataset=metrics.Dataset(name=index.name, fingerprint=index.fingerprint, sizes={"train": len(labelled)}),
             values=values,
             protocol={**protocol.model_dump(), "nmi": "geometric normaliser", "classes": trained_by.classes},
-            seed=trained_by.seed, files=hashes | {"arrays": sha256(options.arrays)},
+            seed=trained_by.seed, files=hashes | {"arrays": sha256(options.arrays)}, stamps=stamped,
         )  # fmt: skip
         large = int((arrays.class_sizes >= protocol.min_images).sum())
         if large < len(arrays.grid_classes):

@@ -259,7 +259,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--voc", type=Path, required=True, help="the folder that holds VOC2007/")
     parser.add_argument("--out", type=Path, required=True, help="metrics JSON to write")
     parser.add_argument("--run", required=True, help="the run's name")
-    parser.add_argument("--checked", type=Path, help="what the stage check wrote: no file may have changed since")
+    parser.add_argument("--checked", type=Path, help="what the stage check wrote: no file may have changed")
     parser.add_argument("--save-every", type=float, default=300, help="seconds between saved states")
     cpus.add_threads(parser)
     options = parser.parse_args(arguments)
@@ -268,7 +268,7 @@ def main(arguments: list[str] | None = None) -> None:
         protocol = recipe.load(VocClassification, options.protocol)
         stamps.verify(options.checked, voc.files(options.voc))
         splits = {split: voc.multilabels(options.voc, split) for split in ("trainval", "test")}
-        fingerprint = stamps.noted(options.checked, "all") or voc.fingerprint(options.voc, 2007, list(splits))
+        fingerprint = stamps.by_content(options.checked, "all", voc.fingerprint(options.voc, 2007, list(splits)))
         files = {
             split: [voc.image_path(options.voc, 2007, image) for image in ids] for split, (ids, _) in splits.items()
         }

@@ -222,7 +222,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.add_argument(f"--{name}", required=True, type=Path)
     parser.add_argument("--run", required=True)
     parser.add_argument("--save-every", type=float, default=300, help="seconds between saved states")
-    parser.add_argument("--checked", type=Path, help="what the stage check wrote: no file may have changed since")
+    parser.add_argument("--checked", type=Path, help="what the stage check wrote: no file may have changed")
     cpus.add_threads(parser)
     options = parser.parse_args(arguments)
     with stage(), parallel.group(devices.current()) as ranks:
@@ -244,7 +244,7 @@ def main(arguments: list[str] | None = None) -> None:
             network, options.checkpoint, protocol, options.voc, files, targets, options.work_dir,
             cpus.workers(options.threads), origin.checkpoint,
         )  # fmt: skip
-        fingerprint = stamps.noted(options.checked, "all") or voc.fingerprint(options.voc, 2007, list(files))
+        fingerprint = stamps.by_content(options.checked, "all", voc.fingerprint(options.voc, 2007, list(files)))
         identity = {"checkpoint": origin.checkpoint, "protocol": protocol.model_dump(), "data": fingerprint}
         identity["proposals"] = hashes
         results = [options.out, options.samples]

@@ -121,8 +121,8 @@ def open_for(root: Path, split: str, path: Path, checked: Path | None = None) ->
 
 
 def fingerprint_of(root: Path, split: str, checked: Path | None) -> str:
-    """Return a VOC07 split's fingerprint: what the stage `check` wrote to `checked`, if it did, which knows more."""
-    return stamps.noted(checked, split) or voc.fingerprint(root, 2007, [split])
+    """Return a VOC07 split's fingerprint, with `stamps.by_content`."""
+    return stamps.by_content(checked, split, voc.fingerprint(root, 2007, [split]))
 
 
 def _check_inside(boxes: NDArray[np.floating], size: tuple[int, int], where: str, remedy: str) -> None:
@@ -276,7 +276,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--voc", required=True, type=Path, help="the folder that holds VOC2007/")
     parser.add_argument("--split", required=True, choices=["trainval", "test"])
     parser.add_argument("--threads", type=int, default=1, help="processes; they change the time, not the boxes")
-    parser.add_argument("--checked", type=Path, help="what the stage check wrote: no file may have changed since")
+    parser.add_argument("--checked", type=Path, help="what the stage check wrote: no file may have changed")
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args(arguments)
     with stage():

@@ -127,7 +127,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.add_argument(f"--{name}", required=True, type=Path)
     parser.add_argument("--run", required=True)
     parser.add_argument("--save-every", type=float, default=300, help="seconds between saved states")
-    parser.add_argument("--checked", type=Path, help="what the stage check wrote: no file may have changed since")
+    parser.add_argument("--checked", type=Path, help="what the stage check wrote: no file may have changed")
     cpus.add_threads(parser)
     options = parser.parse_args(arguments)
     with stage(), parallel.group(devices.current()) as ranks:
@@ -148,7 +148,7 @@ def main(arguments: list[str] | None = None) -> None:
         content = build_config(
             network, options.checkpoint, protocol, data, options.work_dir, workers, origin.checkpoint
         )
-        fingerprint = stamps.noted(options.checked, "all") or voc.segmentation_fingerprint(lists)
+        fingerprint = stamps.by_content(options.checked, "all", voc.segmentation_fingerprint(lists))
         identity = {"checkpoint": origin.checkpoint, "protocol": protocol.model_dump(), "data": fingerprint}
         head = content["model"]["decode_head"]
         tested = sizes[data.val_list]

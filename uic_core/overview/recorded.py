@@ -132,10 +132,9 @@ def _evaluation(config: Config, path: Path) -> Iterator[_Pair]:
     for name in ("labels.npy", "history.jsonl"):
         digest = found.provenance.files.get(Path(name).stem, "")
         yield name, digest, files.get(name, digest)[: len(digest)]
-    for split in ("trainval", "test"):
-        name, boxes = f"proposals_{split}", Path(config.results, "proposals", f"voc07_{split}.npz")
-        if stamped := found.provenance.stamps.get(name):
-            yield name, found.provenance.files[name], _now(boxes, found.provenance.files[name], stamped)
+    for name, stamped in found.provenance.stamps.items():
+        digest, file = found.provenance.files[name], _read(config, found.run)[name]
+        yield file.name, digest, _now(file, digest, stamped)
     now = section.model_dump(mode="json")
     for key, value in now.items():
         recorded = found.protocol.get(key)
@@ -179,6 +178,14 @@ def _checkpoint(config: Config, run: str, recorded: str, stamped: list[int]) -> 
     yield f"the checkpoint of {run}", recorded, _files(config, run).get(path.name, recorded)[: len(recorded)]
     if stamped:
         yield f"the checkpoint of {run}", recorded, _now(path, recorded, stamped)
+
+
+def _read(config: Config, run: str) -> dict[str, Path]:
+    """The files of other stages that metrics may name as read, beside the checkpoint."""
+    folder, boxes = Path(config.results, "runs", run), Path(config.results, "proposals")
+    return {"labels": folder / "labels.npy", "history": folder / "history.jsonl"} | {
+        f"proposals_{split}": boxes / f"voc07_{split}.npz" for split in ("trainval", "test")
+    }
 
 
 def _files(config: Config, run: str) -> dict[str, str]:

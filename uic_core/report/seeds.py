@@ -38,6 +38,7 @@ def merge(paths: Sequence[Path]) -> Metrics:
             "trained_by": "+".join(dict.fromkeys(each.trained_by for each in provenances)),
             "run_seeds": [seed for each in provenances for seed in each.run_seeds],
             "files": {},
+            "stamps": {},
             "recipe_hash": "+".join(dict.fromkeys(each.recipe_hash for each in provenances)),
             "checkpoint_hash": "+".join(each.checkpoint_hash for each in provenances),
             "checkpoint_stamp": [],

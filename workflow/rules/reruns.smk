@@ -11,6 +11,7 @@ from snakemake.io import IOFile, flag, is_flagged
 
 from uic_core.errors import InputError, stage
 from uic_core.files import known_sha256, lines_of, sha256, write_json
+from uic_core.run import trained
 
 JUDGED = {}  # what `difference` found of each file
 NOTED = set()  # the rules of tables and figures
@@ -161,13 +162,14 @@ def settings_of(name):
 
 
 def numbers_of(name):
-    """Return the hash of the metrics and histories that a table or figure shows, as they are now."""
-    files = [file for file in workflow.get_rule(name).input if str(file).endswith((".json", ".jsonl"))]
-    return hashlib.sha256(" ".join(known_sha256(Path(file), "", []) for file in files).encode()).hexdigest()[:16]
+    """Return the hash of the metrics and trainings that a table or figure shows, as they are now."""
+    files = [Path(file) for file in workflow.get_rule(name).input if str(file).endswith((".json", ".jsonl"))]
+    files += [file.with_name(trained.NAME) for file in files if file.suffix == ".jsonl"]  # the times of a history
+    return hashlib.sha256(" ".join(known_sha256(file, "", []) for file in files).encode()).hexdigest()[:16]
 
 
 def note_made():
-    """Note of what the tables and figures were made that this Snakemake has made."""
+    """Note of what the tables and figures were made that this Snakemake has made: settings of its start, numbers of its end."""
     names = {job.rule.name for job in workflow.dag.finished_jobs} & NOTED
     if names:
         made = {str(workflow.get_rule(name).output[0]): [settings_of(name), numbers_of(name)] for name in sorted(names)}
@@ -179,5 +181,5 @@ def noted():
     """Return what was noted when this Snakemake started: file -> hashes of its settings and of its numbers."""
     try:
         return dict(json.loads(Path(RESULTS, "made_from.json").read_text()))
-    except (OSError, ValueError):  # there are none
+    except (OSError, ValueError, TypeError):  # there are none, or the file is damaged
         return {}
