@@ -26,7 +26,7 @@ class InputError(ValueError):
 
 
 class Interrupted(Exception):
-    """The process got SIGTERM, SIGUSR1 or SIGINT and has saved its state. The same command resumes it."""
+    """The process got SIGTERM, SIGUSR1 or SIGINT; the message says what is saved. The same command goes on."""
 
 
 _MEMORY = "give the job more memory (mem_mb), or let it use fewer processes (--threads)"

@@ -29,13 +29,11 @@ from uic_core.data.crop import crop
 from uic_core.data.index import Index
 from uic_core.errors import InputError
 from uic_core.run import cpus
-from uic_core.run.randomness import uniforms
+from uic_core.run.randomness import Stream, uniforms
 from uic_core.run.signals import ignore_interrupts
 
 View = Literal["resized_crop", "random_crop", "center_crop"]
 
-# Crops have their own random stream: with the plain seed they would repeat the numbers of the augmentation.
-CROP_STREAM = 1 << 32
 _NOT_REGISTERED = 713  # cudaErrorHostMemoryNotRegistered
 _AHEAD = 2  # batches requested from each worker in advance
 _HELD = 2  # batches that the consumer has, including the last one
@@ -252,7 +250,7 @@ class _Decoder(Dataset[_Answer]):
         draws = request.draws
         assert not len(draws) or draws.min() >= 0, "order holds unknown positions"
         assert len(draws) <= self._slots.shape[1], "a batch is larger than the loader's batch_size"
-        numbers = uniforms(request.seed + CROP_STREAM, request.epoch, draws, CROP_UNIFORMS)
+        numbers = uniforms(request.seed + Stream.CROPS, request.epoch, draws, CROP_UNIFORMS)
         images = self._slots[request.slot]
         try:
             for row, position in enumerate(draws % len(self._index)):

@@ -17,10 +17,10 @@ from torch import Tensor
 from uic_core.data import reader
 from uic_core.data.augment import CROP_UNIFORMS, SCALE, crop_boxes
 from uic_core.data.index import Index
-from uic_core.data.loader import CROP_STREAM, Loader, View
+from uic_core.data.loader import Loader, View
 from uic_core.errors import InputError
 from uic_core.run import devices
-from uic_core.run.randomness import uniforms
+from uic_core.run.randomness import Stream, uniforms
 
 
 class Resident:
@@ -78,7 +78,7 @@ class Resident:
 
     def _crops(self, draws: NDArray[np.int64], view: View, seed: int, epoch: int) -> Tensor:
         images = self._images[devices.onto(self._device, draws % len(self._images))].float()
-        numbers = uniforms(seed + CROP_STREAM, epoch, draws, CROP_UNIFORMS)
+        numbers = uniforms(seed + Stream.CROPS, epoch, draws, CROP_UNIFORMS)
         boxes = devices.onto(self._device, self._boxes(view, numbers)).float()
         height, width = images.shape[2:]
         cut = (boxes == boxes.floor()).all(1)

@@ -182,7 +182,7 @@ def neighbours(
 
     Raises:
         InputError: from `features`; or there are states, but none is usable.
-        Interrupted: a signal came; the state is saved.
+        Interrupted: a signal came; the state is saved, if any of the bank is done.
     """
     loaded = saver.state.load(_say) if saver else None
     content, kept = (loaded[1], loaded[2]) if loaded else ({"done": 0, "seconds": 0.0}, {})

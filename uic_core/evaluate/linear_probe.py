@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
         randomness.seed_everything(protocol.seed)
         network, trained_by, origin = checkpoint.of_run(options.run, options.checkpoint)
         network = network.to(devices.current(), memory_format=torch.channels_last)  # type: ignore[call-overload]
-        layers, crop = settings(network, protocol)
+        layers, crop = settings(network, protocol, options.evaluation)
         arch = trained_by.arch
         train_index = Index.load(options.train_index, verify=not ranks.rank).subset(
             protocol.images[arch], protocol.seed
@@ -105,7 +105,9 @@ def main(arguments: list[str] | None = None) -> None:
         with state.claimed(ranks):
             saver = Saver(state, ranks, signals, options.save_every)
             workers = cpus.workers(options.threads)
-            probes = Probes(network, train_index, val_index, protocol, trained_by.resize, workers, ranks, saver)
+            probes = Probes(
+                network, train_index, val_index, protocol, trained_by.resize, workers, ranks, saver, options.evaluation
+            )
             with contextlib.closing(probes):
                 found = values(probes.run(), len(val_index))
             if not ranks.rank:

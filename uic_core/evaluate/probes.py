@@ -30,15 +30,11 @@ from uic_core.evaluate import ten_crop
 from uic_core.evaluate.frozen import frozen
 from uic_core.evaluate.heads import Affine, activations, build_heads
 from uic_core.evaluations import LinearProbe
+from uic_core.evaluations.linear_probe import SNAPSHOT_BYTES
 from uic_core.models.network import Network
 from uic_core.run import devices, metrics, randomness
 from uic_core.run.parallel import ALONE, Ranks
 from uic_core.run.saved_state import EPOCH_SECONDS, Saver, demand_same, momenta, part, restore_momenta
-
-SNAPSHOT_BYTES = 2 << 30
-"""Limit for the untested heads. They are tested when those of one more epoch would exceed it. Five AlexNet layers on
-ImageNet take 189 MB per epoch, so there are three test passes instead of 32. A test uses twice the memory, and saved
-states contain these heads too."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +50,8 @@ class Curve:
     loss: float | None = None
 
 
-def settings(network: Network, protocol: LinearProbe) -> tuple[list[str], str]:
-    """Return (layers to probe, kind of training crop) for the network's architecture.
+def settings(network: Network, protocol: LinearProbe, section: str = "linear_probe") -> tuple[list[str], str]:
+    """Return (layers to probe, kind of training crop) for the network's architecture; `section` is the config's.
 
     Raises:
         InputError: a key of the protocol lacks this architecture; names the key and the known architectures.
@@ -64,7 +60,7 @@ def settings(network: Network, protocol: LinearProbe) -> tuple[list[str], str]:
     for key in ("layers", "crop", "images", "val_images"):
         archs = getattr(protocol, key)
         if arch not in archs:
-            raise InputError(f"linear_probe.{key}: nothing for {arch} (known: {', '.join(archs)}); add a line")
+            raise InputError(f"{section}.{key}: nothing for {arch} (known: {', '.join(archs)}); add a line")
     return list(protocol.layers[arch]), protocol.crop[arch]  # type: ignore[index]  # checked above
 
 
@@ -100,6 +96,7 @@ class Probes:
         workers: int = 0,
         ranks: Ranks = ALONE,
         saver: Saver | None = None,
+        section: str = "linear_probe",
     ) -> None:
         """Create heads on the network's device, or restore them from a saved state.
 
@@ -108,12 +105,13 @@ class Probes:
             resize: shorter side before random and ten crops, pixels.
             workers: decoding processes; 0 decodes in this one.
             saver: saves and loads states; None saves none.
+            section: the config's, for messages.
 
         Raises:
             InputError: from `settings`; the two indexes have different classes; batch norm gets too few images; or
                 there are states, but none is usable.
         """
-        self.layers, self._crop = settings(network, protocol)
+        self.layers, self._crop = settings(network, protocol, section)
         if train_index.classes != val_index.classes:
             raise InputError(
                 f"{val_index.name} ({val_index.root}): its classes are not those of {train_index.name} "
@@ -121,12 +119,12 @@ class Probes:
             )
         if protocol.batch_norm and min(protocol.batch_size, len(train_index)) < 2 * ranks.world:
             raise InputError(
-                f"linear_probe.batch_size: {protocol.batch_size} of {len(train_index)} images for {ranks.world} "
+                f"{section}.batch_size: {protocol.batch_size} of {len(train_index)} images for {ranks.world} "
                 "process(es); batch norm takes two or more each: raise it, or take fewer processes"
             )
         self.network, self.train_index, self.val_index = network.eval(), train_index, val_index
         self.protocol, self.ranks, self.saver = protocol, ranks, saver
-        self._resize, self._workers = resize, workers
+        self._resize, self._workers, self._section = resize, workers, section
         self._device = next(network.parameters()).device
         self.heads = build_heads(network, self.layers, len(train_index.classes), protocol)
         self._module = nn.ModuleDict(self.heads)
@@ -256,8 +254,8 @@ class Probes:
         for layer, tensors in snapshot.items():
             if not (math.isfinite(means[layer]) and all(torch.isfinite(tensor).all() for tensor in tensors)):
                 raise InputError(
-                    f"linear_probe: {layer}: loss {means[layer]} or a weight of the head is not finite in epoch "
-                    f"{self.epoch + 1}, lr {lr:g}; check the checkpoint's weights, or lower linear_probe.lr"
+                    f"{self._section}: {layer}: loss {means[layer]} or a weight of the head is not finite in epoch "
+                    f"{self.epoch + 1}, lr {lr:g}; check the checkpoint's weights, or lower {self._section}.lr"
                 )
         shown = "  ".join(f"{layer} {mean:.4f}" for layer, mean in means.items())
         self.epoch, self.step = self.epoch + 1, 0
@@ -307,8 +305,8 @@ class Probes:
         for name, tensor in tensors.items():
             if not torch.isfinite(tensor).all():
                 raise InputError(
-                    f"linear_probe: {name} is not finite before {self._position()}; check the checkpoint's weights, "
-                    "or lower linear_probe.lr (the last good state is kept, no metrics are written)"
+                    f"{self._section}: {name} is not finite before {self._position()}; check the checkpoint's weights, "
+                    f"or lower {self._section}.lr (the last good state is kept, no metrics are written)"
                 )
         for epoch, snapshot in enumerate(self.waiting):
             for layer, (weight, bias) in snapshot.items():

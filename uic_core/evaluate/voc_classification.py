@@ -52,8 +52,6 @@ SCALE = (0.1, 0.5)
 CACHE_BYTES = 1_000_000_000
 """Decoded images are kept in memory if all of a split fit into this; it does not change the results."""
 
-# Crops use their own random stream; otherwise they would reuse the numbers that decide the flips.
-_CROP_STREAM = 1 << 32
 _TEST_BATCH = 160  # crops per forward pass
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
@@ -369,7 +367,7 @@ class _Cropper(Dataset[Tensor | str]):
 
     def __getitem__(self, request: _Request) -> Tensor | str:
         draws = [
-            randomness.uniforms(self._seed + _CROP_STREAM, draw, request.positions, CROP_UNIFORMS)
+            randomness.uniforms(self._seed + randomness.Stream.CROPS, draw, request.positions, CROP_UNIFORMS)
             for draw in request.draws
         ]
         crops = np.empty((len(request.positions), len(draws), 3, self._size, self._size), np.uint8)

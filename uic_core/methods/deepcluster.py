@@ -20,6 +20,7 @@ from uic_core.methods.labels import DIVERGED
 from uic_core.methods.method import Inference, Labelling, Method, Passes
 from uic_core.methods.order import Balanced, Draws, Order
 from uic_core.recipe import Annealed
+from uic_core.run.randomness import Stream
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,7 +37,7 @@ class DeepCluster(Annealed):
 
 def labels(recipe: DeepCluster, epoch: int, present: Labels, inference: Inference) -> Labels:
     """Clusters of the features."""
-    seed = int(np.random.default_rng([recipe.seed, 4, epoch]).integers(2**31))
+    seed = int(np.random.default_rng([recipe.seed, Stream.CLUSTERING, epoch]).integers(2**31))
     made = by_torch if inference.top.weight.is_cuda else by_faiss
     return made(recipe, seed, present, inference)
 

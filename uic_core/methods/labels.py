@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uic_core.data.partition import Groups, Labels
+from uic_core.run.randomness import Stream
 
 DIVERGED = (
     "labels: the network's {}, the training diverged; lower lr in the recipe (the last good state is kept, no "
@@ -21,7 +22,7 @@ DIVERGED = (
 
 def draw_initial(images: int, classes: int, seed: int) -> Labels:
     """Draw independent uniform labels 0 … classes - 1, shape [images] (docs/protocol.md, Pretraining)."""
-    return np.random.default_rng([seed, 5]).integers(0, classes, images, dtype=np.int32)
+    return np.random.default_rng([seed, Stream.LABELS]).integers(0, classes, images, dtype=np.int32)
 
 
 def draw_balanced(images: int, classes: int, seed: int, head: int = 0) -> Labels:
@@ -30,7 +31,9 @@ def draw_balanced(images: int, classes: int, seed: int, head: int = 0) -> Labels
     Args:
         head: each of several heads has a permutation of its own.
     """
-    return np.random.default_rng([seed, 7, head]).permutation(np.arange(images, dtype=np.int32) % classes)
+    return np.random.default_rng([seed, Stream.BALANCED_LABELS, head]).permutation(
+        np.arange(images, dtype=np.int32) % classes
+    )
 
 
 def split_empty(groups: Groups, labels: Labels) -> None:

@@ -1,8 +1,8 @@
 """The definition of a pretraining method, and the parts that several methods share.
 
 A method is a file of this package: the keys of its recipe, and a `Method` whose functions the training loop
-(uic_core/pretrain/loop.py) calls. This package does not import torch, so that the workflow reads a config fast;
-functions that compute with tensors import it themselves.
+(uic_core/pretrain/loop.py) calls. Importing this package imports no torch, so that the workflow reads a config fast:
+functions that compute with tensors import it, or kmeans.py and sinkhorn.py, themselves.
 """
 
 from __future__ import annotations

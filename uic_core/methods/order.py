@@ -11,10 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uic_core.data.partition import SEGMENT, Groups, Labels
-from uic_core.run.randomness import uniforms
+from uic_core.run.randomness import Stream, uniforms
 
-# Draws use a separate random stream: with the plain seed they would repeat the numbers of the augmentation.
-_STREAM = 1 << 33
 _ROUNDS = 4
 
 Draws = tuple[NDArray[np.int64], NDArray[np.int32]]
@@ -100,7 +98,7 @@ class Balanced:
         sizes = self._groups.sizes[self._numbers[numbers]]
         small = np.flatnonzero(sizes <= self._slots)
         if len(small):
-            u = uniforms(self._seed + _STREAM, self._epoch, slots[small], 1)[:, 0]
+            u = uniforms(self._seed + Stream.DRAWS, self._epoch, slots[small], 1)[:, 0]
             ranks[small] = (u * sizes[small]).astype(np.int64)
         return ranks
 
@@ -118,7 +116,7 @@ class Permutation:
         bits = max(2, (size - 1).bit_length())
         self._low = np.uint32(bits // 2)
         self._masks = np.uint32((1 << (bits - bits // 2)) - 1), np.uint32((1 << (bits // 2)) - 1)
-        self._keys = np.random.default_rng([seed, 2, epoch]).integers(0, 1 << 32, (_ROUNDS, 2), np.uint32)
+        self._keys = np.random.default_rng([seed, Stream.ORDER, epoch]).integers(0, 1 << 32, (_ROUNDS, 2), np.uint32)
 
     def __call__(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """Apply the permutation to `places`, each in 0 … size - 1: int64 [n]."""

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 
 from uic_core.errors import InputError
+from uic_core.run import randomness
 from uic_core.run.parallel import Ranks
 from uic_core.run.saved_state import Saver, State, demand_same, momenta, part, restore_momenta
 from uic_core.run.signals import Signals
@@ -149,8 +150,7 @@ class Resume(Hook):
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         """Seed RoI sampling and dropout from the iteration, so that they do not depend on earlier iterations."""
-        seeds = np.random.SeedSequence([self._seed, runner.iter, self._ranks.rank])
-        torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
+        randomness.seed_torch(self._seed, runner.iter, self._ranks.rank)
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Save if a save is due or the job got a signal to end.

@@ -41,7 +41,7 @@ class Job:
         bytes: written to disk, including resume states.
         gpus: number of GPUs, if it uses any.
         exact: the float32 part of a pretraining's `flops`: its passes for labels and its optimisations of labels. An
-            evaluation is entirely in float32.
+            evaluation counts as entirely in float32.
         labelling: what a pretraining's labels take beside passes over its images.
         memory: gigabytes that an evaluation requests; 0: as its rule says.
         cpus: number of CPUs on a cluster.

@@ -8,7 +8,7 @@ from uic_core.config import Config
 from uic_core.models import ARCHS
 from uic_core.overview.costs import Job
 
-_MOST_CPUS = 64  # of a job with several GPUs (workflow/rules/common.smk)
+_MOST_CPUS = 64  # of a job with several GPUs (cpus in workflow/rules/cluster.smk)
 # Share of the bf16 matrix rate that float32 reaches: on A100 and H100 the float32 rate is a sixteenth of it, and
 # convolutions reach about 60 % of that (assumed; --measure measures it).
 _EXACT = 0.6 / 16
@@ -20,7 +20,7 @@ class Rates:
 
     Attributes:
         flops: FLOP/s that training reaches, by architecture.
-        exact: the same in float32, which evaluations use.
+        exact: the same in float32, at which evaluations are counted.
         decode: images per CPU-second.
         search: CPU-seconds of selective search per image.
         start: seconds until a job does its work, by environment.

@@ -20,9 +20,8 @@ from uic_core.pretrain.centre_crops import CentreCrops
 from uic_core.recipe import Training
 from uic_core.run import randomness, scratch
 from uic_core.run.parallel import Ranks
+from uic_core.run.randomness import Stream
 
-# The views of these passes have a random stream of their own: with the plain seed they would repeat an epoch's.
-_STREAM = 1 << 34
 _MEMORY = 16 << 30  # bytes of a matrix in memory, over all processes: a quarter of what the job asks for
 
 
@@ -58,7 +57,7 @@ class LabelPasses(CentreCrops):
     def training_features(self) -> tuple[Tensor, NDArray[np.int64]]:
         """Features that the top layer sees, from a pass over the training views: see Inference."""
         recipe, number, rank = self._recipe, self.moment, self._ranks.rank
-        seed = recipe.seed + _STREAM
+        seed = recipe.seed + Stream.LABEL_VIEWS
         order = Permutation(self._images, seed, number)
         starts = range(0, self._images, self._batch_size)
         batches = [np.arange(start, min(start + self._batch_size, self._images)) for start in starts]
@@ -72,8 +71,7 @@ class LabelPasses(CentreCrops):
         done = 0
         for batch, (crops, draws) in enumerate(self._loader.stream(own, "resized_crop", seed, number)):
             self.pause()
-            state = np.random.SeedSequence([recipe.seed, 6, number, batch, rank]).generate_state(1, np.uint64)
-            torch.manual_seed(int(state[0] >> 1))  # dropout's
+            randomness.seed_torch(recipe.seed, Stream.LABEL_PASS, number, batch, rank)  # dropout's
             x = self._method.views(recipe, crops, randomness.uniforms(seed, number, draws, UNIFORMS))
             x = x.contiguous(memory_format=torch.channels_last)
             features[done : done + len(draws)] = self._network.hidden(x)

@@ -14,6 +14,7 @@ from uic_core.data.partition import Groups, Labels
 from uic_core.errors import InputError
 from uic_core.models.network import Network
 from uic_core.run.parallel import Ranks
+from uic_core.run.randomness import Stream
 from uic_core.run.saved_state import State, demand_same, momenta, part, restore_momenta
 
 
@@ -87,7 +88,7 @@ class RunState:
             self.agreement = partition.nmi(self.groups, first)
         self.labels = found
         del self.groups  # frees them before the new ones are made: eight bytes per image, not twelve
-        self.groups = partition.group(first, classes, np.random.default_rng([seed, 1, epoch]))
+        self.groups = partition.group(first, classes, np.random.default_rng([seed, Stream.GROUPS, epoch]))
 
 
 def save(

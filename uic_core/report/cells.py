@@ -1,6 +1,6 @@
 """The source of every table cell: config/tables.yaml and config/published.csv, typed and cross-checked.
 
-Imports only pydantic and yaml, so that the workflow can call `needed` while it builds its plan.
+Imports no torch, so that the workflow can call `needed` while it builds its plan.
 """
 
 from __future__ import annotations

@@ -204,13 +204,10 @@ def _recipe(folder: Path, recipe_hash: str) -> tuple[dict[str, Any], str]:
 
 
 def _training(folder: Path) -> tuple[Trained | None, str]:
-    path = folder / trained.NAME
-    if not path.exists():
-        return None, ""
     try:
-        return Trained.model_validate(json.loads(path.read_text(encoding="utf-8"))), ""
-    except (OSError, ValueError) as error:
-        return None, f"{path}: is damaged ({type(error).__name__}); delete it"
+        return trained.read(folder), ""
+    except InputError as error:
+        return None, str(error)
 
 
 def _history(path: Path) -> tuple[dict[str, list[float]], str]:

@@ -61,7 +61,7 @@ def page(
         csvs: the tables' CSV files by number.
         figures: the figures' titles by number.
         tasks: evaluations with a figure and a table of their own.
-        scale: 'demo' or 'paper'.
+        scale: 'demo', 'paper' or 'study'.
         of_all_runs: names of the files that show all runs.
 
     Raises:

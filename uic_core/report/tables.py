@@ -126,7 +126,7 @@ def fill(
     Args:
         published: the paper's numbers, from `cells.read_published`.
         paths: metrics JSONs; files that the table does not need are ignored.
-        scale: 'demo' or 'paper'.
+        scale: 'demo', 'paper' or 'study'.
         partial: leave cells without metrics empty, with the reason, instead of failing.
         recipes: run → hash of its recipe; numbers of another recipe are not shown.
         stale: path → why the numbers in it are not shown.
@@ -348,8 +348,8 @@ def legend(filled: Filled) -> str:
 def to_csv(filled: Filled) -> str:
     """Write the numbers as CSV, one line per cell, in percent; difference = ours − paper; cited rows have no `ours`.
 
-    `scale`, demo or paper, names the images of our numbers. `within`, yes or no, tells if the difference is within the
-    `tolerance`; both are empty for the demo's data.
+    `scale`, demo, paper or study, names what our numbers are of. `within`, yes or no, tells if the difference is within
+    the `tolerance`; both are empty unless `scale` is paper.
     """
     records = [_record(filled, cell) for cell in filled.cells.values() if cell.source or cell.paper]
     # dtype=object, so that a column of integers with missing values does not become floats.

@@ -4,11 +4,31 @@ from __future__ import annotations
 
 import os
 import random
+from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
 from uic_core.errors import InputError
+
+
+class Stream(IntEnum):
+    """The random streams of a run: with its seed each gives other numbers. A new one takes a number of its own.
+
+    Small ones follow the seed in numpy's seeds. Large ones are added to the seed of `uniforms`, whose plain seed is the
+    augmentation's.
+    """
+
+    GROUPS = 1  # which images fill empty classes
+    ORDER = 2
+    STEP = 3  # torch's, e.g. dropout
+    CLUSTERING = 4
+    LABELS = 5
+    LABEL_PASS = 6
+    BALANCED_LABELS = 7
+    CROPS = 1 << 32
+    DRAWS = 1 << 33
+    LABEL_VIEWS = 1 << 34
 
 
 def deterministic() -> bool:
@@ -48,6 +68,13 @@ def seed_everything(seed: int) -> None:
     torch.set_deterministic_debug_mode("warn" if exact else "default")
     # The call above also makes torch fill new memory, in case it is read before it is written: a tenth of a step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def seed_torch(*entropy: int) -> None:
+    """Seed torch's generators from several numbers, e.g. seed, stream, epoch, step, rank."""
+    import torch
+
+    torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
 
 
 def uniforms(seed: int, epoch: int, images: NDArray[np.integer], count: int) -> NDArray[np.float64]:

@@ -186,7 +186,7 @@ def further_parts(folder=""):
 
 def stale():
     """Return the arguments that name what is to be made again, with the reason: nobody takes it for the config's."""
-    from uic_core.overview import outdated  # only here: Snakemake starts faster without numpy
+    from uic_core.overview import outdated  # only here: Snakemake starts faster without Pillow
 
     reasons = {}
     for run in CONFIG.runs:

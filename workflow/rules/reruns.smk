@@ -19,7 +19,7 @@ NOTED = set()  # the rules of tables and figures
 
 def difference(file):
     """Compare what a result records with the config (uic_core/overview/recorded.py); say what differs, once."""
-    from uic_core.overview import recorded  # not in the jobs, which start faster without numpy
+    from uic_core.overview import recorded  # not in the jobs, which start faster without Pillow
 
     if file not in JUDGED:
         JUDGED[file] = recorded.difference(CONFIG, Path(file))
