@@ -15,7 +15,11 @@ GPU := $(if $(filter profiles/demo,$(PROFILE)),$(if $(shell nvidia-smi -L 2>/dev
 TESTS := tests
 # One file, or several, each over those before it: CONFIG="config/paper.yaml config/peers.yaml".
 CONFIG := config/paper.yaml
-CIFAR10 := config/cifar10$(if $(SMALL),_small).yaml
+# What is said with the command, not in the environment; `yes` if it is 1.
+given = $(if $(findstring command,$(origin $1)),$($1))
+yes = $(filter 1,$(call given,$1))
+CIFAR10 := config/cifar10$(if $(call yes,SMALL),_small).yaml
+DEMO := --replace-workflow-config --configfile config/demo.yaml
 
 .PHONY: help setup demo cifar10 test test-slurm test-gpu check bench mutants faults voc-sanity smoke plan check-data status lock clean
 
@@ -26,14 +30,14 @@ setup:  ## .venv from envs/lock.txt; nothing happens when it is there already
 	@envs/setup.sh
 
 demo: setup  ## generate small data sets, then every table, figure, and the page that shows all
-	$(BIN)/snakemake --profile $(PROFILE) $(GPU)
-	$(BIN)/snakemake --profile $(PROFILE) --report results/report.html
+	$(BIN)/snakemake --profile $(PROFILE) $(DEMO) $(GPU)
+	$(BIN)/snakemake --profile $(PROFILE) $(DEMO) --report results/report.html
 	@printf '%s\n' '' 'Done:' '  page     results/index.html, to read in a browser: all of it, and what each number is from' \
 		'  tables   results/tables/table1.md … table7.md (and .csv)' \
 		'  figures  results/figures/fig3.png fig4.png detection.png segmentation.png (and .svg)' '  report   results/report.html'
 
 cifar10: setup  ## CIFAR-10 by the methods of the suite; BATCHES=… (cifar-10-batches-py) once; SMALL=1: 20 minutes of two cores
-	@$(if $(BATCHES),$(BIN)/python -m uic_core.data.cifar --batches $(BATCHES) --out data/cifar10)
+	@$(if $(call given,BATCHES),$(BIN)/python -m uic_core.data.cifar --batches $(BATCHES) --out data/cifar10)
 	$(BIN)/snakemake --profile $(PROFILE) --replace-workflow-config --configfile $(CIFAR10) $(GPU)
 	@printf '%s\n' '' 'Done: the page to read is $(CIFAR10:config/%.yaml=results/%)/index.html'
 
@@ -78,7 +82,8 @@ smoke: setup  ## a few images and steps of everything on your data, folders and 
 
 plan: setup  ## jobs, GPU-hours, disk, wall time of CONFIG; GPUS=8, CPUS=16 (a GPU), PEAK=312 (TFLOP/s) or MEASURE=1
 	@$(BIN)/python -m uic_core.overview.plan --config $(CONFIG) \
-		$(if $(GPUS),--gpus $(GPUS)) $(if $(CPUS),--cpus $(CPUS)) $(if $(PEAK),--peak $(PEAK)) $(if $(MEASURE),--measure)
+		$(addprefix --gpus=,$(call given,GPUS)) $(addprefix --cpus=,$(call given,CPUS)) \
+		$(addprefix --peak=,$(call given,PEAK)) $(if $(call yes,MEASURE),--measure)
 
 check-data: setup  ## whether every data set of CONFIG is there, and where to get what is not
 	@$(BIN)/python -m uic_core.overview.datasets --config $(CONFIG)
@@ -87,8 +92,8 @@ status: setup  ## how far the runs of CONFIG have come: epochs, evaluations, job
 	@$(BIN)/python -m uic_core.overview.status --config $(CONFIG)
 
 lock: setup  ## compile envs/*.in into the lock and the conda environments; UPGRADE=1 takes newer versions
-	$(BIN)/python envs/lock.py $(if $(UPGRADE),--upgrade)
+	$(BIN)/python envs/lock.py $(if $(call yes,UPGRADE),--upgrade)
 
 clean:  ## remove caches; RESULTS=1 removes results/ and the demo's data too
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	$(if $(RESULTS),rm -rf data/demo && find results -mindepth 1 -maxdepth 1 ! -name .gitignore -exec rm -rf {} +)
+	$(if $(call yes,RESULTS),rm -rf data/demo && find results -mindepth 1 -maxdepth 1 ! -name .gitignore -exec rm -rf {} +)

@@ -320,6 +320,14 @@ def _broken(paper, path, value):
         ("evalutions", {}, "evalutions: unknown key; did you mean 'evaluations'?"),
         ("runs.uic_3k.lr", KeyError, "runs.uic_3k.lr: missing; config/README.md explains the key"),
         ("runs.uic_3k.lr", "1e-4", "runs.uic_3k.lr: Input should be a valid number, not '1e-4' (YAML reads 1e-4 as"),
+        ("runs.uic_3k.seed", 2**32, "runs.uic_3k.seed: Input should be less than 4294967296, not 4294967296"),
+        ("seeds", {"uic_3k": [2**40]}, "seeds.uic_3k.0: Input should be less than 4294967296, not"),
+        ("evaluations.detection.seed", 2**32, "evaluations.detection.seed: Input should be less than 4294967296"),
+        (
+            "evaluations.segmentation.accumulate",
+            7,
+            "evaluations.segmentation: iterations: 3000000 is no multiple of accumulate, 7",
+        ),
         ("runs.uic_3k.momentum", 1.5, "runs.uic_3k.momentum: Input should be less than 1, not 1.5"),
         (
             "runs.uic_3k.arch",

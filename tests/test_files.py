@@ -163,6 +163,12 @@ def test_fault_47_every_file_has_the_mode_that_the_umask_says(tmp_path, umask, s
         ),
         ("a: 1\nb: 'c\nd: 2\n", "4: is not valid YAML: found unexpected end of stream, while scanning a quoted scalar"),
         ("a: 1\nb: 2024-13-01\n", "2: is not valid YAML: month must be in 1..12; mend this line"),
+        (
+            "a: 1\nb: !!timestamp x\n",
+            "2: is not valid YAML: 'NoneType' object has no attribute 'groupdict'; mend this line",
+        ),
+        ("a: 1\nb: !!bool x\n", "2: is not valid YAML: 'x'; mend this line"),
+        ("a: 1\nb: !!int ''\n", "2: is not valid YAML: string index out of range; mend this line"),
         ("a: 1\n? [1, 2]\n: 3\n", "2: is not valid YAML: this key is no text; quote it"),
         ("a: 1\nb: \x00\n", "2: is not valid YAML: unacceptable character #x0000: special characters are not allowed"),
     ],
@@ -176,6 +182,13 @@ def test_fault_52_yaml_that_cannot_be_read_is_named_with_its_line(tmp_path, seen
     assert str(error.value).startswith(f"{path}:{message}")
     assert str(error.value).count(str(path)) == 1
     assert "\n" not in str(error.value)
+
+
+def test_fault_52_yaml_that_is_nested_too_deeply_is_refused(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("a: " + "[" * 3000 + "]" * 3000)
+    with pytest.raises(InputError, match=r"config\.yaml: is nested too deeply"):
+        files.read_yaml(path)
 
 
 def test_fault_56_yaml_saved_on_windows_is_read(tmp_path, seen):

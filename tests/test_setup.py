@@ -525,6 +525,31 @@ def test_every_import_is_in_its_environment(name: str, modules: list[str]) -> No
 # --- the team's habits -----------------------------------------------------------------------------------------------
 
 
+def planned(*arguments: str, **environment: str) -> str:
+    """What `make` would run."""
+    command = ["make", "-n", *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_make_deletes_results_only_where_the_command_says_so() -> None:
+    """A variable RESULTS of the environment, or RESULTS=0, once meant yes."""
+    assert "find results" in planned("clean", "RESULTS=1")
+    assert "results" not in planned("clean", RESULTS="/scratch/results") + planned("clean", "RESULTS=0")
+    assert "cifar10_small" in planned("cifar10", "SMALL=1")
+    assert "cifar10_small" not in planned("cifar10", "SMALL=0") + planned("cifar10", SMALL="1")
+    assert "--gpus=4" in planned("plan", "GPUS=4")
+    assert "--gpus" not in planned("plan", GPUS="4")
+
+
+def test_make_demo_is_the_demo_by_any_profile() -> None:
+    for profile in ("profiles/demo", "slurm"):
+        starts = [line for line in planned("demo", f"PROFILE={profile}").splitlines() if "/snakemake " in line]
+        assert len(starts) == 2
+        assert all("--replace-workflow-config --configfile config/demo.yaml" in line for line in starts)
+
+
 def test_precommit_runs_what_make_check_runs() -> None:
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
     planned = subprocess.run(["make", "-n", "check"], cwd=ROOT, capture_output=True, text=True, check=True).stdout

@@ -16,7 +16,7 @@ from uic_core.errors import InputError
 from uic_core.evaluations import EVALUATIONS, Evaluation, Evaluations
 from uic_core.files import lines_of, read_yaml
 from uic_core.methods import METHODS, Run
-from uic_core.recipe import External, PathName, Strict, as_written, parse
+from uic_core.recipe import External, PathName, Seed, Strict, as_written, parse
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,7 +39,7 @@ class Config(Strict):
     datasets: Datasets
     templates: dict[str, Any] = Field(description="recipes that runs are made of by YAML anchors; not read otherwise")
     runs: dict[str, Run]
-    seeds: dict[str, list[Annotated[int, Field(ge=0)]]] = Field(
+    seeds: dict[str, list[Seed]] = Field(
         description="further seeds of a run; its tables' cells become means over all of them"
     )
     evaluations: Evaluations

@@ -260,7 +260,7 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
-        except ValueError as error:  # a 13th month
+        except (ValueError, LookupError, AttributeError) as error:  # a 13th month; a timestamp that is none
             raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from None
 
 
@@ -299,6 +299,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         line, told = _told(error, text)
         raise InputError(f"{path}:{line}: is not valid YAML: {told}") from None
+    except RecursionError:
+        raise InputError(f"{path}: is nested too deeply; take brackets out") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: must hold a mapping of keys to values")
     return value

@@ -39,6 +39,9 @@ def as_written(path: str) -> str:
     return path
 
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""A seed, as numpy takes it."""
+
 PathName = Annotated[str, AfterValidator(as_written)]
 """A path in a config, taken as it is written."""
 
@@ -109,7 +112,7 @@ class Recipe(_Run):
     classes: int = Field(ge=2, description="K of the top layer, or of each of its heads; supervised: annotated classes")
     image_size: int = Field(ge=64, description="side of the square crop the network sees, pixels")
     resize: int = Field(ge=64, description="shorter side before a centre crop, pixels")
-    seed: int = Field(ge=0)
+    seed: Seed
 
     @model_validator(mode="after")
     def _crop_fits(self) -> Recipe:
@@ -152,7 +155,7 @@ class Training(Recipe):
     @property
     def gpus(self) -> int:
         """Number of GPUs for the batch size: the official code's 1024 images are 128 on each of 8."""
-        return 8 if self.batch_size >= 1024 else 1
+        return math.gcd(self.batch_size, 8) if self.batch_size >= 1024 else 1
 
     def images_of(self, available: int) -> int:
         """How many of the `available` images the run trains on."""

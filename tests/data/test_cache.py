@@ -50,7 +50,13 @@ def whole(index: Index, position: int) -> np.ndarray:
     return index.read_part(position, lambda w, h: (0, 0, w, h), SIDE)[0]
 
 
-@pytest.mark.parametrize("format", ["jpeg", "uint8", "device"])
+def test_images_of_several_sizes_are_refused_for_the_device(index: Index, tmp_path: Path):
+    """The device's format takes one size; each training would find that only after the whole cache is made."""
+    with pytest.raises(InputError, match=r"pixels here, .* datasets\.cache\.format: device takes images of one size"):
+        cache.build(index, tmp_path / "cache", "device", SIDE)
+
+
+@pytest.mark.parametrize("format", ["jpeg", "uint8"])
 def test_every_image_is_there_with_its_shorter_side_reduced(index: Index, tmp_path: Path, format: str):
     cached = cache.build(index, tmp_path / "cache", format, SIDE)
     assert cached.fingerprint != index.fingerprint

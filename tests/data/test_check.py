@@ -105,6 +105,11 @@ FAULTS: list[tuple[str, Spoil, list[str]]] = [
     ),
     (
         "voc07",
+        lambda root: replace(root / "VOC2007/ImageSets/Main/test.txt", "000011\n", "000001\n"),
+        [r"voc07\.test_images: \S+/Main/test\.txt: 1 images are in trainval too, as 000001"],
+    ),
+    (
+        "voc07",
         lambda root: cut(root / "VOC2007/JPEGImages/000001.jpg", root / "VOC2007/JPEGImages/000012.jpg"),
         [
             r"voc07\.trainval_images: \S+/JPEGImages/000001\.jpg: ",

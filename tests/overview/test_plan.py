@@ -120,6 +120,14 @@ def test_a_training_from_a_cache_waits_less_for_decoding() -> None:
     assert hours == pytest.approx({"none": alone, "jpeg": alone / 2.6, "device": 0})
 
 
+@pytest.mark.parametrize("option", ["--gpus=0", "--gpus=-1", "--cpus=0", "--peak=0", "--peak=nan"])
+def test_fault_68_a_machine_of_nothing_is_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        plan.main(["--config", str(CONFIG / "demo.yaml"), option])
+    assert stop.value.code == 2
+    assert "is not above 0; give a number that is" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "names",

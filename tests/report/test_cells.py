@@ -261,6 +261,7 @@ def test_mistakes_in_the_tables_are_named(small: tuple[Path, Path], old: str, ne
         ("1,Ours,conv3", "1,Ours,Arch", ":2: unknown column 'Arch'"),
         ("41.2", "-", ":2: value '-' is no number"),
         ("41.2", "nan", ":2: value 'nan' is no number"),
+        ("41.2", "4.²", ":2: value '4.²' is no number"),
         ("41.2,paper", "41.2,", ":2: source is empty"),
         ("41.2,paper", "41.2,paper,more", ":2: has 6 fields, not 5"),
         ("1,Ours,NMI", "1,Ours,conv3", ":3: table 1, 'Ours', 'conv3' stands twice"),
@@ -340,6 +341,9 @@ def _checked(paper: config.Config, tables: Path, published: Path) -> str:
         (1, "table,row", "table;row", ":1: the first line must be 'table,row,column,value,source'"),
         (1, "1,Ours,NMI", "l,Ours,NMI", ":3: table 'l' is no number; write the table's"),
         (1, "41.2", "41,2", ":2: has 6 fields, not 5; quote commas"),
+        (1, "41.2", "412", ":2: value 412 is no percentage; look at its decimal point"),
+        (1, "41.2", "41.\xb2", ":2: is not UTF-8"),
+        (1, "41.2", "1e1", ":2: value '1e1' is no number"),
         (1, "Someone", "Som\xe9one", ":4: is not UTF-8 (byte 0xe9); save the file as UTF-8"),
         (1, SMALL_PUBLISHED, "", ":1: the first line must be 'table,row,column,value,source'"),
         (

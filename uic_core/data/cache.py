@@ -106,6 +106,8 @@ def build(index: Index, root: Path, format: Format, side: int, processes: int = 
     with cpus.pool(processes) as pool:
         for table in pool.map(work, files, images):
             tables.append(table)
+            if format == "device":
+                _demand_one_size(index, tables)
             if len(tables) % 50 == 0:
                 print(f"{len(tables)} of {len(files)} parts", flush=True)
     length, width, height, crc = np.concatenate(tables).T
@@ -121,6 +123,19 @@ def build(index: Index, root: Path, format: Format, side: int, processes: int = 
         height=height,
     )
     return replace(index, pixels=pixels, fingerprint=digest.hexdigest()[:16])
+
+
+def _demand_one_size(index: Index, tables: list[NDArray[np.int64]]) -> None:
+    """Compare the sizes of the newest part with the first: before all images are written, not in each training."""
+    sizes, first = tables[-1][:, 1:3], tables[0][0, 1:3]
+    others = np.flatnonzero((sizes != first).any(axis=1))
+    if len(others):
+        image = index.file((len(tables) - 1) * PART + int(others[0]))
+        (width, height), (w, h) = sizes[others[0]], first
+        raise InputError(
+            f"{image}: is {width}×{height} pixels here, {index.file(0)} is {w}×{h}: datasets.cache.format: device "
+            "takes images of one size; take uint8"
+        )
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -210,10 +210,14 @@ def _folder(section: ImageFolder, root: Path, findings: _Findings) -> None:
 
 def _voc07(section: Voc07, root: Path, findings: _Findings) -> None:
     images, annotations = _stems(root / "VOC2007" / "JPEGImages"), _stems(root / "VOC2007" / "Annotations")
+    seen: set[str] = set()
     for split, expected in (("trainval", section.trainval_images), ("test", section.test_images)):
         key = f"{split}_images"
         path = voc.list_path(root, "Main", split)
         listed = _listed(path, partial(voc.read_list, root, "Main", split), ("root", key), expected, findings)
+        if both := sorted(seen & listed):
+            findings.wrong(key, path, f"{len(both)} images are in trainval too, as {both[0]}")
+        seen |= listed
         findings.missing(key, root / "VOC2007" / "JPEGImages", "images", listed - images)
         findings.missing(key, root / "VOC2007" / "Annotations", "annotations", listed - annotations)
         findings.decode(key, [voc.image_path(root, 2007, image) for image in sorted(listed & images)])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from uic_core.recipe import PathName, Strict, tag
+from uic_core.recipe import PathName, Seed, Strict, tag
 
 
 class ImageFolder(Strict):
@@ -96,7 +96,7 @@ class Dataset(Strict):
 
     name: str
     generated: bool
-    seed: int = Field(ge=0)
+    seed: Seed
     section: Section
 
     @property
@@ -120,7 +120,7 @@ class Datasets(Strict):
     """
 
     generated: bool
-    seed: int = Field(ge=0)
+    seed: Seed
     check_files: bool = Field(description="compare sizes and times of all files with those at the check, in each job")
     folders: dict[str, ImageFolder] = Field(description="images in class folders, by the name that runs use")
     voc07: Voc07 | None = None

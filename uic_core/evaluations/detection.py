@@ -19,7 +19,7 @@ from uic_core.evaluations.evaluation import (
     check_steps,
     without_fc6,
 )
-from uic_core.recipe import External, PathName, Recipe, Strict, stated
+from uic_core.recipe import External, PathName, Recipe, Seed, Strict, stated
 from uic_core.voc_classes import CLASSES
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Proposals(Strict):
     shorter_side: int = Field(ge=32, description="images are resized to this before the search; boxes are mapped back")
     max_boxes: int = Field(ge=1)
     min_side: int = Field(ge=1, description="boxes with a side below this many pixels are dropped")
-    seed: int = Field(ge=0)
+    seed: Seed
 
     def published(self, split: str) -> Path:
         """Return the published file of a split, if `source` is set."""
@@ -70,7 +70,7 @@ class Detection(Evaluation):
     foreground: float = Field(gt=0, lt=1)
     nms: float = Field(gt=0, lt=1)
     rescale: bool = Field(description="data-dependent rescaling of the pretrained layers (magic_init)")
-    seed: int = Field(ge=0)
+    seed: Seed
 
     @model_validator(mode="after")
     def _consistent(self) -> Detection:

@@ -18,7 +18,7 @@ from uic_core.evaluations.evaluation import (
     check_layers,
 )
 from uic_core.models import ARCHS
-from uic_core.recipe import Arch, External, Recipe, Strict, stated
+from uic_core.recipe import Arch, External, Recipe, Seed, Strict, stated
 
 if TYPE_CHECKING:
     from uic_core.config import Config
@@ -54,7 +54,7 @@ class Fewshot(OfFrozen):
     shots: int = Field(ge=1)
     queries: int = Field(ge=1)
     episodes: int = Field(ge=2)
-    seed: int = Field(ge=0)
+    seed: Seed
 
     @model_validator(mode="after")
     def _consistent(self) -> Fewshot:

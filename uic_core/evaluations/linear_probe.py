@@ -71,6 +71,8 @@ class LinearProbe(TrainVal):
     def _consistent(self) -> LinearProbe:
         check_layers(self.layers, {name: tuple(arch.probe_layers) for name, arch in ARCHS.items()})
         check_steps(self.lr_steps, "epochs", self.epochs)
+        if self.batch_norm and self.batch_size < 2:
+            raise ValueError("batch_size: batch norm takes two images or more; raise it")
         return self
 
     def work(self, config: Config, recipe: Recipe | External, counting: Counting) -> Work:

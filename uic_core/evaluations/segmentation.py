@@ -19,7 +19,7 @@ from uic_core.evaluations.evaluation import (
     without_fc6,
 )
 from uic_core.models import ARCHS
-from uic_core.recipe import External, Recipe, stated
+from uic_core.recipe import External, Recipe, Seed, stated
 from uic_core.voc_classes import CLASSES_SEGMENTATION
 
 if TYPE_CHECKING:
@@ -43,11 +43,13 @@ class Segmentation(Evaluation):
     lr_steps: list[int]
     momentum: float = Field(ge=0, lt=1)
     weight_decay: float = Field(ge=0)
-    seed: int = Field(ge=0)
+    seed: Seed
 
     @model_validator(mode="after")
     def _consistent(self) -> Segmentation:
         check_steps(self.lr_steps, "iterations", self.iterations)
+        if self.iterations % self.accumulate:
+            raise ValueError(f"iterations: {self.iterations} is no multiple of accumulate, {self.accumulate}")
         return self
 
     @property

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from uic_core.evaluations.evaluation import Listed, OfFrozen, archs_of, check_archs
-from uic_core.recipe import Arch, External, Recipe
+from uic_core.recipe import Arch, External, Recipe, Seed
 
 if TYPE_CHECKING:
     from uic_core.config import Config
@@ -20,7 +20,7 @@ class TrainVal(OfFrozen):
     layers: dict[Arch, list[str]]
     images: dict[Arch, Annotated[int, Field(ge=0)]] = Field(description="training images, 0 = all")
     val_images: dict[Arch, Annotated[int, Field(ge=0)]] = Field(description="tested images, 0 = all")
-    seed: int = Field(ge=0)
+    seed: Seed
 
     def needs(self, config: Config) -> tuple[tuple[str, str], ...]:
         """The lists of training and validation images."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from uic_core.evaluations.evaluation import BACKWARD, Counting, Evaluation, Listed, Resources, Work
-from uic_core.recipe import External, Recipe, stated
+from uic_core.recipe import External, Recipe, Seed, stated
 from uic_core.voc_classes import CLASSES
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class VocClassification(Evaluation):
     weight_decay: float = Field(ge=0)
     clip_gradient: float = Field(gt=0)
     crops: int = Field(ge=1)
-    seed: int = Field(ge=0)
+    seed: Seed
 
     @property
     def dataset(self) -> str:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 import heapq
+import math
 import os
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -186,13 +187,26 @@ def _hours(seconds: float) -> str:
     return f"{seconds / 60:.1f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
+def _positive(kind: Callable[[str], float]) -> Callable[[str], float]:
+    """Return what reads an option's number, and refuses one that is not above 0 or not finite."""
+
+    def read(text: str) -> float:
+        if not 0 < (number := kind(text)) < math.inf:
+            raise argparse.ArgumentTypeError(f"'{text}' is not above 0; give a number that is")
+        return number
+
+    return read
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Print the plan of a config."""
     parser = argparse.ArgumentParser(prog="python -m uic_core.overview.plan", description=__doc__)
     parser.add_argument("--config", type=Path, nargs="+", required=True, help=FILES)
-    parser.add_argument("--gpus", type=int, default=8, help="used at once")
-    parser.add_argument("--cpus", type=int, default=16, help="of a GPU's job, at most; not with --measure")
-    parser.add_argument("--peak", type=float, default=312.0, help="bf16 matrix rate of one GPU, TFLOP/s (A100: 312)")
+    parser.add_argument("--gpus", type=_positive(int), default=8, help="used at once")
+    parser.add_argument("--cpus", type=_positive(int), default=16, help="of a GPU's job, at most; not with --measure")
+    parser.add_argument(
+        "--peak", type=_positive(float), default=312.0, help="bf16 matrix rate of one GPU, TFLOP/s (A100: 312)"
+    )
     parser.add_argument("--measure", action="store_true", help="measure the rates of this machine: a minute or two")
     options = parser.parse_args(arguments)
     with stage():

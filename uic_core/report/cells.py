@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -440,14 +441,15 @@ def _records(path: Path) -> list[tuple[int, dict[str, str]]]:
             raise InputError(f"{path}:{line}: table '{record['table']}' is no number; write the table's")
         if not _is_number(record["value"]):
             raise InputError(f"{path}:{line}: value '{record['value']}' is no number; leave out what is not printed")
+        if float(record["value"]) > 100:
+            raise InputError(f"{path}:{line}: value {record['value']} is no percentage; look at its decimal point")
         if not record["source"]:
             raise InputError(f"{path}:{line}: source is empty; write 'paper' or the cited work")
     return records
 
 
 def _is_number(text: str) -> bool:
-    whole, _, fraction = text.partition(".")
-    return whole.isascii() and whole.isdigit() and (fraction.isdigit() if "." in text else True)
+    return re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) is not None
 
 
 def _agree(path: Path, number: int, table: Table, published: dict[tuple[str, str], Published]) -> None:

@@ -35,8 +35,8 @@ def prepare_shell():
     root = str(workflow.basedir)
     # Snakemake's own prefix is replaced, so its strict mode must be said again.
     prefix = f"set -euo pipefail; export PYTHONPATH={quoted(root)} PYTHONNOUSERSITE=1; "
-    if not CONFIG.datasets.check_files:
-        prefix += "export UIC_CHECK_FILES=0; "  # read in uic_core/data/stamps.py; no param, so it reruns nothing
+    # Read in uic_core/data/stamps.py; no param, so it reruns nothing.
+    prefix += f"export UIC_CHECK_FILES={int(CONFIG.datasets.check_files)}; "
     if not workflow.remote_exec:  # launch.sh: the jobs run beside Snakemake, which may have a total of GPUs
         prefix += f"export UIC_LOCAL={integer_of(workflow.global_resources, 'gpu') or 0}; "
     prefix += f"source {quoted(f'{root}/workflow/launch.sh')}; "
