@@ -14,7 +14,6 @@ from uic_core.data.augment import CROP_UNIFORMS, SCALE, crop_box, crop_boxes
 from uic_core.data.index import Index, build_folder
 from uic_core.data.loader import Loader
 from uic_core.data.resident import Resident, open_loader
-from uic_core.errors import InputError
 
 CPU = torch.device("cpu")
 
@@ -88,14 +87,6 @@ def test_the_cache_says_which_loader_it_takes(index: Index, tmp_path: Path):
     read = Index.load(tmp_path / "index.npz")
     assert isinstance(open_loader(read, 32, 32, 4, 0, CPU), Resident)
     assert isinstance(open_loader(write(tmp_path, [(32, 32)]).subset(1, 0), 32, 32, 4, 0, CPU), Resident)
-
-
-def test_images_of_several_sizes_are_refused(tmp_path: Path):
-    index = write(tmp_path, [(32, 32), (32, 32), (24, 32)])
-    with pytest.raises(
-        InputError, match=r"cache\.format: device .* but train/a/02\.png has 24×32 pixels and most have"
-    ):
-        Resident(index, 32, 32, 4, CPU)
 
 
 def test_a_pass_must_end_before_the_next(index: Index):

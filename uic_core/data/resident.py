@@ -142,14 +142,8 @@ def _pixels(index: Index) -> NDArray[np.uint8]:
     """Read all images of a cached index: uint8 [N, 3, height, width]."""
     pixels = index.pixels
     assert pixels is not None, "the index has no cache"
-    sizes, counts = np.unique(np.stack([pixels.width, pixels.height]), axis=1, return_counts=True)
-    if len(counts) > 1:
-        usual, rare = (sizes[:, place].tolist() for place in (counts.argmax(), counts.argmin()))
-        odd = int(((pixels.width == rare[0]) & (pixels.height == rare[1])).argmax())
-        raise InputError(
-            f"{index.name}: datasets.cache.format: device takes images of one size, but {index.paths[odd]} has "
-            f"{rare[0]}×{rare[1]} pixels and most have {usual[0]}×{usual[1]}; write uint8"
-        )
+    sizes = np.unique(np.stack([pixels.width, pixels.height]), axis=1)
+    assert sizes.shape == (2, 1), "the cache demands one size"
     (width,), (height,) = sizes.tolist()
     found = np.empty((len(index), 3, height, width), np.uint8)
     for position in range(len(index)):
