@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -12,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from uic_core.data.dataset import Datasets
-from uic_core.errors import InputError
+from uic_core.errors import InputError, nearest
 from uic_core.evaluations import EVALUATIONS, Evaluation, Evaluations
 from uic_core.files import lines_of, read_yaml
 from uic_core.methods import METHODS, Run
@@ -181,10 +180,9 @@ def _check_runs(config: Config, source: str) -> None:
         if recipe.start:
             source_run = config.runs.get(recipe.start)
             if source_run is None:
-                near = difflib.get_close_matches(recipe.start, config.runs, n=1, cutoff=0.0)[0]
+                near = nearest(recipe.start, config.runs)
                 raise InputError(
-                    f"{where}.pretrained: no run '{recipe.start}'; did you mean '{near}'? "
-                    f"(known: {', '.join(config.runs)})"
+                    f"{where}.pretrained: no run '{recipe.start}'; {near}(known: {', '.join(config.runs)})"
                 )
             chain = [name]
             while start := getattr(config.runs.get(chain[-1]), "start", ""):

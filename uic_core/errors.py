@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import os
 import re
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from typing import NoReturn
 
@@ -23,6 +24,12 @@ class InputError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message.encode(errors="backslashreplace").decode())  # file names may be no UTF-8
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return "did you mean '…'? " with the known name that resembles a wrong one most; '' if none is known."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
+    return f"did you mean '{near[0]}'? " if near else ""
 
 
 class Interrupted(Exception):

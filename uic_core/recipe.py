@@ -18,7 +18,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Tag, TypeAdapter, ValidationError, model_validator
 
-from uic_core.errors import InputError
+from uic_core.errors import InputError, nearest
 from uic_core.files import lines_of, read_yaml, write_text
 from uic_core.models import ARCHS, known
 from uic_core.models.architecture import Format
@@ -268,9 +268,8 @@ def _explain(model: Any, item: Any) -> tuple[str, str]:
     given = item["input"]
     if item["type"] == "extra_forbidden":
         known = _known(model, item["loc"][:-1])
-        near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.0)
-        hint = f"did you mean '{near[0]}'? (known: {', '.join(known)})" if near else "remove it"
-        return where, f"unknown key; {hint}"
+        near = nearest(str(item["loc"][-1]), known)
+        return where, f"unknown key; {near}(known: {', '.join(known)})" if near else "unknown key; remove it"
     if item["type"] == "method":
         where, known = f"{where + '.' if where else ''}method", item["ctx"]["known"]
         if isinstance(given, dict) and "method" in given:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import operator
 import re
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from uic_core.errors import nearest
 from uic_core.recipe import PathName, Seed, Strict, tag
 
 
@@ -149,8 +149,8 @@ class Datasets(Strict):
             ValueError: "<key>: <what is wrong>", with the known names.
         """
         if name not in self.folders:
-            near = difflib.get_close_matches(name, self.folders, n=1, cutoff=0.0)
-            hint = f"did you mean '{near[0]}'? (known: {', '.join(self.folders)})" if near else "none is there"
+            near = nearest(name, self.folders)
+            hint = f"{near}(known: {', '.join(self.folders)})" if near else "none is there"
             raise ValueError(f"{key}: no data set '{name}' under datasets.folders; {hint}")
         return self.folders[name]
 

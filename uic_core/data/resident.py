@@ -34,7 +34,7 @@ class Resident:
         scale: shares of an image that a resized_crop takes.
 
     Raises:
-        InputError: the images differ in size, do not fit into the device's memory, or cannot be read.
+        InputError: the images do not fit into the device's memory, or cannot be read.
     """
 
     def __init__(

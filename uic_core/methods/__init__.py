@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from pydantic import Discriminator, Tag
 
-from uic_core.files import lines_of, read_yaml
 from uic_core.methods import (
     deepcluster,
     finetune,
@@ -22,7 +21,7 @@ from uic_core.methods import (
     uic_no_split,
 )
 from uic_core.methods.method import Method
-from uic_core.recipe import External, Recipe, parse, tag
+from uic_core.recipe import External, Recipe, load, parse, tag
 
 METHODS: dict[str, Method[Any]] = {
     "uic": uic.METHOD,
@@ -67,6 +66,4 @@ def parse_run(value: dict[str, Any], source: str) -> Recipe | External:
 
 def load_run(path: Path) -> Recipe | External:
     """Read and validate a run's recipe.yaml. Raises InputError naming file and key."""
-    value = read_yaml(path)
-    with lines_of(str(path)):
-        return parse_run(value, str(path))
+    return load(cast("type[Recipe | External]", Run), path)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING
 
-from uic_core.errors import InputError
+from uic_core.errors import InputError, nearest
 from uic_core.models.alexnet import ALEXNET, ALEXNET_TORCHVISION
 from uic_core.models.alexnet_rotnet import ALEXNET_ROTNET
 from uic_core.models.architecture import Architecture
@@ -23,8 +22,7 @@ ARCHS: dict[str, Architecture] = {
 def known(arch: str) -> str:
     """Return the name of a known architecture unchanged. Raises ValueError, with the known names, for any other."""
     if arch not in ARCHS:
-        near = difflib.get_close_matches(arch, ARCHS, n=1, cutoff=0.0)
-        raise ValueError(f"no architecture '{arch}'; did you mean '{near[0]}'? (known: {', '.join(ARCHS)})")
+        raise ValueError(f"no architecture '{arch}'; {nearest(arch, ARCHS)}(known: {', '.join(ARCHS)})")
     return arch
 
 

@@ -5,7 +5,6 @@ Imports no torch, so that the workflow can call `needed` while it builds its pla
 
 from __future__ import annotations
 
-import difflib
 import functools
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -17,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from uic_core.config import Config
-from uic_core.errors import InputError
+from uic_core.errors import InputError, nearest
 from uic_core.evaluations import EVALUATIONS
 from uic_core.files import read_csv
 from uic_core.recipe import Strict, load
@@ -482,6 +481,4 @@ def _agree(path: Path, number: int, table: Table, published: dict[tuple[str, str
 def _known(where: str, kind: str, name: str, known: Iterable[str]) -> None:
     names = list(known)
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        raise InputError(f"{where}: unknown {kind} '{name}'; {hint}(known: {', '.join(names)})")
+        raise InputError(f"{where}: unknown {kind} '{name}'; {nearest(name, names)}(known: {', '.join(names)})")
