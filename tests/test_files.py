@@ -164,6 +164,7 @@ def test_fault_47_every_file_has_the_mode_that_the_umask_says(tmp_path, umask, s
         ("a: 1\nb: 'c\nd: 2\n", "4: is not valid YAML: found unexpected end of stream, while scanning a quoted scalar"),
         ("a: 1\nb: 2024-13-01\n", "2: is not valid YAML: month must be in 1..12; mend this line"),
         ("a: 1\n? [1, 2]\n: 3\n", "2: is not valid YAML: this key is no text; quote it"),
+        ("a:\n  b: 8:00:00\n", "2: is not valid YAML: b: 8:00:00 means the number 28800; quote it if it is text"),
         ("a: 1\nb: \x00\n", "2: is not valid YAML: unacceptable character #x0000: special characters are not allowed"),
     ],
 )
