@@ -30,6 +30,7 @@ configfile: "config/paper.yaml"
 
 CONFIG = validated_config()
 FULL = full_config()
+LONGEST = longest()
 RESULTS = CONFIG.results
 TABLES, FIGURES = read_tables(CONFIG.tables_file, CONFIG.computable), read_figures(CONFIG.tables_file)
 check_folders(write=False)

@@ -170,6 +170,7 @@ def test_fault_47_every_file_has_the_mode_that_the_umask_says(tmp_path, umask, s
         ("a: 1\nb: !!bool x\n", "2: is not valid YAML: 'x'; mend this line"),
         ("a: 1\nb: !!int ''\n", "2: is not valid YAML: string index out of range; mend this line"),
         ("a: 1\n? [1, 2]\n: 3\n", "2: is not valid YAML: this key is no text; quote it"),
+        ("a:\n  b: 8:00:00\n", "2: is not valid YAML: b: 8:00:00 means the number 28800; quote it if it is text"),
         ("a: 1\nb: \x00\n", "2: is not valid YAML: unacceptable character #x0000: special characters are not allowed"),
     ],
 )

@@ -255,7 +255,7 @@ def read_csv(path: Path, header: Sequence[str]) -> list[tuple[int, dict[str, str
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses duplicate keys; `<<` merges stay allowed. All its errors know their line."""
+    """SafeLoader that refuses duplicate keys and 8:00 for 480; `<<` merges stay allowed. Its errors know their line."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
@@ -268,9 +268,12 @@ def _is_merge(key: yaml.Node) -> bool:
     return str(key.tag) == "tag:yaml.org,2002:merge"
 
 
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
+
 def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
-    for key_node, _ in node.value:
+    for key_node, value_node in node.value:
         if _is_merge(key_node):
             continue
         key = loader.construct_object(key_node)
@@ -279,6 +282,12 @@ def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
             told = f"key '{key}' stands twice; remove one of them" if hashable else "this key is no text; quote it"
             raise yaml.constructor.ConstructorError(None, None, told, key_node.start_mark)
         seen.add(key)
+        if value_node.tag in _NUMBERS and ":" in value_node.value:  # counted by sixties
+            told = (
+                f"{key}: {value_node.value} means the number {loader.construct_object(value_node)}; quote it if it is "
+                "text, and write a time limit in minutes, as 480, or as 8h"
+            )
+            raise yaml.constructor.ConstructorError(None, None, told, value_node.start_mark)
     loader.flatten_mapping(node)
     return {loader.construct_object(k): loader.construct_object(v, deep=True) for k, v in node.value}
 
@@ -290,7 +299,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping strictly.
 
     Raises:
-        InputError: the file is missing, is no YAML mapping, or has a duplicate key (YAML would silently keep the last).
+        InputError: the file is missing, is no YAML mapping, or has a duplicate key (YAML would silently keep the last)
+            or a value like 8:00 (YAML would silently take it for the number 480).
             Where the file is at fault, the message names the line.
     """
     text = read_text(path)

@@ -91,20 +91,29 @@ nearly_over() {
 # take_gpus COUNT RULE: wait for COUNT of this machine's GPUs; the stage sees these alone. No GPU here: the CPUs work.
 #
 # A job holds a GPU by a lock on a file, which its stage inherits: the GPU is free when both have ended, however they
-# end. CUDA_VISIBLE_DEVICES names the GPUs that may be used. UIC_LOCAL is Snakemake's total (--resources gpu=N): if there
+# end. CUDA_VISIBLE_DEVICES names the GPUs that may be used, by UUID or by number in nvidia-smi's list; a lock has the
+# UUID, so that a GPU has one lock, whatever it is called. UIC_LOCAL is Snakemake's total (--resources gpu=N): if there
 # are fewer GPUs, several jobs share each.
 take_gpus() {
-    local count=$1 rule=$2 listed folder=${TMPDIR:-/tmp}/uic_gpus.$UID gpus=() taken="" got=0 shares slot gpu lock queue
-    listed=$(nvidia-smi -L 2>/dev/null | sed -nE 's/^GPU ([0-9]+):(.*\(UUID: ([^)]+)\))?.*/\3 \1/p') || true
-    if [[ $listed && ! -v CUDA_VISIBLE_DEVICES ]]; then
-        mapfile -t gpus < <(awk '{ print $1 }' <<<"$listed")
-    elif [[ $listed && $CUDA_VISIBLE_DEVICES != [-N]* ]]; then # -1 and NoDevFiles: none
-        IFS=, read -ra gpus <<<"$CUDA_VISIBLE_DEVICES"
+    local count=$1 rule=$2 folder=${TMPDIR:-/tmp}/uic_gpus.$UID taken="" got=0 shares slot gpu lock queue
+    local uuid number all="" gpus=() named="this machine has" visible
+    local -A known=()
+    while read -r uuid number; do
+        all+=$uuid, known[${number:-$uuid}]=$uuid # without a UUID, its number
+    done < <(nvidia-smi -L 2>/dev/null | sed -nE 's/^GPU ([0-9]+):(.*\(UUID: ([^)]+)\))?.*/\3 \1/p')
+    if [[ -v CUDA_VISIBLE_DEVICES ]]; then named="CUDA_VISIBLE_DEVICES names"; fi
+    visible=${CUDA_VISIBLE_DEVICES-$all}
+    visible=${visible//[[:space:]]/}
+    if [[ $all && $visible != [-N]* ]]; then # -1 and NoDevFiles: none
+        for gpu in ${visible//,/ }; do
+            gpu=${known[$gpu]:-$gpu}
+            if [[ " ${gpus[*]-} " != *" $gpu "* ]]; then gpus+=("$gpu"); fi
+        done
     fi
     if ((count == 0)); then export CUDA_VISIBLE_DEVICES=; fi
     if ((count == 0 || ${#gpus[@]} == 0)); then return; fi
     if ((count > ${#gpus[@]})); then
-        echo "launch: $rule asks for $count GPUs, and this machine has ${#gpus[@]}; write set-resources:" \
+        echo "launch: $rule asks for $count GPUs, and $named ${#gpus[@]}; write set-resources:" \
             "{$rule: {gpu: ${#gpus[@]}}} into the profile" >&2
         return 2
     fi
@@ -118,7 +127,7 @@ take_gpus() {
         for ((slot = 0; slot < (shares > 1 ? shares : 1); slot++)); do
             for gpu in "${gpus[@]}"; do
                 if ((got == count)) || [[ $taken, == *,$gpu,* ]]; then continue; fi
-                exec {lock}>"$folder/$gpu.$slot"
+                exec {lock}>"$folder/${gpu//\//_}.$slot" # MIG-GPU-…/1/0
                 if flock --nonblock "$lock"; then
                     taken+=,$gpu got=$((got + 1))
                 else

@@ -458,21 +458,37 @@ def test_fault_58_a_packed_checkpoint_is_named_and_read_when_unpacked(
     assert torch.equal(external.read_tensors(path)["weight"], LAYER.weight)
 
 
+ONLY = "only PyTorch's and safetensors files can be read"
+
+
 @pytest.mark.parametrize(
     ("data", "told"),
     [
         (b"", "is empty; fetch it again"),
-        (b"\n <!DOCTYPE html><html>Sign in</html>", "is a web page, no checkpoint: open it in a browser"),
+        (
+            b"\n <!DOCTYPE html><html>Sign in</html>",
+            "is a web page or a server's error, no checkpoint: open it in a browse",
+        ),
         (b"<HTML><body>", "is a web page"),
+        (b"\xef\xbb\xbf\r\n<!doctype html>", "is a web page"),
+        (b"<!-- saved --><html>", "is a web page"),
+        (b"<Error><Code>AccessDenied</Code></Error>", "is a web page or a server's error"),
+        (b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>NoSuchKey</Code></Error>', "is a web page or a"),
+        (b'{"message": "Not Found"}', "is a web page or a server's error"),
+        (b'{"err": {"code": 404}}', "is a web page or a server's error"),
+        (b'{\n  "message": "Not Found"\n}', "is a web page or a server's error"),
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
             "is a pointer of Git LFS.*git lfs pull",
         ),
         (b"\x89HDF\r\n\x1a\n" + bytes(99), "is HDF5, as of Keras"),
         (b"\x93NUMPY\x01\0v\0{'descr': '<f4'}", "is a single NumPy array"),
-        (b'{"message": "Not Found"}', r"is no whole PyTorch file \(\w+: .*fetch it again"),
-        (bytes(4000), r"is no whole PyTorch file"),
-        (b"PK\x03\x04" + bytes(99), r"is no whole PyTorch file"),
+        (b"MATLAB 5.0 MAT-file, Platform: posix" + bytes(99), f"is a MAT-file of MATLAB; {ONLY}"),
+        (b"GGUF\x03\0\0\0" + bytes(99), f"is GGUF, as of llama.cpp; {ONLY}"),
+        (b"\n\x07AlexNet\x10\x01" + bytes(99), rf"is no whole PyTorch file \(\w+: .*; {ONLY}: fetch one"),  # of Caffe
+        (b"\x08\x07\x12\x07pytorch:" + bytes(99), rf"is no whole PyTorch file \(\w+: .*; {ONLY}: fetch one"),  # ONNX
+        (bytes(4000), rf"is no whole PyTorch file \(\w+: .*; {ONLY}: fetch one of these"),
+        (b"PK\x03\x04" + bytes(99), r"is no whole PyTorch file \(\w+: .*; fetch it again"),
     ],
 )
 @pytest.mark.parametrize("name", ["file.pth", "file.safetensors"])
@@ -485,11 +501,44 @@ def test_fault_58_what_is_no_checkpoint_is_said_to_be_what_it_is(
         run_stage(tmp_path, settings(format=format).model_copy(update={"path": name}))
     message = capsys.readouterr().err
     seen(message)
-    if format == "uic_core" and "PyTorch" in told:
-        told = r"is no whole safetensors file .*; fetch it again"
+    if format == "uic_core" and "no whole PyTorch" in told:
+        told = r"is no whole safetensors file .*; " + told.rpartition("; ")[2]
     assert re.search(rf"{name}: {told}", message), message
     assert "may run any code" not in message
     assert len(message.splitlines()) == 1
+
+
+def test_fault_58_a_damaged_zip_is_left_to_torch(tmp_path: Path, seen: Any) -> None:
+    """Python's zipfile refuses such a list of entries with errors of other types; torch reads one of them."""
+    path = tmp_path / "file.pth"
+    torch.save(LAYER.state_dict(), path)
+    whole = path.read_bytes()
+    entry = whole.index(b"PK\x01\x02")
+
+    def damage(offset: int, value: int) -> None:
+        path.write_bytes(whole[: entry + offset] + bytes([value]) + whole[entry + offset + 1 :])
+
+    damage(6, 255)  # the version of the format
+    with pytest.raises(NotImplementedError):
+        zipfile.ZipFile(path)
+    assert external.read_tensors(path).keys() == {"weight", "bias"}
+    damage(46, 233)  # a name in UTF-8
+    with pytest.raises(UnicodeDecodeError):
+        zipfile.ZipFile(path)
+    with pytest.raises(InputError, match=r"file\.pth: is no whole PyTorch file .*; fetch it again$") as error:
+        external.read_tensors(path)
+    seen(error.value)
+
+
+def test_fault_58_a_safetensors_header_of_any_length_is_read(tmp_path: Path) -> None:
+    """Of 8827 bytes its length reads as {", like an answer in JSON."""
+    path = tmp_path / "file.safetensors"
+    external.safetensors.torch.save_file(LAYER.state_dict(), path)
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    path.write_bytes((8827).to_bytes(8, "little") + data[8 : 8 + size].ljust(8827) + data[8 + size :])
+    assert path.read_bytes().startswith(b'{"')
+    assert external.read_tensors(path).keys() == {"weight", "bias"}
 
 
 def test_fault_58_the_content_counts_not_the_name(tmp_path: Path) -> None:

@@ -177,8 +177,61 @@ def test_fault_43_only_gpus_that_the_user_shows_are_taken(machine: Machine) -> N
     machine.gpus(4)
     assert machine.job("1 2 '' m", CUDA_VISIBLE_DEVICES="3,1")[0] == 0
     assert machine.job("1 0 '' m")[0] == 0  # a job that asked for none
-    assert [visible for _, visible, _ in machine.stages()] == ["3,1", ""]
+    assert [visible for _, visible, _ in machine.stages()] == ["GPU-33,GPU-11", ""]
     assert machine.job("1 3 '' m", CUDA_VISIBLE_DEVICES="3,1")[0] == 2
+
+
+@pytest.mark.parametrize("uuids", [True, False])
+def test_fault_43_a_gpu_has_one_lock_whatever_it_is_called(machine: Machine, uuids: bool) -> None:
+    """By its number, by its UUID, or not at all; also where nvidia-smi tells no UUIDs."""
+    machine.gpus(1)
+    if not uuids:
+        machine.has("nvidia-smi", "echo 'GPU 0: NVIDIA H200'")
+    stay = machine.folder / "stay"
+    stay.touch()
+    jobs = [machine.start(CUDA_VISIBLE_DEVICES=" 0")]
+    machine.until(lambda: len(machine.stages()) == 1)
+    jobs += [machine.start(), machine.start(CUDA_VISIBLE_DEVICES="GPU-00" if uuids else "0,")]
+    time.sleep(0.5)
+    assert len(machine.stages()) == 1
+    stay.unlink()
+    assert [job.wait(60) for job in jobs] == [0, 0, 0]
+    assert [visible for _, visible, _ in machine.stages()] == ["GPU-00" if uuids else "0"] * 3
+
+
+@pytest.mark.parametrize("named", ["0,0", "1, GPU-11", "GPU-11,,1,"])
+def test_fault_43_a_gpu_that_is_named_twice_counts_once(
+    machine: Machine, named: str, seen: Callable[[object], None]
+) -> None:
+    machine.gpus(2)
+    status, said = machine.job("1 2 '' m", CUDA_VISIBLE_DEVICES=named)
+    seen(said)
+    assert (status, said) == (
+        2,
+        "launch: m asks for 2 GPUs, and CUDA_VISIBLE_DEVICES names 1; write set-resources: {m: {gpu: 1}} into the "
+        "profile\n",
+    )
+    assert not machine.stages()
+    assert machine.job("1 1 '' m", CUDA_VISIBLE_DEVICES=named)[0] == 0  # the remedy
+    assert machine.job("1 2 '' m", CUDA_VISIBLE_DEVICES="1,0,1")[0] == 0
+    assert [visible for _, visible, _ in machine.stages()] == [
+        "GPU-00" if named == "0,0" else "GPU-11",
+        "GPU-11,GPU-00",
+    ]
+
+
+def test_fault_43_a_part_of_a_gpu_is_taken_by_its_name(machine: Machine) -> None:
+    """Of MIG; older drivers have names with slashes."""
+    machine.gpus(1)
+    parts = "MIG-GPU-00/1/0,MIG-GPU-00/2/0,MIG-5f"
+    stay = machine.folder / "stay"
+    stay.touch()
+    jobs = [machine.start(CUDA_VISIBLE_DEVICES=parts) for _ in range(4)]
+    machine.until(lambda: len(machine.stages()) == 3)
+    time.sleep(0.3)
+    assert sorted(visible for _, visible, _ in machine.stages()) == sorted(parts.split(","))
+    stay.unlink()
+    assert [job.wait(60) for job in jobs] == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("broken", ["squeue", "scontrol"])

@@ -83,6 +83,7 @@ def functions(root: Path, **workflow) -> dict:
     config = validate(read_yaml(path), str(path))
     found = {"workflow": SimpleNamespace(**known | workflow), "shell": shell, "CONFIG": config, "FULL": config}
     exec((ROOT / "workflow/rules/cluster.smk").read_text(), found)
+    found["LONGEST"] = found["longest"]()
     return found
 
 
@@ -115,6 +116,17 @@ def test_fault_42_a_job_asks_for_its_cost_and_at_most_for_the_site_s_limit(seen)
         assert [found["minutes"](10)({}, attempt) for attempt in (1, 2, 3)] == [10, 20, 30]
     for amount, asked in ((2000, [2000, 4000, 6000]), (64000, [64000, 128000, 128000])):
         assert [found["megabytes"](amount)({}, attempt) for attempt in (1, 2, 3)] == asked
+
+
+@pytest.mark.parametrize("given", ["08:00:00", "'8:00:00'", "7-00:00:00", "0", "43201", "86400", "60 * attempt"])
+def test_fault_42_a_limit_in_other_notation_than_minutes_is_refused(capsys, seen, given):
+    defaults = Resources.parse([f"runtime={given}"], allow_expressions=True)
+    with pytest.raises(SystemExit):
+        functions(ROOT, resource_settings=SimpleNamespace(_parsed_default_resources=defaults))
+    said = capsys.readouterr().err
+    seen(said)
+    assert said.count("\n") == 1
+    assert f"default-resources.runtime of the profile: {given} is no whole number of minutes from 1 to 43200" in said
 
 
 def test_fault_42_rules_that_may_be_long_are_told_of_their_limit():

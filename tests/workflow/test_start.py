@@ -24,12 +24,14 @@ TARGET = "protocols/fewshot.yaml"  # a job of a second
 def start(tmp_path: Path, seen: Callable[[object], None]) -> Callable[..., str]:
     """Start Snakemake in a folder with a config; return what it says: '' if it ends well, else our one line."""
 
-    def start(*arguments: str, config: dict[str, Any] | str = "", profile: bool = True, **variables: str) -> str:
+    def start(
+        *arguments: str, config: dict[str, Any] | str = "", profile: str = "profiles/demo", **variables: str
+    ) -> str:
         text = config if isinstance(config, str) else yaml.safe_dump(config)
         file = tmp_path / "mine.yaml"
         file.write_text(text or yaml.safe_dump(small_config()), encoding="latin-1")
         given = [*arguments, "--snakefile", str(ROOT / "Snakefile"), "--directory", str(tmp_path)]
-        given += ["--profile", "profiles/demo", "--configfile", str(file)] if profile else ["--cores", "1"]
+        given += ["--profile", profile, "--configfile", str(file)] if profile else ["--cores", "1"]
         if variables:
             command = [sys.executable, "-m", "snakemake", *given]
             process = subprocess.run(
@@ -39,7 +41,7 @@ def start(tmp_path: Path, seen: Callable[[object], None]) -> Callable[..., str]:
             process = forked.snakemake(*given)
         if process.returncode == 0:
             return ""
-        said = process.stderr.replace("Using profile profiles/demo for setting default command line arguments.\n", "")
+        said = process.stderr.replace(f"Using profile {profile} for setting default command line arguments.\n", "")
         first, *lines = [line for line in said.splitlines() if line.startswith("error: ") or "Traceback" in line]
         assert not lines
         assert said.splitlines()[-1] == first  # Snakemake adds nothing
@@ -47,6 +49,40 @@ def start(tmp_path: Path, seen: Callable[[object], None]) -> Callable[..., str]:
         return first
 
     return start
+
+
+@pytest.mark.parametrize("name", ["demo", "slurm"])
+def test_fault_42_a_profile_is_read_strictly(start, tmp_path, name):
+    """YAML would take the second of two keys, and 8:00:00 for 20 days: a job that no partition starts."""
+    text = (ROOT / "profiles" / name / "config.yaml").read_text()
+    if name == "demo":
+        text += "default-resources:\n  runtime: 1440\n"
+    file = tmp_path / "site" / "config.yaml"
+    file.parent.mkdir()
+    file.write_text(text.replace("runtime: 1440", "runtime: 8:00:00"))
+    line = text[: text.index("runtime: 1440")].count("\n") + 1
+    told = start("-n", profile=str(file.parent))
+    assert told.startswith(f"error: {file}:{line}: is not valid YAML: runtime: 8:00:00 means the number 28800; ")
+    file.write_text(f"{text}default-resources: {{mem_mb: 9000}}\n")
+    line = text.count("\n") + 1
+    told = start("-n", profile=str(file.parent))
+    assert told.startswith(f"error: {file}:{line}: is not valid YAML: key 'default-resources' stands twice; remove one")
+
+
+def test_fault_42_a_wrong_limit_is_told_before_the_first_job(start, tmp_path):
+    """However the profile is named. The remedy works, and so do the expressions that a profile may hold."""
+    text = (ROOT / "profiles/demo/config.yaml").read_text()
+    file = tmp_path / "site" / "config.yaml"
+    file.parent.mkdir()
+    file.write_text(f"{text}jobs: 1\njobs: 2\n")
+    assert "key 'jobs' stands twice" in start("-n", profile="", SNAKEMAKE_PROFILE=str(file))
+    assert "key 'jobs' stands twice" in start("-n", "--workflow-profile", str(file.parent), profile="")
+    file.write_text(f"{text}default-resources: {{runtime: 08:00:00}}\n")
+    told = start("-n", profile=str(file))
+    assert told.startswith("error: default-resources.runtime of the profile: 08:00:00 is no whole number of minutes")
+    for limit in ("8h", "?8 * 60"):
+        file.write_text(f"{text}default-resources:\n  ?if True:\n    runtime: {limit}\n  ?else:\n    runtime: 0\n")
+        assert start("-n", f"results/{TARGET}", profile=str(file)) == ""
 
 
 def test_fault_50_where_nothing_can_be_written_no_job_starts(start, tmp_path):
@@ -93,9 +129,9 @@ def test_fault_52_a_config_that_snakemake_cannot_read_is_named_with_its_line(sta
         assert start("-n", config=text + wrong).startswith(f"error: {file}:{line}: {told}")
     (tmp_path / "config").mkdir()
     (tmp_path / "config/paper.yaml").write_text("scale: paper\n\tresults: x\n")
-    assert start("-n", profile=False).startswith("error: config/paper.yaml:2: is not valid YAML: found character '\\t'")
+    assert start("-n", profile="").startswith("error: config/paper.yaml:2: is not valid YAML: found character '\\t'")
     (tmp_path / "config/paper.yaml").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
-    assert start("-n", f"results/{TARGET}", profile=False) == ""
+    assert start("-n", f"results/{TARGET}", profile="") == ""
 
 
 def test_fault_53_a_path_with_quotes_works_and_a_slash_too_many_does_no_harm(start, tmp_path):

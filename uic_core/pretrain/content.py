@@ -5,6 +5,7 @@ Nothing of the file is unpickled or run here. Every remedy is followed by a test
 
 from __future__ import annotations
 
+import re
 import zipfile
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,13 @@ from uic_core.errors import InputError
 Kind = Literal["safetensors", "torch", "pickle", "unknown"]
 
 _TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's first pickle, before its zip files
+_ANSWER = re.compile(rb'(\xef\xbb\xbf)?\s*(<(!doctype|!--|\?xml|html|head|error)|\{\s*")', re.IGNORECASE)
+_ONLY = "only PyTorch's and safetensors files can be read"
+_FORMATS = {
+    b"\x89HDF": "HDF5, as of Keras",
+    b"MATLAB ": "a MAT-file of MATLAB",
+    b"GGUF": "GGUF, as of llama.cpp",
+}
 _COMPRESSED = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -36,16 +44,16 @@ def kind(path: Path) -> Kind:
     """Tell how the weights of a file can be read.
 
     Raises:
-        InputError: it is no checkpoint, but a web page, an archive …: says what it is, and what to do.
+        InputError: it is no checkpoint, but a web page, an archive …; says what it is, and what to do.
     """
     with open(path, "rb") as file:
         head = file.read(512)
     if not head:
         raise InputError(f"{path}: is empty; fetch it again")
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+    if _ANSWER.match(head) and b"\0" not in head[:8]:  # the length of a safetensors header, which may look like {"
         raise InputError(
-            f"{path}: is a web page, no checkpoint: open it in a browser, it says why (often a page to log in or to "
-            "confirm); fetch the file itself"
+            f"{path}: is a web page or a server's error, no checkpoint: open it in a browser, it says why (often a "
+            "page to log in or to confirm); fetch the file itself"
         )
     if head.startswith(b"version https://git-lfs"):
         raise InputError(f"{path}: is a pointer of Git LFS, no checkpoint; fetch the file itself: git lfs pull")
@@ -54,8 +62,9 @@ def kind(path: Path) -> Kind:
             raise InputError(f"{path}: is compressed by {name}; unpack it, and name the checkpoint in it as `path`")
     if head[257:262] == b"ustar":
         raise InputError(f"{path}: is a tar archive; unpack it (tar -xf), and name the checkpoint in it as `path`")
-    if head.startswith(b"\x89HDF"):
-        raise InputError(f"{path}: is HDF5, as of Keras; only PyTorch's and safetensors files can be read")
+    for magic, name in _FORMATS.items():
+        if head.startswith(magic):
+            raise InputError(f"{path}: is {name}; {_ONLY}")
     if head.startswith(b"\x93NUMPY"):
         raise InputError(f"{path}: is a single NumPy array, no weights by name; fetch the checkpoint itself")
     if head.startswith(b"PK\x03\x04"):
@@ -65,6 +74,11 @@ def kind(path: Path) -> Kind:
     if head.startswith(_TORCH):
         return "torch"
     return "pickle" if head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5" else "unknown"
+
+
+def instead(kind: Kind) -> str:
+    """The remedy for a file that its reader cannot open: without known first bytes it is likely of another format."""
+    return f"{_ONLY}: fetch one of these" if kind == "unknown" else "fetch it again"
 
 
 def save_tensors(kind: Kind) -> str:
@@ -84,8 +98,8 @@ def _of_zip(path: Path) -> Kind:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except zipfile.BadZipFile:
-        return "torch"  # truncated: torch says so
+    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError):
+        return "torch"  # truncated or damaged: torch says so
     if any(name.endswith("/constants.pkl") for name in names):
         raise InputError(
             f"{path}: is TorchScript, a program with weights. If you trust it, save the weights alone: {_FROM_SCRIPT}"

@@ -61,7 +61,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             ) from None
         first = str(error).partition("\n")[0].partition(" In PyTorch 2.6")[0]
         raise InputError(
-            f"{path}: is no whole PyTorch file ({type(error).__name__}: {first}); fetch it again"
+            f"{path}: is no whole PyTorch file ({type(error).__name__}: {first}); {content.instead(kind)}"
         ) from None
     for key in _KEYS:
         if isinstance(held, dict) and isinstance(held.get(key), dict):
@@ -174,8 +174,7 @@ def _kind(path: Path) -> content.Kind:
 
 
 def _of_this_suite(path: Path, recipe: External) -> tuple[Network, list[str]]:
-    _kind(path)
-    network, source = checkpoint.load(path, "fetch it again")
+    network, source = checkpoint.load(path, content.instead(_kind(path)))
     for key in ("arch", "sobel", "image_size"):
         if getattr(source, key) != getattr(recipe, key):
             raise InputError(

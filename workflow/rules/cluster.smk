@@ -10,6 +10,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
+from uic_core.errors import InputError, stage
 from uic_core.evaluations import EVALUATIONS
 from uic_core.overview import limits
 
@@ -47,14 +48,24 @@ def prepare_shell():
 
 def longest():
     """Return the most minutes that a job may ask for: `runtime` of the profile's default-resources, or a day."""
-    return integer_of(workflow.resource_settings._parsed_default_resources, "runtime") or 1440
+    defaults = workflow.resource_settings._parsed_default_resources
+    if "runtime" not in defaults:
+        return 1440
+    limit = integer_of(defaults, "runtime")
+    with stage():
+        if limit is None or not 1 <= limit <= 43200:
+            raise InputError(
+                f"default-resources.runtime of the profile: {defaults['runtime'].raw} is no whole number of minutes from 1 "
+                "to 43200; write minutes, as 480, or Snakemake's 8h, not 8:00:00"
+            )
+    return limit
 
 
 def minutes(amount):
-    """Return a job's time: every retry asks for more, up to `longest`. `amount` may be a function of the wildcards."""
+    """Return a job's time: every retry asks for more, up to LONGEST. `amount` may be a function of the wildcards."""
 
     def asked_for(wildcards, attempt):
-        return min(longest(), attempt * (amount(wildcards) if callable(amount) else amount))
+        return min(LONGEST, attempt * (amount(wildcards) if callable(amount) else amount))
 
     return asked_for
 
