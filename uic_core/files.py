@@ -10,12 +10,16 @@ import functools
 import hashlib
 import io
 import json
+import lzma
 import os
 import re
 import shutil
 import socket
 import tempfile
 import time
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,12 @@ from typing import Any
 import yaml
 
 from uic_core.errors import InputError
+
+DAMAGED = (
+    OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, IndexError, OverflowError, MemoryError,
+    RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError,
+)  # fmt: skip
+"""How reading a damaged file of numpy or JSON ends. A RuntimeError is that it seems encrypted, or nested too deeply."""
 
 
 @contextlib.contextmanager

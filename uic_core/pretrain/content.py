@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from uic_core.errors import InputError
+from uic_core.files import DAMAGED
 
 Kind = Literal["safetensors", "torch", "pickle", "unknown"]
 
@@ -84,8 +85,8 @@ def _of_zip(path: Path) -> Kind:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except zipfile.BadZipFile:
-        return "torch"  # truncated: torch says so
+    except DAMAGED:
+        return "torch"  # which says so
     if any(name.endswith("/constants.pkl") for name in names):
         raise InputError(
             f"{path}: is TorchScript, a program with weights. If you trust it, save the weights alone: {_FROM_SCRIPT}"

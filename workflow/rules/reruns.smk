@@ -10,7 +10,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.io import IOFile, flag, is_flagged
 
 from uic_core.errors import InputError, stage
-from uic_core.files import known_sha256, lines_of, sha256, write_json
+from uic_core.files import DAMAGED, known_sha256, lines_of, sha256, write_json
 from uic_core.run import trained
 
 JUDGED = {}  # what `difference` found of each file
@@ -181,5 +181,5 @@ def noted():
     """Return what was noted when this Snakemake started: file -> hashes of its settings and of its numbers."""
     try:
         return dict(json.loads(Path(RESULTS, "made_from.json").read_text()))
-    except (OSError, ValueError, TypeError):  # there are none, or the file is damaged
+    except DAMAGED:  # there are none, or the file is damaged
         return {}
