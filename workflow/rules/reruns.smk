@@ -112,18 +112,18 @@ def from_elsewhere(runs):
         for run in dict.fromkeys(runs):
             recipe = CONFIG.runs[run]
             if recipe.stage == "external" and difference(f"{RESULTS}/runs/{run}/checkpoint.safetensors") != "":
-                there(run, recipe.path)
+                there(f"runs.{run}.path", recipe.path)
         return []
 
     return find
 
 
-def there(run, path):
-    """Return the file of a run that was trained elsewhere; end with one line if it is not there."""
+def there(key, path):
+    """Return a file from elsewhere; end with one line, which names the config's key of it, if it is not there."""
     if not os.path.exists(path):
         *below, last = FILES
         with stage(), lines_of(last, *below):
-            raise InputError(f"{last}: runs.{run}.path: {path} is not there; correct it in the config")
+            raise InputError(f"{last}: {key}: {path} is not there; correct it in the config")
     return path
 
 
