@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from bench.small_dag import small_config
 from tests.run.test_metrics import example
@@ -24,7 +25,7 @@ from uic_core.openmmlab import proposals
 from uic_core.overview.recorded import difference
 from uic_core.pretrain import content
 from uic_core.report.figures import ClusterArrays
-from uic_core.run import metrics, trained
+from uic_core.run import metrics, saved_state, trained
 from uic_core.samples import Detected
 from uic_core.samples import load as load_samples
 
@@ -130,6 +131,15 @@ def test_fault_59_a_damaged_file_is_named_wherever_its_bytes_are_wrong(
             told[type(error.__cause__).__name__] = str(error)
     assert all(str(folder) in each for each in told.values())
     seen(f"{', '.join(sorted(told))}: {next(iter(told.values()), 'all are made again')[:300]}")
+
+
+def test_fault_59_a_state_nested_without_end_is_no_whole_state(tmp_path: Path, seen: Callable[[object], None]) -> None:
+    """So that the previous one is used."""
+    path = tmp_path / "state.safetensors"
+    safetensors.numpy.save_file({"a": np.zeros(1)}, path, {"state": "[" * 100_000})
+    with pytest.raises(ValueError, match="recursion") as error:
+        saved_state._read(path)
+    seen(error.value)
 
 
 @pytest.mark.filterwarnings("ignore")
