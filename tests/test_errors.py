@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from uic_core.errors import InputError, stage
+from uic_core.files import write_text
 
 
 def test_a_stage_turns_a_users_mistake_into_one_line_and_status_2(capsys):
@@ -68,6 +70,38 @@ def test_fault_46_a_machine_that_is_too_small_is_one_line(error, said, seen, cap
     assert err.count("\n") == 1
 
 
+REFUSED = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.EMFILE, errno.ESTALE,
+    errno.ELOOP, errno.EEXIST,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("number", REFUSED, ids=errno.errorcode.get)
+def test_fault_50_what_the_system_refuses_is_one_line(number, seen, capsys):
+    with pytest.raises(SystemExit) as stop, stage():
+        raise OSError(number, os.strerror(number), "/scratch/x")
+    err = capsys.readouterr().err
+    seen(err)
+    assert stop.value.code == 2
+    assert re.fullmatch(rf"error: /scratch/x: {os.strerror(number)}; .+\n", err)
+
+
+@pytest.mark.parametrize("place", ["file/x", "loop/x", "dead/x", "folder"])
+def test_fault_50_a_result_that_the_system_will_not_take_is_one_line(place, tmp_path, seen, capsys):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dead").symlink_to("purged")
+    with pytest.raises(SystemExit) as stop, stage():
+        write_text(tmp_path / place, "x")
+    err = capsys.readouterr().err
+    seen(err)
+    assert stop.value.code == 2
+    assert err.startswith(f"error: {tmp_path}")
+    assert err.count("\n") == 1
+
+
 def test_errors_of_ours_stay_errors():
-    with pytest.raises(RuntimeError, match="a bug"), stage():
-        raise RuntimeError("a bug")
+    for error in (RuntimeError("a bug"), FileNotFoundError(errno.ENOENT, "a bug", "x"), OSError(errno.EIO, "a bug")):
+        with pytest.raises(type(error), match="a bug"), stage():
+            raise error

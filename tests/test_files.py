@@ -130,6 +130,34 @@ def test_where_a_file_system_has_no_locks_nothing_is_held(tmp_path, monkeypatch)
     assert files.hold(tmp_path) is False
 
 
+@pytest.mark.parametrize("kind", ["not ours", "a folder", "a loop"])
+def test_fault_61_a_lock_that_cannot_be_opened_is_named_with_its_owner(tmp_path, monkeypatch, kind, seen):
+    """A colleague's has the mode that their umask says. Root may open it, so that the system's refusal is put in."""
+    lock = tmp_path / ".lock"
+    if kind == "not ours":
+        lock.touch(0o644)
+        really = os.open
+        monkeypatch.setattr(files.os, "open", lambda path, flags, *mode: refuse(really, path, flags, *mode))
+    elif kind == "a folder":
+        lock.mkdir()
+    else:
+        lock.symlink_to(".lock")
+
+    def refuse(really, path, flags, *mode):
+        if flags & os.O_RDWR:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return really(path, flags, *mode)
+
+    with pytest.raises(InputError) as error:
+        files.hold(tmp_path)
+    seen(error.value)
+    why = {"not ours": "Permission denied", "a folder": "Is a directory", "a loop": "Too many levels of symbolic links"}
+    remedy = "move away what is in its place"
+    if kind == "not ours":
+        remedy = f"let {lock.owner()} make it yours, too: chmod a+rw {lock}"
+    assert str(error.value) == f"{lock}: cannot be opened ({why[kind]}); {remedy}"
+
+
 @pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
 def test_fault_47_every_file_has_the_mode_that_the_umask_says(tmp_path, umask, seen):
     before = os.umask(umask)
@@ -198,6 +226,20 @@ def test_fault_56_yaml_saved_on_windows_is_read(tmp_path, seen):
     path.write_bytes(b"\xef\xbb\xbfa: 1\r\nb: [x,\r\n  y]\r\n")
     assert files.read_yaml(path) == {"a": 1, "b": ["x", "y"]}
     seen(f"{path.name}: {files.read_yaml(path)}")
+
+
+@pytest.mark.parametrize("write", [True, False])
+def test_fault_50_a_link_to_a_folder_that_is_gone_is_named_with_what_it_links_to(tmp_path, seen, write):
+    link = tmp_path / "runs"
+    link.symlink_to(tmp_path / "purged")
+    for folder in (link, link / "x"):
+        with pytest.raises(InputError) as error:
+            files.check_folder(folder, "move it away", write)
+        seen(error.value)
+        why = f"No such file or directory: {link} links to {tmp_path}/purged"
+        assert str(error.value) == f"{folder}: nothing can be written there ({why}); move it away"
+    (tmp_path / "purged").mkdir()  # the remedy
+    files.check_folder(link, "", write)
 
 
 @pytest.mark.parametrize("kind", ["read-only", "a file", "in a file", "full"])

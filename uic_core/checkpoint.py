@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from uic_core.errors import InputError
-from uic_core.files import RETRAIN, atomic, stamp
+from uic_core.files import DAMAGED, RETRAIN, atomic, stamp
 from uic_core.methods import load_run, parse_run
 from uic_core.models import build
 from uic_core.models.network import Network
@@ -142,7 +142,7 @@ def _read_header(text: str, path: Path, remedy: str) -> tuple[Recipe | External,
     try:
         header = json.loads(text)
         recipe, coverage = dict(header["recipe"]), float(header["coverage"])
-    except (ValueError, TypeError, KeyError) as error:
+    except DAMAGED as error:
         raise InputError(f"{path}: its header is damaged ({error!r}); {remedy}") from error
     if not 0 <= coverage <= 1:
         raise InputError(f"{path}: its header says a coverage of {coverage}, not 0..1; {remedy}")

@@ -36,6 +36,16 @@ class Interrupted(Exception):
     """The process got SIGTERM, SIGUSR1 or SIGINT; the message says what is saved. The same command goes on."""
 
 
+_ACCESS = "get the right to use it, or name another place in the config"
+_BROKEN = "its disk or network failed: run the same command again once it works"
+_IN_PLACE = "move away what is in its place, or name another place in the config"
+_OF_THE_SYSTEM = {
+    errno.EACCES: _ACCESS, errno.EPERM: _ACCESS, errno.EROFS: _ACCESS, errno.EIO: _BROKEN, errno.ESTALE: _BROKEN,
+    errno.ENOTDIR: _IN_PLACE, errno.EISDIR: _IN_PLACE, errno.ELOOP: _IN_PLACE, errno.EEXIST: _IN_PLACE,
+    errno.EMFILE: "too many files are open in this process; raise the limit: ulimit -n 4096",
+}  # fmt: skip
+"""The remedies for what the system refuses, whatever a stage does with a file. EEXIST is a dead link, for a folder."""
+
 _MEMORY = "give the job more memory (mem_mb), or let it use fewer processes (--threads)"
 
 INTERRUPTED = 75
@@ -46,8 +56,8 @@ INTERRUPTED = 75
 def stage() -> Iterator[None]:
     """Wrap a stage's `main`: an InputError prints `error: …` to stderr and exits with status 2, without traceback.
 
-    An interrupted stage prints what it saved and exits with INTERRUPTED. A process that ran out of memory, a full disk
-    and Ctrl-C before anything could be saved are one line, too: none of them is a bug.
+    An interrupted stage prints what it saved and exits with INTERRUPTED. A process that ran out of memory, a full disk,
+    a file that the system refuses and Ctrl-C before anything could be saved are one line, too: none of them is a bug.
     """
     try:
         yield
@@ -72,6 +82,9 @@ def stage() -> Iterator[None]:
             f"container more (docker run --shm-size), or {_MEMORY}",
         )
     except OSError as error:
+        remedy = _OF_THE_SYSTEM.get(error.errno or 0)
+        if remedy and error.filename:
+            _end(2, f"error: {error.filename}: {error.strerror}; {remedy}")
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         full = error.filename or "a disk, or /dev/shm"  # a semaphore and an open file have no name

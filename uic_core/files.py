@@ -10,12 +10,17 @@ import functools
 import hashlib
 import io
 import json
+import lzma
 import os
 import re
 import shutil
 import socket
+import stat
 import tempfile
 import time
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +28,12 @@ from typing import Any
 import yaml
 
 from uic_core.errors import InputError
+
+DAMAGED = (
+    OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, IndexError, OverflowError, MemoryError,
+    RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError,
+)  # fmt: skip
+"""How reading a damaged file of numpy or JSON ends. A RuntimeError is that it seems encrypted, or nested too deeply."""
 
 
 @contextlib.contextmanager
@@ -81,11 +92,12 @@ def check_folder(folder: Path, remedy: str, write: bool = True) -> None:
     """Check that a folder is one or can be made; with `write`, make it and write a megabyte, which is gone at once.
 
     Raises:
-        InputError: it is a file or lies in one, is read-only, or has no room; the message ends with `remedy`.
+        InputError: it is a file or lies in one, links to nothing, is read-only, or has no room; the message ends with
+            `remedy`.
     """
     there = next(part for part in (folder, *folder.parents) if os.path.lexists(part))
     try:
-        if not there.is_dir():
+        if not stat.S_ISDIR(there.stat().st_mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         if write:
             folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +105,8 @@ def check_folder(folder: Path, remedy: str, write: bool = True) -> None:
                 file.write(bytes(1_000_000))
     except OSError as error:
         room = "make room, or " if _is_full(error) else ""
-        raise InputError(f"{folder}: nothing can be written there ({error.strerror}); {room}{remedy}") from None
+        link = f": {there} links to {os.readlink(there)}" if there.is_symlink() else ""
+        raise InputError(f"{folder}: nothing can be written there ({error.strerror}{link}); {room}{remedy}") from None
 
 
 def hold(folder: Path) -> bool:
@@ -103,12 +116,19 @@ def hold(folder: Path) -> bool:
         False if the file system has no locks; nothing is locked then.
 
     Raises:
-        InputError: another process holds the lock; the message says which one, and where.
+        InputError: another process holds the lock; the message says which one, and where. Or `.lock` cannot be opened.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if told := holder(folder):
         raise InputError(f"{folder}: {told} works in it; wait for its end, or stop it")
-    file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)  # open for the life of the process
+    lock = folder / ".lock"
+    try:
+        file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)  # open for the life of the process
+    except OSError as error:
+        remedy = "move away what is in its place"
+        if isinstance(error, PermissionError):
+            remedy = f"let {_owner(lock)} make it yours, too: chmod a+rw {lock}"
+        raise InputError(f"{lock}: cannot be opened ({error.strerror}); {remedy}") from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:  # within this very moment
@@ -121,6 +141,12 @@ def hold(folder: Path) -> bool:
     told = f"process {os.getpid()} on {socket.gethostname()}, started in {Path.cwd()}, since {time.ctime()},\n"
     os.pwrite(file, told.encode(), 0)
     return True
+
+
+def _owner(path: Path) -> str:
+    with contextlib.suppress(OSError, KeyError):  # KeyError: an owner without a name
+        return path.owner()
+    return "its owner"
 
 
 def holder(folder: Path) -> str:

@@ -6,8 +6,6 @@ because the report uses this.
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uic_core.errors import InputError
-from uic_core.files import atomic
+from uic_core.files import DAMAGED, atomic
 
 COUNT = 6
 """Number of images kept per test set."""
@@ -110,7 +108,7 @@ def load(path: Path, kind: type[Kind]) -> Samples[Kind]:
             found = Samples(str(arrays["run"]), str(arrays["fingerprint"]), classes, ids, images)
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such file; run snakemake to make it") from error
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, TypeError) as error:
+    except DAMAGED as error:
         raise InputError(f"{path}: does not hold samples of images ({error}); {remedy}") from error
     if not found.images or not all(_fits(image, len(classes)) for image in found.images):
         raise InputError(f"{path}: boxes, masks and classes do not fit together; {remedy}")

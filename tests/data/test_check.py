@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -230,6 +231,30 @@ def test_absent_and_empty_roots_are_named_before_any_work(
         check(empty)
     source = {"imagenet": "image-net.org", "voc07": "voc2007", "voc_segmentation": "voc2012", "miniimagenet": "Ravi"}
     assert source[dataset] in str(caught.value).splitlines()[-1]
+
+
+@pytest.mark.parametrize("refused", ["listdir", "stat"])
+@pytest.mark.parametrize("dataset", NAMES)
+def test_fault_10_a_root_that_cannot_be_read_is_named_with_its_key(
+    demo_data: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, dataset: str, refused: str, seen: Callable[..., None]
+) -> None:
+    """Itself, or the folder that it is in. Root may read all, so that the system's refusal is put in."""
+    root = str(getattr(demo_data, dataset))
+    really = getattr(os, refused)
+
+    def refuse(path: Any, *more: Any, **named: Any) -> Any:
+        if str(path).startswith(root):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return really(path, *more, **named)
+
+    monkeypatch.setattr(os, refused, refuse)
+    with pytest.raises(InputError) as caught:
+        check(changed(demo_data.datasets, dataset, generated=False))
+    monkeypatch.undo()
+    seen(caught.value)
+    first, last = str(caught.value).splitlines()
+    assert re.fullmatch(rf"datasets\.(folders\.)?{dataset}\.root: {root}: cannot be read \(Permission denied\)", first)
+    assert last.startswith("remedy: ")
 
 
 def test_more_is_as_wrong_as_less(demo_data: SimpleNamespace) -> None:

@@ -296,6 +296,28 @@ def test_fault_64_a_missing_checkpoint_from_elsewhere_is_refused_by_what_takes_i
     assert "is not there" not in plan(copy, "table5")[1]
 
 
+def test_fault_64_published_proposals_that_are_missing_are_refused_by_what_takes_their_numbers(copy, tmp_path, seen):
+    """Of finished results and before the first; as a checkpoint from elsewhere is."""
+    config = base()
+    config["evaluations"]["proposals"]["source"] = "gone"
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+    (fresh / "their.pth").touch()
+    for folder in (copy, fresh):
+        write(folder, config)
+        line = (folder / "small.yaml").read_text().partition("source: gone")[0].count("\n") + 1
+        for target in ([], ["table4"]):
+            jobs, told = plan(folder, *target)
+            assert not jobs
+            assert re.search(
+                rf"^error: small\.yaml:{line}: evaluations\.proposals\.source: gone/voc_2007_\w+\.mat is not there; "
+                r"correct it in the config\Z",
+                told.rstrip(), re.M,
+            )  # fmt: skip
+        assert "is not there" not in plan(folder, "table5")[1]
+    seen(told.splitlines()[-1])
+
+
 def older(file: Path, content: bytes, by: float = 1000) -> None:
     """Put another file in the place of one, some seconds older, as `cp -p` and `rsync -a` do."""
     time = file.stat().st_mtime_ns - int(by * 10**9)

@@ -102,6 +102,18 @@ def test_fault_50_where_nothing_can_be_written_no_job_starts(start, tmp_path):
     assert (tmp_path / "results" / TARGET).exists()
 
 
+def test_fault_50_a_part_of_the_results_that_links_to_a_purged_folder_is_named(start, tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/protocols").symlink_to(tmp_path / "purged")
+    for arguments in (["-n"], [f"results/{TARGET}"]):
+        assert start(*arguments) == (
+            "error: results/protocols: nothing can be written there (No such file or directory: results/protocols "
+            f"links to {tmp_path}/purged); make what it links to again, or move it away"
+        )
+    (tmp_path / "purged").mkdir()
+    assert start(f"results/{TARGET}") == ""
+
+
 def test_fault_51_tables_and_numbers_are_checked_with_the_config(start, tmp_path):
     published = tmp_path / "published.csv"
     published.write_bytes((ROOT / "config/published.csv").read_bytes()[:-40])

@@ -11,7 +11,6 @@ import argparse
 import functools
 import hashlib
 import io
-import zipfile
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from uic_core.data import reader, stamps
 from uic_core.data.index import Index
 from uic_core.data.pixels import Format, Pixels, part_file
 from uic_core.errors import InputError, stage
-from uic_core.files import atomic
+from uic_core.files import DAMAGED, atomic
 from uic_core.run import cpus
 
 PART = 4096
@@ -163,7 +162,7 @@ def _read_table(path: Path) -> NDArray[np.int64] | None:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             table: NDArray[np.int64] = arrays["table"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except DAMAGED:
         return None
     return table if table.dtype == np.int64 and table.ndim == 2 and table.shape[1] == len(_COLUMNS) else None
 

@@ -8,6 +8,7 @@ reported at once. Imports no torch.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import hashlib
 import os
@@ -92,23 +93,24 @@ def check(dataset: Dataset, processes: int = 1) -> str:
     """
     root = Path(dataset.section.root)
     findings = _Findings(dataset.key, processes)
-    if not root.is_dir():
-        findings.wrong("root", root, "there is no such folder")
-    elif not os.listdir(root):
-        findings.wrong("root", root, "the folder is empty")
-    else:
-        try:
+    try:
+        if not root.is_dir():
+            findings.wrong("root", root, "there is no such folder")
+        elif not os.listdir(root):
+            findings.wrong("root", root, "the folder is empty")
+        else:
             _CHECKS[type(dataset.section)](dataset.section, root, findings)
-        except OSError as error:
-            findings.wrong("root", Path(error.filename or root), f"cannot be read ({error.strerror})")
-        except InputError as error:
-            findings.problems.append(f"{findings.key}.root: {error}")
+    except OSError as error:
+        findings.wrong("root", Path(error.filename or root), f"cannot be read ({error.strerror})")
+    except InputError as error:
+        findings.problems.append(f"{findings.key}.root: {error}")
     if findings.problems:
         section = dataset.section
         remedy = _SOURCES.get(dataset.name, "")
         if isinstance(section, ImageFolder):
             layout = _CLASSES if section.classes else _UNLABELLED
-            remedy = ilsvrc.commands(root) if section.classes and root.is_dir() else ""
+            with contextlib.suppress(OSError):  # it cannot be read
+                remedy = ilsvrc.commands(root) if section.classes and root.is_dir() else ""
             remedy = (
                 remedy or f"get {section.source or 'the images'} and unpack them as {layout} (docs/data.md says how)"
             )

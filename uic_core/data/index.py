@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from uic_core.data import reader, stamps
 from uic_core.data.dataset import Dataset, ImageFolder, MiniImageNet
 from uic_core.data.pixels import Format, Pixels
 from uic_core.errors import InputError, stage
-from uic_core.files import atomic, read_csv, remake
+from uic_core.files import DAMAGED, atomic, read_csv, remake
 from uic_core.run import cpus
 
 Paths = NDArray[Any]
@@ -134,7 +133,7 @@ class Index:
                 value: dict[str, Any] = {key: arrays[key] for key in kinds}
         except FileNotFoundError as error:
             raise InputError(f"{path}: there is no such index; run snakemake to make it") from error
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        except DAMAGED as error:
             raise InputError(f"{path}: is not an index ({error}); {remedy}") from error
         wrong = [key for key, kind in kinds.items() if value[key].dtype.kind not in kind]
         stored, labels, classes = value.pop("paths"), value["labels"], value["classes"]

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uic_core.errors import InputError
-from uic_core.files import atomic, write_json
+from uic_core.files import DAMAGED, atomic, write_json
 
 SWITCH = "UIC_CHECK_FILES"
 """Environment variable; "0" skips the comparison. The workflow sets it from datasets.check_files."""
@@ -62,7 +62,7 @@ def fingerprint(made: Path, listed: str, content: str) -> str:
     file = made.with_suffix(".first.json")
     try:
         first = {str(key): str(value) for key, value in json.loads(file.read_text(encoding="utf-8")).items()}
-    except (OSError, ValueError, AttributeError):
+    except DAMAGED:
         first = {}
     if listed not in first:
         write_json(file, first | {listed: content})
@@ -112,7 +112,7 @@ def verify(made: Path | None, files: Sequence[str], remedy: str = "") -> None:
         kept = np.load(beside(made), allow_pickle=False)
         if kept.dtype != np.int64 or kept.shape != (len(files), 2):
             raise ValueError(f"{kept.dtype} {list(kept.shape)}, not int64 [{len(files)}, 2]")
-    except (OSError, ValueError, EOFError) as error:
+    except DAMAGED as error:
         raise InputError(
             f"{beside(made)}: is damaged, or the image lists changed since it was made ({error}); {remedy}"
         ) from error

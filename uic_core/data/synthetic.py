@@ -25,7 +25,7 @@ from uic_core.data import shapes, voc
 from uic_core.data.dataset import Dataset, ImageFolder, MiniImageNet, Voc07, VocSegmentation
 from uic_core.data.palette import palette
 from uic_core.errors import InputError, stage
-from uic_core.files import atomic_folder, write_json
+from uic_core.files import DAMAGED, atomic_folder, write_json
 from uic_core.run import cpus
 
 MANIFEST = "generated.json"
@@ -128,7 +128,7 @@ def _stands(drawing: Plan) -> bool:
     try:
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
         settings, sizes = manifest["settings"], dict(manifest["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except DAMAGED as error:
         raise InputError(f"{manifest_path}: is damaged ({error!r}); move {home} away and run again") from error
     strangers = sorted(set(found) - set(sizes))
     if settings == drawing.settings and not strangers:

@@ -20,7 +20,7 @@ from uic_core.data.index import Index
 from uic_core.data.partition import class_sizes, group, nmi
 from uic_core.errors import InputError, stage
 from uic_core.evaluations import Clusters
-from uic_core.files import RETRAIN, atomic, sha256, stamp, unchanged
+from uic_core.files import DAMAGED, RETRAIN, atomic, sha256, stamp, unchanged
 from uic_core.run import metrics, trained
 
 
@@ -58,7 +58,7 @@ def read_labels(path: Path, images: int, classes: int) -> NDArray[np.int32]:
         stored = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError as error:
         raise InputError(f"{path}: is not there; run snakemake to make it") from error
-    except (OSError, ValueError, TypeError, OverflowError, EOFError) as error:
+    except DAMAGED as error:
         raise InputError(f"{path}: is no whole .npy file of numbers ({error}); {RETRAIN}") from error
     if stored.dtype.kind not in "iu" or stored.ndim != 1:
         raise InputError(
@@ -91,7 +91,7 @@ def read_history(path: Path) -> dict[str, NDArray[Any]]:
         try:
             epoch = json.loads(line)
             found.append((int(epoch["empty_classes"]), float(epoch["nmi_annotated"])))
-        except (ValueError, KeyError, TypeError) as error:
+        except DAMAGED as error:
             raise InputError(f"{path}:{number}: is no epoch of a history ({error!r}); {RETRAIN}") from error
     empty, agreement = zip(*found, strict=True) if found else ((), ())
     return {"empty_by_epoch": np.array(empty, np.int64), "nmi_by_epoch": np.array(agreement, np.float64)}

@@ -12,7 +12,6 @@ import argparse
 import ctypes
 import json
 import time
-import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from uic_core.data import matlab, reader, stamps, voc
 from uic_core.data.boxes import overlaps
 from uic_core.errors import InputError, stage
 from uic_core.evaluations.detection import SOURCE
-from uic_core.files import atomic, stamp, unchanged, write_json
+from uic_core.files import DAMAGED, atomic, stamp, unchanged, write_json
 from uic_core.run import cpus
 
 _MIN_PUBLISHED_SIDE = 2
@@ -91,7 +90,7 @@ def load(path: Path, fingerprint: str | None, sizes: Mapping[str, tuple[int, int
         raise
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); {remake}") from error
-    except (ValueError, KeyError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except DAMAGED as error:
         raise InputError(f"{path}: is no proposal file ({error}); {remake}") from error
     if found.ids != tuple(sizes):
         other = next((a for a, b in zip(found.ids, sizes, strict=False) if a != b), "")

@@ -7,7 +7,6 @@ records its settings and the fingerprint of its data, and these are compared. Im
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,9 @@ from uic_core.config import Config
 from uic_core.data import stamps
 from uic_core.data.dataset import Dataset
 from uic_core.data.index import subset_fingerprint
-from uic_core.errors import InputError
 from uic_core.evaluations.detection import SOURCE, Proposals
 from uic_core.evaluations.evaluation import Listed
-from uic_core.files import known_sha256, read_yaml
+from uic_core.files import DAMAGED, known_sha256, read_yaml
 from uic_core.recipe import PLACES, External, Strict, Training, load, stated
 from uic_core.report import seeds
 from uic_core.run import metrics, trained
@@ -34,10 +32,7 @@ class _Unknown(Exception):
     """There is no file, or it does not record what is compared."""
 
 
-_CANNOT_SAY = (
-    _Unknown, InputError, OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError,
-    zipfile.BadZipFile,
-)  # fmt: skip
+_CANNOT_SAY = (_Unknown, *DAMAGED)  # of which an InputError is one
 """How reading a file ends that is missing, damaged, or of another form."""
 
 

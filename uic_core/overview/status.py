@@ -19,6 +19,7 @@ from tabulate import tabulate
 
 from uic_core.config import FILES, Config, read
 from uic_core.errors import stage
+from uic_core.files import DAMAGED
 from uic_core.recipe import Training
 from uic_core.report.cells import all_needed, check_cells, of_every_run
 
@@ -71,7 +72,7 @@ def _epochs(folder: Path) -> int:
             with path.open("rb") as file:
                 head = json.loads(file.read(int.from_bytes(file.read(8), "little")))
             found.append(int(json.loads(head["__metadata__"]["state"])["position"]["epoch"]))
-        except (OSError, ValueError, KeyError, TypeError, MemoryError, OverflowError):
+        except DAMAGED:
             continue
     return max(found)
 

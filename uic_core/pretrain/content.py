@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from uic_core.errors import InputError
+from uic_core.files import DAMAGED
 
 Kind = Literal["safetensors", "torch", "pickle", "unknown"]
 
@@ -98,7 +99,7 @@ def _of_zip(path: Path) -> Kind:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError):
+    except DAMAGED:
         return "torch"  # truncated or damaged: torch says so
     if any(name.endswith("/constants.pkl") for name in names):
         raise InputError(

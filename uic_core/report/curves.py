@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from uic_core.errors import InputError, stage
-from uic_core.files import RETRAIN, unchanged
+from uic_core.files import DAMAGED, RETRAIN, unchanged
 from uic_core.report.arguments import add_recipes, add_scale
 from uic_core.report.figures import DPI, GREY, INK, STYLE, WIDTH, save
 from uic_core.report.origin import training
@@ -62,7 +62,7 @@ def read(path: Path, recipes: Mapping[str, str]) -> History:
         try:
             epoch = {key: float(value) for key, value in json.loads(line).items() if value is not None}
             found.append({"epoch": epoch.pop("epoch"), **epoch})
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except DAMAGED as error:
             raise InputError(f"{path}:{number}: is no epoch of a history ({error!r}); {RETRAIN}") from error
     return found
 

@@ -6,7 +6,6 @@ Made from the output of evaluation `clusters`. The same inputs give the same byt
 from __future__ import annotations
 
 import argparse
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from uic_core.data import reader
 from uic_core.data.index import Index
 from uic_core.errors import InputError, stage
-from uic_core.files import atomic
+from uic_core.files import DAMAGED, atomic
 from uic_core.report.arguments import add_recipes, add_scale
 from uic_core.report.origin import read_with
 from uic_core.run import metrics as metrics_file
@@ -92,7 +91,7 @@ class ClusterArrays:
                 arrays = {name: archive[name] for name in forms}
         except FileNotFoundError as error:
             raise InputError(f"{path}: there is no such file; run snakemake to make it") from error
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        except DAMAGED as error:
             raise InputError(f"{path}: does not hold the arrays of clusters ({error}); {remedy}") from error
         for name, (kinds, dimensions) in forms.items():
             array = arrays[name]

@@ -15,7 +15,7 @@ from typing import Any
 
 from uic_core.errors import InputError
 from uic_core.evaluations import EVALUATIONS
-from uic_core.files import read_yaml
+from uic_core.files import DAMAGED, read_yaml
 from uic_core.recipe import digest
 from uic_core.report.origin import foreign
 from uic_core.run import metrics as metrics_file
@@ -230,6 +230,6 @@ def _history(path: Path) -> tuple[dict[str, list[float]], str]:
                 raise ValueError("other numbers than in the first line")
             for key, value in numbers.items():
                 found[key].append(value)
-    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except DAMAGED as error:
         return {}, f"{path}: is no history ({type(error).__name__}: {str(error)[:200]})"
     return found, ""

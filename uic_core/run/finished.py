@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uic_core.files import atomic, sha256, write_json
+from uic_core.files import DAMAGED, atomic, sha256, write_json
 from uic_core.run import metrics
 
 if TYPE_CHECKING:  # the workflow imports this module, and no torch
@@ -80,7 +80,7 @@ def _put_back(
         if any(sha256(kept / file.name) != what["sha256"][file.name] for file in results):
             return False
         read(kept / results[0].name)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except DAMAGED:
         return False
     for file in results:
         _link(kept / file.name, file)

@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from uic_core.errors import InputError
-from uic_core.files import write_json
+from uic_core.files import DAMAGED, write_json
 
 _CODE = ("Snakefile", "envs", "uic_core", "workflow")
 """What decides numbers: only changes here make the code `dirty`. Config and profiles are there to be edited."""
@@ -253,15 +253,16 @@ def read(path: Path) -> Metrics:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         checksum = content.pop("checksum", None) if isinstance(content, dict) else None
         found = Metrics.model_validate(content)
+        now = sealed(content)["checksum"]
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); run snakemake to make it") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise InputError(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}; {remedy}") from None
-    except ValueError as error:
+    except DAMAGED as error:
         raise InputError(f"{path}: is not JSON ({error}); {remedy}") from None
-    if checksum != sealed(content)["checksum"]:
+    if checksum != now:
         what = (
             "has no checksum: an earlier version wrote it, or it" if checksum is None else "its checksum is wrong: it"
         )

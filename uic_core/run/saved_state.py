@@ -362,7 +362,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with safetensors.safe_open(path, framework="pt") as file:
             content = json.loads(file.metadata()["state"])
             return content, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, safetensors.SafetensorError, TypeError, KeyError) as error:
+    except (OSError, safetensors.SafetensorError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(str(error)) from error
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import Field
 
 from uic_core.errors import InputError
-from uic_core.files import sha256, write_json
+from uic_core.files import DAMAGED, sha256, write_json
 from uic_core.run.metrics import Record, code, cpu, seconds, today, versions
 
 NAME = "training.json"
@@ -95,7 +95,7 @@ def read(folder: Path) -> Trained | None:
         return Trained.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:  # of which ValidationError is one
+    except DAMAGED as error:  # of which ValidationError is one
         raise InputError(f"{path}: is damaged ({type(error).__name__}); delete it") from error
 
 

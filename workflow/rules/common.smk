@@ -57,7 +57,15 @@ def source_checkpoint(wildcards):
 
 def external_checkpoint(wildcards):
     """Return the file of a run that was trained elsewhere."""
-    return there(wildcards.run, CONFIG.runs[wildcards.run].path)
+    return there(f"runs.{wildcards.run}.path", CONFIG.runs[wildcards.run].path)
+
+
+def published_proposals(wildcards):
+    """End if the published proposals of a split are missing. They are no input: their bytes count, not their times."""
+    settings = CONFIG.evaluations.proposals
+    if settings and settings.source:
+        there("evaluations.proposals.source", settings.published(wildcards.split))
+    return []
 
 
 def generated(wildcards):

@@ -8,6 +8,9 @@ from uic_core.errors import stage
 from uic_core.files import check_folder, read_yaml
 from uic_core.report.cells import check_cells
 
+# What the results folder holds. A part may be a link to a larger disk.
+PARTS = "benchmarks data export figures index logs metrics proposals protocols runs tables".split()
+
 
 def config_files():
     """Return the config's files, each over those before it. A mistake in one ends here: Snakemake would name no line."""
@@ -39,11 +42,13 @@ def full_config():
 
 
 def check_folders(write):
-    """End where nothing can be made: in a file in place of a folder; with `write`, also in one that is full."""
+    """End where nothing can be made: in a file or a dead link in place of a folder; with `write`, also in one that is full."""
     cache = CONFIG.datasets.cache
     folders = {"results": CONFIG.results} | ({"datasets.cache.root": cache.root} if cache.format != "none" else {})
     with stage():
         for key, folder in folders.items():
             check_folder(Path(folder), f"name another folder under `{key}` in the config", write)
+        for part in filter(os.path.lexists, (Path(CONFIG.results, name) for name in PARTS)):
+            check_folder(part, "make what it links to again, or move it away", write=False)
         if write:
             check_folder(Path(os.environ.get("TMPDIR") or tempfile.gettempdir()), "set TMPDIR to another folder")

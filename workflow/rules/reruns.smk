@@ -10,7 +10,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.io import IOFile, flag, is_flagged
 
 from uic_core.errors import InputError, stage
-from uic_core.files import known_sha256, lines_of, sha256, write_json
+from uic_core.files import DAMAGED, known_sha256, lines_of, sha256, write_json
 from uic_core.run import trained
 
 JUDGED = {}  # what `difference` found of each file
@@ -112,18 +112,18 @@ def from_elsewhere(runs):
         for run in dict.fromkeys(runs):
             recipe = CONFIG.runs[run]
             if recipe.stage == "external" and difference(f"{RESULTS}/runs/{run}/checkpoint.safetensors") != "":
-                there(run, recipe.path)
+                there(f"runs.{run}.path", recipe.path)
         return []
 
     return find
 
 
-def there(run, path):
-    """Return the file of a run that was trained elsewhere; end with one line if it is not there."""
+def there(key, path):
+    """Return a file from elsewhere; end with one line, which names the config's key of it, if it is not there."""
     if not os.path.exists(path):
         *below, last = FILES
         with stage(), lines_of(last, *below):
-            raise InputError(f"{last}: runs.{run}.path: {path} is not there; correct it in the config")
+            raise InputError(f"{last}: {key}: {path} is not there; correct it in the config")
     return path
 
 
@@ -181,5 +181,5 @@ def noted():
     """Return what was noted when this Snakemake started: file -> hashes of its settings and of its numbers."""
     try:
         return dict(json.loads(Path(RESULTS, "made_from.json").read_text()))
-    except (OSError, ValueError, TypeError):  # there are none, or the file is damaged
+    except DAMAGED:  # there are none, or the file is damaged
         return {}

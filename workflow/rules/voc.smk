@@ -5,6 +5,7 @@
 
 rule proposals:
     input:
+        published_proposals,
         protocol=by_content("proposals/voc07_{split}.npz", "protocols/proposals.yaml"),
         checked=by_content("proposals/voc07_{split}.npz", "data/voc07.checked"),
     output:
