@@ -60,14 +60,6 @@ def external_checkpoint(wildcards):
     return there(f"runs.{wildcards.run}.path", CONFIG.runs[wildcards.run].path)
 
 
-def published_proposals(wildcards):
-    """End if the published proposals of a split are missing. They are no input: their bytes count, not their times."""
-    settings = CONFIG.evaluations.proposals
-    if settings and settings.source:
-        there("evaluations.proposals.source", settings.published(wildcards.split))
-    return []
-
-
 def generated(wildcards):
     """Return the marker file of a generated data set; nothing for real data."""
     return f"{RESULTS}/data/{wildcards.dataset}.generated" if CONFIG.datasets.generated else []

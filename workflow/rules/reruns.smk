@@ -127,6 +127,14 @@ def there(key, path):
     return path
 
 
+def published_proposals(wildcards):
+    """End if the published proposals of a split are missing. They are no input: their bytes count, not their times."""
+    settings = CONFIG.evaluations.proposals
+    if settings and settings.source:
+        there("evaluations.proposals.source", settings.published(wildcards.split))
+    return []
+
+
 def voc07_root(wildcards, input):
     """Return VOC07's folder. By the argument `input` Snakemake knows that another folder alone reruns nothing."""
     return CONFIG.datasets.voc07.root if CONFIG.datasets.voc07 else ""
