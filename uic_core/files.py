@@ -325,9 +325,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping strictly.
 
     Raises:
-        InputError: the file is missing, is no YAML mapping, or has a duplicate key (YAML would silently keep the last)
-            or a value like 8:00 (YAML would silently take it for the number 480).
-            Where the file is at fault, the message names the line.
+        InputError: the file is missing, is no YAML mapping, is nested too deeply, has a duplicate key (YAML would
+            silently keep the last), or a value like 8:00 (YAML would silently take it for the number 480). The message
+            names the line, if there is one.
     """
     text = read_text(path)
     try:

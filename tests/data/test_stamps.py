@@ -48,6 +48,12 @@ def list_images(data: SimpleNamespace, name: str, split: str) -> Path:
     return out
 
 
+def check_data(data: SimpleNamespace, name: str) -> Path:
+    out: Path = data.results / "data" / f"{name}.checked"
+    check.main(["--dataset", str(getattr(data, name).yaml), "--out", str(out)])
+    return out
+
+
 def other_bytes(path: Path) -> None:
     """The same size, a later time."""
     content = path.read_bytes()
@@ -112,17 +118,12 @@ def test_fault_32_other_voc_images_of_the_same_size_make_again_what_read_the_old
     data: SimpleNamespace, name: str, seen: Seen
 ) -> None:
     """The fingerprint of VOC's files holds an image's size alone; the check looks at its bytes too."""
-    one = getattr(data, name)
-    checked = data.results / "data" / f"{name}.checked"
-    command = ["--dataset", str(one.yaml), "--out", str(checked)]
-    check.main(command)
+    one, checked = getattr(data, name), check_data(data, name)
 
     def images() -> list[Path]:
         if name == "voc07":
             return voc.images(one.root, ["trainval", "test"])
-        return [
-            each.image(image) for each in voc.segmentation_lists(one.root, "", "train", "val") for image in each.ids()
-        ]
+        return voc.segmentation_images(voc.segmentation_lists(one.root, "", "train", "val"))
 
     def listed() -> str:
         if name == "voc07":
@@ -143,7 +144,7 @@ def test_fault_32_other_voc_images_of_the_same_size_make_again_what_read_the_old
         first.write_bytes(content)
         os.utime(first, ns=(0, len(prints)))
         checked.unlink()
-        check.main(command)
+        check_data(data, name)
         prints.append(stamps.noted(checked, "all"))
         assert stamps.noted(checked, "test") == test  # of the other list, which segmentation does not name
         assert stamps.by_content(checked, "all", listed()) == prints[-1]
@@ -177,10 +178,7 @@ def test_fault_32_the_key_skips_the_comparison_and_older_results_have_none(
 def test_fault_32_voc_files_changed_after_the_check_are_named(
     data: SimpleNamespace, name: str, part: str, seen: Seen
 ) -> None:
-    one = getattr(data, name)
-    checked = data.results / "data" / f"{name}.checked"
-    command = ["--dataset", str(one.yaml), "--out", str(checked)]
-    check.main(command)
+    one, checked = getattr(data, name), check_data(data, name)
 
     def files() -> list[str]:
         if name == "voc07":
@@ -195,7 +193,7 @@ def test_fault_32_voc_files_changed_after_the_check_are_named(
     seen(caught.value)
     assert f"since {checked} was made of them: {path} (written " in str(caught.value)
     checked.unlink()
-    check.main(command)
+    check_data(data, name)
     stamps.verify(checked, files())
 
 
@@ -213,8 +211,7 @@ def test_fault_32_every_stage_stops_before_it_works(
         (tmp_path / "protocol.yaml").write_text(yaml.safe_dump(section))
         common += ["--protocol", str(tmp_path / "protocol.yaml")]
     if stage == "voc_classification_all":
-        listed = data.results / "data" / "voc07.checked"
-        check.main(["--dataset", str(data.voc07.yaml), "--out", str(listed)])
+        listed = check_data(data, "voc07")
         changed = voc.image_path(data.voc07.root, 2007, voc.read_list(data.voc07.root, "Main", "test")[0])
         run = partial(voc_classification.main, [*common, "--voc", str(data.voc07.root), "--checked", str(listed)])
     elif stage == "fewshot":

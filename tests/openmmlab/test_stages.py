@@ -22,6 +22,7 @@ from mmengine.utils import import_modules_from_strings
 from PIL import Image
 
 from tests import recipes
+from tests.checked import OTHER, noted
 from uic_core import checkpoint, evaluations, models, recipe, samples
 from uic_core.data import check, voc
 from uic_core.data.boxes import from_edges
@@ -31,8 +32,6 @@ from uic_core.run import metrics
 
 pytestmark = pytest.mark.slow
 
-OTHER = "0123456789abcdef"
-"""A fingerprint that no data set here has."""
 PROPOSALS = evaluations.Proposals(source="", mode="fast", shorter_side=48, max_boxes=40, min_side=8, seed=0)
 DETECTION: dict[str, Any] = {
     "train_scales": [64, 80], "train_max": 120, "test_scale": 64, "test_max": 100, "iterations": 4, "lr": 0.005,
@@ -75,13 +74,6 @@ def detect(
         *("--checked", str(noted(folder, voc.fingerprint(root, 2007, ["trainval", "test"])))),
     ])  # fmt: skip
     return metrics.read(folder / f"{name}.json")
-
-
-def noted(folder: Path, listed: str) -> Path:
-    """What the stage `check` writes where images were replaced by others of their sizes."""
-    checked = folder / "data.checked"
-    checked.write_text(f"fingerprint of all: {OTHER}\nlisted as, all: {listed}\n")
-    return checked
 
 
 def segment(data: SimpleNamespace, root: Path, folder: Path, weights: Path, name: str = "run") -> metrics.Metrics:

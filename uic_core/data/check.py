@@ -80,6 +80,12 @@ class _Findings:
         if missing := sorted(names):
             self.wrong(key, folder, f"{len(missing)} listed {what} are not there: {_shown(missing)}")
 
+    def apart(self, key: str, path: Path, listed: set[str], seen: set[str], first: str) -> None:
+        """Record images of a list that `first`, the list before it, has too; `seen` holds those and takes these."""
+        if both := sorted(seen & listed):
+            self.wrong(key, path, f"{len(both)} images are in {first} too, as {both[0]}")
+        seen |= listed
+
 
 def check(dataset: Dataset, processes: int = 1) -> str:
     """Compare a data set on disk with the config.
@@ -171,8 +177,7 @@ def _fingerprints(section: Strict, made: Path) -> list[str]:
         ]
     if isinstance(section, VocSegmentation):
         pair = voc.segmentation_lists(Path(section.root), section.sbd, section.train_list, section.val_list)
-        images = [one.image(image) for one in pair for image in one.ids()]
-        return [line("all", voc.segmentation_fingerprint(pair), images)]
+        return [line("all", voc.segmentation_fingerprint(pair), voc.segmentation_images(pair))]
     return []
 
 
@@ -217,9 +222,7 @@ def _voc07(section: Voc07, root: Path, findings: _Findings) -> None:
         key = f"{split}_images"
         path = voc.list_path(root, "Main", split)
         listed = _listed(path, partial(voc.read_list, root, "Main", split), ("root", key), expected, findings)
-        if both := sorted(seen & listed):
-            findings.wrong(key, path, f"{len(both)} images are in trainval too, as {both[0]}")
-        seen |= listed
+        findings.apart(key, path, listed, seen, "trainval")
         findings.missing(key, root / "VOC2007" / "JPEGImages", "images", listed - images)
         findings.missing(key, root / "VOC2007" / "Annotations", "annotations", listed - annotations)
         findings.decode(key, [voc.image_path(root, 2007, image) for image in sorted(listed & images)])
@@ -241,9 +244,7 @@ def _segmentation(section: VocSegmentation, root: Path, findings: _Findings) -> 
     for name, one, expected in zip(("train", "val"), lists, (section.train_images, section.val_images), strict=True):
         key = f"{name}_list"
         listed = _listed(one.path, one.ids, (key, f"{name}_images"), expected, findings)
-        if both := sorted(seen & listed):
-            findings.wrong(key, one.path, f"{len(both)} images are in train_list too, as {both[0]}")
-        seen |= listed
+        findings.apart(key, one.path, listed, seen, "train_list")
         images = _stems(one.images)
         masks = {Path(file).stem for file in _names(one.masks) if file.endswith(one.suffix)}
         findings.missing(key, one.images, "images", listed - images)

@@ -290,6 +290,11 @@ def images(root: Path, lists: Sequence[str]) -> list[Path]:
     return [image for _, _, image, _ in _rows(root, 2007, lists)]
 
 
+def segmentation_images(lists: Sequence[Segmentation]) -> list[Path]:
+    """Like `images`, for lists that may be in SBD's folder."""
+    return [image for _, _, image, _ in _segmentation_rows(lists)]
+
+
 def files(root: Path) -> list[str]:
     """Return the files of VOC2007 that are read: the lists trainval and test, their images and annotations."""
     lists = ("trainval", "test")

@@ -20,7 +20,6 @@ from uic_core.pretrain.centre_crops import CentreCrops
 from uic_core.recipe import Training
 from uic_core.run import randomness, scratch
 from uic_core.run.parallel import Ranks
-from uic_core.run.randomness import Stream
 
 _MEMORY = 16 << 30  # bytes of a matrix in memory, over all processes: a quarter of what the job asks for
 
@@ -57,7 +56,7 @@ class LabelPasses(CentreCrops):
     def training_features(self) -> tuple[Tensor, NDArray[np.int64]]:
         """Features that the top layer sees, from a pass over the training views: see Inference."""
         recipe, number, rank = self._recipe, self.moment, self._ranks.rank
-        seed = recipe.seed + Stream.LABEL_VIEWS
+        seed = recipe.seed + randomness.Stream.LABEL_VIEWS
         order = Permutation(self._images, seed, number)
         starts = range(0, self._images, self._batch_size)
         batches = [np.arange(start, min(start + self._batch_size, self._images)) for start in starts]
@@ -71,7 +70,7 @@ class LabelPasses(CentreCrops):
         done = 0
         for batch, (crops, draws) in enumerate(self._loader.stream(own, "resized_crop", seed, number)):
             self.pause()
-            randomness.seed_torch(recipe.seed, Stream.LABEL_PASS, number, batch, rank)  # dropout's
+            randomness.seed_torch(recipe.seed, randomness.Stream.LABEL_PASS, number, batch, rank)  # dropout's
             x = self._method.views(recipe, crops, randomness.uniforms(seed, number, draws, UNIFORMS))
             x = x.contiguous(memory_format=torch.channels_last)
             features[done : done + len(draws)] = self._network.hidden(x)

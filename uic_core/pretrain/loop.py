@@ -37,7 +37,6 @@ from uic_core.recipe import Recipe, Training
 from uic_core.run import devices, finished, metrics, randomness, saved_state, trained
 from uic_core.run.parallel import Ranks
 from uic_core.run.precision import autocast, prepare, resolve
-from uic_core.run.randomness import Stream
 from uic_core.run.saved_state import Saver, State
 from uic_core.run.signals import Signals
 
@@ -238,7 +237,7 @@ class Trainer:
         waiting: _Step | None = None
         for step, (crops, draws) in enumerate(stream, position.step):
             # All randomness of a step is seeded here, so a resumed run draws the same as an uninterrupted one.
-            randomness.seed_torch(recipe.seed, Stream.STEP, position.epoch, step, rank)
+            randomness.seed_torch(recipe.seed, randomness.Stream.STEP, position.epoch, step, rank)
             numbers = randomness.uniforms(recipe.seed, position.epoch, draws, UNIFORMS)
             x = method.views(recipe, crops, numbers)
             x = x.contiguous(memory_format=torch.channels_last)
