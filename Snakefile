@@ -46,6 +46,7 @@ mark_jobs()
 onstart:
     check_folders(write=True)
     take_over()
+    look_when_jobs_end()
 
 
 onsuccess:

@@ -120,6 +120,17 @@ def watch_jobs():
         os.environ.update(PATH=os.pathsep.join([own, os.path.dirname(sys.executable), *os.get_exec_path()]))
 
 
+def look_when_jobs_end():
+    """Let Snakemake look for jobs to start when one has ended, and not a second after each look as well.
+
+    Each job that ends begins another series of such looks, which goes on to the end: 200 a second after 200 jobs, for
+    the days of a training. A limit of jobs that the user sets stays.
+    """
+    limiter = workflow.scheduler.job_rate_limiter
+    if limiter and (limiter.max_jobs, limiter.timespan) == (100, 1):  # Snakemake's default
+        workflow.scheduler.job_rate_limiter = None
+
+
 def refuse_other_plugin():
     """Refuse other versions of the plugin: the programs in workflow/slurm may not know their calls to SLURM."""
     try:
