@@ -1,4 +1,4 @@
-"""Processes that are forks of one that has imported what they import: Snakemake, and stages that are killed.
+"""Processes that are forks of one that has imported what they import: Snakemake, stages that are killed, and ranks.
 
 Imports are half of a dry run's two CPU seconds and of a small training's five, and tests start hundreds. A fork is a
 process of its own: its arguments, environment, output, signals and exit status are its own. What it is forked from has
@@ -16,6 +16,7 @@ import os
 import random
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -25,14 +26,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 _MMDET = ("uic_core.openmmlab.runner", "uic_core.openmmlab.backbones", "uic_core.openmmlab.observe")
+_PRETRAIN = (
+    "uic_core.pretrain.loop", "uic_core.run.cpus", "uic_core.run.parallel", "torch._dynamo", "torch.utils.tensorboard",
+    "PIL.JpegImagePlugin",
+)  # fmt: skip
 _IMPORTED = {
     "snakemake": (
         "snakemake.cli", "snakemake.executors.dryrun", "snakemake.executors.local", "yte", "docutils.core", "jinja2",
         "numpy.typing", "PIL.Image", "platformdirs", "pydantic", "pygments.formatters", "requests", "safetensors.numpy",
     ),
-    "uic_core.pretrain": (
-        "uic_core.pretrain.loop", "uic_core.run.cpus", "uic_core.run.parallel", "torch._dynamo",
-        "torch.utils.tensorboard", "PIL.JpegImagePlugin",
+    "uic_core.pretrain": _PRETRAIN,
+    "tests.run.same_statistics": _PRETRAIN,
+    "tests.evaluate.small_probes": (
+        "uic_core.evaluate.probes", "uic_core.evaluate.ten_crop", "uic_core.run.cpus", "torch._dynamo",
+        "PIL.JpegImagePlugin",
     ),
     "uic_core.openmmlab.detection": (*_MMDET, "uic_core.openmmlab.fast_rcnn"),
     "uic_core.openmmlab.segmentation": (*_MMDET, "uic_core.openmmlab.fcn"),
@@ -44,15 +51,18 @@ class Process:
     """A fork that runs `python -m module` from the clone's root, in a session of its own; used as a Popen.
 
     Args:
+        ranks: if several, it forks again for each, as torchrun starts them: the first that fails ends the others, and
+            a signal to its group reaches all of them.
         out: file of both output streams; without it `communicate` returns them.
     """
 
-    def __init__(self, module: str, *arguments: str, out: Path | None = None, **variables: str) -> None:
+    def __init__(self, module: str, *arguments: str, ranks: int = 1, out: Path | None = None, **variables: str) -> None:
         self._server = _server(module)
         self._files = [out, out] if out else [_folder() / uuid.uuid4().hex for _ in range(2)]
         self.returncode: int | None = None
         files = [str(file) for file in self._files]
-        self.pid = int(self._ask(arguments=arguments, environment=dict(os.environ) | variables, files=files))
+        environment = dict(os.environ) | variables
+        self.pid = int(self._ask(arguments=arguments, environment=environment, files=files, ranks=ranks))
 
     def _ask(self, **order: object) -> str:
         assert self._server.stdin is not None
@@ -131,7 +141,7 @@ def _serve(module: str) -> None:
     return None
 
 
-def _become(module: str, arguments: list[str], environment: dict[str, str], files: list[str]) -> None:
+def _become(module: str, arguments: list[str], environment: dict[str, str], files: list[str], ranks: int) -> None:
     os.setsid()
     os.environ.clear()
     os.environ.update(environment)
@@ -140,9 +150,37 @@ def _become(module: str, arguments: list[str], environment: dict[str, str], file
         descriptor = os.open(file, flags, 0o644)
         os.dup2(descriptor, number)
         os.close(descriptor)
+    if ranks > 1:
+        _fork_ranks(ranks)
     random.seed()
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _fork_ranks(world: int) -> None:
+    """Return in each of `world` forks; end with the status of the first that fails, and 0 if none does."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
+    os.environ["LOCAL_WORLD_SIZE"] = str(world)
+    pids = set()
+    for rank in range(world):
+        if not (pid := os.fork()):
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            return
+        pids.add(pid)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):  # the ranks' own affair
+        signal.signal(number, signal.SIG_IGN)
+    first = 0
+    while pids:
+        pid, status = os.wait()
+        pids.remove(pid)
+        if status and not first:
+            first = status
+            for other in pids:
+                os.kill(other, signal.SIGTERM)
+    os._exit(os.waitstatus_to_exitcode(first) % 256)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Linear probes that end early go on as if nothing was, and two processes find what one finds: real processes."""
+"""Linear probes that end early go on as if nothing was, and two processes find what one finds: real processes.
+
+Most are forks (tests/forked.py); not the undisturbed one, and not those that torchrun ends.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,6 +25,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from tests import forked
 from uic_core import checkpoint, recipe
 from uic_core.data.index import Index, build_folder
 from uic_core.errors import INTERRUPTED, InputError
@@ -36,14 +39,6 @@ from uic_core.run.parallel import Ranks
 
 ROOT = Path(__file__).parents[2]
 
-# Several tests, of several batches each: there is something to interrupt in all of them.
-SCRIPT = """
-    from uic_core.evaluate import linear_probe, probes, ten_crop
-
-    ten_crop._IMAGES = 2
-    probes.SNAPSHOT_BYTES = 2 * 4 * 4 * (9600 + 2304 + 2)  # heads of two epochs
-    linear_probe.main()
-"""
 PROTOCOL: dict[str, Any] = {
     "data": "imagenet", "layers": {"alexnet": ["conv1", "conv5"]}, "crop": {"alexnet": "random_crop"},
     "images": {"alexnet": 46},
@@ -67,19 +62,21 @@ class Run:
         paths |= {f"{split}-index": self.inputs / f"{split}.npz" for split in ("train", "val")}
         return ["--run", "random_sobel", *(text for name, path in paths.items() for text in (f"--{name}", str(path)))]
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        command = [sys.executable]
+    def start(self, *arguments: str, afresh: bool = False) -> subprocess.Popen[str] | forked.Process:
+        stage = ["tests.evaluate.small_probes", *self.arguments(), *arguments]
+        if not afresh:
+            return forked.Process(*stage, ranks=self.ranks, OMP_NUM_THREADS="1")
+        command = [sys.executable, "-m"]
         if self.ranks > 1:
-            command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(self.ranks), "--"]
-        command += [str(self.inputs / "script.py"), *self.arguments(), *arguments]
+            command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(self.ranks), "-m", "--"]
         return subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            [*command, *stage], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
 
-    def finish(self, *arguments: str) -> str:
+    def finish(self, *arguments: str, afresh: bool = False) -> str:
         """Run to the end; what it printed."""
-        process = self.start(*arguments)
+        process = self.start(*arguments, afresh=afresh)
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, out + err
         return out
@@ -88,7 +85,7 @@ class Run:
         found = self.folder.glob("linear_probe.state.*.safetensors")
         return [path for path in found if ".previous." not in path.name]
 
-    def until_state(self, process: subprocess.Popen[str], count: int) -> None:
+    def until_state(self, process: subprocess.Popen[str] | forked.Process, count: int) -> None:
         """Wait for a number of states."""
         seen: set[int] = set()
         while len(seen) < count:
@@ -116,14 +113,13 @@ def inputs(demo_data: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory)
     torch.manual_seed(0)
     network = build("alexnet", classes=4, image_size=64, sobel=True)
     checkpoint.save(folder / "checkpoint.safetensors", network, parse_run(made_by, "test"), {"data": "0"})
-    (folder / "script.py").write_text(textwrap.dedent(SCRIPT))
     return folder
 
 
 @pytest.fixture(scope="module")
 def undisturbed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     run = Run(inputs, tmp_path_factory.mktemp("undisturbed"))
-    said = run.finish()
+    said = run.finish(afresh=True)
     values = run.values()
     assert 0 < values["conv1"]["value"] < 100  # so that it can differ
     return SimpleNamespace(values=values, said=said)
@@ -147,7 +143,7 @@ def test_killed_at_a_random_place_it_ends_with_the_values_of_an_undisturbed_run(
 
 def test_told_to_end_it_saves_and_says_so(inputs: Path, tmp_path: Path, undisturbed: SimpleNamespace) -> None:
     run = Run(inputs, tmp_path, ranks=2)
-    process = run.start("--save-every", "0", "--threads", "4")  # each with a process that decodes
+    process = run.start("--save-every", "0", "--threads", "4", afresh=True)  # each with a process that decodes
     run.until_state(process, random.randrange(1, 14))
     os.killpg(process.pid, signal.SIGTERM)  # SLURM signals every process of a job
     out, err = process.communicate(timeout=60)
@@ -165,7 +161,8 @@ def test_told_to_end_in_a_test_it_goes_on_in_the_test(
     inputs: Path, tmp_path: Path, undisturbed: SimpleNamespace
 ) -> None:
     run = Run(inputs, tmp_path)
-    process = run.start("--save-every", "0", "--threads", "2")
+    process = run.start("--save-every", "0", "--threads", "2", afresh=True)
+    assert isinstance(process, subprocess.Popen)
     assert process.stdout is not None
     while "epoch 4/" not in process.stdout.readline():
         assert process.poll() is None

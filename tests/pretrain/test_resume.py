@@ -1,6 +1,7 @@
 """A run that ends early goes on as if nothing was: real processes, killed and told to end, one and two of them.
 
-Those alone are forks (tests/forked.py); what an undisturbed one leaves is made by a process that was started afresh.
+Most are forks (tests/forked.py). What an undisturbed one leaves is made by a process that was started afresh, two by
+torchrun; and torchrun starts those whose end it decides.
 """
 
 import contextlib
@@ -44,8 +45,8 @@ class Run:
 
     def start(self, *arguments: str, afresh: bool = False) -> subprocess.Popen[str] | forked.Process:
         stage = ["uic_core.pretrain", *self.arguments(), *arguments]
-        if self.ranks == 1 and not afresh:
-            return forked.Process(*stage, OMP_NUM_THREADS="1")
+        if not afresh:
+            return forked.Process(*stage, ranks=self.ranks, OMP_NUM_THREADS="1")
         command = [sys.executable, "-m"]
         if self.ranks > 1:
             command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(self.ranks), "-m"]
@@ -151,7 +152,7 @@ def test_killed_at_a_random_step_it_ends_with_the_bytes_of_an_undisturbed_run(
 def test_told_to_end_it_saves_and_says_so(tmp_path, index, undisturbed, number, ranks, threads):
     """Three threads: processes that decode get the signal too, and must neither die of it nor save."""
     told = Run(tmp_path, index, ranks)
-    process = told.start("--save-every", "0.1", "--threads", str(threads))
+    process = told.start("--save-every", "0.1", "--threads", str(threads), afresh=ranks > 1)
     told.until_state(process)
     os.killpg(process.pid, number)  # SLURM signals every process of a job
     out, err = process.communicate(timeout=60)
@@ -312,7 +313,7 @@ def test_a_full_disk_is_named_and_saved_states_stay(copied, tmp_path_factory):
 
 def test_a_rank_that_dies_ends_the_job(tmp_path, index):
     run = Run(tmp_path, index, 2, epochs=200)
-    process = run.start("--save-every", "0")
+    process = run.start("--save-every", "0", afresh=True)
     run.until_state(process)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(children) == 2

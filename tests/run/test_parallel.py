@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests import forked
 from tests.recipes import recipe
 from uic_core.data.index import build_folder
 from uic_core.errors import InputError
@@ -27,32 +27,6 @@ from uic_core.run.parallel import Ranks
 
 ROOT = Path(__file__).parents[2]
 BASE = {"batch_size": 10}
-
-# Batch norm's statistics are each process's own, and so is dropout: without both, nothing may differ.
-SCRIPT = """
-    from torch import nn
-    from uic_core.models import network
-    from uic_core.pretrain import __main__ as stage
-
-    def build(*arguments, **sizes):
-        made = plain(*arguments, **sizes)
-        for module in made.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.train = lambda mode=True, module=module: nn.Module.train(module, False)
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
-        return made
-
-    plain, stage.build = stage.build, build
-    stage.main()
-"""
-# Whitening is left to tests/methods/test_kmeans.py: its 4,096 eigenvectors take half a minute of a CPU.
-ON_THE_DEVICE = """
-    from torch.nn import functional
-    from uic_core.methods import deepcluster, kmeans
-    deepcluster.by_faiss = deepcluster.by_torch
-    kmeans.whitened = lambda features, images, dimension, *_: functional.normalize(features[:, :dimension])
-"""
 
 
 @given(st.integers(1, 8), st.integers(1, 12), st.integers(0, 400))
@@ -90,33 +64,29 @@ def test_it_is_refused_before_a_pass_over_all_images(demo_data, method):
 
 
 @pytest.mark.parametrize(
-    ("changes", "first"),
+    ("changes", "variables"),
     [
-        ({}, ""),
-        ({"balanced": False}, ""),
-        ({"label_view": "center_crop"}, ""),
-        ({"method": "deepcluster", "schedule": "constant"}, ""),
-        ({"method": "deepcluster", "schedule": "constant"}, ON_THE_DEVICE),
-        ({"method": "selflabel", "heads": 2}, ""),
+        ({}, {}),
+        ({"balanced": False}, {}),
+        ({"label_view": "center_crop"}, {}),
+        ({"method": "deepcluster", "schedule": "constant"}, {}),
+        ({"method": "deepcluster", "schedule": "constant"}, {"DEVICE": "1"}),
+        ({"method": "selflabel", "heads": 2}, {}),
     ],
     ids=["uic", "balanced", "center_crop", "deepcluster", "deepcluster_on_the_device", "selflabel"],
 )
-def test_two_processes_leave_what_one_leaves(demo_data, tmp_path, changes, first):
+def test_two_processes_leave_what_one_leaves(demo_data, tmp_path, changes, variables):
     """Gradients (as the weights they lead to), labels, order and coverage."""
     build_folder(demo_data.imagenet, "train", "imagenet").save(tmp_path / "index.npz")
-    (tmp_path / "script.py").write_text(textwrap.dedent(first + SCRIPT))
     save(recipe(**BASE | changes), tmp_path / "recipe.yaml")
     for ranks in (1, 2):
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-        process = subprocess.run(
-            [
-                sys.executable, *launcher, str(tmp_path / "script.py"), "--recipe", str(tmp_path / "recipe.yaml"),
-                "--train-index", str(tmp_path / "index.npz"), "--out", str(tmp_path / str(ranks)),
-            ],
-            cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            capture_output=True, text=True, check=False,
+        process = forked.Process(
+            "tests.run.same_statistics", "--recipe", str(tmp_path / "recipe.yaml"),
+            "--train-index", str(tmp_path / "index.npz"), "--out", str(tmp_path / str(ranks)),
+            ranks=ranks, OMP_NUM_THREADS="1", **variables,
         )  # fmt: skip
-        assert process.returncode == 0, process.stderr
+        _, err = process.communicate()
+        assert process.returncode == 0, err
     one, two = (tmp_path / name for name in "12")
     assert np.load(one / "labels.npy").tolist() == np.load(two / "labels.npy").tolist()
     histories = [
