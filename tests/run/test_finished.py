@@ -35,7 +35,8 @@ def test_results_that_were_removed_are_put_back_as_often_as_needed(results, tmp_
             file.unlink(missing_ok=True)
         assert finished.put_back(results, IDENTITY, ALONE, said.append, Path.read_text)
         assert [file.read_text() for file in results] == ["one.json", "two.npz"]
-    assert said[0].endswith(f"it is put back. To make it again, remove {tmp_path}/.one.finished")
+    (kept,) = finished.folder(results[0]).iterdir()
+    assert said[0].endswith(f"it is put back. To make it again, remove {kept}")
     assert not finished.put_back(results, IDENTITY, ALONE, said.append, Path.read_text), "none is missing"
     assert sorted(path.name for path in tmp_path.iterdir()) == [".one.finished", "one.json", "samples"]
 
@@ -49,7 +50,7 @@ def refuse(path: Path) -> str:
     ["other settings", "earlier version", "damaged", "half kept", "none kept", "hostile", "forgotten"],
 )
 def test_other_results_are_not_put_back(results, change):
-    kept, identity, read = finished.folder(results[0]), IDENTITY, Path.read_text
+    (kept,), identity, read = finished.folder(results[0]).iterdir(), IDENTITY, Path.read_text
     if change == "other settings":
         identity = {"protocol": {"lr": 0.2}}
     elif change == "earlier version":
@@ -66,6 +67,22 @@ def test_other_results_are_not_put_back(results, change):
         finished.forget(results[0])
     assert not finished.put_back(results, identity, ALONE, print, read)
     assert not results[1].exists()
+
+
+def test_a_short_try_with_another_setting_costs_no_finished_result(tmp_path):
+    """Whoever forgets `results` in a copied config would lose weeks. Forced, the result that is there is forgotten."""
+    file, tried = tmp_path / "one.json", {"protocol": {"lr": 0.2}}
+    for text, identity in (("of weeks", IDENTITY), ("a try", tried)):
+        file.unlink(missing_ok=True)
+        file.write_text(text)
+        finished.keep([file], identity)
+    file.unlink()
+    assert finished.put_back([file], IDENTITY, ALONE, print, Path.read_text)
+    assert file.read_text() == "of weeks"
+    finished.forget(file)
+    for identity in (IDENTITY, tried):
+        file.unlink(missing_ok=True)
+        assert finished.put_back([file], identity, ALONE, print, Path.read_text) == (identity == tried)
 
 
 def test_fault_34_finished_results_outlive_other_code_and_packages(tmp_path, seen):

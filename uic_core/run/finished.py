@@ -4,12 +4,13 @@ Snakemake removes the files of a job before it starts, and again if it failed, e
 after its stage had ended. The next job of the same settings and data puts them back. Code and packages may have changed
 since: these rerun nothing (docs/changing.md), and results name those that made them.
 
-The further names are hard links, which take no space while the file is there. Only the last results that a stage
-finished are kept. So a setting that is put back finds them until the stage has finished with the other value.
+The further names are hard links, which take no space while the file is there. Results of other settings stay: a try of
+an hour in the same folder costs no training of weeks.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -27,8 +28,12 @@ _WHAT = "what.json"  # beside the links: what the results were made from
 
 
 def folder(file: Path) -> Path:
-    """The folder of links beside a result, by which it is found again."""
+    """The folder beside a result by which it is found again: a folder of links for all that it was once made from."""
     return file.with_name(f".{file.stem}.finished")
+
+
+def _place(file: Path, identity: dict[str, Any]) -> Path:
+    return folder(file) / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def keep(results: Sequence[Path], identity: dict[str, Any]) -> None:
@@ -38,9 +43,9 @@ def keep(results: Sequence[Path], identity: dict[str, Any]) -> None:
         results: files of different names; the links lie beside the first.
         identity: what they were made from, as JSON: recipe or protocol, data, start.
     """
-    kept = folder(results[0])
+    kept = _place(results[0], identity)
     shutil.rmtree(kept, ignore_errors=True)
-    kept.mkdir()
+    kept.mkdir(parents=True)
     for file in results:
         _link(file, kept / file.name)
     hashes = {file.name: sha256(file) for file in results}
@@ -63,8 +68,10 @@ def put_back(
 
 
 def forget(file: Path) -> None:
-    """Let a result be made again, although an earlier process finished it."""
-    shutil.rmtree(folder(file), ignore_errors=True)
+    """Let a result that is there be made again, although an earlier process finished it; those of others stay."""
+    for kept in folder(file).glob(f"*/{file.name}"):
+        if kept.samefile(file) or sha256(kept) == sha256(file):
+            shutil.rmtree(kept.parent, ignore_errors=True)
 
 
 def _put_back(
@@ -72,7 +79,7 @@ def _put_back(
 ) -> bool:
     if all(file.exists() for file in results):
         return False
-    kept = folder(results[0])
+    kept = _place(results[0], identity)
     try:
         what = json.loads((kept / _WHAT).read_text())
         if what["identity"] != json.loads(json.dumps(identity)):
