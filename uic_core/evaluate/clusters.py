@@ -6,7 +6,6 @@ Expected for UIC with 3000 classes on ImageNet: NMI 38.5 %, mean class size 427.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -80,21 +79,13 @@ def read_history(path: Path) -> dict[str, NDArray[Any]]:
         float64 [E], 0..1, the NMI of each epoch's resulting labels with the annotated ones.
 
     Raises:
-        InputError: the file is missing, damaged, or lacks these numbers; names the line.
+        InputError: as `trained.history`.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); {RETRAIN}") from error
-    found = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            epoch = json.loads(line)
-            found.append((int(epoch["empty_classes"]), float(epoch["nmi_annotated"])))
-        except DAMAGED as error:
-            raise InputError(f"{path}:{number}: is no epoch of a history ({error!r}); {RETRAIN}") from error
-    empty, agreement = zip(*found, strict=True) if found else ((), ())
-    return {"empty_by_epoch": np.array(empty, np.int64), "nmi_by_epoch": np.array(agreement, np.float64)}
+    epochs = trained.history(path, "empty_classes", "nmi_annotated")
+    return {
+        "empty_by_epoch": np.array([epoch["empty_classes"] for epoch in epochs], np.int64),
+        "nmi_by_epoch": np.array([epoch["nmi_annotated"] for epoch in epochs], np.float64),
+    }
 
 
 def class_entropies(labels: NDArray[np.integer], annotated: NDArray[np.integer], classes: int) -> NDArray[np.float64]:

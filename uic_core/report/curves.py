@@ -6,7 +6,6 @@ After Fig. 2 of DeepCluster's paper, for all runs at once. The same inputs give 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from uic_core.errors import InputError, stage
-from uic_core.files import DAMAGED, RETRAIN, unchanged
+from uic_core.errors import stage
+from uic_core.files import unchanged
 from uic_core.report.arguments import add_recipes, add_scale
 from uic_core.report.figures import DPI, GREY, INK, STYLE, WIDTH, save
 from uic_core.report.origin import training
+from uic_core.run import trained
 
 PANELS = {
     "nmi_previous": ("NMI with the previous epoch, %", 100),
@@ -49,21 +49,11 @@ def read(path: Path, recipes: Mapping[str, str]) -> History:
         recipes: run → hash of its recipe.
 
     Raises:
-        InputError: the file is missing, damaged (names the line), or of another training or recipe.
+        InputError: as `trained.history`; or the file is of another training or recipe.
     """
     with unchanged(history=path) as hashes:
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: cannot be read ({error}); {RETRAIN}") from error
+        found = trained.history(path, "epoch")
         training(path, hashes, recipes)
-    found: History = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            epoch = {key: float(value) for key, value in json.loads(line).items() if value is not None}
-            found.append({"epoch": epoch.pop("epoch"), **epoch})
-        except DAMAGED as error:
-            raise InputError(f"{path}:{number}: is no epoch of a history ({error!r}); {RETRAIN}") from error
     return found
 
 

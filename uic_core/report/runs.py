@@ -6,7 +6,6 @@ anything, and logs may be of any length. Imports no torch.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from typing import Any
 
 from uic_core.errors import InputError
 from uic_core.evaluations import EVALUATIONS
-from uic_core.files import DAMAGED, read_yaml
+from uic_core.files import read_yaml
 from uic_core.recipe import digest
 from uic_core.report.origin import foreign
 from uic_core.run import metrics as metrics_file
@@ -27,7 +26,7 @@ LINES = 20
 """Last lines of a log that are shown."""
 
 _TAIL, _WIDEST = 1 << 16, 400  # bytes of a log's end, characters of its line
-_HISTORY, _LARGEST = 1 << 24, 1e100  # bytes of a history, numbers in it
+_HISTORY = 1 << 24  # bytes of a history
 _CHECKPOINT = "checkpoint.safetensors"
 _STAGES = ("pretrain", "finetune", "external")  # those that make a checkpoint
 _NUMBER = {name: number for number, name in enumerate(EVALUATIONS)}
@@ -217,19 +216,11 @@ def _history(path: Path) -> tuple[dict[str, list[float]], str]:
             return {}, ""
         if path.stat().st_size > _HISTORY:
             return {}, f"{path}: is too long for a history; delete the run's folder to train it again"
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        found: dict[str, list[float]] = {}
-        for number, line in enumerate(lines if lines != [""] else [], 1):
-            content = json.loads(line)
-            numbers = {key: float(value) for key, value in content.items() if key != "epoch"}
-            if not all(abs(value) < _LARGEST for value in numbers.values()):
-                raise ValueError("a number is not finite, or too large")
-            if number == 1:
-                found = {key: [] for key in numbers}
-            if found.keys() != numbers.keys():
-                raise ValueError("other numbers than in the first line")
-            for key, value in numbers.items():
-                found[key].append(value)
-    except DAMAGED as error:
-        return {}, f"{path}: is no history ({type(error).__name__}: {str(error)[:200]})"
-    return found, ""
+        epochs = trained.history(path)
+    except (InputError, OSError) as error:
+        return {}, str(error)
+    for epoch in epochs:
+        epoch.pop("epoch", None)
+    if any(epoch.keys() != epochs[0].keys() for epoch in epochs):
+        return {}, f"{path}: has an epoch with other numbers than in the first line"
+    return {name: [epoch[name] for epoch in epochs] for epoch in epochs[:1] for name in epoch}, ""

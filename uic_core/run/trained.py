@@ -15,10 +15,12 @@ from typing import Any
 from pydantic import Field
 
 from uic_core.errors import InputError
-from uic_core.files import DAMAGED, sha256, write_json
+from uic_core.files import DAMAGED, RETRAIN, sha256, write_json
 from uic_core.run.metrics import Record, code, cpu, seconds, today, versions
 
 NAME = "training.json"
+
+_LARGEST = 1e100  # number of a history that is taken for one
 
 
 class Epoch(Record):
@@ -97,6 +99,33 @@ def read(folder: Path) -> Trained | None:
         return None
     except DAMAGED as error:  # of which ValidationError is one
         raise InputError(f"{path}: is damaged ({type(error).__name__}); delete it") from error
+
+
+def history(path: Path, *needed: str) -> list[dict[str, float]]:
+    """Read a run's history.jsonl: the numbers of each epoch, by name.
+
+    Args:
+        needed: names that every epoch must have.
+
+    Raises:
+        InputError: the file is missing or damaged, a number is not finite, or an epoch lacks one; names the line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); {RETRAIN}") from error
+    epochs = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            epoch = {name: float(value) for name, value in json.loads(line).items()}
+            if lacking := set(needed) - epoch.keys():
+                raise ValueError(f"lacks {', '.join(sorted(lacking))}")
+            if not all(abs(value) < _LARGEST for value in epoch.values()):
+                raise ValueError("a number is not finite, or too large")
+        except DAMAGED as error:
+            raise InputError(f"{path}:{number}: is no epoch of a history ({error!r:.200}); {RETRAIN}") from error
+        epochs.append(epoch)
+    return epochs
 
 
 def check(path: Path, digest: str) -> str:
