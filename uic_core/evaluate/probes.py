@@ -34,7 +34,7 @@ from uic_core.evaluations.linear_probe import SNAPSHOT_BYTES
 from uic_core.models.network import Network
 from uic_core.run import devices, metrics, randomness
 from uic_core.run.parallel import ALONE, Ranks
-from uic_core.run.saved_state import EPOCH_SECONDS, Saver, demand_same, momenta, part, restore_momenta
+from uic_core.run.saved_state import EPOCH_SECONDS, Saver, demand_finite, demand_same, momenta, part, restore_momenta
 
 
 @dataclass(frozen=True)
@@ -302,12 +302,8 @@ class Probes:
         assert self.saver is not None
         tensors = {f"heads.{name}": tensor for name, tensor in self._module.state_dict().items()}
         tensors |= momenta(self._optimizer, self._trained)
-        for name, tensor in tensors.items():
-            if not torch.isfinite(tensor).all():
-                raise InputError(
-                    f"{self._section}: {name} is not finite before {self._position()}; check the checkpoint's weights, "
-                    f"or lower {self._section}.lr (the last good state is kept, no metrics are written)"
-                )
+        remedy = f"check the checkpoint's weights, or lower {self._section}.lr"
+        demand_finite(tensors, f"{self._section}: before {self._position()}", remedy)
         for epoch, snapshot in enumerate(self.waiting):
             for layer, (weight, bias) in snapshot.items():
                 tensors |= {f"waiting.{epoch}.{layer}.weight": weight, f"waiting.{epoch}.{layer}.bias": bias}

@@ -25,7 +25,7 @@ from torch.utils.data import Sampler
 from uic_core.errors import InputError
 from uic_core.run import randomness
 from uic_core.run.parallel import Ranks
-from uic_core.run.saved_state import Saver, State, demand_same, momenta, part, restore_momenta
+from uic_core.run.saved_state import Saver, State, demand_finite, demand_same, momenta, part, restore_momenta
 from uic_core.run.signals import Signals
 
 
@@ -185,12 +185,7 @@ class Resume(Hook):
         """Save a state. Raises InputError, and keeps the existing states, if a weight or momentum is not finite."""
         tensors: dict[str, Tensor] = {f"model.{name}": each for name, each in unwrapped(runner).state_dict().items()}
         tensors |= momenta(runner.optim_wrapper.optimizer, _parameters(runner))
-        for name, tensor in tensors.items():
-            if not torch.isfinite(tensor).all():
-                raise InputError(
-                    f"before iteration {iteration + 1}: {name} is not finite, the training diverged; lower its lr in "
-                    "the config (the last good state is kept)"
-                )
+        demand_finite(tensors, f"before iteration {iteration + 1}", "lower its lr in the config")
         content = {
             "images": iteration * self._images(runner),
             "processes": self._ranks.world,

@@ -11,11 +11,10 @@ import torch
 
 from uic_core.data import partition
 from uic_core.data.partition import Groups, Labels
-from uic_core.errors import InputError
 from uic_core.models.network import Network
 from uic_core.run.parallel import Ranks
 from uic_core.run.randomness import Stream
-from uic_core.run.saved_state import State, demand_same, momenta, part, restore_momenta
+from uic_core.run.saved_state import State, demand_finite, demand_same, momenta, part, restore_momenta
 
 
 @dataclass
@@ -101,12 +100,7 @@ def save(
     """
     tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     tensors |= momenta(optimizer, network.parameters())
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise InputError(
-                f"before {run.position}: {name} is not finite, the training diverged; lower lr in the recipe "
-                "(the last good state is kept, no checkpoint is written)"
-            )
+    demand_finite(tensors, f"before {run.position}", "lower lr in the recipe")
     tensors["labels"] = torch.from_numpy(run.labels)
     for name, array in vars(run.groups).items():
         tensors[f"groups.{name}"] = torch.from_numpy(array)

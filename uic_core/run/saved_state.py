@@ -319,6 +319,15 @@ def momenta(optimizer: torch.optim.SGD, parameters: Iterable[nn.Parameter]) -> d
     return found
 
 
+def demand_finite(tensors: dict[str, Tensor], where: str, remedy: str) -> None:
+    """Check weights and momenta before they are saved. Raises InputError: one is not finite; names it."""
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise InputError(
+                f"{where}: {name} is not finite, the training diverged; {remedy} (the last good state is kept)"
+            )
+
+
 def demand_same(
     state: State, found: tuple[Path, dict[str, Any], dict[str, Tensor]] | None, ranks: Ranks, device: torch.device
 ) -> None:
