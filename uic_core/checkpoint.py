@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import safetensors.torch
 import torch
 
 from uic_core.errors import InputError
-from uic_core.files import DAMAGED, RETRAIN, atomic, stamp
+from uic_core.files import DAMAGED, RETRAIN, atomic, safetensors_metadata, stamp
 from uic_core.methods import load_run, parse_run
 from uic_core.models import build
 from uic_core.models.network import Network
@@ -103,7 +104,7 @@ def read(path: Path, remedy: str = "") -> tuple[Network, Recipe | External, str]
         # All bytes at once: another file may take this one's place at any time.
         content = path.read_bytes()
         tensors = safetensors.torch.load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
+        header = safetensors_metadata(io.BytesIO(content))
         digest = hashlib.sha256(content).hexdigest()
         del content
     except FileNotFoundError as error:

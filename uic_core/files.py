@@ -23,7 +23,7 @@ import zipfile
 import zlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
@@ -34,6 +34,8 @@ DAMAGED = (
     RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError,
 )  # fmt: skip
 """How reading a damaged file of numpy or JSON ends. A RuntimeError is that it seems encrypted, or nested too deeply."""
+
+_LONGEST_HEADER = 100_000_000  # bytes; safetensors takes no longer one
 
 
 @contextlib.contextmanager
@@ -199,7 +201,16 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def stamp(path: Path) -> list[int]:
+def safetensors_metadata(file: BinaryIO) -> dict[str, str]:
+    """Read the texts in the header of a safetensors file, without its tensors. Raises one of DAMAGED if it is none."""
+    length = int.from_bytes(file.read(8), "little")
+    if length > _LONGEST_HEADER:
+        raise ValueError(f"a header of {length} bytes")
+    texts: dict[str, str] = json.loads(file.read(length)).get("__metadata__", {})
+    return texts
+
+
+def stamp(path: Path | str) -> list[int]:
     """Return a file's size in bytes and its time in nanoseconds; [] if there is none to be read."""
     try:
         status = os.stat(path)

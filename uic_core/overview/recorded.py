@@ -19,7 +19,7 @@ from uic_core.data.dataset import Dataset
 from uic_core.data.index import subset_fingerprint
 from uic_core.evaluations.detection import SOURCE, Proposals
 from uic_core.evaluations.evaluation import Listed
-from uic_core.files import DAMAGED, known_sha256, read_yaml
+from uic_core.files import DAMAGED, known_sha256, read_yaml, safetensors_metadata
 from uic_core.recipe import PLACES, External, Strict, Training, load, stated
 from uic_core.report import seeds
 from uic_core.run import metrics, trained
@@ -280,10 +280,7 @@ def _content(dataset: Dataset) -> dict[str, Any]:
 def _header(path: Path) -> dict[str, Any]:
     """Read what a checkpoint records, without its weights."""
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > path.stat().st_size:
-            raise _Unknown
-        (text,) = json.loads(file.read(length))["__metadata__"].values()
+        (text,) = safetensors_metadata(file).values()
     header: dict[str, Any] = json.loads(text)
     return header
 

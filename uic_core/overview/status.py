@@ -19,7 +19,7 @@ from tabulate import tabulate
 
 from uic_core.config import FILES, Config, read
 from uic_core.errors import stage
-from uic_core.files import DAMAGED
+from uic_core.files import DAMAGED, safetensors_metadata
 from uic_core.recipe import Training
 from uic_core.report.cells import all_needed, check_cells, of_every_run
 
@@ -70,8 +70,8 @@ def _epochs(folder: Path) -> int:
     for path in folder.glob("state.*.safetensors"):
         try:
             with path.open("rb") as file:
-                head = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-            found.append(int(json.loads(head["__metadata__"]["state"])["position"]["epoch"]))
+                content = json.loads(safetensors_metadata(file)["state"])
+            found.append(int(content["position"]["epoch"]))
         except DAMAGED:
             continue
     return max(found)
