@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uic_core.errors import InputError
-from uic_core.files import DAMAGED, atomic, write_json
+from uic_core.files import DAMAGED, atomic, stamp, write_json
 
 SWITCH = "UIC_CHECK_FILES"
 """Environment variable; "0" skips the comparison. The workflow sets it from datasets.check_files."""
@@ -25,7 +25,7 @@ SWITCH = "UIC_CHECK_FILES"
 _THREADS = 16  # network file systems answer many requests at once
 _CHUNK = 4096
 _SHOWN = 3
-_GONE = (-1, -1)
+_GONE = [-1, -1]
 
 
 def beside(made: Path) -> Path:
@@ -130,25 +130,18 @@ def _stamps(files: Sequence[str]) -> NDArray[np.int64]:
     """Return the size in bytes and the time of the last change in ns of every file, int64 [N, 2]; -1 if it is gone."""
     chunks = [files[start : start + _CHUNK] for start in range(0, len(files), _CHUNK)]
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = [stamp for chunk in pool.map(_stat, chunks) for stamp in chunk]
+        found = [each for chunk in pool.map(_stat, chunks) for each in chunk]
     return np.array(found, np.int64).reshape(-1, 2)
 
 
-def _stat(files: Sequence[str]) -> list[tuple[int, int]]:
-    found = []
-    for file in files:
-        try:
-            entry = os.stat(file)
-            found.append((entry.st_size, entry.st_mtime_ns))
-        except OSError:
-            found.append(_GONE)
-    return found
+def _stat(files: Sequence[str]) -> list[list[int]]:
+    return [stamp(file) or _GONE for file in files]
 
 
 def _difference(kept: NDArray[np.int64], now: NDArray[np.int64]) -> str:
-    if tuple(now) == _GONE:
+    if now.tolist() == _GONE:
         return "is gone"
     if kept[0] != now[0]:
         return f"{kept[0]} bytes then, {now[0]} now"
-    when = (time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(stamp / 1e9)) for stamp in (kept[1], now[1]))
+    when = (time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(each / 1e9)) for each in (kept[1], now[1]))
     return "written {}, then {}".format(*when)
