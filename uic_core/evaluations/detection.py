@@ -12,8 +12,7 @@ from uic_core.evaluations.evaluation import (
     VOC_IMAGE,
     Counting,
     Environment,
-    Evaluation,
-    Listed,
+    OfVoc,
     Resources,
     Work,
     check_steps,
@@ -49,7 +48,7 @@ class Proposals(Strict):
         return {"source": f"sha256:{digest}"} if self.source else self.model_dump()
 
 
-class Detection(Evaluation):
+class Detection(OfVoc):
     """Fast R-CNN through mmdet (docs/protocol.md, Detection)."""
 
     resources: ClassVar[Resources] = Resources(memory=32)
@@ -86,18 +85,9 @@ class Detection(Evaluation):
             raise ValueError("rois_per_batch: must be a multiple of images_per_batch")
         return self
 
-    @property
-    def dataset(self) -> str:
-        """VOC's own layout."""
-        return "voc07"
-
     def needs(self, config: Config) -> tuple[tuple[str, str], ...]:
         """Proposals of both splits."""
         return (("proposals", "trainval"), ("proposals", "test"))
-
-    def lists(self, recipe: Recipe | External) -> tuple[Listed, ...]:
-        """All images."""
-        return (Listed("voc07", "all"),)
 
     def work(self, config: Config, recipe: Recipe | External, counting: Counting) -> Work:
         """Count training at each scale equally often, and a test of all proposals."""

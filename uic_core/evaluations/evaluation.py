@@ -160,6 +160,20 @@ class OfFrozen(Evaluation):
     )
 
 
+class OfVoc(Evaluation):
+    """An evaluation of all images of a data set in VOC's own layout."""
+
+    dataset: ClassVar[str] = "voc07"
+
+    def needs(self, config: Config) -> tuple[tuple[str, str], ...]:
+        """The complete data set."""
+        return (("check", self.dataset),)
+
+    def lists(self, recipe: Recipe | External) -> tuple[Listed, ...]:
+        """All images."""
+        return (Listed(self.dataset, "all"),)
+
+
 def check_steps(steps: list[int], key: str, end: int) -> None:
     """Refuse learning-rate steps that are out of range or do not increase."""
     if steps != sorted(set(steps)) or any(not 0 < step < end for step in steps):

@@ -11,8 +11,7 @@ from uic_core.evaluations.evaluation import (
     VOC_IMAGE,
     Counting,
     Environment,
-    Evaluation,
-    Listed,
+    OfVoc,
     Resources,
     Work,
     check_steps,
@@ -28,9 +27,10 @@ if TYPE_CHECKING:
 _STRIDE = 32  # of FCN-32s' scores
 
 
-class Segmentation(Evaluation):
+class Segmentation(OfVoc):
     """FCN-32s through mmseg (docs/protocol.md, Segmentation)."""
 
+    dataset: ClassVar[str] = "voc_segmentation"
     resources: ClassVar[Resources] = Resources(memory=32)
     environment: ClassVar[Environment] = "openmmlab"
     by_class: ClassVar[bool] = True
@@ -51,19 +51,6 @@ class Segmentation(Evaluation):
         if self.iterations % self.accumulate:
             raise ValueError(f"iterations: {self.iterations} is no multiple of accumulate, {self.accumulate}")
         return self
-
-    @property
-    def dataset(self) -> str:
-        """VOC's own layout."""
-        return "voc_segmentation"
-
-    def needs(self, config: Config) -> tuple[tuple[str, str], ...]:
-        """The complete VOC12."""
-        return (("check", "voc_segmentation"),)
-
-    def lists(self, recipe: Recipe | External) -> tuple[Listed, ...]:
-        """All images."""
-        return (Listed("voc_segmentation", "all"),)
 
     def work(self, config: Config, recipe: Recipe | External, counting: Counting) -> Work:
         """Count training and test on whole, padded images."""

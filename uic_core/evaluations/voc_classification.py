@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from uic_core.evaluations.evaluation import BACKWARD, Counting, Evaluation, Listed, Resources, Work
+from uic_core.evaluations.evaluation import BACKWARD, Counting, OfVoc, Resources, Work
 from uic_core.recipe import External, Recipe, Seed, stated
 from uic_core.voc_classes import CLASSES
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from uic_core.config import Config
 
 
-class VocClassification(Evaluation):
+class VocClassification(OfVoc):
     """Multi-label VOC07 classification (docs/protocol.md, Table 4)."""
 
     resources: ClassVar[Resources] = Resources(memory=32)
@@ -31,19 +31,6 @@ class VocClassification(Evaluation):
     clip_gradient: float = Field(gt=0)
     crops: int = Field(ge=1)
     seed: Seed
-
-    @property
-    def dataset(self) -> str:
-        """VOC's own layout."""
-        return "voc07"
-
-    def needs(self, config: Config) -> tuple[tuple[str, str], ...]:
-        """The complete VOC07."""
-        return (("check", "voc07"),)
-
-    def lists(self, recipe: Recipe | External) -> tuple[Listed, ...]:
-        """All images."""
-        return (Listed("voc07", "all"),)
 
     def work(self, config: Config, recipe: Recipe | External, counting: Counting) -> Work:
         """Count training, and a forward pass of every crop of the test images."""
