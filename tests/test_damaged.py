@@ -21,10 +21,10 @@ from uic_core.data import cache, stamps
 from uic_core.data.index import Index
 from uic_core.errors import InputError
 from uic_core.evaluate import clusters
+from uic_core.evaluations.clusters import ClusterArrays
 from uic_core.openmmlab import proposals
 from uic_core.overview.recorded import difference
 from uic_core.pretrain import content
-from uic_core.report.figures import ClusterArrays
 from uic_core.run import metrics, saved_state, trained
 from uic_core.samples import Detected
 from uic_core.samples import load as load_samples

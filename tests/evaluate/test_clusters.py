@@ -21,10 +21,10 @@ from uic_core.data.index import Index
 from uic_core.errors import InputError
 from uic_core.evaluate import clusters
 from uic_core.evaluations import Clusters
+from uic_core.evaluations.clusters import ClusterArrays
 from uic_core.files import read_yaml, sha256
 from uic_core.methods import parse_run
 from uic_core.models import build
-from uic_core.report import figures
 from uic_core.run import trained
 
 
@@ -293,7 +293,7 @@ def test_stage_counts_positions_in_the_whole_index(saved: SimpleNamespace, tmp_p
     assert grid.shape == (3, 4)
     assert (index.labels[grid] == shown[:, None]).all()
     assert set(index.paths[grid].ravel().tolist()) <= set(seen.paths.tolist())
-    drawn = figures.ClusterArrays.load(archive)
+    drawn = ClusterArrays.load(archive)
     np.testing.assert_array_equal(drawn.grid_entropy, 0)
     first = archive.read_bytes()
     assert run(saved, tmp_path, index, labels)[1].read_bytes() == first
@@ -308,7 +308,7 @@ def test_fault_69_small_classes_have_rows_of_their_own_length_and_are_said(
     _, archive = run(saved, tmp_path, index, labels)
     told = "Fig. 4: classes of 5 images or more: 1, so smaller ones are shown too"
     assert told in capsys.readouterr().out
-    drawn = figures.ClusterArrays.load(archive)
+    drawn = ClusterArrays.load(archive)
     assert drawn.grid_images.shape == (3, 4)
     found = dict(zip(drawn.grid_classes.tolist(), (drawn.grid_images >= 0).sum(1).tolist(), strict=True))
     assert found == {0: 4, 1: 2, 2: 3}

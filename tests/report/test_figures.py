@@ -16,6 +16,7 @@ from PIL import Image
 
 from tests.resealed import rewrite
 from uic_core.data.index import Index, build_folder
+from uic_core.evaluations.clusters import ClusterArrays
 from uic_core.files import sha256
 from uic_core.report import figures
 from uic_core.run import metrics
@@ -45,7 +46,7 @@ def made(tmp_path: Path, make_metrics: Callable[..., metrics.Metrics]) -> Simple
     content["dataset"]["fingerprint"] = index.fingerprint
     metrics.write(tmp_path / "clusters.json", metrics.Metrics.model_validate(content))
     belong_together(tmp_path)
-    return SimpleNamespace(folder=tmp_path, index=index, arrays=arrays, clusters=figures.ClusterArrays(**arrays))
+    return SimpleNamespace(folder=tmp_path, index=index, arrays=arrays, clusters=ClusterArrays(**arrays))
 
 
 def belong_together(folder: Path) -> None:
@@ -125,7 +126,7 @@ def test_figure_4_shows_the_images_their_class_and_frames_the_others(made: Simpl
 
 def test_figure_4_names_the_whole_classs_most_frequent_label_not_the_shown_images(made: SimpleNamespace) -> None:
     """Three of four shown are blue, but the pseudo-class is green for the most part: the three have frames."""
-    clusters = figures.ClusterArrays(**made.arrays | {"grid_annotated": np.array([1, 2])})
+    clusters = ClusterArrays(**made.arrays | {"grid_annotated": np.array([1, 2])})
     (axes,) = figures.grid_figure(clusters, made.index).axes
     side = figures.THUMBNAIL + figures.GAP
     frames = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
@@ -214,14 +215,14 @@ def test_fault_69_short_rows_are_drawn_and_what_was_dropped_is_said(
     np.savez(made.folder / "clusters.npz", **arrays)
     belong_together(made.folder)
     run(made, 4)
-    figure = figures.grid_figure(figures.ClusterArrays(**arrays), made.index)
+    figure = figures.grid_figure(ClusterArrays(**arrays), made.index)
     canvas = figure.axes[0].images[0].get_array()
     side = figures.THUMBNAIL + figures.GAP
     assert [tuple(canvas[side + side // 2, column * side + side // 2]) == COLORS["red"] for column in range(4)] == [
         True, True, False, False,
     ]  # fmt: skip
     read = metrics.read(path)
-    told = figures._small(figures.ClusterArrays(**arrays), read)
+    told = figures._small(ClusterArrays(**arrays), read)
     seen(told)
     assert told == "classes of 4 images or more: 1, so smaller ones are shown too"
 

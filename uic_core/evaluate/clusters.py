@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +19,9 @@ from uic_core.data.index import Index
 from uic_core.data.partition import class_sizes, group, nmi
 from uic_core.errors import InputError, stage
 from uic_core.evaluations import Clusters
+from uic_core.evaluations.clusters import ClusterArrays
 from uic_core.files import DAMAGED, RETRAIN, atomic, sha256, stamp, unchanged
 from uic_core.run import metrics, trained
-
-
-@dataclass(frozen=True)
-class Arrays:
-    """Data for Figs. 3 and 4: K pseudo-classes, of which G are shown with M images each.
-
-    Attributes:
-        class_sizes: int64 [K], images per class.
-        grid_classes: int64 [G], the shown classes, lowest entropy first.
-        grid_images: int64 [G, M], positions in the whole training index; -1 fills the rows of small classes.
-        grid_entropy: float64 [G], entropy of the annotated labels in each shown class, nats.
-        grid_annotated: int64 [G], the most frequent annotated label of each shown class; ties go to the lowest.
-    """
-
-    class_sizes: NDArray[np.int64]
-    grid_classes: NDArray[np.int64]
-    grid_images: NDArray[np.int64]
-    grid_entropy: NDArray[np.float64]
-    grid_annotated: NDArray[np.int64]
 
 
 def read_labels(path: Path, images: int, classes: int) -> NDArray[np.int32]:
@@ -147,7 +129,7 @@ def choose_images(
 
 def evaluate(
     labels: NDArray[np.integer], index: Index, classes: int, protocol: Clusters
-) -> tuple[dict[str, metrics.Value], Arrays]:
+) -> tuple[dict[str, metrics.Value], ClusterArrays]:
     """Compute values and arrays for pseudo-labels [N] of an index's images; grid positions refer to this index.
 
     `entropy_of_sizes` is a share of ln K, the entropy of equal sizes. `lowest_entropy` is the entropy of the first
@@ -156,7 +138,7 @@ def evaluate(
     sizes = class_sizes(labels, classes)
     entropies = class_entropies(labels, index.labels, classes)
     chosen = choose_classes(sizes, entropies, protocol)
-    arrays = Arrays(
+    arrays = ClusterArrays(
         class_sizes=sizes,
         grid_classes=chosen,
         grid_images=choose_images(labels, sizes, chosen, protocol.grid_images),
@@ -224,7 +206,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{options.run}: NMI {values['nmi'].value:.1f} %, {values['empty_classes'].value:.0f} empty classes")
 
 
-def _in_whole_index(arrays: Arrays, labelled: Index, index: Index) -> dict[str, Any]:
+def _in_whole_index(arrays: ClusterArrays, labelled: Index, index: Index) -> dict[str, Any]:
     """The arrays by name, with grid positions in the whole index instead of its labelled subset."""
     place = {path: position for position, path in enumerate(index.paths.tolist())}
     shown = labelled.paths[arrays.grid_images]

@@ -6,7 +6,6 @@ Made from the output of evaluation `clusters`. The same inputs give the same byt
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,8 @@ from numpy.typing import NDArray
 from uic_core.data import reader
 from uic_core.data.index import Index
 from uic_core.errors import InputError, stage
-from uic_core.files import DAMAGED, atomic
+from uic_core.evaluations.clusters import ClusterArrays
+from uic_core.files import atomic
 from uic_core.report.arguments import add_recipes, add_scale
 from uic_core.report.origin import read_with
 from uic_core.run import metrics as metrics_file
@@ -51,62 +51,6 @@ DPI = 300
 WIDTH = 6.9  # inches, the text width of a two-column page
 THUMBNAIL, GAP = 128, 8  # pixels
 _WIDEST = 0.9  # inches, a thumbnail of Fig. 4 where the rows are short
-
-
-@dataclass(frozen=True)
-class ClusterArrays:
-    """The arrays of evaluation `clusters`: K pseudo-classes, of which G are shown with M images each.
-
-    Attributes:
-        class_sizes: int array [K], images per class.
-        grid_classes: int array [G], the classes with the lowest entropy, in 0…K-1.
-        grid_images: int array [G, M], positions in the index of the training images; -1 where a class has no more.
-        grid_entropy: float array [G], entropy of the annotated labels in a class, nats, ≥ 0.
-        grid_annotated: int array [G], the most frequent annotated label of a class's images.
-    """
-
-    class_sizes: NDArray[np.integer]
-    grid_classes: NDArray[np.integer]
-    grid_images: NDArray[np.integer]
-    grid_entropy: NDArray[np.floating]
-    grid_annotated: NDArray[np.integer]
-
-    @classmethod
-    def load(cls, path: Path) -> ClusterArrays:
-        """Read metrics/<run>/clusters.npz; refuse pickled content.
-
-        Raises:
-            InputError: the file is missing or damaged, lacks an array, or has arrays that do not fit together.
-        """
-        remedy = "delete the file and run snakemake again"
-        forms = {
-            "class_sizes": ("iu", 1),
-            "grid_classes": ("iu", 1),
-            "grid_images": ("iu", 2),
-            "grid_entropy": ("f", 1),
-            "grid_annotated": ("iu", 1),
-        }
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in forms}
-        except FileNotFoundError as error:
-            raise InputError(f"{path}: there is no such file; run snakemake to make it") from error
-        except DAMAGED as error:
-            raise InputError(f"{path}: does not hold the arrays of clusters ({error}); {remedy}") from error
-        for name, (kinds, dimensions) in forms.items():
-            array = arrays[name]
-            if array.dtype.kind not in kinds or array.ndim != dimensions or not array.size:
-                raise InputError(f"{path}: {name} has the form {array.dtype}{list(array.shape)}; {remedy}")
-        clusters = cls(**arrays)
-        if len({len(arrays[name]) for name in forms if name.startswith("grid_")}) > 1:
-            raise InputError(f"{path}: {', '.join(forms)}: those of the grid differ in length; {remedy}")
-        if clusters.class_sizes.min() < 0 or not clusters.class_sizes.any():
-            raise InputError(f"{path}: class_sizes must be counts, not all 0; {remedy}")
-        if clusters.grid_classes.min() < 0 or clusters.grid_classes.max() >= len(clusters.class_sizes):
-            raise InputError(f"{path}: grid_classes outside 0…{len(clusters.class_sizes) - 1}; {remedy}")
-        if not (np.isfinite(clusters.grid_entropy).all() and (clusters.grid_entropy >= 0).all()):
-            raise InputError(f"{path}: grid_entropy must be finite and not negative; {remedy}")
-        return clusters
 
 
 def bin_edges(sizes: NDArray[np.integer]) -> NDArray[np.float64]:
