@@ -76,8 +76,10 @@ def detect(
     return metrics.read(folder / f"{name}.json")
 
 
-def segment(data: SimpleNamespace, root: Path, folder: Path, weights: Path, name: str = "run") -> metrics.Metrics:
-    recipe.save(evaluations.Segmentation(**SEGMENTATION), folder / f"{name}.yaml")
+def segment(
+    data: SimpleNamespace, root: Path, folder: Path, weights: Path, name: str = "run", **changed: Any
+) -> metrics.Metrics:
+    recipe.save(evaluations.Segmentation(**(SEGMENTATION | changed)), folder / f"{name}.yaml")
     dataset = data.datasets.one("voc_segmentation")
     dataset = dataset.model_copy(update={"section": dataset.section.model_copy(update={"root": str(root)})})
     recipe.save(dataset, folder / "voc_segmentation.yaml")
@@ -260,6 +262,15 @@ def test_swapped_proposals_end_detection_before_it_trains(
     assert f"error: {boxes['trainval']}: proposals were made for another image list" in capsys.readouterr().err
     assert not (tmp_path / "run.json").exists()
     assert not list((tmp_path / "run").glob("*/vis_data/scalars.json"))
+
+
+def test_too_little_padding_is_refused(
+    demo_data: SimpleNamespace, tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        segment(demo_data, demo_data.voc_segmentation, tmp_path, weights, pad=4)
+    assert "pad of the config: 4 leaves pixels of run run without a score" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_unknown_mask_value_ends_segmentation_and_names_the_file(

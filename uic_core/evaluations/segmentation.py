@@ -18,13 +18,12 @@ from uic_core.evaluations.evaluation import (
     without_fc6,
 )
 from uic_core.models import ARCHS
+from uic_core.models.architecture import FCN_STRIDE
 from uic_core.recipe import External, Recipe, Seed, stated
 from uic_core.voc_classes import CLASSES_SEGMENTATION
 
 if TYPE_CHECKING:
     from uic_core.config import Config
-
-_STRIDE = 32  # of FCN-32s' scores
 
 
 class Segmentation(OfVoc):
@@ -56,7 +55,7 @@ class Segmentation(OfVoc):
         """Count training and test on whole, padded images."""
         size, tested = counting.arithmetic(recipe), stated(config.datasets.voc_segmentation).val_images
         width, height = (side + 2 * self.pad for side in VOC_IMAGE)
-        image = size.features * width * height / recipe.image_size**2 + size.classifier * width * height / _STRIDE**2
+        image = size.features * width * height / recipe.image_size**2 + size.classifier * width * height / FCN_STRIDE**2
         drawn = self.iterations * self.batch_size
         return Work((drawn * (1 + BACKWARD) + tested) * image, drawn + tested)
 

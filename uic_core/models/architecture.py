@@ -18,7 +18,8 @@ MAX_POOLED = "+MP"
 FC7 = "fc7"
 """The last hidden layer of a classifier of fully connected layers, after its ReLU: the top layer's input."""
 
-_FCN_STRIDE = 32
+FCN_STRIDE = 32
+"""Of FCN-32s' scores, in pixels."""
 
 
 class Build(Protocol):
@@ -95,18 +96,30 @@ class Architecture:
             side = (side + 2 * padding - kernel) // stride + 1
         return side
 
-    def least_pad(self, image_size: int) -> int:
-        """The least padding of conv1, in pixels, with which FCN-32s gives every pixel a score.
+    def fcn(self, pad: int, fc6_side: int) -> tuple[int, int]:
+        """How FCN-32s aligns scores with the pixels of images: (side of the bilinear kernel, rows and columns to crop).
 
-        A window of kernel k and padding p after a total stride j moves the centre of score 0 by j·((k-1)/2 - p). FCN's
-        upsampling puts it at pixel 31 or 31.5 and cuts off the difference, which must be at least 3 pixels
-        (uic_core.openmmlab.fcn.placement computes the same from the layers).
+        A window of kernel k and padding p after a total stride j moves the centre of score 0 by j·((k-1)/2 - p). A
+        bilinear kernel of side 63 puts it at pixel 31, one of side 64 at 31.5; the kernel is chosen so that the crop is
+        an integer. This gives FCN's own numbers: (63, 18) for AlexNet and (64, 19) for VGG16, both padded by 100.
+
+        Args:
+            pad: padding of conv1, pixels, in place of its own.
+            fc6_side: side k of fc6's k×k kernel.
         """
-        jump, centre = 1, float(self.windows[0][2])  # as if conv1 had no padding
-        for kernel, stride, padding in self.windows:
-            centre += jump * ((kernel - 1) / 2 - padding)
-            jump *= stride
-        assert jump == _FCN_STRIDE, f"FCN-32s takes a stride of {_FCN_STRIDE}, not {jump}"
-        centre += jump * (self.fc6_side(image_size) - 1) / 2
-        upsampled = 31.0 if centre.is_integer() else 31.5
-        return max(0, int(centre - upsampled) + 3)
+        (conv1_side, conv1_stride, _), *others = self.windows
+        total, centre = 1, 0.0
+        for kernel, stride, padding in ((conv1_side, conv1_stride, pad), *others, (fc6_side, 1, 0)):
+            centre += total * ((kernel - 1) / 2 - padding)
+            total *= stride
+        assert total == FCN_STRIDE, f"FCN-32s takes a stride of {FCN_STRIDE}, not {total}"
+        bilinear = 2 * FCN_STRIDE - 1 if centre.is_integer() else 2 * FCN_STRIDE
+        return bilinear, int((bilinear - 1) / 2 - centre)
+
+    def least_pad(self, image_size: int) -> int:
+        """The least padding of conv1, in pixels, with which FCN-32s gives every pixel of any image a score.
+
+        Both borders are cropped alike, but conv1 may miss up to 3 pixels at the far border: the crop must be 3 or more.
+        """
+        _, crop = self.fcn(0, self.fc6_side(image_size))
+        return max(0, 3 - crop)

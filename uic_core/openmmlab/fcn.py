@@ -1,4 +1,4 @@
-"""Registered mmseg components for FCN-32s as in protocol.md, Segmentation, and its geometry; the rest is mmseg's own.
+"""Registered mmseg components for FCN-32s as in protocol.md, Segmentation; the rest is mmseg's own.
 
 Imported through `custom_imports` of the config that uic_core.openmmlab.segmentation writes.
 """
@@ -6,7 +6,7 @@ Imported through `custom_imports` of the config that uic_core.openmmlab.segmenta
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,48 +23,9 @@ from torch import Tensor, nn
 
 from uic_core.data import voc
 from uic_core.errors import InputError
+from uic_core.models.architecture import FCN_STRIDE
 from uic_core.models.network import Network
 from uic_core.openmmlab.resume import SeededDraws
-
-STRIDE = 32
-
-
-def centre(layers: Iterable[nn.Module]) -> tuple[int, float]:
-    """Receptive fields of a stack of convolutions and poolings: (stride, centre of output 0), in input pixels.
-
-    A layer with kernel k, stride s and padding p on top of stride j moves the centre by j·((k-1)/2 - p).
-    """
-    stride, position = 1, 0.0
-    for layer in layers:
-        if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
-            kernel, step, pad = (int(np.ravel(x)[0]) for x in (layer.kernel_size, layer.stride, layer.padding))
-            position += stride * ((kernel - 1) / 2 - pad)
-            stride *= step
-    return stride, position
-
-
-def placement(layers: Iterable[nn.Module], kernel: int) -> tuple[int, int]:
-    """How to align scores with the input's pixels: (side of the bilinear kernel, rows and columns to crop).
-
-    fc6's k×k window is centred at `centre` + 32·(k-1)/2. A bilinear kernel of side 63 puts score 0 at pixel 31, one of
-    side 64 at 31.5; the kernel is chosen so that the crop is an integer. This gives FCN's own numbers: (63, 18) for
-    AlexNet and (64, 19) for VGG16, both padded by 100.
-
-    Raises:
-        InputError: the padding is so small that the first or last pixels of some image get no score. Both borders are
-            cropped alike, but conv1 may miss up to 3 pixels at the far border, so the crop must be at least 3.
-    """
-    stride, position = centre(layers)
-    assert stride == STRIDE, f"FCN-32s takes a stride of {STRIDE}, not {stride}"
-    position += STRIDE * (kernel - 1) / 2
-    bilinear = 2 * STRIDE - 1 if position.is_integer() else 2 * STRIDE
-    crop = int((bilinear - 1) / 2 - position)
-    if crop < 3:
-        raise InputError(
-            f"segmentation.pad: too small by {3 - crop} for an fc6 of {kernel}×{kernel}: pixels go without a score; "
-            f"raise it"
-        )
-    return bilinear, crop
 
 
 def upsample(scores: Tensor, bilinear: int, rows: slice = slice(None), columns: slice = slice(None)) -> Tensor:
@@ -92,9 +53,9 @@ def upsample(scores: Tensor, bilinear: int, rows: slice = slice(None), columns: 
 @functools.lru_cache(maxsize=256)
 def _weights(scores: int, bilinear: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Weight of each score for each pixel along one side, [32·(scores-1) + bilinear, scores]."""
-    pixels = torch.arange(STRIDE * (scores - 1) + bilinear, dtype=torch.float64)
-    centres = STRIDE * torch.arange(scores, dtype=torch.float64) + (bilinear - 1) / 2
-    return (1 - (pixels[:, None] - centres).abs() / STRIDE).clamp(min=0).to(device, dtype)
+    pixels = torch.arange(FCN_STRIDE * (scores - 1) + bilinear, dtype=torch.float64)
+    centres = FCN_STRIDE * torch.arange(scores, dtype=torch.float64) + (bilinear - 1) / 2
+    return (1 - (pixels[:, None] - centres).abs() / FCN_STRIDE).clamp(min=0).to(device, dtype)
 
 
 @MODELS.register_module()
@@ -105,7 +66,7 @@ class Fcn32sHead(BaseDecodeHead):  # type: ignore[misc]
 
     Args:
         kernel: kernel side k of fc6.
-        bilinear, crop: from `placement`.
+        bilinear, crop: from `Architecture.fcn`.
         others: arguments of mmseg's BaseDecodeHead; `channels` is the hidden width.
     """
 
@@ -129,7 +90,7 @@ class Fcn32sHead(BaseDecodeHead):  # type: ignore[misc]
         x = self.drop(F.relu(self.fc7(x)))
         wanted = (slice(self.crop, self.crop + side) for side in images.shape[-2:])
         scores = upsample(self.cls_seg(x), self.bilinear, *wanted)
-        assert scores.shape[-2:] == images.shape[-2:], "placement must see to it that every pixel has a score"
+        assert scores.shape[-2:] == images.shape[-2:], "the padding must see to it that every pixel has a score"
         return scores
 
     def loss_by_feat(self, seg_logits: Tensor, batch_data_samples: list[Any]) -> dict[str, Tensor]:

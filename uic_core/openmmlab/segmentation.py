@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.registry import MODELS
 
 from uic_core import checkpoint, evaluations, recipe, samples
 from uic_core.data import stamps, voc
@@ -20,8 +19,9 @@ from uic_core.data.dataset import Dataset, VocSegmentation
 from uic_core.errors import InputError, stage
 from uic_core.evaluations.evaluation import VOC_IMAGE
 from uic_core.files import sha256
+from uic_core.models import ARCHS
 from uic_core.models.network import Network
-from uic_core.openmmlab import backbones, fcn, runner
+from uic_core.openmmlab import backbones, runner
 from uic_core.run import cpus, devices, finished, metrics, parallel
 
 
@@ -43,8 +43,7 @@ def build_config(
         digest: SHA-256 that `weights` must have when they are read; '' takes any.
 
     Raises:
-        InputError: the padding leaves pixels without a score, the architecture has no fc6, or the numbers of passes do
-            not divide over the processes.
+        InputError: the architecture has no fc6, or the numbers of passes do not divide over the processes.
     """
     passes = {"accumulate": [protocol.accumulate], "iterations": [protocol.iterations], "lr_steps": protocol.lr_steps}
     for key, counts in passes.items():
@@ -76,7 +75,7 @@ def build_config(
 def _model(network: Network, pretrained: dict[str, Any], pad: int) -> dict[str, Any]:
     channels, kernel, hidden = backbones.classifier_kernel(network)
     backbone = {"type": "UicBackbone", "arch": network.arch, "sobel": network.uses_sobel, "pad": pad}
-    bilinear, crop = fcn.placement(MODELS.build(backbone).features, kernel)
+    bilinear, crop = ARCHS[network.arch].fcn(pad, kernel)
     return {
         "type": "EncoderDecoder",
         "data_preprocessor": backbones.preprocessor("SegDataPreProcessor", size_divisor=1, seg_pad_val=voc.IGNORED),
@@ -135,7 +134,9 @@ def main(arguments: list[str] | None = None) -> None:
         data = recipe.load(Dataset, options.dataset).section
         if not isinstance(data, VocSegmentation):
             raise InputError(f"{options.dataset}: is not voc_segmentation; give that data set's file")
-        network, _, origin = checkpoint.of_run(options.run, options.checkpoint)
+        network, trained_by, origin = checkpoint.of_run(options.run, options.checkpoint)
+        if reason := protocol.refuses(options.run, trained_by):
+            raise InputError(f"{options.checkpoint}: {reason}")
         lists = lists_of(data)
         if not ranks.rank:
             stamps.verify(options.checked, voc.segmentation_files(lists))
