@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -10,11 +11,31 @@ from typing import TYPE_CHECKING
 from uic_core.models.architecture import MAX_POOLED, Architecture, Pool
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from uic_core.models.network import Network
 
-# out channels, kernel, stride, padding, max-pool after it
-CONVS = ((96, 11, 4, 2, True), (256, 5, 1, 2, True), (384, 3, 1, 1, False), (384, 3, 1, 1, False), (256, 3, 1, 1, True))
+# kernel, stride, padding, max-pool after it
+_CONVS = ((11, 4, 2, True), (5, 1, 2, True), (3, 1, 1, False), (3, 1, 1, False), (3, 1, 1, True))
+_CHANNELS = (96, 256, 384, 384, 256)
 TORCHVISION_CHANNELS = (64, 192, 384, 256, 256)
+
+
+def convolutions(channels: Sequence[int], *, sobel: bool, batch_norm: bool = True) -> nn.Sequential:
+    """AlexNet's conv1 … conv5 of so many channels, with its poolings, as in all its variants."""
+    from torch import nn  # imported here: the workflow reads the descriptions below without torch
+
+    children: OrderedDict[str, nn.Module] = OrderedDict()
+    inputs = 2 if sobel else 3
+    for number, (out, (kernel, stride, padding, pool)) in enumerate(zip(channels, _CONVS, strict=True), 1):
+        children[f"conv{number}"] = nn.Conv2d(inputs, out, kernel, stride, padding)
+        if batch_norm:
+            children[f"bn{number}"] = nn.BatchNorm2d(out)
+        children[f"relu{number}"] = nn.ReLU()
+        if pool:
+            children[f"pool{number}"] = nn.MaxPool2d(3, 2)
+        inputs = out
+    return nn.Sequential(children)
 
 
 def alexnet(*, classes: int, image_size: int, sobel: bool, torchvision: bool = False) -> Network:
@@ -22,23 +43,11 @@ def alexnet(*, classes: int, image_size: int, sobel: bool, torchvision: bool = F
 
     `torchvision`: build torchvision's network, of Krizhevsky's "one weird trick": fewer channels, no batch norm.
     """
-    from torch import nn  # imported here: the workflow reads the descriptions below without torch
+    from torch import nn
 
     from uic_core.models.network import Network, initialise, map_side
 
-    children: OrderedDict[str, nn.Module] = OrderedDict()
-    inputs = 2 if sobel else 3
-    for number, (out, kernel, stride, padding, pool) in enumerate(CONVS, 1):
-        if torchvision:
-            out = TORCHVISION_CHANNELS[number - 1]
-        children[f"conv{number}"] = nn.Conv2d(inputs, out, kernel, stride, padding)
-        if not torchvision:
-            children[f"bn{number}"] = nn.BatchNorm2d(out)
-        children[f"relu{number}"] = nn.ReLU(inplace=False)
-        if pool:
-            children[f"pool{number}"] = nn.MaxPool2d(3, 2)
-        inputs = out
-    features = nn.Sequential(children)
+    features = convolutions(TORCHVISION_CHANNELS if torchvision else _CHANNELS, sobel=sobel, batch_norm=not torchvision)
     channels, side = map_side(features, sobel, image_size)
     classifier = nn.Sequential(
         OrderedDict(
@@ -83,7 +92,7 @@ ALEXNET = Architecture(
     fewshot_layers=(*_CONV, f"conv5{MAX_POOLED}"),  # conv5+MP: pool5, 3×3 with stride 2, of conv5 after its ReLU
     windows=tuple(
         window
-        for _, kernel, stride, padding, pool in CONVS
+        for kernel, stride, padding, pool in _CONVS
         for window in ((kernel, stride, padding), *[(3, 2, 0)] * pool)
     ),
     frozen=("conv1",),

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from uic_core.models.alexnet import ALEXNET, CONVS, TORCHVISION_CHANNELS
+from uic_core.models.alexnet import ALEXNET, TORCHVISION_CHANNELS, convolutions
 from uic_core.models.architecture import Pool
 
 if TYPE_CHECKING:
@@ -19,18 +19,7 @@ def alexnet_rotnet(*, classes: int, image_size: int, sobel: bool) -> Network:
 
     from uic_core.models.network import Network, map_side
 
-    children: OrderedDict[str, nn.Module] = OrderedDict()
-    inputs = 2 if sobel else 3
-    for number, (out, (_, kernel, stride, padding, pool)) in enumerate(
-        zip(TORCHVISION_CHANNELS, CONVS, strict=True), 1
-    ):
-        children[f"conv{number}"] = nn.Conv2d(inputs, out, kernel, stride, padding)
-        children[f"bn{number}"] = nn.BatchNorm2d(out)
-        children[f"relu{number}"] = nn.ReLU()
-        if pool:
-            children[f"pool{number}"] = nn.MaxPool2d(3, 2)
-        inputs = out
-    features = nn.Sequential(children)
+    features = convolutions(TORCHVISION_CHANNELS, sobel=sobel)
     channels, side = map_side(features, sobel, image_size)
     width = ALEXNET_ROTNET.embedding_size
     classifier = nn.Sequential(
