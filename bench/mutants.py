@@ -44,8 +44,7 @@ MIRRORS = {
     | {"selflabel": "pretrain/reference pretrain/pretrain", "sinkhorn": "", "uic_balanced_start": "methods/uic"}
     | {"deepcluster": "methods/order pretrain/reference pretrain/pretrain", "kmeans": ""}
     | dict.fromkeys(("finetune", "method", "supervised", "uic"), "pretrain/reference pretrain/pretrain"),
-    "pretrain": {"centre_crops": "pretrain/reference pretrain/pretrain run/precision run/parallel"}
-    | {"label_passes": "pretrain/reference pretrain/pretrain run/parallel"}
+    "pretrain": {"label_passes": "pretrain/reference pretrain/pretrain run/precision run/parallel"}
     | {"loop": "pretrain/reference pretrain/pretrain run/parallel", "merge": "run/parallel"},
     "models": dict.fromkeys(("alexnet", "network", "probe_pool", "resnet", "sobel", "vgg"), "models/models"),
     "evaluate": dict.fromkeys(("average_precision", "clusters", "fewshot", "knn", "voc_classification"), "")

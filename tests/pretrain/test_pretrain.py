@@ -22,7 +22,7 @@ from uic_core.data.index import build_folder
 from uic_core.errors import INTERRUPTED, InputError
 from uic_core.methods import METHODS, deepcluster, kmeans
 from uic_core.methods.labels import draw_initial
-from uic_core.pretrain import centre_crops, finetune, loop, progress
+from uic_core.pretrain import finetune, label_passes, loop, progress
 from uic_core.pretrain.__main__ import main
 from uic_core.recipe import Stepped, save
 from uic_core.run import metrics, saved_state
@@ -449,7 +449,7 @@ def test_finetune_draws_other_members_of_large_classes_each_epoch(small, altered
 def test_empty_classes_are_those_of_the_epochs_own_labels(small, monkeypatch, changes, expected):
     """Before they are split: the pass that makes the labels finds two of the five classes."""
     found = (np.arange(48) % 2).astype(np.int32)
-    monkeypatch.setattr(centre_crops.CentreCrops, "predict", lambda self: found.copy())
+    monkeypatch.setattr(label_passes.LabelPasses, "predict", lambda self: found.copy())
     monkeypatch.setattr(deepcluster, "kmeans", lambda *_, **__: found.copy())
     folder = small("run", **changes)
     history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
@@ -472,7 +472,7 @@ def test_told_to_end_in_a_pass_over_all_images_it_goes_on_with_the_same_bytes(
     if kind == "finetune":
         arguments = ["--pretrained", str(small("source", method="random") / "checkpoint.safetensors")]
     expected = undisturbed(*arguments, **changes)
-    normalize, batches = centre_crops.normalize, []
+    normalize, batches = label_passes.normalize, []
 
     def tell(crops):
         """Only these passes normalise without augmentation. Three batches each; told in the second of the last."""
@@ -481,7 +481,7 @@ def test_told_to_end_in_a_pass_over_all_images_it_goes_on_with_the_same_bytes(
             os.kill(os.getpid(), signal.SIGUSR1)
         return normalize(crops)
 
-    monkeypatch.setattr(centre_crops, "normalize", tell)
+    monkeypatch.setattr(label_passes, "normalize", tell)
     with pytest.raises(SystemExit) as stop:
         small("run", *arguments, **changes)
     assert stop.value.code == INTERRUPTED
@@ -498,7 +498,7 @@ def test_fault_41_labels_that_take_longer_than_the_limit_are_not_queued_for_ever
 ):
     """The attempt that trained an epoch goes back into the queue; the next, which only makes its labels, does not."""
     changes, asks = {"label_view": "center_crop"}, tmp_path / "asks"
-    expected, normalize = outputs(small("undisturbed", **changes)), centre_crops.normalize
+    expected, normalize = outputs(small("undisturbed", **changes)), label_passes.normalize
     monkeypatch.setenv("UIC_SAVED", str(asks))
 
     def tell(crops):
@@ -508,7 +508,7 @@ def test_fault_41_labels_that_take_longer_than_the_limit_are_not_queued_for_ever
     for queued in (True, False):
         asks.unlink(missing_ok=True)
         with monkeypatch.context() as patch:
-            patch.setattr(centre_crops, "normalize", tell)
+            patch.setattr(label_passes, "normalize", tell)
             with pytest.raises(SystemExit) as stop:
                 small("run", **changes)
         assert stop.value.code == INTERRUPTED

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from uic_core.pretrain.centre_crops import CentreCrops
+from uic_core.pretrain.label_passes import LabelPasses
 from uic_core.pretrain.state import RunState
 from uic_core.run.parallel import Ranks
 
@@ -19,7 +19,7 @@ LINE_SECONDS = 60
 
 
 @contextlib.contextmanager
-def timing_labels(run: RunState, inference: CentreCrops) -> Iterator[None]:
+def timing_labels(run: RunState, inference: LabelPasses) -> Iterator[None]:
     """Count the time, and the inputs of label passes, of work on the labels in this block."""
     started, before = time.monotonic(), inference.inputs
     yield
