@@ -163,7 +163,7 @@ def enlarge(root: Path, target: Path) -> None:
             with Image.open(path) as image:
                 way = Image.Resampling.NEAREST if path.suffix == ".png" else Image.Resampling.BICUBIC
                 image.resize((image.width * ENLARGED, image.height * ENLARGED), way).save(out)
-    assert voc.read_list(target, "Segmentation", "train")
+    assert all(each.ids() for each in voc.segmentation_lists(target, "", "train", "val"))
 
 
 def pretrain_and_detect(folder: Path, arm: str) -> dict[str, float]:

@@ -16,13 +16,13 @@ from uic_core.methods import parse_run
 
 def test_scenes_are_enlarged_with_their_masks(demo_data: SimpleNamespace, tmp_path: Path) -> None:
     voc_sanity.enlarge(demo_data.voc_segmentation, tmp_path)
-    for split in ("train", "val"):
-        for image in voc.read_list(tmp_path, "Segmentation", split):
-            before = voc.read_mask(voc.mask_path(demo_data.voc_segmentation, image))
-            after = voc.read_mask(voc.mask_path(tmp_path, image))
+    both = (voc.segmentation_lists(root, "", "train", "val") for root in (demo_data.voc_segmentation, tmp_path))
+    for small, large in zip(*both, strict=True):
+        for image in large.ids():
+            before, after = voc.read_mask(small.mask(image)), voc.read_mask(large.mask(image))
             size = voc_sanity.ENLARGED
             np.testing.assert_array_equal(after, before.repeat(size, axis=0).repeat(size, axis=1))
-            assert reader.read_rgb(voc.image_path(tmp_path, 2012, image)).size == after.shape[::-1]
+            assert reader.read_rgb(large.image(image)).size == after.shape[::-1]
 
 
 def test_shuffled_labels_are_the_same_labels_on_other_images(demo_data: SimpleNamespace) -> None:

@@ -127,7 +127,7 @@ def test_fault_32_other_voc_images_of_the_same_size_make_again_what_read_the_old
 
     def listed() -> str:
         if name == "voc07":
-            return voc.fingerprint(one.root, 2007, ["trainval", "test"])
+            return voc.fingerprint(one.root, ["trainval", "test"])
         return voc.segmentation_fingerprint(voc.segmentation_lists(one.root, "", "train", "val"))
 
     prints = [stamps.noted(checked, "all")]
@@ -212,7 +212,7 @@ def test_fault_32_every_stage_stops_before_it_works(
         common += ["--protocol", str(tmp_path / "protocol.yaml")]
     if stage == "voc_classification_all":
         listed = check_data(data, "voc07")
-        changed = voc.image_path(data.voc07.root, 2007, voc.read_list(data.voc07.root, "Main", "test")[0])
+        changed = voc.image_path(data.voc07.root, voc.read_list(data.voc07.root, "test")[0])
         run = partial(voc_classification.main, [*common, "--voc", str(data.voc07.root), "--checked", str(listed)])
     elif stage == "fewshot":
         listed = list_images(data, "miniimagenet", "test")

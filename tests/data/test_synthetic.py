@@ -86,9 +86,9 @@ def test_same_seed_same_bytes_whatever_the_processes(tmp_path: Path, name: str) 
 
 def test_pictures_do_not_depend_on_how_many_there_are(demo_data: SimpleNamespace, tmp_path: Path) -> None:
     synthetic.generate(at(tmp_path).one("voc07"))
-    ids = voc.read_list(tmp_path / "voc", "Main", "trainval")
+    ids = voc.read_list(tmp_path / "voc", "trainval")
     for image in ids:
-        ours, theirs = (voc.image_path(root, 2007, image) for root in (tmp_path / "voc", demo_data.voc07))
+        ours, theirs = (voc.image_path(root, image) for root in (tmp_path / "voc", demo_data.voc07))
         assert ours.read_bytes() == theirs.read_bytes()
 
 
@@ -255,8 +255,9 @@ def test_boxes_hold_exactly_what_is_seen(demo_data: SimpleNamespace) -> None:
 def test_mask_borders_part_objects_from_all_else(demo_data: SimpleNamespace) -> None:
     """Pixels of two classes never touch: the void band lies between them. Each object keeps pixels of its own."""
     drawing = synthetic.plan(demo_data.datasets.one("voc_segmentation"))
+    listed, _ = voc.segmentation_lists(demo_data.voc_segmentation, "", "train", "val")
     for picture in drawing.pictures:
-        mask = voc.read_mask(voc.mask_path(demo_data.voc_segmentation, picture.path)).astype(int)
+        mask = voc.read_mask(listed.mask(picture.path)).astype(int)
         for axis in (0, 1):
             first, second = np.delete(mask, -1, axis), np.delete(mask, 0, axis)
             assert ((first == second) | (first == 255) | (second == 255)).all()
@@ -265,9 +266,8 @@ def test_mask_borders_part_objects_from_all_else(demo_data: SimpleNamespace) -> 
 
 
 def test_masks_carry_voc_s_palette(demo_data: SimpleNamespace) -> None:
-    root = demo_data.voc_segmentation
-    path = voc.mask_path(root, voc.read_list(root, "Segmentation", "train")[0])
-    with Image.open(path) as image:
+    train, _ = voc.segmentation_lists(demo_data.voc_segmentation, "", "train", "val")
+    with Image.open(train.mask(train.ids()[0])) as image:
         assert image.mode == "P"
         palette = np.array(image.getpalette()).reshape(-1, 3).tolist()
     # as printed in VOC's documentation: background, aeroplane, person, tvmonitor, border

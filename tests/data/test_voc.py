@@ -64,7 +64,7 @@ def test_boxes_become_zero_based_and_keep_their_last_pixel(tmp_path: Path) -> No
 def test_annotations_read_as_torchvision_reads_them(demo_data: SimpleNamespace, tmp_path: Path) -> None:
     (tmp_path / "VOCdevkit").symlink_to(demo_data.voc07)
     reference = VOCDetection(str(tmp_path), year="2007", image_set="test")
-    ids = voc.read_list(demo_data.voc07, "Main", "test")
+    ids = voc.read_list(demo_data.voc07, "test")
     for image, (picture, target) in zip(ids, reference, strict=True):
         ours, theirs = voc.read_annotation(voc.annotation_path(demo_data.voc07, image)), target["annotation"]
         assert theirs["filename"] == f"{image}.jpg"
@@ -110,7 +110,7 @@ def test_a_missing_annotation_is_named(tmp_path: Path) -> None:
 
 def test_lists_keep_their_order_and_skip_blank_lines(devkit: Path) -> None:
     main_list(devkit, "000012\n\n000005  \r\n2008_000002\n")
-    assert voc.read_list(devkit, "Main", "trainval") == ("000012", "000005", "2008_000002")
+    assert voc.read_list(devkit, "trainval") == ("000012", "000005", "2008_000002")
 
 
 @pytest.mark.parametrize(
@@ -128,23 +128,23 @@ def test_lists_keep_their_order_and_skip_blank_lines(devkit: Path) -> None:
 def test_a_wrong_list_is_named_by_line(devkit: Path, text: str, message: str) -> None:
     main_list(devkit, text)
     with pytest.raises(InputError, match=re.escape(message)):
-        voc.read_list(devkit, "Main", "trainval")
+        voc.read_list(devkit, "trainval")
 
 
 def test_fault_56_a_list_saved_on_windows_is_read(devkit: Path, seen: Callable[[object], None]) -> None:
     main_list(devkit, "\ufeff000012\r\n000005\r\n")
-    seen(voc.read_list(devkit, "Main", "trainval"))
-    assert voc.read_list(devkit, "Main", "trainval") == ("000012", "000005")
+    seen(voc.read_list(devkit, "trainval"))
+    assert voc.read_list(devkit, "trainval") == ("000012", "000005")
 
 
 def test_missing_and_binary_lists_are_named(devkit: Path) -> None:
     with pytest.raises(InputError, match=r"Main/test\.txt: the image list cannot be read .*VOC2007"):
-        voc.read_list(devkit, "Main", "test")
+        voc.read_list(devkit, "test")
     (devkit / "VOC2007/ImageSets/Main/test.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match=r"test\.txt: is no text"):
-        voc.read_list(devkit, "Main", "test")
+        voc.read_list(devkit, "test")
     with pytest.raises(InputError, match=r"Segmentation split: '\.\./train' is no plain name"):
-        voc.read_list(devkit, "Segmentation", "../train")
+        voc.segmentation_lists(devkit, "", "../train", "val")
 
 
 def test_multilabels_tell_shown_from_difficult_only(devkit: Path) -> None:
@@ -174,10 +174,10 @@ def test_multilabels_agree_with_the_lists_by_class(demo_data: SimpleNamespace) -
 
 
 def test_masks_keep_class_numbers(demo_data: SimpleNamespace) -> None:
-    root = demo_data.voc_segmentation
-    for image in voc.read_list(root, "Segmentation", "train"):
-        mask = voc.read_mask(voc.mask_path(root, image))
-        with Image.open(voc.image_path(root, 2012, image)) as picture:
+    train, _ = voc.segmentation_lists(demo_data.voc_segmentation, "", "train", "val")
+    for image in train.ids():
+        mask = voc.read_mask(train.mask(image))
+        with Image.open(train.image(image)) as picture:
             assert mask.shape == picture.size[::-1]
         assert {0, 255} < set(np.unique(mask).tolist()) <= {*range(21), 255}
 
@@ -201,35 +201,35 @@ def test_wrong_masks_are_named(tmp_path: Path) -> None:
 def test_fingerprint_changes_with_what_it_covers(demo_data: SimpleNamespace, tmp_path: Path) -> None:
     root = tmp_path / "voc"
     shutil.copytree(demo_data.voc07, root)
-    before = voc.fingerprint(root, 2007, ("trainval", "test"))
+    before = voc.fingerprint(root, ("trainval", "test"))
     assert re.fullmatch("[0-9a-f]{16}", before)
-    assert before == voc.fingerprint(demo_data.voc07, 2007, ("trainval", "test"))
-    assert before != voc.fingerprint(root, 2007, ("test", "trainval"))
-    image = voc.read_list(root, "Main", "test")[0]
+    assert before == voc.fingerprint(demo_data.voc07, ("trainval", "test"))
+    assert before != voc.fingerprint(root, ("test", "trainval"))
+    image = voc.read_list(root, "test")[0]
     path = voc.annotation_path(root, image)
     path.write_text(path.read_text().replace("<xmin>", "<xmin>0"))  # the same number in other bytes
-    assert before != voc.fingerprint(root, 2007, ("trainval", "test"))
+    assert before != voc.fingerprint(root, ("trainval", "test"))
     path.unlink()
     with pytest.raises(InputError, match=rf"{image}\.xml: No such file or directory, but test\.txt lists {image}"):
-        voc.fingerprint(root, 2007, ("test",))
+        voc.fingerprint(root, ("test",))
 
 
 def test_segmentation_fingerprint_covers_the_masks(demo_data: SimpleNamespace, tmp_path: Path) -> None:
     root = tmp_path / "voc"
     shutil.copytree(demo_data.voc_segmentation, root)
-    before = voc.fingerprint(root, 2012, ("train", "val"))
-    path = voc.mask_path(root, voc.read_list(root, "Segmentation", "val")[0])
-    Image.fromarray(np.zeros((120, 160), np.uint8)).save(path)
-    assert before != voc.fingerprint(root, 2012, ("train", "val"))
+    lists = voc.segmentation_lists(root, "", "train", "val")
+    before = voc.segmentation_fingerprint(lists)
+    Image.fromarray(np.zeros((120, 160), np.uint8)).save(lists[1].mask(lists[1].ids()[0]))
+    assert before != voc.segmentation_fingerprint(lists)
 
 
 def test_torchvision_reads_the_segmentation_layout(demo_data: SimpleNamespace, tmp_path: Path) -> None:
     (tmp_path / "VOCdevkit").symlink_to(demo_data.voc_segmentation)
     reference = VOCSegmentation(str(tmp_path), year="2012", image_set="val")
-    ids = voc.read_list(demo_data.voc_segmentation, "Segmentation", "val")
-    assert [Path(path).stem for path in reference.masks] == list(ids)
-    for (_, mask), image in zip(reference, ids, strict=True):
-        np.testing.assert_array_equal(np.asarray(mask), voc.read_mask(voc.mask_path(demo_data.voc_segmentation, image)))
+    _, val = voc.segmentation_lists(demo_data.voc_segmentation, "", "train", "val")
+    assert [Path(path).stem for path in reference.masks] == list(val.ids())
+    for (_, mask), image in zip(reference, val.ids(), strict=True):
+        np.testing.assert_array_equal(np.asarray(mask), voc.read_mask(val.mask(image)))
 
 
 def sbd_mask(path: Path, mask: Any) -> Path:
@@ -272,9 +272,9 @@ def test_wrong_matlab_masks_are_named(tmp_path: Path, spoil: Callable[[Path], An
 def test_segmentation_lists_lie_in_voc_or_train_in_sbd(demo_data: SimpleNamespace, tmp_path: Path) -> None:
     root = demo_data.voc_segmentation
     train, val = voc.segmentation_lists(root, "", "train", "val")
-    assert train.ids() == voc.read_list(root, "Segmentation", "train")
-    assert val.mask(val.ids()[0]) == voc.mask_path(root, val.ids()[0])
-    assert voc.segmentation_fingerprint((train, val)) == voc.fingerprint(root, 2012, ("train", "val"))
+    assert train.path == root / "VOC2012" / "ImageSets" / "Segmentation" / "train.txt"
+    assert list(train.ids()) == train.path.read_text().split()
+    assert val.mask("2007_000001") == root / "VOC2012" / "SegmentationClass" / "2007_000001.png"
     (tmp_path / "cls").mkdir()
     (tmp_path / "img").mkdir()
     (tmp_path / "train.txt").write_text("2008_000002\n")

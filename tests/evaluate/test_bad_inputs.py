@@ -155,7 +155,7 @@ def test_an_image_that_is_gone(
 
 
 def test_a_voc_list_with_an_image_that_is_gone(given: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
-    image = voc.read_list(given.folder / "voc", "Main", "test")[2]
-    voc.image_path(given.folder / "voc", 2007, image).unlink()
+    image = voc.read_list(given.folder / "voc", "test")[2]
+    voc.image_path(given.folder / "voc", image).unlink()
     error = refused(given, "voc_classification", capsys)
     assert f"{image}.jpg: No such file or directory, but test.txt lists {image}" in error

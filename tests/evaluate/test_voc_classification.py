@@ -170,7 +170,7 @@ def test_difficult_objects_have_no_gradient() -> None:
 @pytest.mark.parametrize("batch_norm", ["affine_trained", "frozen"])
 def test_training_leaves_the_rest_bitwise_alone(alexnet: Network, demo_data: SimpleNamespace, batch_norm: str) -> None:
     ids, targets = voc.multilabels(demo_data.voc07, "trainval")
-    files = [voc.image_path(demo_data.voc07, 2007, image) for image in ids]
+    files = [voc.image_path(demo_data.voc07, image) for image in ids]
     settings = protocol(batch_norm=batch_norm, iterations=2)
     network = voc_classification.prepare(alexnet, settings)
     before = copy.deepcopy(network.state_dict())
@@ -185,7 +185,7 @@ def test_training_leaves_the_rest_bitwise_alone(alexnet: Network, demo_data: Sim
 def test_batch_norm_behind_new_layers_learns_its_statistics_anew(demo_data: SimpleNamespace) -> None:
     """RotNet's fc6 and fc7, which have no biases."""
     ids, targets = voc.multilabels(demo_data.voc07, "trainval")
-    files = [voc.image_path(demo_data.voc07, 2007, image) for image in ids]
+    files = [voc.image_path(demo_data.voc07, image) for image in ids]
     source = build("alexnet_rotnet", classes=4, image_size=64, sobel=False)
     source.classifier.bn6.running_mean.fill_(7)
     network = voc_classification.prepare(source, protocol(iterations=2))
@@ -371,7 +371,7 @@ def run_stage(saved: Path, root: Path, folder: Path, settings: VocClassification
     arguments = [
         *("--checkpoint", saved, "--protocol", folder / "protocol.yaml", "--voc", root),
         *("--out", out, "--run", "random_sobel"),
-        *("--checked", noted(folder, voc.fingerprint(root, 2007, ["trainval", "test"]))),
+        *("--checked", noted(folder, voc.fingerprint(root, ["trainval", "test"]))),
     ]
     voc_classification.main([str(argument) for argument in arguments])
     return out
@@ -403,7 +403,7 @@ def test_an_annotation_without_objects_stops_the_stage(
 ) -> None:
     root = tmp_path / "voc"
     shutil.copytree(demo_data.voc07, root)
-    first = voc.annotation_path(root, voc.read_list(root, "Main", "test")[0])
+    first = voc.annotation_path(root, voc.read_list(root, "test")[0])
     first.write_text("<annotation><size><width>9</width><height>9</height></size></annotation>")
     with pytest.raises(SystemExit) as stop:
         run_stage(saved, root, tmp_path, protocol())

@@ -211,9 +211,9 @@ def test_the_data_set_names_a_missing_file(demo_data: SimpleNamespace, tmp_path:
             pipeline=[],
         )
 
-    ids = voc.read_list(demo_data.voc_segmentation, "Segmentation", "val")
+    _, val = voc.segmentation_lists(demo_data.voc_segmentation, "", "train", "val")
     read = dataset(demo_data.voc_segmentation)
-    assert [Path(read.get_data_info(n)["img_path"]).stem for n in range(len(read))] == list(ids)
+    assert [Path(read.get_data_info(n)["img_path"]).stem for n in range(len(read))] == list(val.ids())
     assert tuple(read.metainfo["classes"]) == voc.CLASSES_SEGMENTATION
     broken = tmp_path / "VOC2012"
     (broken / "ImageSets" / "Segmentation").mkdir(parents=True)

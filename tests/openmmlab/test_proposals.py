@@ -33,14 +33,14 @@ def made(demo_data: SimpleNamespace) -> proposals.Proposals:
 
 @pytest.fixture(scope="module")
 def sizes(demo_data: SimpleNamespace) -> dict[str, tuple[int, int]]:
-    ids = voc.read_list(demo_data.voc07, "Main", "test")
+    ids = voc.read_list(demo_data.voc07, "test")
     found = {image: voc.read_annotation(voc.annotation_path(demo_data.voc07, image)) for image in ids}
     return {image: (annotation.width, annotation.height) for image, annotation in found.items()}
 
 
 @pytest.fixture
 def fingerprint(demo_data: SimpleNamespace) -> str:
-    return voc.fingerprint(demo_data.voc07, 2007, ["test"])
+    return voc.fingerprint(demo_data.voc07, ["test"])
 
 
 def test_the_stage_gives_the_same_bytes_for_any_number_of_processes(
@@ -57,7 +57,7 @@ def test_the_stage_gives_the_same_bytes_for_any_number_of_processes(
 
 
 def test_boxes_do_not_depend_on_what_was_searched_before(demo_data: SimpleNamespace, made: proposals.Proposals) -> None:
-    last = proposals.search(voc.image_path(demo_data.voc07, 2007, made.ids[-1]), SETTINGS)
+    last = proposals.search(voc.image_path(demo_data.voc07, made.ids[-1]), SETTINGS)
     np.testing.assert_array_equal(last, made.of(len(made.ids) - 1))
 
 

@@ -37,7 +37,7 @@ BOXES = {"trainval": Path("trainval.npz"), "test": Path("test.npz")}
 def paper(tmp_path_factory: pytest.TempPathFactory) -> config.Config:
     """The paper's config, and of its data sets the lists of the test images, some of which a config names."""
     file, root = ROOT / "config" / "paper.yaml", tmp_path_factory.mktemp("VOCdevkit")
-    for path in (voc.list_path(root, "Main", "test"), voc.list_path(root, "Segmentation", "seg11valid")):
+    for path in (voc.list_path(root, "test"), voc.segmentation_lists(root, "", "train", "seg11valid")[1].path):
         path.parent.mkdir(parents=True)
         path.write_text("000001\n000002\n")
     content = read_yaml(file)

@@ -71,7 +71,7 @@ def detect(
         *("--train-proposals", str(boxes["trainval"]), "--test-proposals", str(boxes["test"])),
         *("--out", str(folder / f"{name}.json"), "--run", "run", "--work-dir", str(folder / name)),
         *("--samples", str(folder / f"{name}.npz")),
-        *("--checked", str(noted(folder, voc.fingerprint(root, 2007, ["trainval", "test"])))),
+        *("--checked", str(noted(folder, voc.fingerprint(root, ["trainval", "test"])))),
     ])  # fmt: skip
     return metrics.read(folder / f"{name}.json")
 
@@ -114,7 +114,7 @@ def test_detection_trains_tests_and_repeats_itself(
     assert not list((tmp_path / "first").glob("state*")), "a finished run leaves no state to go on from"
     present = {
         voc.CLASSES[label]
-        for image in voc.read_list(demo_data.voc07, "Main", "test")
+        for image in voc.read_list(demo_data.voc07, "test")
         for annotation in [voc.read_annotation(voc.annotation_path(demo_data.voc07, image))]
         for label in annotation.labels[~annotation.difficult]
     }
@@ -141,13 +141,13 @@ def test_detection_trains_tests_and_repeats_itself(
     assert re.search(r"waiting for data: \d+\.\d % of the training's time", log.read_text())
     kept = samples.load(tmp_path / "first.npz", samples.Detected)
     assert (tmp_path / "first.npz").read_bytes() == (tmp_path / "again.npz").read_bytes()
-    assert kept.ids == samples.choose(voc.read_list(demo_data.voc07, "Main", "test"))
+    assert kept.ids == samples.choose(voc.read_list(demo_data.voc07, "test"))
     assert (kept.run, kept.fingerprint, kept.classes) == ("run", OTHER, voc.CLASSES)
     assert first.dataset.fingerprint == OTHER
     assert first.provenance.stamps == {f"proposals_{split}": stamp(path) for split, path in boxes.items()}
     for image, found in zip(kept.ids, kept.images, strict=True):
         annotation = voc.read_annotation(voc.annotation_path(demo_data.voc07, image))
-        assert found.path == str(voc.image_path(demo_data.voc07, 2007, image))
+        assert found.path == str(voc.image_path(demo_data.voc07, image))
         np.testing.assert_array_equal(found.truth_boxes, annotation.boxes)
         np.testing.assert_array_equal(found.truth_labels, annotation.labels)
         assert len(found.boxes) > 0
@@ -168,9 +168,7 @@ def test_boxes_of_the_test_stay_in_the_original_pixels(
     register_all_modules(init_default_scope=True)
     import_modules_from_strings(**content["custom_imports"])
     data = DATASETS.build(content["test_dataloader"]["dataset"])
-    annotation = voc.read_annotation(
-        voc.annotation_path(demo_data.voc07, voc.read_list(demo_data.voc07, "Main", "test")[0])
-    )
+    annotation = voc.read_annotation(voc.annotation_path(demo_data.voc07, voc.read_list(demo_data.voc07, "test")[0]))
     sample = data[0]["data_samples"]
     assert sample.img_shape[0] == test_scale
     objects, ignored = (each.bboxes.numpy() for each in (sample.gt_instances, sample.ignored_instances))
@@ -178,8 +176,8 @@ def test_boxes_of_the_test_stay_in_the_original_pixels(
     np.testing.assert_array_equal(from_edges(ignored), annotation.boxes[annotation.difficult])
     first = proposals.load(
         boxes["test"],
-        voc.fingerprint(demo_data.voc07, 2007, ["test"]),
-        dict.fromkeys(voc.read_list(demo_data.voc07, "Main", "test"), (annotation.width, annotation.height)),
+        voc.fingerprint(demo_data.voc07, ["test"]),
+        dict.fromkeys(voc.read_list(demo_data.voc07, "test"), (annotation.width, annotation.height)),
     ).of(0)
     np.testing.assert_array_equal(from_edges(sample.proposals.bboxes.numpy()), first)
 
@@ -200,12 +198,12 @@ def test_segmentation_trains_tests_and_repeats_itself(
     assert (first.protocol["crop"], first.protocol["fc6_kernel"]) == (14, 1)
     kept = samples.load(tmp_path / "first.npz", samples.Segmented)
     assert (tmp_path / "first.npz").read_bytes() == (tmp_path / "again.npz").read_bytes()
-    assert kept.ids == voc.read_list(demo_data.voc_segmentation, "Segmentation", "val")
+    _, val = voc.segmentation_lists(demo_data.voc_segmentation, "", "train", "val")
+    assert kept.ids == val.ids()
     assert kept.classes == voc.CLASSES_SEGMENTATION
     counts = sum(fcn.confusion(image.mask, image.truth, 21) for image in kept.images)
     assert 100 * np.nanmean(fcn.intersection_over_union(counts)) == pytest.approx(first.values["miou"].value)
-    truth = voc.read_mask(voc.mask_path(demo_data.voc_segmentation, kept.ids[0]))
-    np.testing.assert_array_equal(kept.images[0].truth, truth)
+    np.testing.assert_array_equal(kept.images[0].truth, voc.read_mask(val.mask(kept.ids[0])))
 
 
 def test_fault_32_a_changed_file_of_voc_ends_every_stage_before_it_works(
@@ -223,8 +221,8 @@ def test_fault_32_a_changed_file_of_voc_ends_every_stage_before_it_works(
         one = one.model_copy(update={"section": one.section.model_copy(update={"root": str(root)})})
         recipe.save(one, tmp_path / f"{name}.yaml")
         check.main(["--dataset", str(tmp_path / f"{name}.yaml"), "--out", str(tmp_path / f"{name}.checked")])
-    os.utime(voc.image_path(roots["voc07"], 2007, "000001"), (0, 0))
-    os.utime(voc.mask_path(roots["voc_segmentation"], "2012_000002"), (0, 0))
+    os.utime(voc.image_path(roots["voc07"], "000001"), (0, 0))
+    os.utime(roots["voc_segmentation"] / "VOC2012/SegmentationClass/2012_000002.png", (0, 0))
     recipe.save(PROPOSALS, tmp_path / "proposals.yaml")
     recipe.save(evaluations.Detection(**DETECTION), tmp_path / "detection.yaml")
     recipe.save(evaluations.Segmentation(**SEGMENTATION), tmp_path / "segmentation.yaml")
@@ -278,7 +276,8 @@ def test_an_unknown_mask_value_ends_segmentation_and_names_the_file(
 ) -> None:
     root = tmp_path / "voc"
     shutil.copytree(demo_data.voc_segmentation, root)
-    mask = voc.mask_path(root, voc.read_list(root, "Segmentation", "val")[-1])
+    _, val = voc.segmentation_lists(root, "", "train", "val")
+    mask = val.mask(val.ids()[-1])
     with Image.open(mask) as image:
         values = np.asarray(image).copy()
     values[0, 0] = 77

@@ -172,9 +172,7 @@ def _fingerprints(section: Strict, made: Path) -> list[str]:
 
     if isinstance(section, Voc07):
         root, lists = Path(section.root), {"trainval": ["trainval"], "test": ["test"], "all": ["trainval", "test"]}
-        return [
-            line(name, voc.fingerprint(root, 2007, splits), voc.images(root, splits)) for name, splits in lists.items()
-        ]
+        return [line(name, voc.fingerprint(root, splits), voc.images(root, splits)) for name, splits in lists.items()]
     if isinstance(section, VocSegmentation):
         pair = voc.segmentation_lists(Path(section.root), section.sbd, section.train_list, section.val_list)
         return [line("all", voc.segmentation_fingerprint(pair), voc.segmentation_images(pair))]
@@ -220,19 +218,19 @@ def _voc07(section: Voc07, root: Path, findings: _Findings) -> None:
     seen: set[str] = set()
     for split, expected in (("trainval", section.trainval_images), ("test", section.test_images)):
         key = f"{split}_images"
-        path = voc.list_path(root, "Main", split)
-        listed = _listed(path, partial(voc.read_list, root, "Main", split), ("root", key), expected, findings)
+        path = voc.list_path(root, split)
+        listed = _listed(path, partial(voc.read_list, root, split), ("root", key), expected, findings)
         findings.apart(key, path, listed, seen, "trainval")
         findings.missing(key, root / "VOC2007" / "JPEGImages", "images", listed - images)
         findings.missing(key, root / "VOC2007" / "Annotations", "annotations", listed - annotations)
-        findings.decode(key, [voc.image_path(root, 2007, image) for image in sorted(listed & images)])
+        findings.decode(key, [voc.image_path(root, image) for image in sorted(listed & images)])
         objects: Counter[str] = Counter()
         for image in sorted(listed & annotations):
             try:
                 path = voc.annotation_path(root, image)
                 annotation = voc.read_annotation(path)
                 objects.update(voc.CLASSES[label] for label in annotation.labels)
-                findings.same_size(key, path, (annotation.width, annotation.height), voc.image_path(root, 2007, image))
+                findings.same_size(key, path, (annotation.width, annotation.height), voc.image_path(root, image))
             except InputError as error:
                 findings.problems.append(f"{findings.key}.{key}: {error}")
         findings.lines.append(f"{split}: {objects.total()} objects of {len(objects)} classes")

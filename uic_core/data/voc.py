@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from xml.etree.ElementTree import Element, ParseError
 
 import defusedxml.ElementTree
@@ -25,11 +25,6 @@ from uic_core.data import matlab
 from uic_core.errors import InputError
 from uic_core.voc_classes import CLASSES as CLASSES
 from uic_core.voc_classes import CLASSES_SEGMENTATION as CLASSES_SEGMENTATION
-
-Kind = Literal["Main", "Segmentation"]
-Year = Literal[2007, 2012]
-
-YEARS: dict[Kind, Year] = {"Main": 2007, "Segmentation": 2012}
 
 IGNORED = 255
 """Mask value of object borders, and multi-label target of a class with only difficult objects."""
@@ -96,8 +91,9 @@ def segmentation_lists(root: Path, sbd: str, train: str, val: str) -> tuple[Segm
     """
 
     def own(split: str) -> Segmentation:
-        year = _year(root, 2012)
-        return Segmentation(list_path(root, "Segmentation", split), year / "JPEGImages", year / "SegmentationClass")
+        home = root / "VOC2012"
+        path = home / "ImageSets" / "Segmentation" / f"{check_id(split, 'Segmentation split')}.txt"
+        return Segmentation(path, home / "JPEGImages", home / "SegmentationClass")
 
     if not sbd:
         return own(train), own(val)
@@ -119,36 +115,29 @@ def check_id(image: str, source: str) -> str:
     return image
 
 
-def list_path(root: Path, kind: Kind, split: str) -> Path:
-    """The file that lists the images of a split."""
-    return _year(root, YEARS[kind]) / "ImageSets" / kind / f"{check_id(split, f'{kind} split')}.txt"
+def list_path(root: Path, split: str) -> Path:
+    """The file that lists the images of a split of VOC2007."""
+    return root / "VOC2007" / "ImageSets" / "Main" / f"{check_id(split, 'Main split')}.txt"
 
 
-def image_path(root: Path, year: Year, image: str) -> Path:
-    """The JPEG of an image id."""
-    return _year(root, year) / "JPEGImages" / f"{image}.jpg"
+def image_path(root: Path, image: str) -> Path:
+    """The JPEG of an image id of VOC2007."""
+    return root / "VOC2007" / "JPEGImages" / f"{image}.jpg"
 
 
 def annotation_path(root: Path, image: str) -> Path:
-    """The object annotations (VOC2007) of an image id."""
-    return _year(root, 2007) / "Annotations" / f"{image}.xml"
+    """The object annotations of an image id of VOC2007."""
+    return root / "VOC2007" / "Annotations" / f"{image}.xml"
 
 
-def mask_path(root: Path, image: str) -> Path:
-    """The class mask (VOC2012) of an image id."""
-    return _year(root, 2012) / "SegmentationClass" / f"{image}.png"
-
-
-def read_list(root: Path, kind: Kind, split: str) -> tuple[str, ...]:
-    """Image ids of a split, in the order of its list.
-
-    Args:
-        kind: Main reads VOC2007, Segmentation reads VOC2012.
+def read_list(root: Path, split: str) -> tuple[str, ...]:
+    """Image ids of a split of VOC2007, in the order of its list.
 
     Raises:
         InputError: the list is missing, not text or empty, or has an id twice or one that is not a plain name.
     """
-    return _read_ids(list_path(root, kind, split), _remedy(kind))
+    remedy = "expected one image id a line; VOC2007 of the development kit has such lists"
+    return _read_ids(list_path(root, split), remedy)
 
 
 def _read_ids(path: Path, remedy: str) -> tuple[str, ...]:
@@ -219,7 +208,7 @@ def multilabels(root: Path, split: str) -> tuple[tuple[str, ...], NDArray[np.uin
     Raises:
         InputError: as `read_list` and `read_annotation` do.
     """
-    ids = read_list(root, "Main", split)
+    ids = read_list(root, split)
     targets = np.zeros((len(ids), len(CLASSES)), np.uint8)
     for row, image in enumerate(ids):
         annotation = read_annotation(annotation_path(root, image))
@@ -265,40 +254,36 @@ def _sbd_mask(path: Path) -> NDArray[Any]:
     raise InputError(f"{path}: GTcls has no matrix Segmentation; expected a file of SBD's cls/")
 
 
-def fingerprint(root: Path, year: Year, lists: Sequence[str]) -> str:
-    """Return a fingerprint of the named lists of a year: 16 hex digits of a SHA-256.
+def fingerprint(root: Path, lists: Sequence[str]) -> str:
+    """Return a fingerprint of some lists of VOC2007, e.g. ("trainval", "test"): 16 hex digits of a SHA-256.
 
-    It changes with an id, its position or split, the bytes of an annotation (2007) or mask (2012), and the size in
-    bytes of an image.
-
-    Args:
-        lists: splits of ImageSets/Main (2007) or ImageSets/Segmentation (2012), e.g. ("trainval", "test").
+    It changes with an id, its position or split, the bytes of an annotation, and the size in bytes of an image.
 
     Raises:
-        InputError: a list, image, annotation or mask is missing.
+        InputError: a list, image or annotation is missing.
     """
-    return _digest(_rows(root, year, lists))
+    return _digest(_rows(root, lists))
 
 
 def segmentation_fingerprint(lists: Sequence[Segmentation]) -> str:
-    """Like `fingerprint`, for lists that may be in SBD's folder; the same value for VOC2012's own lists."""
+    """Like `fingerprint`, of lists of images with masks."""
     return _digest(_segmentation_rows(lists))
 
 
 def images(root: Path, lists: Sequence[str]) -> list[Path]:
     """Return the images of some lists of VOC2007, in their order."""
-    return [image for _, _, image, _ in _rows(root, 2007, lists)]
+    return [image for _, _, image, _ in _rows(root, lists)]
 
 
 def segmentation_images(lists: Sequence[Segmentation]) -> list[Path]:
-    """Like `images`, for lists that may be in SBD's folder."""
+    """Like `images`, of lists of images with masks."""
     return [image for _, _, image, _ in _segmentation_rows(lists)]
 
 
 def files(root: Path) -> list[str]:
     """Return the files of VOC2007 that are read: the lists trainval and test, their images and annotations."""
     lists = ("trainval", "test")
-    return _files([list_path(root, "Main", split) for split in lists], _rows(root, 2007, lists))
+    return _files([list_path(root, split) for split in lists], _rows(root, lists))
 
 
 def segmentation_files(lists: Sequence[Segmentation]) -> list[str]:
@@ -306,12 +291,10 @@ def segmentation_files(lists: Sequence[Segmentation]) -> list[str]:
     return _files([one.path for one in lists], _segmentation_rows(lists))
 
 
-def _rows(root: Path, year: Year, lists: Sequence[str]) -> Iterator[_Row]:
-    kind: Kind = next(kind for kind, known in YEARS.items() if known == year)
-    truth = annotation_path if year == 2007 else mask_path
+def _rows(root: Path, lists: Sequence[str]) -> Iterator[_Row]:
     for split in lists:
-        for image in read_list(root, kind, split):
-            yield split, image, image_path(root, year, image), truth(root, image)
+        for image in read_list(root, split):
+            yield split, image, image_path(root, image), annotation_path(root, image)
 
 
 def _segmentation_rows(lists: Sequence[Segmentation]) -> Iterator[_Row]:
@@ -336,14 +319,6 @@ def _digest(files: Iterable[_Row]) -> str:
         except OSError as error:
             raise InputError(f"{error.filename}: {error.strerror}, but {split}.txt lists {image}") from error
     return digest.hexdigest()[:16]
-
-
-def _year(root: Path, year: Year) -> Path:
-    return Path(root) / f"VOC{year}"
-
-
-def _remedy(kind: Kind) -> str:
-    return f"expected one image id a line; VOC{YEARS[kind]} of the development kit has such lists"
 
 
 def _read_xml(path: Path) -> Element:

@@ -266,10 +266,8 @@ def main(arguments: list[str] | None = None) -> None:
         protocol = recipe.load(VocClassification, options.protocol)
         stamps.verify(options.checked, voc.files(options.voc))
         splits = {split: voc.multilabels(options.voc, split) for split in ("trainval", "test")}
-        fingerprint = stamps.by_content(options.checked, "all", voc.fingerprint(options.voc, 2007, list(splits)))
-        files = {
-            split: [voc.image_path(options.voc, 2007, image) for image in ids] for split, (ids, _) in splits.items()
-        }
+        fingerprint = stamps.by_content(options.checked, "all", voc.fingerprint(options.voc, list(splits)))
+        files = {split: [voc.image_path(options.voc, image) for image in ids] for split, (ids, _) in splits.items()}
         randomness.seed_everything(protocol.seed)
         pretrained, _, origin = checkpoint.of_run(options.run, options.checkpoint)
         network = prepare(pretrained, protocol).to(device)

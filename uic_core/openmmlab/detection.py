@@ -81,7 +81,7 @@ def build_config(
         ),
         "test_evaluator": [
             {"type": "VocAp"},
-            {"type": "KeepSamples", "ids": list(samples.choose(voc.read_list(root, "Main", "test")))},
+            {"type": "KeepSamples", "ids": list(samples.choose(voc.read_list(root, "test")))},
         ],
     }
     if protocol.rescale:
@@ -233,7 +233,7 @@ def main(arguments: list[str] | None = None) -> None:
         files = {"trainval": options.train_proposals, "test": options.test_proposals}
         stamped = {f"proposals_{split}": stamp(path) for split, path in files.items()}
         hashes = {split: sha256(path) for split, path in files.items() if path.is_file()}
-        sizes = {split: len(voc.read_list(options.voc, "Main", split)) for split in files}
+        sizes = {split: len(voc.read_list(options.voc, split)) for split in files}
         found = {split: proposals.open_for(options.voc, split, path, options.checked) for split, path in files.items()}
         searched = [each.settings for each in found.values() if each.settings["source"] == ""]
         if len(searched) == 1 or searched[1:] != searched[:1]:
@@ -244,7 +244,7 @@ def main(arguments: list[str] | None = None) -> None:
             network, options.checkpoint, protocol, options.voc, files, targets, options.work_dir,
             cpus.workers(options.threads), origin.checkpoint,
         )  # fmt: skip
-        fingerprint = stamps.by_content(options.checked, "all", voc.fingerprint(options.voc, 2007, list(files)))
+        fingerprint = stamps.by_content(options.checked, "all", voc.fingerprint(options.voc, list(files)))
         identity = {"checkpoint": origin.checkpoint, "protocol": protocol.model_dump(), "data": fingerprint}
         identity["proposals"] = hashes
         results = [options.out, options.samples]

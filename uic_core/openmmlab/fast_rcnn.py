@@ -50,7 +50,7 @@ class VocProposals(SeededDraws, VOCDataset):  # type: ignore[misc]
     def load_data_list(self) -> list[dict[str, Any]]:
         """Return one dictionary per image, in the list's order; boxes as edges, in pixels counted from 0."""
         root = Path(self.data_root)
-        return [self._entry(root, image) for image in voc.read_list(root, "Main", self._split)]
+        return [self._entry(root, image) for image in voc.read_list(root, self._split)]
 
     @property
     def _split(self) -> str:
@@ -67,7 +67,7 @@ class VocProposals(SeededDraws, VOCDataset):  # type: ignore[misc]
         ]
         return {
             "img_id": image,
-            "img_path": str(voc.image_path(root, 2007, image)),
+            "img_path": str(voc.image_path(root, image)),
             "xml_path": str(path),
             "width": annotation.width,
             "height": annotation.height,

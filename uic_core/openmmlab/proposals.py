@@ -116,12 +116,12 @@ def load(path: Path, fingerprint: str | None, sizes: Mapping[str, tuple[int, int
 
 def open_for(root: Path, split: str, path: Path, checked: Path | None = None) -> Proposals:
     """`load` a proposal file for the images of a VOC07 split; `checked` is as in `fingerprint_of`."""
-    return load(path, fingerprint_of(root, split, checked), _sizes(root, voc.read_list(root, "Main", split)))
+    return load(path, fingerprint_of(root, split, checked), _sizes(root, voc.read_list(root, split)))
 
 
 def fingerprint_of(root: Path, split: str, checked: Path | None) -> str:
     """Return a VOC07 split's fingerprint, with `stamps.by_content`."""
-    return stamps.by_content(checked, split, voc.fingerprint(root, 2007, [split]))
+    return stamps.by_content(checked, split, voc.fingerprint(root, [split]))
 
 
 def _check_inside(boxes: NDArray[np.floating], size: tuple[int, int], where: str, remedy: str) -> None:
@@ -176,7 +176,7 @@ def make(
     Raises:
         InputError: an image cannot be read, or from `published`.
     """
-    ids = voc.read_list(root, "Main", split)
+    ids = voc.read_list(root, split)
     fingerprint = fingerprint_of(root, split, checked)
     digest = ""
     if settings.source:
@@ -187,7 +187,7 @@ def make(
         print(f"{path}: {len(ids)} images")
     else:
         started = time.monotonic()
-        found = _search_all([voc.image_path(root, 2007, image) for image in ids], settings, processes)
+        found = _search_all([voc.image_path(root, image) for image in ids], settings, processes)
         print(f"{len(ids) / (time.monotonic() - started):.2f} images/s with {processes} processes")
     offsets = np.concatenate([[0], np.cumsum([len(boxes) for boxes in found])]).astype(np.int64)
     return Proposals(ids, offsets, np.concatenate(found), fingerprint, settings.made_by(digest))

@@ -184,7 +184,7 @@ def _voc07(full: Voc07, few: Voc07) -> Iterable[tuple[Path, Source]]:
     for name in ("JPEGImages", "Annotations"):
         yield own / "VOC2007" / name, root / "VOC2007" / name
     for split in ("trainval", "test"):
-        yield voc.list_path(own, "Main", split), _lines(_covering(full, split))
+        yield voc.list_path(own, split), _lines(_covering(full, split))
 
 
 def _segmentation(full: VocSegmentation, few: VocSegmentation) -> Iterable[tuple[Path, Source]]:
@@ -221,7 +221,7 @@ def _covering(section: Voc07, split: str) -> list[str]:
     root, chosen = Path(section.root), []
     missing = set(range(len(voc.CLASSES)))
     try:
-        for image in voc.read_list(root, "Main", split):
+        for image in voc.read_list(root, split):
             annotation = voc.read_annotation(voc.annotation_path(root, image))
             shown = set(annotation.labels[~annotation.difficult].tolist())
             if missing & shown:
