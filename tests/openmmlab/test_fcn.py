@@ -57,7 +57,7 @@ def test_kernel_and_crop_are_the_published_ones() -> None:
         assert models.ARCHS[arch].fcn(100, kernel) == expected
 
 
-@pytest.mark.parametrize("arch", ["alexnet", "alexnet_torchvision", "vgg16"])
+@pytest.mark.parametrize("arch", [name for name, arch in models.ARCHS.items() if arch.windows])
 @pytest.mark.parametrize("image_size", [64, 96, 128, 224])
 def test_the_windows_that_an_architecture_states_are_the_layers(arch: str, image_size: int) -> None:
     with torch.device("meta"):
