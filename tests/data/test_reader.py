@@ -91,12 +91,26 @@ def test_sixteen_bit_grey_keeps_its_high_byte(tmp_path: Path):
     np.testing.assert_array_equal(as_array(reader.read_rgb(tmp_path / "deep.png"))[0], values >> 8)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied_to_whole_images_and_crops(tmp_path: Path, orientation: int):
+def by_exif(orientation: int) -> dict:
     exif = Image.Exif()
     exif[0x0112] = orientation
+    return {"exif": exif}
+
+
+def by_xmp(orientation: int) -> dict:
+    """As an editor writes it: an attribute, or an element."""
+    attribute = f'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="{orientation}"/>'
+    element = f"<rdf:Description><tiff:Orientation>{orientation}</tiff:Orientation></rdf:Description>"
+    return {"xmp": f"<x:xmpmeta><rdf:RDF>{attribute if orientation % 2 else element}</rdf:RDF></x:xmpmeta>".encode()}
+
+
+@pytest.mark.parametrize("tag", [by_exif, by_xmp])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied_to_whole_images_and_crops(
+    tmp_path: Path, orientation: int, tag: Callable[[int], dict]
+):
     path = tmp_path / "turned.jpg"
-    smooth(60, 40).save(path, exif=exif, quality=95)
+    smooth(60, 40).save(path, **tag(orientation), quality=95)
     want = ImageOps.exif_transpose(Image.open(path))
     np.testing.assert_array_equal(as_array(reader.read_rgb(path)), as_array(want))
 
@@ -109,6 +123,15 @@ def test_exif_orientation_is_applied_to_whole_images_and_crops(tmp_path: Path, o
     got = read_crop(path, choose, 16)
     assert seen == [want.size]
     np.testing.assert_array_equal(got, cropped(np.array(want), (5, 7, 25, 27), 16))
+
+
+def test_xmp_that_turns_nothing_decodes_at_reduced_size(tmp_path: Path):
+    """As does a file without any: its crops are what they were."""
+    smooth(400, 300).save(tmp_path / "xmp.jpg", **by_xmp(1))
+    smooth(400, 300).save(tmp_path / "plain.jpg")
+    got, want = (reader.read_part(tmp_path / f"{name}.jpg", lambda w, h: (0, 0, w, h), 64) for name in ("xmp", "plain"))
+    assert got[1] == want[1] == (0, 0, 200, 150)
+    np.testing.assert_array_equal(got[0], want[0])
 
 
 def test_senseless_exif_is_ignored(tmp_path: Path):

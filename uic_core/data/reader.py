@@ -1,13 +1,15 @@
 """Read image files to uint8 RGB arrays, the same way everywhere. Imports no torch: the report shows images too.
 
-Images are turned upright (EXIF orientation), then converted to RGB: grey is repeated, palettes are looked up,
-transparency is laid over white, CMYK uses Pillow's conversion, 16-bit grey keeps its high byte. Animations give their
-first frame. A crop is always a box of the upright image, resized to a square in one antialiased bilinear step.
+Images are turned upright (by EXIF; where it says nothing, by XMP), then converted to RGB: grey is repeated, palettes are
+looked up, transparency is laid over white, CMYK uses Pillow's conversion, 16-bit grey keeps its high byte. Animations
+give their first frame. A crop is always a box of the upright image, resized to a square in one antialiased bilinear
+step.
 """
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +34,8 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_XMP = b"http://ns.adobe.com/xap/1.0/\0"
+_TURNED_BY_XMP = re.compile(rb'tiff:Orientation(="|>)[2-8]')  # as Pillow finds it
 # A JPEG is decoded at 1/2, 1/4 or 1/8 only if the crop still has at least this many times the output's side. The
 # bilinear filter does the rest: the mean difference stays near one grey level of 255, in half the time or less.
 _SPARE = 1.5
@@ -229,7 +233,7 @@ def _is_jpeg(image: Image.Image) -> bool:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8; 1 if it is missing or invalid, as in image viewers."""
+    """Return the orientation by EXIF or XMP, 1 to 8; 1 if it is missing or invalid, as in image viewers."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # metadata may be broken though the pixels are good
@@ -241,9 +245,12 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
     """Return (width, height) of a JPEG that needs no conversion to upright RGB; None for anything else."""
     place = 2 if data.startswith(b"\xff\xd8") else len(data)
     while data[place : place + 2] != b"\xff\xda":  # the segments before the image data
+        end = place + 2 + int.from_bytes(data[place + 2 : place + 4])
         if data[place : place + 1] != b"\xff" or data[place + 4 : place + 10] == b"Exif\0\0":  # may need rotation
             return None
-        place += 2 + int.from_bytes(data[place + 2 : place + 4])
+        if data.startswith(_XMP, place + 4) and _TURNED_BY_XMP.search(data, place, end):
+            return None
+        place = end
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
