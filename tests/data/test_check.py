@@ -257,6 +257,20 @@ def test_fault_10_a_root_that_cannot_be_read_is_named_with_its_key(
     assert last.startswith("remedy: ")
 
 
+@pytest.mark.parametrize("link", ["val", "val/n00000001"])
+def test_a_class_folder_that_is_another_one_is_refused(demo_data: SimpleNamespace, tmp_path: Path, link: str) -> None:
+    """A network would be evaluated on what it learned from, without a word."""
+    root = tmp_path / "imagenet"
+    shutil.copytree(demo_data.imagenet, root)
+    shutil.rmtree(root / link)
+    (root / link).symlink_to(root / link.replace("val", "train"))
+    with pytest.raises(InputError) as caught:
+        check(changed(demo_data.datasets, "imagenet", root=str(root), val_images=48 if link == "val" else 21))
+    first = str(caught.value).splitlines()[0]
+    same = f"{root}/val/n00000001: is the same folder as {root}/train/n00000001; each takes its own"
+    assert first.endswith(f"imagenet.root: {same}")
+
+
 def test_more_is_as_wrong_as_less(demo_data: SimpleNamespace) -> None:
     with pytest.raises(InputError, match=r"imagenet\.train_images: \S+/train: expected 47 images, found 48"):
         check(changed(demo_data.datasets, "imagenet", train_images=47))

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -245,6 +246,20 @@ def test_a_foreign_or_hostile_index_is_refused(
     assert not Path("exploded").exists()
 
 
+def test_an_index_keeps_the_crc_of_every_file_and_refuses_senseless_ones(imagenet: Path, tmp_path: Path):
+    index = build_folder(imagenet, "train", "imagenet")
+    crcs = check_images(index)
+    for length, dtype in ((12, np.uint32), (11, np.uint32), (12, np.float32)):
+        index.save(tmp_path / f"{length}{np.dtype(dtype)}.npz", crcs[:length].astype(dtype))
+    np.testing.assert_array_equal(module.contents(tmp_path / "12uint32.npz"), crcs)
+    assert crcs.tolist() == [zlib.crc32(Path(file).read_bytes()) for file in index.files()]
+    index.save(tmp_path / "earlier.npz")
+    assert module.contents(tmp_path / "earlier.npz") is None
+    for name in ("11uint32", "12float32", "missing"):
+        with pytest.raises(InputError, match=rf"{name}\.npz: is not an index"):
+            module.contents(tmp_path / f"{name}.npz")
+
+
 def test_a_missing_or_damaged_index_is_named(imagenet: Path, tmp_path: Path):
     with pytest.raises(InputError, match=r"no\.npz: there is no such index; run snakemake to make it"):
         Index.load(tmp_path / "no.npz")
@@ -298,6 +313,47 @@ def test_all_unusable_images_are_listed_at_once_and_nothing_is_written(
     assert "truncated" in lines[1]
     assert all(line.endswith("fetch it again") for line in lines[1:])
     assert not (tmp_path / "out.npz").exists()
+
+
+@pytest.mark.parametrize("last", ["train", "val"])
+def test_validation_images_that_are_training_images_are_refused(
+    protocol: Path, imagenet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], last: str
+):
+    """Copies, under any names. Few may be: real data sets have some. The index that is made last sees them."""
+
+    def copy(name: str, train: str) -> None:
+        (imagenet / "val" / name / "v.JPEG").unlink()
+        shutil.copy(imagenet / "train" / train, imagenet / "val" / name / "v.JPEG")
+
+    first = {"train": "val", "val": "train"}[last]
+    for number, name in enumerate(["cat", "cat-2", "ant"]):
+        draw(imagenet / "val" / name / "v.JPEG", seed=100 + number)
+    copy("cat", "ant/ant_0.JPEG")
+    for split in (first, last):
+        run(protocol, f"imagenet_{split}", tmp_path / f"imagenet_{split}.npz")
+    copy("ant", "ant/ant_1.JPEG")
+    for split in (first, last):
+        (tmp_path / f"imagenet_{split}.npz").unlink()
+    run(protocol, f"imagenet_{first}", tmp_path / f"imagenet_{first}.npz")
+    with pytest.raises(SystemExit):
+        run(protocol, f"imagenet_{last}", tmp_path / f"imagenet_{last}.npz")
+    assert capsys.readouterr().err == (
+        "error: datasets.folders.imagenet.root: 2 images are in val and in train, byte for byte, of 3; at most half may "
+        "be: give val images of its own\n"
+    )
+    assert not (tmp_path / f"imagenet_{last}.npz").exists()
+
+
+def test_an_index_of_images_that_were_replaced_since_is_not_compared(protocol: Path, imagenet: Path, tmp_path: Path):
+    """The two folders change places: val is what train was, and train will be listed anew."""
+    run(protocol, "imagenet_train", tmp_path / "imagenet_train.npz")
+    shutil.rmtree(imagenet / "val")
+    for name in ("cat", "cat-2", "ant"):
+        (imagenet / "val" / name).mkdir(parents=True)
+        (imagenet / "train" / name / f"{name}_0.JPEG").rename(imagenet / "val" / name / "v.JPEG")
+        draw(imagenet / "train" / name / f"{name}_0.JPEG", seed=200)
+    for split in ("val", "train"):
+        run(protocol, f"imagenet_{split}", tmp_path / f"imagenet_{split}.npz")
 
 
 def test_one_process_and_several_find_the_same(imagenet: Path):

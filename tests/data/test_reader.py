@@ -106,9 +106,7 @@ def by_xmp(orientation: int) -> dict:
 
 @pytest.mark.parametrize("tag", [by_exif, by_xmp])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_orientation_is_applied_to_whole_images_and_crops(
-    tmp_path: Path, orientation: int, tag: Callable[[int], dict]
-):
+def test_orientation_is_applied_to_whole_images_and_crops(tmp_path: Path, orientation: int, tag: Callable[[int], dict]):
     path = tmp_path / "turned.jpg"
     smooth(60, 40).save(path, **tag(orientation), quality=95)
     want = ImageOps.exif_transpose(Image.open(path))

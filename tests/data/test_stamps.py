@@ -264,3 +264,32 @@ def test_fault_59_deleted_pixels_of_the_cache_are_made_again_as_the_message_says
         assert cached.read_bytes() == before
         index_again = Index.load(cached, verify=True)
         assert index_again.read_part(0, lambda width, height: (0, 0, width, height), 8)[0].dtype == np.uint8
+
+
+@pytest.mark.parametrize("format", ["jpeg", "uint8"])
+def test_a_cache_that_several_results_share_has_the_pixels_of_each(
+    data: SimpleNamespace, tmp_path: Path, format: str, seen: Seen
+) -> None:
+    """Images are replaced by others of the same names and sizes, and a fresh folder of results lists them anew."""
+
+    def cached(results: str) -> Index:
+        data.results = tmp_path / results
+        path = list_images(data, "imagenet", "train")
+        out = path.with_name("imagenet_train_cached.npz")
+        command = ["--index", str(path), "--format", format, "--side", "64", "--root", str(tmp_path / "c")]
+        cache.main([*command, "--out", str(out)])
+        return Index.load(out, verify=True)
+
+    def pixels(of: Index) -> bytes:
+        return of.read_part(3, lambda width, height: (0, 0, width, height), 64)[0].tobytes()
+
+    old = cached("old")
+    before, image = pixels(old), old.file(3)
+    size = image.stat().st_size
+    Image.new("RGB", (160, 120), "red").save(image, "JPEG", quality=5)
+    image.write_bytes(image.read_bytes().ljust(size, b"\0"))
+    new, again = cached("new"), cached("again")
+    seen(f"{old.pixels.folder.name}, then {new.pixels.folder.name}")
+    assert pixels(new) != before == pixels(old)
+    assert new.fingerprint == again.fingerprint != old.fingerprint
+    assert new.pixels.folder == again.pixels.folder

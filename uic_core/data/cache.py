@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from uic_core.data import reader, stamps
-from uic_core.data.index import Index
+from uic_core.data.index import Index, contents, digest_of
 from uic_core.data.pixels import Format, Pixels, part_file
 from uic_core.errors import InputError, stage
 from uic_core.files import DAMAGED, atomic
@@ -86,8 +86,12 @@ def write_part(file: Path, images: list[Path], format: Format, side: int) -> NDA
     return found
 
 
-def build(index: Index, root: Path, format: Format, side: int, processes: int = 1) -> Index:
+def build(index: Index, root: Path, format: Format, side: int, processes: int = 1, content: str = "") -> Index:
     """Write the cache of an index's images under `root`; parts that an earlier call left are kept.
+
+    Args:
+        content: fingerprint of the bytes of the index's files, in whose folder the pixels lie: other images of the same
+            names and sizes, whose index may have the same fingerprint, have another one. '' if it is not known.
 
     Returns:
         The index, reading from the cache. Its fingerprint changes with any byte of the cached images.
@@ -95,7 +99,7 @@ def build(index: Index, root: Path, format: Format, side: int, processes: int = 
     Raises:
         InputError: see `write_part`.
     """
-    folder = Path(root) / f"{index.name}-{index.fingerprint}-{format}{side}"
+    folder = Path(root) / f"{index.name}-{content or index.fingerprint}-{format}{side}"
     folder.mkdir(parents=True, exist_ok=True)
     starts = range(0, len(index), PART)
     files = [part_file(folder, number) for number in range(len(starts))]
@@ -149,7 +153,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     with stage():
         whole = Index.load(options.index, verify=True)
-        index = build(whole, options.root, options.format, options.side, options.threads)
+        crcs = contents(options.index)
+        content = "" if crcs is None else digest_of(crcs)
+        index = build(whole, options.root, options.format, options.side, options.threads, content)
         stamps.save(options.out, index.files())
         index.save(options.out)
         assert index.pixels is not None

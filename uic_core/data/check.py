@@ -188,6 +188,7 @@ def _folder(section: ImageFolder, root: Path, findings: _Findings) -> None:
             findings.problems.append(f"{findings.key}.root: {error}")
         return
     classes: dict[str, set[str]] = {}
+    places: dict[str, Path] = {}
     for split, expected in (("train", section.train_images), ("val", section.val_images)):
         folder, before = root / split, len(findings.problems)
         if not expected:
@@ -197,6 +198,11 @@ def _folder(section: ImageFolder, root: Path, findings: _Findings) -> None:
             continue
         labels, strays = scan(folder)
         classes[split] = set(labels)
+        for label in labels:
+            place = os.path.realpath(folder / label)
+            if place in places:
+                findings.wrong("root", folder / label, f"is the same folder as {places[place]}; each takes its own")
+            places[place] = folder / label
         if strays:
             findings.wrong("root", folder, f"{len(strays)} files lie outside the class folders: {_shown(strays)}")
         findings.count("classes", folder, "class folders", section.classes, len(labels))

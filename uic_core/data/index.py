@@ -35,6 +35,8 @@ _LEAVES = (b"\0\0", b"\0/", b"\0../", b"/../", b"/..\0", b"\0..\0")  # an empty 
 _BLOCK = 1 << 16  # paths that are converted at a time
 _OF_SYSTEMS = {".DS_Store", "Thumbs.db", "ehthumbs.db", "desktop.ini", "__MACOSX", "@eaDir"}
 _SHOWN = 10
+_SPLITS = ("train", "val", "test")
+_SAME = 0.5  # share of equal files from which a split is no other one: real data sets repeat a few images by mistake
 _PIXELS = {"folder": "U", "format": "U", "part": "i", "offset": "i", "length": "i", "width": "i", "height": "i"}
 
 
@@ -98,16 +100,20 @@ class Index:
         pixels = self.pixels and self.pixels.subset(chosen)
         return replace(self, paths=paths, labels=labels, fingerprint=fingerprint, pixels=pixels)
 
-    def save(self, path: Path) -> None:
-        """Write as .npz, atomically; equal indexes give equal bytes."""
-        cached: dict[str, Any] = {}
+    def save(self, path: Path, crcs: NDArray[np.uint32] | None = None) -> None:
+        """Write as .npz, atomically; equal indexes give equal bytes.
+
+        Args:
+            crcs: CRC-32 of every file, uint32 [N], for `contents`.
+        """
+        more: dict[str, Any] = {} if crcs is None else {"crcs": crcs}
         if self.pixels is not None:
-            cached = {key: np.array(value) for key, value in vars(self.pixels).items()}
-            cached["folder"] = np.array(str(self.pixels.folder))
+            more |= {key: np.array(value) for key, value in vars(self.pixels).items()}
+            more["folder"] = np.array(str(self.pixels.folder))
         with atomic(path) as temporary:
             np.savez_compressed(
                 temporary,
-                **cached,
+                **more,
                 name=np.array(self.name),
                 root=np.array(str(self.root)),
                 paths=np.frombuffer("\0".join(self.paths.tolist()).encode(), np.uint8),
@@ -161,6 +167,62 @@ class Index:
         if verify:
             stamps.verify(path, index.files(), remedy if index.pixels else "")
         return index
+
+
+def contents(path: Path) -> NDArray[np.uint32] | None:
+    """Return the CRC-32 of every file of an index, uint32 [N]; None if an earlier version made it.
+
+    Raises:
+        InputError: the index is missing or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            if "crcs" not in arrays:
+                return None
+            crcs: NDArray[np.uint32] = arrays["crcs"]
+            if crcs.dtype != np.uint32 or crcs.shape != arrays["labels"].shape:
+                raise ValueError(f"crcs are {crcs.dtype} {list(crcs.shape)}")
+            return crcs
+    except DAMAGED as error:
+        raise InputError(f"{path}: is not an index ({error}); {remake(path)}") from error
+
+
+def digest_of(crcs: NDArray[np.uint32]) -> str:
+    """Return a fingerprint of all files' bytes, 16 hex digits."""
+    return hashlib.sha256(crcs.astype("<u4").tobytes()).hexdigest()[:16]
+
+
+def demand_apart(crcs: NDArray[np.uint32], path: Path, name: str, split: str) -> None:
+    """Compare the files of a new index with those of its data set's other splits, whose indexes lie beside it.
+
+    Whichever index is made last sees the others. One whose files changed since will be made again, and compare then.
+
+    Args:
+        crcs: CRC-32 of every file.
+        path: the new index.
+        name: the data set's.
+
+    Raises:
+        InputError: more than half of a split's files are in another one, too.
+    """
+    for other in _SPLITS:
+        beside = path.with_name(f"{name}_{other}.npz")
+        try:
+            theirs = contents(beside) if other != split else None
+            if theirs is None:
+                continue
+            fewer, more = sorted((crcs, theirs), key=len)
+            same = int(np.isin(fewer, more).sum())
+            if same <= _SAME * len(fewer):
+                continue
+            Index.load(beside, verify=True)
+        except InputError:  # there is none, or it is not what its data set holds now
+            continue
+        first, second = sorted((split, other), key=_SPLITS.index)
+        raise InputError(
+            f"{same} images are in {second} and in {first}, byte for byte, of {len(fewer)}; at most half may be: give "
+            f"{second} images of its own"
+        )
 
 
 def subset_fingerprint(fingerprint: str, total: int, count: int, seed: int) -> str:
@@ -233,15 +295,15 @@ def unreadable(files: Sequence[str], processes: int = 1) -> list[str]:
     return [problem for problem, _ in _tried(files, processes) if problem]
 
 
-def check_images(index: Index, processes: int = 1) -> str:
-    """Decode every image; return a fingerprint of the files' bytes.
+def check_images(index: Index, processes: int = 1) -> NDArray[np.uint32]:
+    """Decode every image; return the CRC-32 of every file, uint32 [N].
 
     Raises:
         InputError: one line for each file that is truncated or not an image, after all files were tried.
     """
     tried = _tried(index.files(), processes)
     _raise_all(index.name, len(index), [problem for problem, _ in tried if problem])
-    return hashlib.sha256(np.array([crc for _, crc in tried], "<u4").tobytes()).hexdigest()[:16]
+    return np.array([crc for _, crc in tried], np.uint32)
 
 
 def _tried(files: Sequence[str], processes: int) -> list[tuple[str, int]]:
@@ -265,11 +327,16 @@ def main(arguments: list[str] | None = None) -> None:
         try:
             index = build(dataset, options.split)
             stamps.save(options.out, index.files())
-            content = check_images(index, options.threads)
+            crcs = check_images(index, options.threads)
         except InputError as error:
             raise InputError(f"{dataset.key}.root: {error}") from error
-        index = replace(index, fingerprint=stamps.fingerprint(options.out, index.fingerprint, content))
-        index.save(options.out)
+        index = replace(index, fingerprint=stamps.fingerprint(options.out, index.fingerprint, digest_of(crcs)))
+        index.save(options.out, crcs)
+        try:
+            demand_apart(crcs, options.out, dataset.name, options.split)
+        except InputError as error:
+            options.out.unlink()
+            raise InputError(f"{dataset.key}.root: {error}") from error
         print(f"{index.name}: {len(index)} images, {len(index.classes)} classes, fingerprint {index.fingerprint}")
 
 
