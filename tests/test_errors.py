@@ -9,7 +9,9 @@ import sys
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from uic_core.errors import InputError, stage
 from uic_core.files import write_text
@@ -61,6 +63,48 @@ def test_fault_38_ctrl_c_in_a_stage_without_state_is_one_line(seen):
     ],
 )
 def test_fault_46_a_machine_that_is_too_small_is_one_line(error, said, seen, capsys):
+    with pytest.raises(SystemExit) as stop, stage():
+        raise error
+    err = capsys.readouterr().err
+    seen(err)
+    assert stop.value.code == 1
+    assert err.startswith(f"error: {said}")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("allocate", [lambda: np.empty(10**14), lambda: torch.empty(10**14)], ids=["numpy", "torch"])
+def test_a_full_memory_is_one_line(allocate, seen, capsys):
+    with pytest.raises(SystemExit) as stop, stage():
+        allocate()
+    err = capsys.readouterr().err
+    seen(err)
+    assert stop.value.code == 1
+    assert re.fullmatch(r"error: memory is full \(.*\); give the job more memory \(mem_mb\), or let it .*\n", err)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "memory is full; give the job more memory (mem_mb)"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "memory is full ([Errno 12] Cannot allocate memory); give"),
+        (
+            torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 9 GiB. GPU 0 has 8 GiB. Including more, much."
+            ),
+            "the GPU's memory is full (CUDA out of memory. Tried to allocate 9 GiB. GPU 0 has 8 GiB); lower batch_size "
+            "in the recipe or protocol, or give the rule more GPUs",
+        ),
+        (
+            torch.AcceleratorError("CUDA error: out of memory\nCompile with …"),
+            "the GPU's memory is full (CUDA error: o",
+        ),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            "the GPU's memory",
+        ),
+    ],
+)
+def test_a_memory_that_is_full_names_the_remedy_that_helps(error, said, seen, capsys):
     with pytest.raises(SystemExit) as stop, stage():
         raise error
     err = capsys.readouterr().err

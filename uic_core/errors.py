@@ -47,6 +47,11 @@ _OF_THE_SYSTEM = {
 """The remedies for what the system refuses, whatever a stage does with a file. EEXIST is a dead link, for a folder."""
 
 _MEMORY = "give the job more memory (mem_mb), or let it use fewer processes (--threads)"
+_GPU_MEMORY = (
+    "lower batch_size in the recipe or protocol, or give the rule more GPUs (gpu, under set-resources in the profile)"
+)
+_NO_MEMORY = re.compile("can't allocate memory|not enough memory|Cannot allocate memory")  # torch's, of a CPU
+_NO_GPU_MEMORY = re.compile("CUDA (error: )?out of memory|STATUS_ALLOC_FAILED")  # torch's, cuBLAS's and cuDNN's
 
 INTERRUPTED = 75
 """Exit status of an interrupted stage: EX_TEMPFAIL of sysexits.h (try again later)."""
@@ -70,7 +75,13 @@ def stage() -> Iterator[None]:
         _end(128 + signal.SIGINT, "interrupted: SIGINT; what was saved before is kept, run the same command again")
     except BrokenProcessPool:
         _end(1, f"error: a process of this stage was killed; {_MEMORY}")
+    except MemoryError as error:  # numpy's too
+        _end(1, f"error: memory is full{_reason(error)}; {_MEMORY}")
     except RuntimeError as error:
+        if _NO_GPU_MEMORY.search(str(error)):
+            _end(1, f"error: the GPU's memory is full{_reason(error)}; {_GPU_MEMORY}")
+        if _NO_MEMORY.search(str(error)):
+            _end(1, f"error: memory is full{_reason(error)}; {_MEMORY}")
         # a process that ended, or one that could not allocate /torch_… in /dev/shm
         lost = re.search(r"\ADataLoader worker \(pid.*|unable to .*</torch_.*", str(error))
         if not lost:
@@ -85,10 +96,18 @@ def stage() -> Iterator[None]:
         remedy = _OF_THE_SYSTEM.get(error.errno or 0)
         if remedy and error.filename:
             _end(2, f"error: {error.filename}: {error.strerror}; {remedy}")
+        if error.errno == errno.ENOMEM:
+            _end(1, f"error: memory is full{_reason(error)}; {_MEMORY}")
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         full = error.filename or "a disk, or /dev/shm"  # a semaphore and an open file have no name
         _end(1, f"error: {full}: is full; free some space and run the same command again")
+
+
+def _reason(error: Exception) -> str:
+    """What was asked for, in parentheses: the first sentences of the message; '' if there is none."""
+    first = ". ".join(str(error).partition("\n")[0].split(". ")[:3]).rstrip(".")
+    return f" ({first})" if first else ""
 
 
 def _end(status: int, line: str) -> NoReturn:

@@ -1,9 +1,9 @@
 """Read image files to uint8 RGB arrays, the same way everywhere. Imports no torch: the report shows images too.
 
-Images are turned upright (by EXIF; where it says nothing, by XMP), then converted to RGB: grey is repeated, palettes are
-looked up, transparency is laid over white, CMYK uses Pillow's conversion, 16-bit grey keeps its high byte. Animations
-give their first frame. A crop is always a box of the upright image, resized to a square in one antialiased bilinear
-step.
+Images are turned upright (by EXIF; where it says nothing, by XMP), then converted to RGB: grey is repeated, palettes
+are looked up, transparency is laid over white, CMYK uses Pillow's conversion, 16-bit grey keeps its high byte.
+Animations give their first frame. A crop is always a box of the upright image, resized to a square in one antialiased
+bilinear step.
 """
 
 from __future__ import annotations
