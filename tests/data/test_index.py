@@ -338,8 +338,8 @@ def test_validation_images_that_are_training_images_are_refused(
     with pytest.raises(SystemExit):
         run(protocol, f"imagenet_{last}", tmp_path / f"imagenet_{last}.npz")
     assert capsys.readouterr().err == (
-        "error: datasets.folders.imagenet.root: 2 images are in val and in train, byte for byte, of 3; at most half may "
-        "be: give val images of its own\n"
+        "error: datasets.folders.imagenet.root: 2 images are in val and in train, byte for byte, of 3; at most half "
+        "may be: give val images of its own\n"
     )
     assert not (tmp_path / f"imagenet_{last}.npz").exists()
 

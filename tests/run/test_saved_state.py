@@ -102,18 +102,19 @@ def test_loading_changes_nothing(tmp_path):
 
 
 def test_an_unfinished_state_of_another_recipe_is_refused_with_both_hashes_and_the_keys(tmp_path):
-    theirs = saved(stage(tmp_path), 1)
+    theirs = saved(stage(tmp_path), 1, 2)
     other = stage(tmp_path, hash="bbbb", recipe={"lr": 0.2, "epochs": 5})
     with pytest.raises(InputError) as refused:
         other.load(print)
     assert str(refused.value) == (
-        f"{theirs.path}: is the unfinished state of another run (recipe.lr: 0.1 there, 0.2 here; hash: aaaa there, "
-        "bbbb here); restore what it has to go on with it, or remove the file to start afresh"
+        f"{theirs.previous}: is the unfinished state of another run (recipe.lr: 0.1 there, 0.2 here; hash: aaaa there, "
+        f"bbbb here); restore what it has to go on with it, or remove {tmp_path}/state.aaaa.* to start afresh"
     )
-    theirs.path.write_bytes(b"half")
-    with pytest.raises(InputError, match=r"is of another run, and no whole state .*; remove the file"):
+    theirs.previous.write_bytes(b"half")
+    with pytest.raises(InputError, match=r"is of another run, and no whole state .*; remove \S+/state\.aaaa\.\*$"):
         other.load(print)
-    theirs.path.unlink()
+    for file in tmp_path.glob("state.aaaa.*"):
+        file.unlink()
     assert other.load(print) is None
 
 
