@@ -390,6 +390,11 @@ def _broken(paper, path, value):
             "frozen",
             "voc_classification_all.batch_norm: must be affine_trained, ALL trains all layers",
         ),
+        (
+            "evaluations.voc_classification_fc6_8.batch_size",
+            1,
+            "voc_classification_fc6_8.batch_size: the batch norm in a network's head takes two images or more",
+        ),
         ("evaluations.fewshot.layers.alexnet", ["conv9"], "fewshot: layers.alexnet: has no layer 'conv9' for this"),
         ("evaluations.fewshot.layers.resnet50", KeyError, "evaluations.fewshot.layers: nothing for resnet50, which"),
         (

@@ -141,6 +141,15 @@ def test_every_head_learns_and_the_first_ones_labels_are_kept(train, monkeypatch
     assert ((network.top.weight - start.top.weight).view(3, -1).norm(dim=1) > 0).all()
 
 
+@pytest.mark.parametrize("arch", ["alexnet_rotnet", "resnet50_mlp"])
+def test_a_last_batch_of_one_image_has_labels_too(train, arch):
+    """The head's batch norm cannot normalise one image."""
+    folder = train("run", arch=arch, images=17, optimisations=1, epochs=1)
+    counts = np.bincount(np.load(folder / "labels.npy"), minlength=5)
+    assert counts.sum() == 17
+    assert counts.max() <= 5, "classes are about equally large"
+
+
 def test_what_does_not_fit_into_memory_lies_in_files_that_go(train, monkeypatch, tmp_path):
     known = np.load(train("known", optimisations=1, epochs=1) / "labels.npy")
     made = []

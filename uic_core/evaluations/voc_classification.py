@@ -54,3 +54,5 @@ class VocClassification(OfVoc):
             raise ValueError(f"train: must be {what}, not {self.train}")
         if self.train == "all" and self.batch_norm == "frozen":
             raise ValueError("batch_norm: must be affine_trained, ALL trains all layers")
+        if self.batch_size < 2:
+            raise ValueError("batch_size: the batch norm in a network's head takes two images or more; raise it")

@@ -85,18 +85,20 @@ class LabelPasses:
         # In a small last batch some ranks have no image; rank 0 always has one.
         own = [order(part[rank]) for part in parts if len(part[rank])]
         positions = np.concatenate(own)
+        # A head's batch norm takes two images or more: one that is alone there has this rank's first image beside it.
+        read = [part if len(part) > 1 else np.append(part, positions[0]) for part in own]
         width = self._network.embedding_size
         features = scratch.matrix(len(positions), width, torch.float16, self.folder, scratch.EXACT, torch.device("cpu"))
         self.ranks.align(self._network)
         self._network.train()
         done = 0
-        for batch, (crops, draws) in enumerate(self._loader.stream(own, "resized_crop", seed, number)):
+        for batch, (crops, draws) in enumerate(self._loader.stream(read, "resized_crop", seed, number)):
             self.pause()
             randomness.seed_torch(recipe.seed, randomness.Stream.LABEL_PASS, number, batch, rank)  # dropout's
             x = self._method.views(recipe, crops, randomness.uniforms(seed, number, draws, UNIFORMS))
             x = x.contiguous(memory_format=torch.channels_last)
-            features[done : done + len(draws)] = self._network.hidden(x)
-            done += len(draws)
+            features[done : done + len(own[batch])] = self._network.hidden(x)[: len(own[batch])]
+            done += len(own[batch])
         for _ in parts[len(own) :]:
             self.pause()  # as often as the other ranks
         self.inputs += self._images
