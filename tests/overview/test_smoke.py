@@ -16,6 +16,7 @@ from uic_core.data.check import check
 from uic_core.files import read_yaml
 from uic_core.methods import METHODS
 from uic_core.overview import smoke
+from uic_core.report.cells import check_cells
 
 DEMO = Path(__file__).parents[2] / "config" / "demo.yaml"
 
@@ -101,6 +102,43 @@ def test_the_papers_config_gets_smaller_with_generated_data():
     again = validate(small.model_dump(), "smoke")
     assert again.runs["uic_vgg16_strong"].images == 16
     assert again.runs["uic_3k"].image_size == 224
+
+
+@pytest.mark.parametrize("name", ["paper", "demo", "cifar10", "cifar10_224", "cifar10_search", "cifar10_small"])
+def test_every_config_has_a_small_one_that_fills_its_tables(name: str) -> None:
+    """Nearest neighbours are as many as the cells say; no label is learned from after the end."""
+    value = read_yaml(DEMO.with_name(f"{name}.yaml"))
+    if name == "paper":  # VOC's lists are not here
+        value["datasets"]["generated"], value["scale"] = True, "demo"
+    config = validate(value, f"{name}.yaml")
+    small = smoke.smaller(config, Path("results/smoke"))
+    again = validate(small.model_dump(), "smoke")
+    check_cells(config.tables_file, again)
+    assert again.evaluations.knn.neighbours == config.evaluations.knn.neighbours
+    assert {run.images for run in again.runs.values() if hasattr(run, "images")} <= {0, 16, 48}
+    with_later = config.model_copy(update={"runs": {k: later(run) for k, run in config.runs.items()}})
+    validate(smoke.smaller(with_later, Path("results/smoke")).model_dump(), "smoke")
+
+
+def later(run: Any) -> Any:
+    return run.model_copy(update={"labels_from": 3}) if run.method == "uic" else run
+
+
+def test_a_data_set_of_few_classes_and_images_has_a_small_one(real):
+    """Of two classes, supervised trains on two; of fewer images than neighbours, all vote."""
+    folder = real["datasets"]["folders"]["imagenet"] | {"classes": 2, "train_images": 30, "val_images": 10}
+    real["datasets"]["folders"]["imagenet"] = folder
+    for run in real["runs"].values():
+        run["classes"] = 4 if run["method"] == "rotnet" else 2
+    real["evaluations"]["knn"]["neighbours"] = [10, 28, 30]
+    for name in ("linear_probe", "linear_probe_selflabel", "linear_probe_rotnet", "linear_probe_batch_norm"):
+        if name in real["evaluations"]:
+            real["evaluations"][name]["images"] = dict.fromkeys(real["evaluations"][name]["images"], 0)
+            real["evaluations"][name]["val_images"] = dict.fromkeys(real["evaluations"][name]["val_images"], 0)
+    small = smoke.smaller(validate(real, "mine.yaml"), Path("results/smoke"))
+    again = validate(small.model_dump(), "smoke")
+    assert again.evaluations.knn.neighbours == [10, 28, 30]
+    assert again.datasets.folders["imagenet"].train_images == 30
 
 
 def test_a_missing_folder_is_named_with_its_key(real, tmp_path, capsys):

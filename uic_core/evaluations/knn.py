@@ -46,9 +46,8 @@ class Knn(TrainVal):
         return [name(layer, *setting) for layer in self.layers[arch] for setting in settings]
 
     def few(self) -> dict[str, Any]:
-        """Sixteen images vote on all."""
-        few = {"images": dict.fromkeys(self.images, 16), "val_images": dict.fromkeys(self.val_images, 0)}
-        return few | {"neighbours": [2, 10]}
+        """All of the few images vote."""
+        return {"images": dict.fromkeys(self.images, 0), "val_images": dict.fromkeys(self.val_images, 0)}
 
     def check(self, name: str, config: Config) -> None:
         """Check its data set, and that there are as many images as neighbours."""

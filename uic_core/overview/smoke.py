@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable
@@ -31,7 +32,7 @@ from uic_core.overview.plan import everything
 from uic_core.recipe import External, Recipe, Strict, Training
 
 CLASSES, TRAIN, VAL = 4, 12, 4
-"""Class folders, and images of each, at most."""
+"""Class folders, and images of each, at most; more to learn from where nearest neighbours are as many."""
 SEGMENTED = (6, 4)
 """Images of the training and of the test list of segmentation."""
 _HEAVY = 10.0  # GFLOP of a training image from which a run takes a third of the images; AlexNet has 7
@@ -45,18 +46,24 @@ def smaller(config: Config, folder: Path) -> Config:
     Raises:
         InputError: VOC2007's lists or annotations cannot be read.
     """
-    evaluations = {
+    datasets = _datasets(config, folder / "datasets")
+    evaluations: dict[str, Any] = {
         name: section.model_copy(update=section.few()) if isinstance(section, Evaluation) else section
         for name, section in config.evaluations.present.items()
     }
     if proposals := config.evaluations.proposals:
         # Published ones are of the whole lists.
         evaluations["proposals"] = proposals.model_copy(update={"source": "", "max_boxes": 50})
+    if knn := config.evaluations.knn:
+        few = evaluations["knn"]
+        there = datasets.folders[few.data].train_images
+        kept = [k for k in knn.neighbours if k <= there] or [there]  # the tables name them
+        evaluations["knn"] = few.model_copy(update={"neighbours": kept})
     small = {
         "scale": "demo",
         "results": str(folder),
-        "datasets": _datasets(config, folder / "datasets"),
-        "runs": {name: _run(config.runs[name]) for name in config.named},
+        "datasets": datasets,
+        "runs": {name: _run(config.runs[name], datasets) for name in config.named},
         "seeds": {},
         "evaluations": config.evaluations.model_copy(update=evaluations),
     }
@@ -109,13 +116,15 @@ def demand_space(config: Config) -> None:
 
 def _datasets(config: Config, folder: Path) -> Datasets:
     """Return the sections of the small data sets, one folder each."""
-    data, fewshot = config.datasets, config.evaluations.fewshot
+    data, fewshot, knn = config.datasets, config.evaluations.fewshot, config.evaluations.knn
     folders = {}
     for name, each in data.folders.items():
         classes = min(CLASSES, each.classes)
         train, val = (images // (each.classes or CLASSES) for images in (each.train_images, each.val_images))
+        voting = knn.neighbours[-1] if knn and knn.data == name else 0
+        wanted = max(TRAIN, math.ceil(voting / (classes or CLASSES)))
         changes = {
-            "root": str(folder / name), "classes": classes, "train_images": min(TRAIN, train) * (classes or CLASSES),
+            "root": str(folder / name), "classes": classes, "train_images": min(wanted, train) * (classes or CLASSES),
             "val_images": min(VAL, val) * classes,
         }  # fmt: skip
         folders[name] = each.model_copy(update=changes)
@@ -145,14 +154,17 @@ def _datasets(config: Config, folder: Path) -> Datasets:
     return data.model_copy(update=changed)
 
 
-def _run(run: Recipe | External) -> Recipe | External:
-    """Return a run with few images, and as many pseudo-classes as its data set has classes."""
+def _run(run: Recipe | External, datasets: Datasets) -> Recipe | External:
+    """Return a run with few images, and no more pseudo-classes than its data set has classes."""
     if isinstance(run, External):
         return run
-    changes: dict[str, Any] = {"classes": CLASSES} if METHODS[run.method].pseudo_classes else {}
+    changes: dict[str, Any] = {"classes": min(CLASSES, run.classes)} if METHODS[run.method].pseudo_classes else {}
     if isinstance(run, Training):
-        heavy = ARCHS[run.arch].training_gflop > _HEAVY
-        changes |= {"images": CLASSES * TRAIN // 3 if heavy else 0, "batch_size": 16, "epochs": 2}
+        images = CLASSES * TRAIN // (3 if ARCHS[run.arch].training_gflop > _HEAVY else 1)
+        there = datasets.folders[run.data].train_images
+        changes |= {"images": images if images < there else 0, "batch_size": 16, "epochs": 2}
+        if hasattr(run, "labels_from"):
+            changes["labels_from"] = None  # there is no later epoch
     return run.model_copy(update=changes)
 
 
