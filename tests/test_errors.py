@@ -114,6 +114,16 @@ def test_a_memory_that_is_full_names_the_remedy_that_helps(error, said, seen, ca
     assert err.count("\n") == 1
 
 
+def test_a_sign_that_the_output_cannot_take_is_escaped():
+    """A ± or × under PYTHONIOENCODING=ascii, or in a locale of its own, would end a stage after its work."""
+    code = "from uic_core.errors import stage\nwith stage():\n    print('50 ± 1')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[1], env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        text=True, capture_output=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == "50 \\xb1 1\n"
+
+
 REFUSED = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.EMFILE, errno.ESTALE,
     errno.ELOOP, errno.EEXIST,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import io
 import os
 import re
 import shutil
@@ -63,7 +64,10 @@ def stage() -> Iterator[None]:
 
     An interrupted stage prints what it saved and exits with INTERRUPTED. A process that ran out of memory, a full disk,
     a file that the system refuses and Ctrl-C before anything could be saved are one line, too: none of them is a bug.
+    What it prints is escaped where the output takes ASCII alone: no sign may end a stage after its work.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
     except InputError as error:

@@ -111,6 +111,12 @@ def test_an_image_is_tested_as_they_test_it(alexnet: Network, indexes: tuple[Ind
         assert found[0, 0].tolist() == count.tolist(), test
 
 
+def test_nesterovs_momentum_without_any_is_refused_with_the_config() -> None:
+    with pytest.raises(InputError, match=r"momentum: Nesterov's takes one above 0; raise it, or write nesterov: false"):
+        protocol(ROTNET, momentum=0.0)
+    assert protocol(SELFLABEL, momentum=0.0).momentum == 0.0
+
+
 def test_momentum_is_nesterovs_and_the_crop_and_batch_norm_the_protocols(
     alexnet: Network, indexes: tuple[Index, Index]
 ) -> None:

@@ -735,6 +735,15 @@ def test_a_refused_file_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFix
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("format", ["uic_core", "torchvision"])
+def test_a_folder_is_said_to_be_one(tmp_path: Path, capsys: pytest.CaptureFixture[str], format: str) -> None:
+    (tmp_path / "folder").mkdir()
+    for name, told in (("folder", "is a folder; name the file in it that holds the weights"), ("no", "is not there")):
+        with pytest.raises(SystemExit):
+            run_stage(tmp_path, settings(format=format, path=name))
+        assert capsys.readouterr().err == f"error: {tmp_path / name}: {told}; correct `path` of the run\n"
+
+
 @pytest.mark.parametrize("coverage", ["much", None, 1.5])
 def test_a_damaged_header_is_named(tmp_path: Path, coverage: Any) -> None:
     path = tmp_path / "checkpoint.safetensors"

@@ -241,6 +241,9 @@ def test_small_is_fine(small: tuple[Path, Path]) -> None:
         ('fill: {view: ""}', "fill: {}", "fill.view is missing"),
         ("texts: {Arch: AlexNet}}", "texts: {}}", "texts.Arch is missing"),
         ("texts: {Arch: AlexNet}}", "texts: {Arch: AlexNet}, extra: true}", "belong to computed rows"),
+        ("{name: Ours,", '{name: Ours, shown: "Ou\\nrs",', "tables.1.rows.0.shown: holds a line break, which no cell"),
+        ("texts: {Arch: AlexNet}, run", 'texts: {Arch: "Alex\\nNet"}, run', "rows.0.texts.Arch: holds a line break"),
+        ("stub: Methods", 'stub: "Methods\\n"', "tables.1.stub: holds a line break"),
         (", value: nmi", "", "either text: true, or evaluation and value"),
     ],
 )

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -114,6 +115,17 @@ def test_suspect_cells_and_switches_have_footnotes(matrix: Matrix, tmp_path: Pat
     assert "ᵃ Convolutions and batch norm frozen" in run(4, needed(matrix, 4), tmp_path)[0]
     assert "The annotated classes of the miniImageNet test set" in run(5, needed(matrix, 5), tmp_path)[0]
     assert "splits its name in two" in run(7, needed(matrix, 7), tmp_path)[0]
+
+
+def test_more_footnotes_than_letters_have_two() -> None:
+    names = [SimpleNamespace(name=f"row {number}") for number in range(60)]
+    notes = [(each.name, "column", f"text {number}") for number, each in enumerate(names)]
+    table = SimpleNamespace(rows=names, columns=[SimpleNamespace(name="column")])
+    marks, told = tables.marked(SimpleNamespace(table=table, notes=notes))
+    found = [marks[each.name, "column"] for each in names]
+    assert len(set(found)) == 60
+    assert found[0] + found[24] + found[25] + found[50] == "ᵃ" + "ᶻ" + "ᵃᵃ" + "ᵃᵃᵃ"
+    assert told == [f"{mark} text {number}" for number, mark in enumerate(found)]
 
 
 def test_runs_that_differ_in_a_switch_are_told_apart(matrix: Matrix, tmp_path: Path) -> None:

@@ -125,6 +125,12 @@ class PeerProbe(FurtherProbe):
     start: Start = Field(description="first weights of a head")
     test: Test = Field(description="how an image is tested")
 
+    @model_validator(mode="after")
+    def _looks_ahead(self) -> PeerProbe:
+        if self.nesterov and not self.momentum:
+            raise ValueError("momentum: Nesterov's takes one above 0; raise it, or write nesterov: false")
+        return self
+
     @property
     def switches(self) -> Switches:
         """What it does otherwise than the paper's probes."""

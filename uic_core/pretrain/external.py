@@ -169,7 +169,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _kind(path: Path) -> content.Kind:
     if not path.is_file():
-        raise InputError(f"{path}: is not there; correct `path` of the run")
+        found = "is a folder; name the file in it that holds the weights" if path.is_dir() else "is not there"
+        raise InputError(f"{path}: {found}; correct `path` of the run")
     return content.kind(path)
 
 

@@ -24,13 +24,20 @@ from uic_core.recipe import Strict, load
 PUBLISHED_HEADER = ("table", "row", "column", "value", "source")
 
 
+def _one_line(text: str) -> str:
+    if text.splitlines() not in ([], [text]):
+        raise ValueError("holds a line break, which no cell of a table can; write it in one line")
+    return text
+
+
 def _no_braces(title: str) -> str:
     if odd := set(title) & set("{}"):
         raise ValueError(f"holds '{min(odd)}', which Snakemake's report would read as a wildcard; remove it")
     return title
 
 
-Title = Annotated[str, AfterValidator(_no_braces)]
+Line = Annotated[str, AfterValidator(_one_line)]
+Title = Annotated[Line, AfterValidator(_no_braces)]
 
 Pair = tuple[str, str]
 """A run and an evaluation."""
@@ -42,8 +49,8 @@ COMPUTED = "run/evaluation: what the config computes; optional rows are computed
 class Column(Strict):
     """One column: text (`text`), or numbers taken by default from `value` of `evaluation`."""
 
-    name: str = Field(min_length=1)
-    shown: str = ""
+    name: Line = Field(min_length=1)
+    shown: Line = ""
     text: bool = False
     evaluation: str = ""
     value: str = ""
@@ -64,10 +71,10 @@ class Row(Strict):
     An `optional` row is computed as far as the config can, and cited where it cannot; see `Table.settled`.
     """
 
-    name: str = Field(min_length=1)
-    shown: str = ""
-    heading: str = Field("", description="separator line above the row")
-    texts: dict[str, str] = Field(default_factory=dict)
+    name: Line = Field(min_length=1)
+    shown: Line = ""
+    heading: Line = Field("", description="separator line above the row")
+    texts: dict[str, Line] = Field(default_factory=dict)
     run: str = ""
     optional: bool = False
     fill: dict[str, str] = Field(default_factory=dict)
@@ -111,7 +118,7 @@ class Table(Strict):
 
     title: Title
     caption: str = Field("", description="what stands under its name in the report")
-    stub: str = Field(description="heading of the first column")
+    stub: Line = Field(description="heading of the first column")
     decimals: int = Field(1, ge=0, le=6)
     intervals: bool = Field(False, description="show ± ci95 beside our numbers")
     tolerance: float = Field(gt=0, description="points that ours may be from the paper's and count as reproduced")

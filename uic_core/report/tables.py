@@ -268,7 +268,8 @@ def marked(filled: Filled) -> tuple[dict[Key, str], list[str]]:
     for row, column, text in ordered:
         if row or column:
             if text not in letters:
-                letters[text] = _LETTERS[len(letters)]
+                rounds, place = divmod(len(letters), len(_LETTERS))
+                letters[text] = _LETTERS[place] * (rounds + 1)  # after the last one ᵃᵃ, ᵇᵇ, …
             letter = letters[text]
             marks[row, column] = marks.get((row, column), "") + letter
     general = [text for row, column, text in ordered if not row and not column]
