@@ -52,7 +52,7 @@ _GPU_MEMORY = (
     "lower batch_size in the recipe or protocol, or give the rule more GPUs (gpu, under set-resources in the profile)"
 )
 _NO_MEMORY = re.compile("can't allocate memory|not enough memory|Cannot allocate memory")  # torch's, of a CPU
-_NO_GPU_MEMORY = re.compile("CUDA (error: )?out of memory|STATUS_ALLOC_FAILED")  # torch's, cuBLAS's and cuDNN's
+_NO_GPU_MEMORY = re.compile("CUDA.{,20}out of memory|STATUS_ALLOC_FAILED", re.IGNORECASE)  # NCCL's and cuDNN's, too
 
 INTERRUPTED = 75
 """Exit status of an interrupted stage: EX_TEMPFAIL of sysexits.h (try again later)."""
