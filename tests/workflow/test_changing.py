@@ -24,6 +24,7 @@ from tests.workflow import stand_in
 from uic_core.config import validate
 from uic_core.files import sha256
 from uic_core.overview import outdated
+from uic_core.recipe import save
 from uic_core.report import seeds as seeds_stage
 from uic_core.report.cells import all_needed
 from uic_core.run import trained
@@ -581,6 +582,77 @@ def test_fault_33_what_is_out_of_date_by_what_was_changed(copy):
     found = out_of_date(copy, base())
     assert {name.split("/")[0] for name in found} == {"uic_5k"}
     assert f'"{digest[:16]}" now' in found["uic_5k/knn"]
+
+
+def begun(folder: Path, config: Config, *made: str) -> None:
+    """Let the recipes, data sets and protocols of a config be written, and remove what jobs make again from them."""
+    checked = validate(config, "small.yaml")
+    for section, file in (
+        *((recipe, f"runs/{run}/recipe.yaml") for run, recipe in checked.runs.items()),
+        *((checked.datasets.one(data), f"data/{data}.yaml") for data in checked.datasets.names),
+        *((section, f"protocols/{name}.yaml") for name, section in checked.evaluations.present.items()),
+    ):
+        (folder / "results" / file).unlink()
+        save(section, folder / "results" / file)
+    for file in made:
+        (folder / "results" / file).unlink()
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_fault_33_a_run_is_out_of_date_while_one_that_it_starts_from_is_trained_again(copy, kept, seen):
+    """By what the start's training has left: training.json, and perhaps a link to its checkpoint."""
+    start = copy / "results/runs" / CENTER[0]
+    if kept:
+        link = start / ".checkpoint.finished/0" / "checkpoint.safetensors"
+        link.parent.mkdir(parents=True)
+        link.hardlink_to(start / link.name)
+        (link.parent / trained.NAME).hardlink_to(start / trained.NAME)
+    gone = [f"runs/{CENTER[0]}/{name}" for name in ("checkpoint.safetensors", "labels.npy", "history.jsonl")]
+    begun(copy, base(), *gone)
+    assert out_of_date(copy, base()) == {}  # removed to save room
+    config, _ = of("a recipe under `runs`")
+    begun(copy, config)
+    found = out_of_date(copy, config)
+    assert {name.split("/")[0] for name in found} == set(CENTER)
+    what = "lr is 0.02 there, 0.03 now" if kept else "recipe is"
+    assert found[f"{CENTER[1]}/knn"].startswith(f"run {CENTER[0]}: {what}")
+    seen(found[f"{CENTER[1]}/knn"])
+    if kept:  # and of other data
+        stand_in.data(validate(base(), "small.yaml"), copy / "results", mark="other")
+        assert found[f"{CENTER[1]}/knn"] != out_of_date(copy, base())[f"{CENTER[1]}/knn"]
+
+
+def test_fault_33_a_run_is_out_of_date_while_it_is_trained_again_from_another_start(copy):
+    trained_elsewhere(copy / "results/runs" / CENTER[0])
+    (copy / "results/runs" / CENTER[1] / "checkpoint.safetensors").unlink()
+    reason = out_of_date(copy, base())[f"{CENTER[1]}/knn"]
+    assert reason.startswith(f"run {CENTER[1]}: the checkpoint of {CENTER[0]} is")
+
+
+def test_fault_33_detections_are_out_of_date_while_their_proposals_are_made_again(copy, seen):
+    config, _ = of("`evaluations.proposals`")
+    begun(copy, config, "proposals/voc07_trainval.npz", "proposals/voc07_test.npz")
+    found = out_of_date(copy, config)
+    assert {name.split("/")[1] for name in found} == {"detection"}
+    assert all("results/proposals/voc07_trainval.npz is not there; wait for its job" in each for each in found.values())
+    seen(next(iter(found.values())))
+
+
+@pytest.mark.parametrize("gone", ["data/imagenet.checked", "index/imagenet_val.npz", ""])
+def test_fault_33_metrics_are_out_of_date_until_their_data_set_is_listed_again(copy, gone, seen):
+    """Before its check, between that and its index, while an index is made. What reads other data is not."""
+    config = base()
+    config["datasets"]["folders"]["imagenet"]["val_images"] = 15
+    begun(copy, config, *filter(None, [gone]))
+    found = out_of_date(copy, config)
+    read = {each.replace(":", "/") for each in evaluations(*base()["runs"])}
+    of_imagenet = {each for each in read if re.match("(linear_probe|knn)/", each)}
+    assert {"/".join(reversed(name.split("/"))) for name in found} >= of_imagenet
+    assert not any("supervised/detection" in name for name in found)
+    seen(found["supervised/knn"])
+    shutil.rmtree(copy / "results/data")  # metrics that were copied alone are shown
+    shutil.rmtree(copy / "results/index")
+    assert out_of_date(copy, config) == {}
 
 
 def test_fault_33_a_mean_over_seeds_is_out_of_date_when_a_seed_was_evaluated_again(copy):
