@@ -373,6 +373,23 @@ def test_fault_63_detections_of_other_proposals_are_made_again_and_a_touch_makes
 
 
 @pytest.mark.parametrize("records", [True, False])
+def test_fault_63_a_killed_trainings_history_is_none_and_a_checkpoints_time_makes_no_figure_again(copy, records, seen):
+    if not records:
+        shutil.rmtree(copy / ".snakemake")
+    touched = copy / "results/runs/uic_10k/checkpoint.safetensors"
+    older(touched, touched.read_bytes(), by=-1)
+    assert not plan(copy)[0] & {"fig_curves", "table_speed"}
+    run = copy / "results/runs/uic_5k"
+    for name in ("checkpoint.safetensors", "labels.npy", trained.NAME):
+        (run / name).unlink()
+    older(run / "history.jsonl", b"{}\n", by=-1)
+    for target in ("fig_curves", "table_speed"):
+        jobs = plan(copy, target)[0]
+        assert jobs == {"pretrain:uic_5k", target}
+    seen(f"for {target}: {', '.join(sorted(jobs))}")
+
+
+@pytest.mark.parametrize("records", [True, False])
 def test_fault_63_tables_and_figures_of_other_numbers_are_made_again_whatever_their_times(copy, records, seen):
     """Metrics of the same run that were made elsewhere and copied with their times."""
     if not records:

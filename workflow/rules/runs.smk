@@ -1,5 +1,5 @@
 # All runs of the config side by side, whether or not a table of the paper shows them.
-#   in   results/metrics/<run>/knn.json, results/runs/<run>/history.jsonl
+#   in   results/metrics/<run>/knn.json, results/runs/<run>/history.jsonl, whole once there is checkpoint.safetensors
 #   out  results/tables/{knn,speed}.{md,csv,html}, results/figures/curves.{png,svg}
 OF_ALL_RUNS = []  # what `rule all` takes of them
 
@@ -45,6 +45,7 @@ if training_runs():
         input:
             as_noted("fig_curves"),
             histories=[f"{RESULTS}/runs/{run}/history.jsonl" for run in training_runs()],
+            checkpoints=ancient([f"{RESULTS}/runs/{run}/checkpoint.safetensors" for run in training_runs()]),
         output:
             png=report(
                 f"{RESULTS}/figures/curves.png",
@@ -74,6 +75,7 @@ if training_runs():
         input:
             as_noted("table_speed"),
             histories=[f"{RESULTS}/runs/{run}/history.jsonl" for run in training_runs()],
+            checkpoints=ancient([f"{RESULTS}/runs/{run}/checkpoint.safetensors" for run in training_runs()]),
         output:
             md=f"{RESULTS}/tables/speed.md",
             csv=f"{RESULTS}/tables/speed.csv",
