@@ -445,6 +445,56 @@ def test_fault_63_a_fine_tuning_of_another_start_is_made_again(copy, seen):
     assert f"finetune:{tuned}" not in plan(copy)[0]
 
 
+def test_fault_63_a_fine_tuning_is_not_made_again_for_the_time_of_its_start(copy, seen):
+    """Of results that were copied without times and records. Where jobs are forced, it follows them."""
+    shutil.rmtree(copy / ".snakemake")
+    start, tuned = (copy / "results/runs" / run for run in CENTER)
+    content = (start / "checkpoint.safetensors").read_bytes()
+    older(start / "checkpoint.safetensors", content, by=-5)
+    assert plan(copy)[0] == {f"knn:{CENTER[0]}", "table_knn"}  # by its time
+    assert f"finetune:{CENTER[1]}" in plan(copy, "--forcerun", "pretrain")[0]
+    whole = (tuned / trained.NAME).read_bytes()
+    earlier = {key: value for key, value in json.loads(whole).items() if not key.startswith("start")}
+    older(tuned / trained.NAME, json.dumps(earlier).encode())  # does not say what it started from
+    assert f"finetune:{CENTER[1]}" in plan(copy)[0]
+    older(tuned / trained.NAME, whole)
+    config, _ = of("a recipe under `runs`")
+    write(copy, config)
+    jobs = plan(copy)[0]
+    assert {f"pretrain:{CENTER[0]}", f"finetune:{CENTER[1]}"} <= jobs
+    seen(f"with a start of another recipe: {', '.join(sorted(job for job in jobs if job.endswith(CENTER)))}")
+
+
+def test_fault_63_an_export_of_another_checkpoint_is_made_again_whatever_its_time(copy, seen):
+    """Of a run without metrics, which would make it again, too."""
+    config, run = base(), copy / "results/runs" / CENTER[0]
+    config["evaluations"]["knn"] = None
+    write(copy, config)
+    folder = copy / "results/export" / CENTER[0]
+    folder.mkdir(parents=True)
+    for name in ("torchvision.safetensors", "openmmlab.safetensors"):
+        (folder / name).touch()
+    line = "| checkpoint.safetensors (the source) | `{}` |\n"
+    (folder / "README.md").write_text(line.format(sha256(run / "checkpoint.safetensors")))
+    target = f"results/export/{CENTER[0]}/README.md"
+    assert plan(copy, target)[0] == set()
+    trained_elsewhere(run)
+    jobs, told = plan(copy, target)
+    assert jobs == {f"export:{CENTER[0]}"}
+    seen(next(line for line in told.splitlines() if "README.md: the checkpoint of" in line))
+
+
+def test_fault_63_a_touch_calls_no_old_table_new(finished, tmp_path):
+    folder = Path(shutil.copytree(finished, tmp_path / "own"))  # files of its own: a touch changes their times
+    text, tables = (ROOT / "config/tables.yaml").read_text(), folder / "tables.yaml"
+    tables.write_text(text.replace("title: Few-shot", "title: Our few-shot"))
+    write(folder, base() | {"tables": str(tables)})
+    made_from = (folder / "results/made_from.json").read_text()
+    assert forked.snakemake("--touch", *options(folder)).returncode == 0
+    assert (folder / "results/made_from.json").read_text() == made_from
+    assert plan(folder)[0] == TABLES | PAGES
+
+
 def test_fault_63_a_seed_taken_away_leaves_the_mean(tmp_path, seen):
     """Without Snakemake's records, which say that the files behind it are others. And a part with other numbers."""
     config = base()

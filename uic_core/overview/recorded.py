@@ -7,6 +7,7 @@ records its settings and the fingerprint of its data, and these are compared. Im
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,15 +42,15 @@ def difference(config: Config, path: Path) -> str | None:
 
     Args:
         path: runs/<run>/{recipe.yaml,checkpoint.safetensors}, protocols/<evaluation>.yaml, data/<dataset>.yaml,
-            index/<dataset>_train_cached.npz, proposals/voc07_<split>.npz, metrics/<run>/<evaluation>.json or
-            metrics/<run>/<evaluation>.seeds.json in the results folder.
+            index/<dataset>_train_cached.npz, proposals/voc07_<split>.npz, metrics/<run>/<evaluation>.json,
+            metrics/<run>/<evaluation>.seeds.json or export/<run>/README.md in the results folder.
 
     Returns:
         '' if they agree, else "<key> is <recorded> there, <now> now". None if it cannot be said: there is no file, it
         is damaged or of an earlier version, or its data set is to be listed again.
     """
     kind = path.relative_to(config.results).parts[0]
-    compare = _section if path.suffix == ".yaml" else {"runs": _run, "index": _cache}.get(kind, _evaluation)
+    compare = _section if path.suffix == ".yaml" else {"runs": _run, "index": _cache, "export": _export}.get(kind, _evaluation)
     compare = _mean if path.name.endswith(".seeds.json") else compare
     return _first(compare(config, path))
 
@@ -187,6 +188,15 @@ def _proposals(path: Path, settings: Proposals, split: str) -> Iterator[_Pair]:
         yield source.name, digest, _now(source, digest, kept["stamp"] if kept.get("path") == str(source) else [])
     else:
         yield "source", recorded["source"], settings.source
+
+
+def _export(config: Config, path: Path) -> Iterator[_Pair]:
+    """Exported weights: their card names the checkpoint, and no size and time of it."""
+    run, named = path.parent.name, re.search(r"^\| checkpoint.* `(\w+)` \|$", path.read_text(encoding="utf-8"), re.M)
+    if named is None:
+        raise _Unknown
+    now = _now(Path(config.results, "runs", run, "checkpoint.safetensors"), named[1], [])
+    yield f"the checkpoint of {run}", named[1], now
 
 
 def _mean(config: Config, path: Path) -> Iterator[_Pair]:
