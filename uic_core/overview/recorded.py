@@ -50,7 +50,8 @@ def difference(config: Config, path: Path) -> str | None:
         is damaged or of an earlier version, or its data set is to be listed again.
     """
     kind = path.relative_to(config.results).parts[0]
-    compare = _section if path.suffix == ".yaml" else {"runs": _run, "index": _cache, "export": _export}.get(kind, _evaluation)
+    compare = {"runs": _run, "index": _cache, "export": _export}.get(kind, _evaluation)
+    compare = _section if path.suffix == ".yaml" else compare
     compare = _mean if path.name.endswith(".seeds.json") else compare
     return _first(compare(config, path))
 
