@@ -12,6 +12,8 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from bench.small_dag import small_config
+from tests.workflow import stand_in
 from uic_core.config import Config, validate
 from uic_core.files import read_yaml
 from uic_core.overview import datasets, status
@@ -67,6 +69,34 @@ def test_a_state_that_is_being_written_is_passed_over(config: Config, content: b
 
 def test_runs_that_no_table_of_the_paper_shows_are_there(config: Config) -> None:
     assert shown(config, "uic_3k_center_crop").missing == ("knn",)  # which every run has
+
+
+def test_what_another_config_made_is_out_of_date_and_its_runs_have_no_failures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = small_config()
+    stand_in.make(validate(content, "small.yaml"), tmp_path)
+    monkeypatch.chdir(tmp_path)
+    content["runs"]["uic_3k_center_crop"]["epochs"] += 1
+    content["evaluations"]["fewshot"]["episodes"] += 1
+    del content["runs"]["rotnet"]
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(content))
+    for run in ("rotnet", "uic_5k"):
+        log = tmp_path / "results/logs" / run / "linear_probe_rotnet.log"
+        log.parent.mkdir(parents=True)
+        log.write_text("error: no such image; get it\n")
+    status.main(["--config", str(tmp_path / "small.yaml")])
+    told = capsys.readouterr().out
+    lines = {line.split()[0]: line.split("  ", 1)[1].split() for line in told.splitlines() if "  " in line}
+    assert lines["uic_3k_center_crop"] == ["out", "of", "date", "0/1", "knn"]
+    assert lines["uic_3k_center_crop_fft"] == ["out", "of", "date", "0/2", "linear_probe,", "knn"]
+    assert lines["uic_3k"] == ["trained", "3/4", "fewshot"]
+    assert [line for line in told.splitlines() if line.startswith("failed: ")] == [
+        "failed: results/logs/uic_5k/linear_probe_rotnet.log"
+    ]
+    assert "out of date: run uic_3k_center_crop: epochs is 1 there, 2 now; run snakemake to train it again" in told
+    runs = len(content["runs"])
+    assert f"{runs - 2} of {runs} runs trained, " in told
 
 
 def test_failures_are_told_until_the_job_is_done(config: Config) -> None:

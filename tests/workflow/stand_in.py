@@ -16,7 +16,7 @@ import safetensors.numpy
 
 from uic_core import recipe
 from uic_core.config import Config
-from uic_core.data.index import Index
+from uic_core.data.index import Index, size
 from uic_core.data.pixels import Pixels
 from uic_core.evaluations.detection import SOURCE
 from uic_core.files import sha256, stamp
@@ -77,14 +77,16 @@ def data(config: Config, results: Path, mark: str = "") -> dict[str, Index]:
             _text(results / "data" / f"{name}.generated")
         lines = [f"fingerprint of {split}: {mark}{_print(name, split)}\n" for split in ("trainval", "test", "all")]
         _text(results / "data" / f"{name}.checked", "".join(lines))
-        for split in ("train", "val") if name in config.datasets.folders else ("test",):
-            paths, labels = np.array([f"{number}.png" for number in range(100)]), np.zeros(100, np.int32)
+        splits = ("train", "val") if name in config.datasets.folders else ("test",) * (name == "miniimagenet")
+        for split in splits:
+            count = size(dataset, split)
+            paths, labels = np.array([f"{number}.png" for number in range(count)]), np.zeros(count, np.int32)
             index = Index(f"{name}_{split}", Path("/data"), paths, labels, ("one",), mark + _print(name, split))
             index.save(results / "index" / f"{name}_{split}.npz")
             indexes[f"{name}_{split}"] = index
             if split == "train" and (cache := config.datasets.cache).format != "none":
                 folder = Path(cache.root, name) / f"{index.name}-{index.fingerprint}-{cache.format}{cache.side}"
-                pixels = Pixels(folder.resolve(), cache.format, *np.zeros((5, 100), np.int64))
+                pixels = Pixels(folder.resolve(), cache.format, *np.zeros((5, count), np.int64))
                 cached = replace(index, pixels=pixels, fingerprint=f"{folder.name}, cached")
                 cached.save(results / "index" / f"{name}_train_cached.npz")
                 indexes[f"{name}_train_cached"] = cached

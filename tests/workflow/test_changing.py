@@ -24,6 +24,7 @@ from tests.workflow import stand_in
 from uic_core.config import validate
 from uic_core.files import sha256
 from uic_core.overview import outdated
+from uic_core.recipe import save
 from uic_core.report import seeds as seeds_stage
 from uic_core.report.cells import all_needed
 from uic_core.run import trained
@@ -372,6 +373,23 @@ def test_fault_63_detections_of_other_proposals_are_made_again_and_a_touch_makes
 
 
 @pytest.mark.parametrize("records", [True, False])
+def test_fault_63_a_killed_trainings_history_is_none_and_a_checkpoints_time_makes_no_figure_again(copy, records, seen):
+    if not records:
+        shutil.rmtree(copy / ".snakemake")
+    touched = copy / "results/runs/uic_10k/checkpoint.safetensors"
+    older(touched, touched.read_bytes(), by=-1)
+    assert not plan(copy)[0] & {"fig_curves", "table_speed"}
+    run = copy / "results/runs/uic_5k"
+    for name in ("checkpoint.safetensors", "labels.npy", trained.NAME):
+        (run / name).unlink()
+    older(run / "history.jsonl", b"{}\n", by=-1)
+    for target in ("fig_curves", "table_speed"):
+        jobs = plan(copy, target)[0]
+        assert jobs == {"pretrain:uic_5k", target}
+    seen(f"for {target}: {', '.join(sorted(jobs))}")
+
+
+@pytest.mark.parametrize("records", [True, False])
 def test_fault_63_tables_and_figures_of_other_numbers_are_made_again_whatever_their_times(copy, records, seen):
     """Metrics of the same run that were made elsewhere and copied with their times."""
     if not records:
@@ -425,6 +443,56 @@ def test_fault_63_a_fine_tuning_of_another_start_is_made_again(copy, seen):
     earlier = {key: value for key, value in json.loads(beside.read_text()).items() if not key.startswith("start")}
     older(beside, json.dumps(earlier).encode())  # an earlier version does not say, and its results are kept
     assert f"finetune:{tuned}" not in plan(copy)[0]
+
+
+def test_fault_63_a_fine_tuning_is_not_made_again_for_the_time_of_its_start(copy, seen):
+    """Of results that were copied without times and records. Where jobs are forced, it follows them."""
+    shutil.rmtree(copy / ".snakemake")
+    start, tuned = (copy / "results/runs" / run for run in CENTER)
+    content = (start / "checkpoint.safetensors").read_bytes()
+    older(start / "checkpoint.safetensors", content, by=-5)
+    assert plan(copy)[0] == {f"knn:{CENTER[0]}", "table_knn"}  # by its time
+    assert f"finetune:{CENTER[1]}" in plan(copy, "--forcerun", "pretrain")[0]
+    whole = (tuned / trained.NAME).read_bytes()
+    earlier = {key: value for key, value in json.loads(whole).items() if not key.startswith("start")}
+    older(tuned / trained.NAME, json.dumps(earlier).encode())  # does not say what it started from
+    assert f"finetune:{CENTER[1]}" in plan(copy)[0]
+    older(tuned / trained.NAME, whole)
+    config, _ = of("a recipe under `runs`")
+    write(copy, config)
+    jobs = plan(copy)[0]
+    assert {f"pretrain:{CENTER[0]}", f"finetune:{CENTER[1]}"} <= jobs
+    seen(f"with a start of another recipe: {', '.join(sorted(job for job in jobs if job.endswith(CENTER)))}")
+
+
+def test_fault_63_an_export_of_another_checkpoint_is_made_again_whatever_its_time(copy, seen):
+    """Of a run without metrics, which would make it again, too."""
+    config, run = base(), copy / "results/runs" / CENTER[0]
+    config["evaluations"]["knn"] = None
+    write(copy, config)
+    folder = copy / "results/export" / CENTER[0]
+    folder.mkdir(parents=True)
+    for name in ("torchvision.safetensors", "openmmlab.safetensors"):
+        (folder / name).touch()
+    line = "| checkpoint.safetensors (the source) | `{}` |\n"
+    (folder / "README.md").write_text(line.format(sha256(run / "checkpoint.safetensors")))
+    target = f"results/export/{CENTER[0]}/README.md"
+    assert plan(copy, target)[0] == set()
+    trained_elsewhere(run)
+    jobs, told = plan(copy, target)
+    assert jobs == {f"export:{CENTER[0]}"}
+    seen(next(line for line in told.splitlines() if "README.md: the checkpoint of" in line))
+
+
+def test_fault_63_a_touch_calls_no_old_table_new(finished, tmp_path):
+    folder = Path(shutil.copytree(finished, tmp_path / "own"))  # files of its own: a touch changes their times
+    text, tables = (ROOT / "config/tables.yaml").read_text(), folder / "tables.yaml"
+    tables.write_text(text.replace("title: Few-shot", "title: Our few-shot"))
+    write(folder, base() | {"tables": str(tables)})
+    made_from = (folder / "results/made_from.json").read_text()
+    assert forked.snakemake("--touch", *options(folder)).returncode == 0
+    assert (folder / "results/made_from.json").read_text() == made_from
+    assert plan(folder)[0] == TABLES | PAGES
 
 
 def test_fault_63_a_seed_taken_away_leaves_the_mean(tmp_path, seen):
@@ -581,6 +649,77 @@ def test_fault_33_what_is_out_of_date_by_what_was_changed(copy):
     found = out_of_date(copy, base())
     assert {name.split("/")[0] for name in found} == {"uic_5k"}
     assert f'"{digest[:16]}" now' in found["uic_5k/knn"]
+
+
+def begun(folder: Path, config: Config, *made: str) -> None:
+    """Let the recipes, data sets and protocols of a config be written, and remove what jobs make again from them."""
+    checked = validate(config, "small.yaml")
+    for section, file in (
+        *((recipe, f"runs/{run}/recipe.yaml") for run, recipe in checked.runs.items()),
+        *((checked.datasets.one(data), f"data/{data}.yaml") for data in checked.datasets.names),
+        *((section, f"protocols/{name}.yaml") for name, section in checked.evaluations.present.items()),
+    ):
+        (folder / "results" / file).unlink()
+        save(section, folder / "results" / file)
+    for file in made:
+        (folder / "results" / file).unlink()
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_fault_33_a_run_is_out_of_date_while_one_that_it_starts_from_is_trained_again(copy, kept, seen):
+    """By what the start's training has left: training.json, and perhaps a link to its checkpoint."""
+    start = copy / "results/runs" / CENTER[0]
+    if kept:
+        link = start / ".checkpoint.finished/0" / "checkpoint.safetensors"
+        link.parent.mkdir(parents=True)
+        link.hardlink_to(start / link.name)
+        (link.parent / trained.NAME).hardlink_to(start / trained.NAME)
+    gone = [f"runs/{CENTER[0]}/{name}" for name in ("checkpoint.safetensors", "labels.npy", "history.jsonl")]
+    begun(copy, base(), *gone)
+    assert out_of_date(copy, base()) == {}  # removed to save room
+    config, _ = of("a recipe under `runs`")
+    begun(copy, config)
+    found = out_of_date(copy, config)
+    assert {name.split("/")[0] for name in found} == set(CENTER)
+    what = "lr is 0.02 there, 0.03 now" if kept else "recipe is"
+    assert found[f"{CENTER[1]}/knn"].startswith(f"run {CENTER[0]}: {what}")
+    seen(found[f"{CENTER[1]}/knn"])
+    if kept:  # and of other data
+        stand_in.data(validate(base(), "small.yaml"), copy / "results", mark="other")
+        assert found[f"{CENTER[1]}/knn"] != out_of_date(copy, base())[f"{CENTER[1]}/knn"]
+
+
+def test_fault_33_a_run_is_out_of_date_while_it_is_trained_again_from_another_start(copy):
+    trained_elsewhere(copy / "results/runs" / CENTER[0])
+    (copy / "results/runs" / CENTER[1] / "checkpoint.safetensors").unlink()
+    reason = out_of_date(copy, base())[f"{CENTER[1]}/knn"]
+    assert reason.startswith(f"run {CENTER[1]}: the checkpoint of {CENTER[0]} is")
+
+
+def test_fault_33_detections_are_out_of_date_while_their_proposals_are_made_again(copy, seen):
+    config, _ = of("`evaluations.proposals`")
+    begun(copy, config, "proposals/voc07_trainval.npz", "proposals/voc07_test.npz")
+    found = out_of_date(copy, config)
+    assert {name.split("/")[1] for name in found} == {"detection"}
+    assert all("results/proposals/voc07_trainval.npz is not there; wait for its job" in each for each in found.values())
+    seen(next(iter(found.values())))
+
+
+@pytest.mark.parametrize("gone", ["data/imagenet.checked", "index/imagenet_val.npz", ""])
+def test_fault_33_metrics_are_out_of_date_until_their_data_set_is_listed_again(copy, gone, seen):
+    """Before its check, between that and its index, while an index is made. What reads other data is not."""
+    config = base()
+    config["datasets"]["folders"]["imagenet"]["val_images"] = 15
+    begun(copy, config, *filter(None, [gone]))
+    found = out_of_date(copy, config)
+    read = {each.replace(":", "/") for each in evaluations(*base()["runs"])}
+    of_imagenet = {each for each in read if re.match("(linear_probe|knn)/", each)}
+    assert {"/".join(reversed(name.split("/"))) for name in found} >= of_imagenet
+    assert not any("supervised/detection" in name for name in found)
+    seen(found["supervised/knn"])
+    shutil.rmtree(copy / "results/data")  # metrics that were copied alone are shown
+    shutil.rmtree(copy / "results/index")
+    assert out_of_date(copy, config) == {}
 
 
 def test_fault_33_a_mean_over_seeds_is_out_of_date_when_a_seed_was_evaluated_again(copy):

@@ -4,6 +4,7 @@ The whole DAG runs once, at a scale still smaller than the demo's: real files, r
 """
 
 import base64
+import contextlib
 import csv
 import json
 import os
@@ -252,6 +253,9 @@ def test_a_model_card_holds_the_metrics_that_tables_show(copy):
     card = (copy.folder / "results/export/uic_3k/README.md").read_text()
     for evaluation in ("clusters", "fewshot", "knn", "linear_probe"):
         assert f"| {evaluation} |" in card
+    with contextlib.chdir(copy.folder):
+        made = validate(small_config(), "small.yaml")
+        assert recorded.difference(made, Path("results/export/uic_3k/README.md")) == ""
 
 
 def test_further_seeds_train_runs_of_their_own_and_tables_take_their_means(copy):

@@ -351,15 +351,13 @@ def build(dataset: Dataset, split: str) -> Index:
     if isinstance(section, ImageFolder) and split in ("train", "val"):
         build_split = build_folder if section.classes else build_unlabelled
         index = build_split(Path(section.root), split, dataset.name)
-        images = {"train": section.train_images, "val": section.val_images}[split]
         classes = section.classes or 1
     elif isinstance(section, MiniImageNet) and split in ("train", "val", "test"):
         index = build_miniimagenet(Path(section.root), split)
         classes = getattr(section, f"{split}_classes")
-        images = classes * section.images_per_class
     else:
         raise InputError(f"{dataset.name}: no index is made of its split '{split}'")
-    found = {"classes": (classes, len(index.classes)), "images": (images, len(index))}
+    found = {"classes": (classes, len(index.classes)), "images": (size(dataset, split), len(index))}
     for what, (expected, actual) in found.items():
         if expected != actual:
             raise InputError(
@@ -367,6 +365,14 @@ def build(dataset: Dataset, split: str) -> Index:
                 f"or correct {dataset.key} in the config"
             )
     return index
+
+
+def size(dataset: Dataset, split: str) -> int:
+    """Return the number of images that an index of a split must have."""
+    section = dataset.section
+    if isinstance(section, MiniImageNet):
+        return int(getattr(section, f"{split}_classes")) * section.images_per_class
+    return int(getattr(section, f"{split}_images"))
 
 
 def scan(folder: Path) -> tuple[list[str], list[str]]:

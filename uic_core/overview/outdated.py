@@ -1,6 +1,7 @@
 """Which results are no longer those of the config: `snakemake partial` leaves them out, while others are made.
 
-A finished start has made them again, and need not ask. Imports no torch.
+A finished start has made them again, and need not ask. A job first removes what it makes again, and what was made from
+that is out of date until then. Imports no torch.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from uic_core.config import Config
-from uic_core.overview.recorded import difference, to_be_listed
+from uic_core.overview.recorded import difference, other_number, removed, to_be_listed
 from uic_core.recipe import External
 
 
@@ -29,24 +30,24 @@ def of_metrics(config: Config, path: Path) -> str:
 
 def of_run(config: Config, run: str) -> str:
     """Say why a run, or one that it starts from, is to be trained again; '' as above."""
-    recipe = config.runs[run]
-    if not isinstance(recipe, External) and to_be_listed(config, recipe.data):
-        return _listed_again(recipe.data)
-    if found := difference(config, Path(config.results, "runs", run, "checkpoint.safetensors")):
+    recipe, checkpoint = config.runs[run], Path(config.results, "runs", run, "checkpoint.safetensors")
+    if not isinstance(recipe, External) and (reason := _listing(config, recipe.data, "train", cached=True)):
+        return reason
+    if found := difference(config, checkpoint) if checkpoint.exists() else removed(config, run):
         return f"run {run}: {found}; run snakemake to train it again"
     return of_run(config, recipe.start) if recipe.start else ""
 
 
 def _reasons(config: Config, path: Path) -> Iterator[str]:
-    run, evaluation = path.parent.name, path.stem
-    section = config.evaluations.one(evaluation)
-    for listed in section.lists(config.runs[run]):
-        if to_be_listed(config, listed.data):
-            yield _listed_again(listed.data)
+    run, results, section = path.parent.name, Path(config.results), config.evaluations.one(path.stem)
+    for data, split, images, _ in section.lists(config.runs[run]):
+        yield _listing(config, data, split, cached=images is not None)
     yield of_run(config, run)  # first, as it names the recipe's key
-    splits = [split for job, split in section.needs(config) if job == "proposals"]
-    for each in (path, *(Path(config.results, "proposals", f"voc07_{split}.npz") for split in splits)):
-        yield _differs(config, each)
+    yield _differs(config, path)
+    for job, split in section.needs(config):
+        if job == "proposals":
+            boxes = results / "proposals" / f"voc07_{split}.npz"
+            yield _differs(config, boxes) or _missing(results / "protocols" / "proposals.yaml", boxes)
 
 
 def _differs(config: Config, path: Path) -> str:
@@ -54,5 +55,23 @@ def _differs(config: Config, path: Path) -> str:
     return f"{path.stem}: {found}; run snakemake to evaluate it again" if found else ""
 
 
-def _listed_again(data: str) -> str:
-    return f"{data} is to be listed again, for the config says that it holds something else; run snakemake"
+def _listing(config: Config, data: str, split: str, cached: bool) -> str:
+    """Say that a data set is being listed, or to be listed, of which something was made; it may hold anything then."""
+    again = f"{data} is to be listed again, for the config says that it holds something else; run snakemake"
+    if to_be_listed(config, data):
+        return again
+    folder, made = Path(config.results, "data"), Path(config.results, "index", f"{data}_{split}.npz")
+    files = [folder / f"{data}.checked"]
+    if not data.startswith("voc"):
+        files.append(made)
+        if split == "train" and cached and config.datasets.cache.format != "none":
+            files.append(made.with_stem(f"{data}_train_cached"))
+    found = next(filter(None, (_missing(folder / f"{data}.yaml", file) for file in files)), "")
+    return found or (again if len(files) > 1 and other_number(config, data, split) else "")
+
+
+def _missing(settings: Path, file: Path) -> str:
+    """Say that a file is not there, if its settings are: they did not come with copied metrics, of which '' is said."""
+    if not settings.exists() or file.exists():
+        return ""
+    return f"{file} is not there; wait for its job, or make it: snakemake … {file}"

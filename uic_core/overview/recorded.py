@@ -7,6 +7,7 @@ records its settings and the fingerprint of its data, and these are compared. Im
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,13 @@ import numpy as np
 from uic_core.config import Config
 from uic_core.data import stamps
 from uic_core.data.dataset import Dataset
-from uic_core.data.index import subset_fingerprint
+from uic_core.data.index import size, subset_fingerprint
 from uic_core.evaluations.detection import SOURCE, Proposals
 from uic_core.evaluations.evaluation import Listed
 from uic_core.files import DAMAGED, known_sha256, read_yaml, safetensors_metadata
 from uic_core.recipe import PLACES, External, Strict, Training, load, stated
 from uic_core.report import seeds
-from uic_core.run import metrics, trained
+from uic_core.run import finished, metrics, trained
 
 _Pair = tuple[str, Any, Any]
 """The name of a setting or data set, its recorded value, its value now."""
@@ -41,23 +42,23 @@ def difference(config: Config, path: Path) -> str | None:
 
     Args:
         path: runs/<run>/{recipe.yaml,checkpoint.safetensors}, protocols/<evaluation>.yaml, data/<dataset>.yaml,
-            index/<dataset>_train_cached.npz, proposals/voc07_<split>.npz, metrics/<run>/<evaluation>.json or
-            metrics/<run>/<evaluation>.seeds.json in the results folder.
+            index/<dataset>_train_cached.npz, proposals/voc07_<split>.npz, metrics/<run>/<evaluation>.json,
+            metrics/<run>/<evaluation>.seeds.json or export/<run>/README.md in the results folder.
 
     Returns:
         '' if they agree, else "<key> is <recorded> there, <now> now". None if it cannot be said: there is no file, it
         is damaged or of an earlier version, or its data set is to be listed again.
     """
     kind = path.relative_to(config.results).parts[0]
-    compare = _section if path.suffix == ".yaml" else {"runs": _run, "index": _cache}.get(kind, _evaluation)
+    compare = {"runs": _run, "index": _cache, "export": _export}.get(kind, _evaluation)
+    compare = _section if path.suffix == ".yaml" else compare
     compare = _mean if path.name.endswith(".seeds.json") else compare
-    try:
-        for key, recorded, now in compare(config, path):
-            if recorded != now:
-                return _say(key, recorded, now)
-    except _CANNOT_SAY:
-        return None
-    return ""
+    return _first(compare(config, path))
+
+
+def removed(config: Config, run: str) -> str | None:
+    """Compare likewise what a run's checkpoint was made from that is not there: a job removes it to make it again."""
+    return _first(_removed(config, run))
 
 
 def to_be_listed(config: Config, data: str) -> bool:
@@ -69,6 +70,24 @@ def to_be_listed(config: Config, data: str) -> bool:
     except _CANNOT_SAY:
         return False
     return False
+
+
+def other_number(config: Config, data: str, split: str) -> bool:
+    """Whether an index holds another number of images than its data set by the settings of now: it is older."""
+    try:
+        wanted = size(load(Dataset, Path(config.results, "data", f"{data}.yaml")), split)
+        with np.load(_index(config, data, split), allow_pickle=False) as arrays:
+            return len(arrays["labels"]) != wanted
+    except _CANNOT_SAY:
+        return False
+
+
+def _first(pairs: Iterator[_Pair]) -> str | None:
+    """Say what differs first; '' if nothing does, None if it cannot be said."""
+    try:
+        return next((_say(key, recorded, now) for key, recorded, now in pairs if recorded != now), "")
+    except _CANNOT_SAY:
+        return None
 
 
 def _say(key: str, recorded: Any, now: Any) -> str:
@@ -91,8 +110,8 @@ def _section(config: Config, path: Path) -> Iterator[_Pair]:
 
 
 def _run(config: Config, path: Path) -> Iterator[_Pair]:
-    """A checkpoint, and the file that its run started from. One from elsewhere has no data set."""
-    recipe = config.runs[path.parent.name]
+    """A checkpoint, or the kept link to it, and what its run started from. One from elsewhere has no data set."""
+    recipe = config.runs[path.relative_to(config.results).parts[1]]
     header, made = _header(path), trained.read(path.parent)
     source = header.get("source", "")
     for pair in _keys(header["recipe"], recipe.model_dump(), type(recipe)):
@@ -107,6 +126,23 @@ def _run(config: Config, path: Path) -> Iterator[_Pair]:
     images = recipe.images if isinstance(recipe, Training) else 0
     now = _trained_on(config, recipe.data, images, recipe.seed, header["data"])
     yield recipe.data, header["data"], now
+
+
+def _removed(config: Config, run: str) -> Iterator[_Pair]:
+    """A checkpoint that is not there, by the kept link to it, and by training.json, which does not name its data."""
+    recipe, checkpoint = config.runs[run], Path(config.results, "runs", run, "checkpoint.safetensors")
+    made = trained.read(checkpoint.parent)
+    if made is None or not made.recipe:
+        raise _Unknown
+    for kept in finished.folder(checkpoint).glob(f"*/{checkpoint.name}"):
+        if trained.read(kept.parent) == made:
+            yield from _run(config, kept)
+    yield "recipe", made.recipe, made.recipe if made.recipe in recipe.hashes() else recipe.hash()
+    if isinstance(recipe, External):
+        stamped = made.start_stamp if made.start_path == recipe.path else []
+        yield "its file", made.start, _now(Path(recipe.path), made.start, stamped)
+    elif recipe.start and made.start:
+        yield from _checkpoint(config, recipe.start, made.start, made.start_stamp)
 
 
 def _evaluation(config: Config, path: Path) -> Iterator[_Pair]:
@@ -153,6 +189,15 @@ def _proposals(path: Path, settings: Proposals, split: str) -> Iterator[_Pair]:
         yield source.name, digest, _now(source, digest, kept["stamp"] if kept.get("path") == str(source) else [])
     else:
         yield "source", recorded["source"], settings.source
+
+
+def _export(config: Config, path: Path) -> Iterator[_Pair]:
+    """Exported weights: their card names the checkpoint, and no size and time of it."""
+    run, named = path.parent.name, re.search(r"^\| checkpoint.* `(\w+)` \|$", path.read_text(encoding="utf-8"), re.M)
+    if named is None:
+        raise _Unknown
+    now = _now(Path(config.results, "runs", run, "checkpoint.safetensors"), named[1], [])
+    yield f"the checkpoint of {run}", named[1], now
 
 
 def _mean(config: Config, path: Path) -> Iterator[_Pair]:

@@ -20,6 +20,7 @@ from tabulate import tabulate
 from uic_core.config import FILES, Config, read
 from uic_core.errors import stage
 from uic_core.files import DAMAGED, safetensors_metadata
+from uic_core.overview import outdated
 from uic_core.recipe import Training
 from uic_core.report.cells import all_needed, check_cells, of_every_run
 
@@ -29,7 +30,12 @@ _KILLED = re.compile("oom.kill|out of memory|DUE TO (TIME LIMIT|NODE FAILURE)", 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run: whether it is trained, its finished epochs `of` all, and which evaluations are present."""
+    """A run: whether it is trained, its finished epochs `of` all, and which evaluations are present.
+
+    Attributes:
+        old: why it is to be trained again; '' if it is not. It counts as not trained then.
+        outdated: evaluations that are there, and are to be made again; the others are `present` or `missing`.
+    """
 
     name: str
     trained: bool
@@ -37,6 +43,8 @@ class RunStatus:
     of: int
     present: tuple[str, ...]
     missing: tuple[str, ...]
+    outdated: tuple[str, ...] = ()
+    old: str = ""
 
 
 def runs(config: Config) -> list[RunStatus]:
@@ -56,12 +64,15 @@ def runs(config: Config) -> list[RunStatus]:
 def _run(config: Config, name: str, evaluations: list[str]) -> RunStatus:
     results, recipe = Path(config.results), config.runs[name]
     folder = results / "runs" / name
-    trained = (folder / "checkpoint.safetensors").exists()
+    there = (folder / "checkpoint.safetensors").exists()
+    old = outdated.of_run(config, name) if there else ""
     total = recipe.epochs if isinstance(recipe, Training) else 0
-    done = [(results / "metrics" / name / f"{evaluation}.json").exists() for evaluation in evaluations]
-    present = tuple(each for each, there in zip(evaluations, done, strict=True) if there)
-    missing = tuple(each for each, there in zip(evaluations, done, strict=True) if not there)
-    return RunStatus(name, trained, total if trained else _epochs(folder), total, present, missing)
+    files = {evaluation: results / "metrics" / name / f"{evaluation}.json" for evaluation in evaluations}
+    missing = tuple(each for each, file in files.items() if not file.exists())
+    again = tuple(each for each, file in files.items() if file.exists() and outdated.of_metrics(config, file))
+    present = tuple(each for each in evaluations if each not in (*missing, *again))
+    epochs = total if there else _epochs(folder)
+    return RunStatus(name, there and not old, epochs, total, present, missing, again, old)
 
 
 def _epochs(folder: Path) -> int:
@@ -86,13 +97,18 @@ def failures(config: Config, queue: Collection[str] = ()) -> Iterator[tuple[Path
     logs = Path(config.results) / "logs"
     killed = dict(_killed(queue))
     for path in sorted(logs.glob("*/*.log")):
-        if _made_by(config, path).exists():
+        if not _known(config, path.parent.name) or _made_by(config, path).exists():
             continue
         lines = path.read_text(errors="replace").splitlines() if path.exists() else []
         if any(line.startswith(("error: ", "Traceback ")) for line in lines):
             yield path, lines[-_TAIL:]
         elif path.resolve() in killed:
             yield path, [*lines[-_TAIL:], killed[path.resolve()]]
+
+
+def _known(config: Config, owner: str) -> bool:
+    """Whether a folder of logs is of a run of the config; what others left is nobody's failure."""
+    return owner in ("data", "protocols", "report") or owner in config.runs
 
 
 def _killed(queue: Collection[str]) -> Iterator[tuple[Path, str]]:
@@ -165,13 +181,16 @@ def main(arguments: list[str] | None = None) -> None:
         rows = [
             [
                 run.name,
-                "trained" if run.trained else f"{run.epochs}/{run.of} epochs",
-                f"{len(run.present)}/{len(run.present) + len(run.missing)}",
+                "out of date" if run.old else "trained" if run.trained else f"{run.epochs}/{run.of} epochs",
+                f"{len(run.present)}/{len(run.present) + len(run.missing) + len(run.outdated)}",
                 ", ".join(run.missing),
+                ", ".join(run.outdated),
             ]
             for run in found
         ]
-        print(tabulate(rows, ["run", "training", "evaluations", "missing"], disable_numparse=True))
+        print(tabulate(rows, ["run", "training", "evaluations", "missing", "out of date"], disable_numparse=True))
+        for reason in dict.fromkeys(run.old for run in found if run.old):
+            print(f"out of date: {reason}")
         queue = jobs()
         if queue:
             print("\n" + tabulate(queue, ["job", "state", "time", "what"], disable_numparse=True))
@@ -180,7 +199,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"\nfailed: {path}")
             print("\n".join(f"  {line}" for line in tail))
         present = sum(len(run.present) for run in found)
-        of = present + sum(len(run.missing) for run in found)
+        of = present + sum(len(run.missing) + len(run.outdated) for run in found)
         print(
             f"\n{config.results}: {sum(run.trained for run in found)} of {len(found)} runs trained, {present} of {of} "
             f"evaluations made, {'? (squeue does not answer)' if queue is None else len(queue)} jobs in the queue, "

@@ -4,8 +4,8 @@ import tempfile
 from pathlib import Path
 
 from uic_core.config import RUN_NAME, read, validate
-from uic_core.errors import stage
-from uic_core.files import check_folder, read_yaml
+from uic_core.errors import InputError, stage
+from uic_core.files import check_folder, lines_of, read_yaml
 from uic_core.report.cells import check_cells
 
 # What the results folder holds. A part may be a link to a larger disk.
@@ -52,3 +52,20 @@ def check_folders(write):
             check_folder(part, "make what it links to again, or move it away", write=False)
         if write:
             check_folder(Path(os.environ.get("TMPDIR") or tempfile.gettempdir()), "set TMPDIR to another folder")
+
+
+def there(key, path):
+    """Return a file from elsewhere; end with one line, which names the config's key of it, if it is not there."""
+    if not os.path.exists(path):
+        *below, last = FILES
+        with stage(), lines_of(last, *below):
+            raise InputError(f"{last}: {key}: {path} is not there; correct it in the config")
+    return path
+
+
+def published_proposals(wildcards):
+    """End if the published proposals of a split are missing. They are no input: their bytes count, not their times."""
+    settings = CONFIG.evaluations.proposals
+    if settings and settings.source:
+        there("evaluations.proposals.source", settings.published(wildcards.split))
+    return []

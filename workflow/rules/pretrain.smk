@@ -82,7 +82,7 @@ rule finetune:
     input:
         recipe=by_content("runs/{run}/checkpoint.safetensors", "runs/{run}/recipe.yaml"),
         index=by_content("runs/{run}/checkpoint.safetensors", run_index),
-        pretrained=source_checkpoint,
+        pretrained=its_start,
     output:
         checkpoint=f"{RESULTS}/runs/{{run}}/checkpoint.safetensors",
         labels=f"{RESULTS}/runs/{{run}}/labels.npy",

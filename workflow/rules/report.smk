@@ -28,6 +28,7 @@ rule seeds:
 
 rule export:
     input:
+        by_content("export/{run}/README.md"),
         checkpoint=f"{RESULTS}/runs/{{run}}/checkpoint.safetensors",
         metrics=metrics_of_run,
     output:

@@ -9,8 +9,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.io import IOFile, flag, is_flagged
 
-from uic_core.errors import InputError, stage
-from uic_core.files import DAMAGED, known_sha256, lines_of, sha256, write_json
+from uic_core.files import DAMAGED, known_sha256, sha256, write_json
 from uic_core.run import trained
 
 JUDGED = {}  # what `difference` found of each file
@@ -80,6 +79,22 @@ def wherever(output, source):
     return find
 
 
+def its_start(wildcards):
+    """Return the checkpoint that further fine-tuning starts from. Its bytes count, if the fine-tuned run records them.
+
+    Where the user forces jobs, or the start is to be made again, so is what was trained from it.
+    """
+    own, found = f"{RESULTS}/runs/{wildcards.run}/checkpoint.safetensors", source_checkpoint(wildcards)
+    known = workflow.is_main_process and not workflow.dag_settings.forcerun and stands(wildcards.run)
+    return ancient(found) if known and trained.read(Path(own).parent).start else found
+
+
+def stands(run):
+    """Return whether a run's checkpoint, and those that it starts from, record what the config says."""
+    start = CONFIG.runs[run].start
+    return difference(f"{RESULTS}/runs/{run}/checkpoint.safetensors") == "" and (not start or stands(start))
+
+
 @functools.cache
 def look_past_ancient():
     """Let Snakemake look at every job that does not follow from another one.
@@ -116,23 +131,6 @@ def from_elsewhere(runs):
         return []
 
     return find
-
-
-def there(key, path):
-    """Return a file from elsewhere; end with one line, which names the config's key of it, if it is not there."""
-    if not os.path.exists(path):
-        *below, last = FILES
-        with stage(), lines_of(last, *below):
-            raise InputError(f"{last}: {key}: {path} is not there; correct it in the config")
-    return path
-
-
-def published_proposals(wildcards):
-    """End if the published proposals of a split are missing. They are no input: their bytes count, not their times."""
-    settings = CONFIG.evaluations.proposals
-    if settings and settings.source:
-        there("evaluations.proposals.source", settings.published(wildcards.split))
-    return []
 
 
 def voc07_root(wildcards, input):
@@ -177,11 +175,14 @@ def numbers_of(name):
 
 
 def note_made():
-    """Note of what the tables and figures were made that this Snakemake has made: settings of its start, numbers of its end."""
+    """Note of what the tables and figures were made that this Snakemake has made: settings of its start, numbers of its end.
+
+    With --touch it has made none: what was noted stays, or it would call an old table new.
+    """
     names = {job.rule.name for job in workflow.dag.finished_jobs} & NOTED
     if names:
         made = {str(workflow.get_rule(name).output[0]): [settings_of(name), numbers_of(name)] for name in sorted(names)}
-        write_json(Path(RESULTS, "made_from.json"), noted() | made)
+        write_json(Path(RESULTS, "made_from.json"), noted() | made | (noted() if workflow.touch else {}))
 
 
 @functools.cache  # every table and figure asks
