@@ -131,7 +131,8 @@ class Resume(Hook):
         """The iterations of this group of processes that make the images of a state."""
         if "images" not in content:
             raise InputError(
-                f"{path}: an earlier version saved it, without the number of processes; remove the file to start afresh"
+                f"{path}: an earlier version saved it, without the number of processes; remove "
+                f"{self._state.family(path)} to start afresh"
             )
         images, iterations = self._images(runner), int(runner.train_loop.max_iters)
         steps, rest = divmod(int(content["images"]), images * self._accumulate)

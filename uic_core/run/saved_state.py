@@ -144,6 +144,11 @@ class State:
             raise InputError("\n".join([*unusable, f"remove {self.folder}/{self._stem}.* to start this run afresh"]))
         return None
 
+    def family(self, path: Path) -> str:
+        """The pattern of a state's file and of the previous state's: with one alone, the other one is found."""
+        name = path.name.removeprefix(f"{self._stem}.").partition(".")[0]
+        return f"{self.folder}/{self._stem}.{name}.*"
+
     def remove(self) -> None:
         """Delete all states, also those of other names. Called on rank 0 when the stage is complete."""
         _sync(self.folder)  # the results must be on the disk before the state is deleted
@@ -188,7 +193,9 @@ class State:
             try:
                 content, _ = _read(path)
             except ValueError as error:
-                raise InputError(f"{path}: is of another run, and no whole state ({error}); remove the file") from error
+                raise InputError(
+                    f"{path}: is of another run, and no whole state ({error}); remove {self.family(path)}"
+                ) from error
             self._check(path, content)
 
     def _check(self, path: Path, content: dict[str, Any]) -> None:
@@ -197,7 +204,7 @@ class State:
         if differing:
             raise InputError(
                 f"{path}: is the unfinished state of another run ({'; '.join(differing)}); restore what it has to go "
-                "on with it, or remove the file to start afresh"
+                f"on with it, or remove {self.family(path)} to start afresh"
             )
 
 
