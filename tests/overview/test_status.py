@@ -99,6 +99,19 @@ def test_what_another_config_made_is_out_of_date_and_its_runs_have_no_failures(
     assert f"{runs - 2} of {runs} runs trained, " in told
 
 
+def test_the_papers_status_on_the_demos_results_names_the_way_out(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`make status` after `make demo`: nothing is out of date, the config is another one."""
+    stand_in.make(validate(small_config(), "small.yaml"), tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        status.main(["--config", str(Path(__file__).parents[2] / "config/paper.yaml")])
+    assert stop.value.code == 2
+    told = "results holds results of generated data sets; name the config that they are of, as CONFIG=config/demo.yaml"
+    assert capsys.readouterr().err == f"error: {told}\n"
+
+
 def test_failures_are_told_until_the_job_is_done(config: Config) -> None:
     log = Path(config.results) / "logs" / "uic_3k" / "linear_probe.log"
     log.parent.mkdir(parents=True)

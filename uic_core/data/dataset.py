@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import operator
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from uic_core.errors import nearest
-from uic_core.recipe import PathName, Seed, Strict, tag
+from uic_core.errors import InputError, nearest
+from uic_core.files import remake
+from uic_core.recipe import PathName, Seed, Strict, load, tag
 
 
 class ImageFolder(Strict):
@@ -162,3 +164,19 @@ class Datasets(Strict):
         """Return a data set by name."""
         section = self.folders[name] if name in self.folders else getattr(self, name)
         return Dataset(name=name, generated=self.generated, seed=self.seed, section=section)
+
+
+def demand_kind(results: Path, generated: bool, remedy: str) -> None:
+    """Demand that a results folder holds results of generated data sets, or of real ones; an empty one is either's.
+
+    Raises:
+        InputError: it holds the other kind, with `remedy`; or one of its descriptions of data sets is damaged.
+    """
+    made = set()
+    for file in results.glob("data/*.yaml"):
+        try:
+            made.add(load(Dataset, file).generated)
+        except InputError as error:
+            raise InputError(f"{error}; {remake(file)}") from error
+    if made - {generated}:
+        raise InputError(f"{results} holds results of {'real' if generated else 'generated'} data sets; {remedy}")

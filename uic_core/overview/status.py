@@ -18,6 +18,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from uic_core.config import FILES, Config, read
+from uic_core.data.dataset import demand_kind
 from uic_core.errors import stage
 from uic_core.files import DAMAGED, safetensors_metadata
 from uic_core.overview import outdated
@@ -177,6 +178,8 @@ def main(arguments: list[str] | None = None) -> None:
     with stage():
         config = read(options.config)
         check_cells(config.tables_file, config)
+        others = "name the config that they are of, as CONFIG=config/demo.yaml"
+        demand_kind(Path(config.results), config.datasets.generated, others)
         found = runs(config)
         rows = [
             [

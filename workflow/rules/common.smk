@@ -9,10 +9,9 @@ from snakemake.exceptions import WorkflowError
 # The package is imported from the checkout: a clone runs without installation.
 sys.path.insert(0, str(workflow.basedir))
 
-from uic_core.data.dataset import Dataset  # noqa: E402
+from uic_core.data.dataset import demand_kind  # noqa: E402
 from uic_core.errors import InputError  # noqa: E402
-from uic_core.files import remake  # noqa: E402
-from uic_core.recipe import Training, load  # noqa: E402
+from uic_core.recipe import Training  # noqa: E402
 from uic_core.report.cells import by_class, needed, of_every_run, read_figures, read_tables  # noqa: E402
 
 # Tasks with their own figure (sample images) and table (all classes); a table's cell only summarises them. Each result
@@ -26,17 +25,11 @@ TASKS = {
 
 def refuse_other_scale():
     """Refuse to overwrite the paper's checkpoints with the demo's, or the reverse."""
-    made = set()
-    for file in Path(CONFIG.results).glob("data/*.yaml"):
-        try:
-            made.add(load(Dataset, file).generated)
-        except InputError as error:
-            raise WorkflowError(f"{error}; {remake(file)}") from None
-    if made - {CONFIG.datasets.generated}:
-        raise WorkflowError(
-            f"{CONFIG.results} holds results of {'real' if CONFIG.datasets.generated else 'generated'} data sets; "
-            "name another folder under `results` in the config, or move that one away"
-        )
+    remedy = "name another folder under `results` in the config, or move that one away"
+    try:
+        demand_kind(Path(CONFIG.results), CONFIG.datasets.generated, remedy)
+    except InputError as error:
+        raise WorkflowError(str(error)) from None
 
 
 def section(name):
