@@ -62,7 +62,7 @@ class Checkout:
             cwd="/",
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
         )
 
     def refusal(self, **environment: str) -> str:
