@@ -457,6 +457,9 @@ def test_fault_63_a_fine_tuning_is_not_made_again_for_the_time_of_its_start(copy
     earlier = {key: value for key, value in json.loads(whole).items() if not key.startswith("start")}
     older(tuned / trained.NAME, json.dumps(earlier).encode())  # does not say what it started from
     assert f"finetune:{CENTER[1]}" in plan(copy)[0]
+    (tuned / trained.NAME).unlink()  # as of a checkpoint that came alone
+    assert f"finetune:{CENTER[1]}" in plan(copy)[0]
+    (tuned / trained.NAME).write_bytes(whole)
     older(tuned / trained.NAME, whole)
     config, _ = of("a recipe under `runs`")
     write(copy, config)

@@ -86,7 +86,8 @@ def its_start(wildcards):
     """
     own, found = f"{RESULTS}/runs/{wildcards.run}/checkpoint.safetensors", source_checkpoint(wildcards)
     known = workflow.is_main_process and not workflow.dag_settings.forcerun and stands(wildcards.run)
-    return ancient(found) if known and trained.read(Path(own).parent).start else found
+    made = trained.read(Path(own).parent) if known else None  # a checkpoint that came alone has none
+    return ancient(found) if made and made.start else found
 
 
 def stands(run):
@@ -182,7 +183,7 @@ def note_made():
     names = {job.rule.name for job in workflow.dag.finished_jobs} & NOTED
     if names:
         made = {str(workflow.get_rule(name).output[0]): [settings_of(name), numbers_of(name)] for name in sorted(names)}
-        write_json(Path(RESULTS, "made_from.json"), noted() | made | (noted() if workflow.touch else {}))
+        write_json(Path(RESULTS, "made_from.json"), made | noted() if workflow.touch else noted() | made)
 
 
 @functools.cache  # every table and figure asks
