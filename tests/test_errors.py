@@ -17,6 +17,26 @@ from uic_core.errors import InputError, stage
 from uic_core.files import write_text
 
 
+@pytest.fixture
+def ended(seen, capsys):
+    """What a stage says that ends with status 1 in what it does: one line."""
+
+    def line(does, *arguments):
+        with pytest.raises(SystemExit) as stop, stage():
+            does(*arguments)
+        err = capsys.readouterr().err
+        seen(err)
+        assert stop.value.code == 1
+        assert err.count("\n") == 1
+        return err
+
+    return line
+
+
+def fail(error):
+    raise error
+
+
 def test_a_stage_turns_a_users_mistake_into_one_line_and_status_2(capsys):
     with pytest.raises(SystemExit) as stop, stage():
         raise InputError("data/x: is not there; look again")
@@ -62,24 +82,14 @@ def test_fault_38_ctrl_c_in_a_stage_without_state_is_one_line(seen):
         (OSError(errno.ENOSPC, "No space left on device", "/scratch/x"), "/scratch/x: is full"),
     ],
 )
-def test_fault_46_a_machine_that_is_too_small_is_one_line(error, said, seen, capsys):
-    with pytest.raises(SystemExit) as stop, stage():
-        raise error
-    err = capsys.readouterr().err
-    seen(err)
-    assert stop.value.code == 1
-    assert err.startswith(f"error: {said}")
-    assert err.count("\n") == 1
+def test_fault_46_a_machine_that_is_too_small_is_one_line(error, said, ended):
+    assert ended(fail, error).startswith(f"error: {said}")
 
 
 @pytest.mark.parametrize("allocate", [lambda: np.empty(10**14), lambda: torch.empty(10**14)], ids=["numpy", "torch"])
-def test_a_full_memory_is_one_line(allocate, seen, capsys):
-    with pytest.raises(SystemExit) as stop, stage():
-        allocate()
-    err = capsys.readouterr().err
-    seen(err)
-    assert stop.value.code == 1
-    assert re.fullmatch(r"error: memory is full \(.*\); give the job more memory \(mem_mb\), or let it .*\n", err)
+def test_a_full_memory_is_one_line(allocate, ended):
+    line = r"error: memory is full \(.*\); give the job more memory \(mem_mb\), or let it .*\n"
+    assert re.fullmatch(line, ended(allocate))
 
 
 @pytest.mark.parametrize(
@@ -104,14 +114,8 @@ def test_a_full_memory_is_one_line(allocate, seen, capsys):
         ),
     ],
 )
-def test_a_memory_that_is_full_names_the_remedy_that_helps(error, said, seen, capsys):
-    with pytest.raises(SystemExit) as stop, stage():
-        raise error
-    err = capsys.readouterr().err
-    seen(err)
-    assert stop.value.code == 1
-    assert err.startswith(f"error: {said}")
-    assert err.count("\n") == 1
+def test_a_memory_that_is_full_names_the_remedy_that_helps(error, said, ended):
+    assert ended(fail, error).startswith(f"error: {said}")
 
 
 def test_a_sign_that_the_output_cannot_take_is_escaped():

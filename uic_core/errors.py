@@ -80,12 +80,12 @@ def stage() -> Iterator[None]:
     except BrokenProcessPool:
         _end(1, f"error: a process of this stage was killed; {_MEMORY}")
     except MemoryError as error:  # numpy's too
-        _end(1, f"error: memory is full{_reason(error)}; {_MEMORY}")
+        _end_full("memory", error, _MEMORY)
     except RuntimeError as error:
         if _NO_GPU_MEMORY.search(str(error)):
-            _end(1, f"error: the GPU's memory is full{_reason(error)}; {_GPU_MEMORY}")
+            _end_full("the GPU's memory", error, _GPU_MEMORY)
         if _NO_MEMORY.search(str(error)):
-            _end(1, f"error: memory is full{_reason(error)}; {_MEMORY}")
+            _end_full("memory", error, _MEMORY)
         # a process that ended, or one that could not allocate /torch_… in /dev/shm
         lost = re.search(r"\ADataLoader worker \(pid.*|unable to .*</torch_.*", str(error))
         if not lost:
@@ -101,17 +101,17 @@ def stage() -> Iterator[None]:
         if remedy and error.filename:
             _end(2, f"error: {error.filename}: {error.strerror}; {remedy}")
         if error.errno == errno.ENOMEM:
-            _end(1, f"error: memory is full{_reason(error)}; {_MEMORY}")
+            _end_full("memory", error, _MEMORY)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         full = error.filename or "a disk, or /dev/shm"  # a semaphore and an open file have no name
         _end(1, f"error: {full}: is full; free some space and run the same command again")
 
 
-def _reason(error: Exception) -> str:
-    """What was asked for, in parentheses: the first sentences of the message; '' if there is none."""
-    first = ". ".join(str(error).partition("\n")[0].split(". ")[:3]).rstrip(".")
-    return f" ({first})" if first else ""
+def _end_full(what: str, error: Exception, remedy: str) -> NoReturn:
+    """End with what is full and, by the message's first sentences, what was asked for."""
+    asked = ". ".join(str(error).partition("\n")[0].split(". ")[:3]).rstrip(".")
+    _end(1, f"error: {what} is full{f' ({asked})' if asked else ''}; {remedy}")
 
 
 def _end(status: int, line: str) -> NoReturn:
