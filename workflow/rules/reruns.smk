@@ -183,7 +183,8 @@ def note_made():
     names = {job.rule.name for job in workflow.dag.finished_jobs} & NOTED
     if names:
         made = {str(workflow.get_rule(name).output[0]): [settings_of(name), numbers_of(name)] for name in sorted(names)}
-        write_json(Path(RESULTS, "made_from.json"), made | noted() if workflow.touch else noted() | made)
+        both = made | noted() if workflow.touch else noted() | made
+        write_json(Path(RESULTS, "made_from.json"), dict(sorted(both.items())))
 
 
 @functools.cache  # every table and figure asks
