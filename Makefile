@@ -26,17 +26,17 @@ DEMO := --replace-workflow-config --configfile config/demo.yaml
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup:  ## .venv from envs/lock.txt; nothing happens when it is there already
+setup:  ## .venv from envs/lock.txt; does nothing if it is there already
 	@envs/setup.sh
 
-demo: setup  ## generate small data sets, then every table, figure, and the page that shows all
+demo: setup  ## generate small data sets, train, and make every table and figure and one page with all of them
 	$(BIN)/snakemake --profile $(PROFILE) $(DEMO) $(GPU)
 	$(BIN)/snakemake --profile $(PROFILE) $(DEMO) --report results/report.html
 	@printf '%s\n' '' 'Done:' '  page     results/index.html, to read in a browser: all of it, and what each number is from' \
 		'  tables   results/tables/table1.md … table7.md (and .csv)' \
 		'  figures  results/figures/fig3.png fig4.png detection.png segmentation.png (and .svg)' '  report   results/report.html'
 
-cifar10: setup  ## CIFAR-10 by the methods of the suite; BATCHES=… (cifar-10-batches-py) once; SMALL=1: 20 minutes of two cores
+cifar10: setup  ## the suite's methods on CIFAR-10; BATCHES=…/cifar-10-batches-py the first time; SMALL=1: 20 minutes on two cores
 	@$(if $(call given,BATCHES),$(BIN)/python -m uic_core.data.cifar --batches $(BATCHES) --out data/cifar10)
 	$(BIN)/snakemake --profile $(PROFILE) --replace-workflow-config --configfile $(CIFAR10) $(GPU)
 	@printf '%s\n' '' 'Done: the page to read is $(CIFAR10:config/%.yaml=results/%)/index.html'
@@ -45,33 +45,33 @@ test: check  ## lint and every test; TESTS=tests/data runs a part
 	@$(if $(filter tests,$(TESTS)),$(BIN)/python -m bench.one_node_slurm)
 	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/slurm $(TESTS)
 
-test-slurm: setup  ## tests on a real one-node SLURM cluster, which starts and stops here; as root
+test-slurm: setup  ## tests on a real one-node SLURM cluster, which is started and stopped here; needs root
 	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -q -rs tests/slurm
 
 test-gpu: setup  ## the tests that need a GPU
 	$(BIN)/python -m pytest -q -rs -m gpu tests
 
-check: setup  ## format, lint, types, workflow lint: what pre-commit runs too
+check: setup  ## format, lint, types, workflow lint; pre-commit runs the same
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --profile $(PROFILE) --lint
 
-bench: setup  ## speed and memory beside peers, a line a bar; make bench-boundary runs a part
+bench: setup  ## speed and memory compared with peers, one line for each bar; make bench-boundary runs a part
 	@$(AS_JOBS) $(BIN)/python -m bench
 
 bench-%: setup
 	@$(AS_JOBS) $(BIN)/python -m bench.$*
 
-mutants: setup  ## small faults, planted where numbers are decided, that the tests miss: an hour; COUNT=60 SEED=0 MODULES=…
+mutants: setup  ## plant small faults in code that decides numbers; show those the tests miss; an hour; COUNT=60 SEED=0 MODULES=…
 	@$(BIN)/python -m bench.mutants $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED)) \
 		$(if $(MODULES),--modules $(MODULES))
 
-faults: setup  ## what each fault of the list ends in, a line a row; ROWS="37 61" for some
+faults: setup  ## how each fault of the list ends, one line for each; ROWS="37 61" for some
 	@$(TEST_ENVIRONMENT) $(BIN)/python -m bench.faults $(ROWS)
 
-voc-sanity: setup  ## whether detection and segmentation learn what can be learned: an hour, a line a bar
+voc-sanity: setup  ## whether detection and segmentation learn what can be learned; an hour, one line for each bar
 	@$(AS_JOBS) $(BIN)/python -m bench.voc_sanity
 
 smoke: setup  ## a few images and steps of everything on your data, folders and machines: CONFIG=… PROFILE=slurm
@@ -80,12 +80,12 @@ smoke: setup  ## a few images and steps of everything on your data, folders and 
 	@printf '%s\n' '' 'Done: the machines, environments, data sets and folders work. Now the same without smoke; its own' \
 		'results, in the folder smoke of the results, may be deleted.'
 
-plan: setup  ## jobs, GPU-hours, disk, wall time of CONFIG; GPUS=8, CPUS=16 (a GPU), PEAK=312 (TFLOP/s) or MEASURE=1
+plan: setup  ## jobs, GPU-hours, disk, wall time of CONFIG; GPUS=8, CPUS=16 (for each GPU), PEAK=312 (TFLOP/s) or MEASURE=1
 	@$(BIN)/python -m uic_core.overview.plan --config $(CONFIG) \
 		$(addprefix --gpus=,$(call given,GPUS)) $(addprefix --cpus=,$(call given,CPUS)) \
 		$(addprefix --peak=,$(call given,PEAK)) $(if $(call yes,MEASURE),--measure)
 
-check-data: setup  ## whether every data set of CONFIG is there, and where to get what is not
+check-data: setup  ## whether every data set of CONFIG is there, and where to get what is missing
 	@$(BIN)/python -m uic_core.overview.datasets --config $(CONFIG)
 
 status: setup  ## how far the runs of CONFIG have come: epochs, evaluations, jobs, failures
