@@ -24,7 +24,7 @@ DEMO := --replace-workflow-config --configfile config/demo.yaml
 .PHONY: help setup demo cifar10 test test-slurm test-gpu check bench mutants faults voc-sanity smoke plan check-data status lock clean
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup:  ## .venv from envs/lock.txt; does nothing if it is there already
 	@envs/setup.sh
