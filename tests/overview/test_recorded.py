@@ -9,7 +9,9 @@ import pytest
 
 from bench.small_dag import small_config
 from tests.workflow import stand_in
+from uic_core import recipe
 from uic_core.config import Config, validate
+from uic_core.data import cache, index, synthetic
 from uic_core.overview.recorded import difference
 
 KINDS = ("runs/*/*.safetensors", "runs/*/recipe.yaml", "protocols/*", "data/*.yaml", "proposals/*", "metrics/*/*.json")
@@ -93,3 +95,36 @@ def test_a_key_that_is_no_longer_written_is_named(
     found = difference(validate(small_config(), "small.yaml"), Path("results", file))
     assert found is not None
     assert told in found
+
+
+def test_a_cache_is_of_the_index_that_it_was_made_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the stages make both. Other classes or other bytes make another one."""
+    monkeypatch.chdir(tmp_path)
+    config = changed("datasets.cache", "format", "jpeg")
+    dataset, listed = Path("results/data/imagenet.yaml"), Path("results/index/imagenet_train.npz")
+    cached = listed.with_stem("imagenet_train_cached")
+    recipe.save(config.datasets.one("imagenet"), dataset)
+    synthetic.main(["--dataset", f"{dataset}"])
+
+    def list_again() -> None:
+        index.main(["--dataset", f"{dataset}", "--split", "train", "--out", f"{listed}"])
+
+    def cache_again(root: str) -> None:
+        options = {"--index": listed, "--format": "jpeg", "--side": 73, "--root": root, "--out": cached}
+        cache.main([str(each) for option in options.items() for each in option])
+
+    list_again()
+    cache_again("data/datasets/cache/imagenet")
+    assert difference(config, cached) == ""
+    list_again()
+    assert difference(config, cached) == ""
+    one, two, *_ = sorted(Path("data/datasets/imagenet/train").iterdir())
+    one.rename("aside"), two.rename(one), Path("aside").rename(two)
+    list_again()
+    assert difference(config, cached).startswith("datasets.cache is")
+    cache_again("data/datasets/cache/imagenet")
+    assert difference(config, cached) == ""
+    image = next(one.iterdir())
+    shutil.copy2(next(two.iterdir()), image)
+    list_again()
+    assert difference(config, cached).startswith("datasets.cache is")

@@ -17,7 +17,7 @@ import safetensors.numpy
 from uic_core import recipe
 from uic_core.config import Config
 from uic_core.data.index import Index, size
-from uic_core.data.pixels import Pixels
+from uic_core.data.pixels import Pixels, folder_name
 from uic_core.evaluations.detection import SOURCE
 from uic_core.files import sha256, stamp
 from uic_core.recipe import External, Training, stated
@@ -85,7 +85,9 @@ def data(config: Config, results: Path, mark: str = "") -> dict[str, Index]:
             index.save(results / "index" / f"{name}_{split}.npz")
             indexes[f"{name}_{split}"] = index
             if split == "train" and (cache := config.datasets.cache).format != "none":
-                folder = Path(cache.root, name) / f"{index.name}-{index.fingerprint}-{cache.format}{cache.side}"
+                folder = Path(cache.root, name) / folder_name(
+                    index.name, index.fingerprint, "", cache.format, cache.side
+                )
                 pixels = Pixels(folder.resolve(), cache.format, *np.zeros((5, count), np.int64))
                 cached = replace(index, pixels=pixels, fingerprint=f"{folder.name}, cached")
                 cached.save(results / "index" / f"{name}_train_cached.npz")

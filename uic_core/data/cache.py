@@ -22,7 +22,7 @@ from PIL import Image
 
 from uic_core.data import reader, stamps
 from uic_core.data.index import Index, contents, digest_of
-from uic_core.data.pixels import Format, Pixels, part_file
+from uic_core.data.pixels import Format, Pixels, folder_name, part_file
 from uic_core.errors import InputError, stage
 from uic_core.files import DAMAGED, atomic
 from uic_core.run import cpus
@@ -90,8 +90,7 @@ def build(index: Index, root: Path, format: Format, side: int, processes: int = 
     """Write the cache of an index's images under `root`; parts that an earlier call left are kept.
 
     Args:
-        content: fingerprint of the bytes of the index's files, in whose folder the pixels lie: other images of the same
-            names and sizes, whose index may have the same fingerprint, have another one. '' if it is not known.
+        content: fingerprint of the bytes of the index's files; '' if it is not known.
 
     Returns:
         The index, reading from the cache. Its fingerprint changes with any byte of the cached images.
@@ -99,7 +98,7 @@ def build(index: Index, root: Path, format: Format, side: int, processes: int = 
     Raises:
         InputError: see `write_part`.
     """
-    folder = Path(root) / f"{index.name}-{content or index.fingerprint}-{format}{side}"
+    folder = Path(root) / folder_name(index.name, index.fingerprint, content, format, side)
     folder.mkdir(parents=True, exist_ok=True)
     starts = range(0, len(index), PART)
     files = [part_file(folder, number) for number in range(len(starts))]

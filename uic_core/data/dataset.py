@@ -73,7 +73,9 @@ class MiniImageNet(Strict):
     images_per_class: int = Field(ge=20)
 
 
-_OTHERS = ("voc07", "voc_segmentation", "miniimagenet")
+VOC = ("voc07", "voc_segmentation")
+"""Data sets without an index: their stages read VOC's own lists."""
+_OTHERS = (*VOC, "miniimagenet")
 _SECTIONS: tuple[type[Strict], ...] = (ImageFolder, Voc07, VocSegmentation, MiniImageNet)
 
 

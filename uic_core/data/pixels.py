@@ -71,6 +71,18 @@ class Pixels:
         return pixels, choose(width, height)
 
 
+def folder_name(index: str, fingerprint: str, content: str, format: Format, side: int) -> str:
+    """The name of a cache's folder, which says what is in it.
+
+    Args:
+        index: name of the index, <data set>_train.
+        fingerprint: of the index's paths and labels.
+        content: fingerprint of the bytes of its files: other images of the same names and sizes have another folder.
+            '' if it is not known.
+    """
+    return f"{index}-{fingerprint}{content}-{format}{side}"
+
+
 def part_file(folder: Path, number: int) -> Path:
     """The file of a part."""
     return folder / f"part-{number:05}.bin"

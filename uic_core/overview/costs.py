@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from uic_core.config import Config
+from uic_core.data.dataset import VOC
 from uic_core.evaluations.evaluation import Counting, Environment
 from uic_core.methods import METHODS
 from uic_core.methods.method import Labelling
@@ -148,8 +149,8 @@ def preparation(config: Config) -> list[Job]:
         if data.generated:  # drawing an image takes about ten times as long as reading it
             jobs.append(Job("synthetic", name, (), "core", images=10 * images))
             made = (("synthetic", name),)
-        jobs.append(Job("check", name, made, "core", images=images if name.startswith("voc") else 0))
-        if not name.startswith("voc"):
+        jobs.append(Job("check", name, made, "core", images=images if name in VOC else 0))
+        if name not in VOC:
             jobs.append(Job("index", name, (("check", name),), "core", images=images, bytes=100 * images))
     for name, folder in data.folders.items() if data.cache.format != "none" else ():
         size = cache_bytes(data.cache.format, data.cache.side, folder.train_images)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from uic_core.config import Config
+from uic_core.data.dataset import VOC
 from uic_core.overview.recorded import difference, other_number, removed, to_be_listed
 from uic_core.recipe import External
 
@@ -62,7 +63,7 @@ def _listing(config: Config, data: str, split: str, cached: bool) -> str:
         return again
     folder, made = Path(config.results, "data"), Path(config.results, "index", f"{data}_{split}.npz")
     files = [folder / f"{data}.checked"]
-    if not data.startswith("voc"):
+    if data not in VOC:
         files.append(made)
         if split == "train" and cached and config.datasets.cache.format != "none":
             files.append(made.with_stem(f"{data}_train_cached"))

@@ -16,8 +16,9 @@ import numpy as np
 
 from uic_core.config import Config
 from uic_core.data import stamps
-from uic_core.data.dataset import Dataset
-from uic_core.data.index import size, subset_fingerprint
+from uic_core.data.dataset import VOC, Dataset
+from uic_core.data.index import contents, digest_of, size, subset_fingerprint
+from uic_core.data.pixels import folder_name
 from uic_core.evaluations.detection import SOURCE, Proposals
 from uic_core.evaluations.evaluation import Listed
 from uic_core.files import DAMAGED, known_sha256, read_yaml, safetensors_metadata
@@ -246,7 +247,7 @@ def _evaluated_on(config: Config, lists: tuple[Listed, ...], recorded: str) -> s
         raise _Unknown
     now = []
     for (data, split, images, seed), part in zip(lists, parts, strict=True):
-        if data.startswith("voc"):
+        if data in VOC:
             now.append(_checked(config, data, split))
         elif split == "train" and images is not None:
             now.append(_trained_on(config, data, images, seed, part))
@@ -256,17 +257,21 @@ def _evaluated_on(config: Config, lists: tuple[Listed, ...], recorded: str) -> s
 
 
 def _cache(config: Config, path: Path) -> Iterator[_Pair]:
-    """The index of cached images. Their folder is named after the index that they were made from."""
+    """The index of cached images. Their folder's name says what they were made from."""
     data, cache = path.stem.removesuffix("_train_cached"), config.datasets.cache
     made = Path(_member(path, "folder"))
     yield "datasets.cache.root", str(made.parent), str(Path(cache.root, data).resolve())
-    yield "datasets.cache", made.name, _cached_as(config, data)
+    yield "datasets.cache", made.name, _cached_as(config, data, made.name)
 
 
-def _cached_as(config: Config, data: str) -> str:
-    """The name of the folder of a data set's cache: what is in it, but for the bytes."""
-    cache = config.datasets.cache
-    return f"{data}_train-{_listed(config, data, 'train')}-{cache.format}{cache.side}"
+def _cached_as(config: Config, data: str, made: str) -> str:
+    """The name that the folder of a data set's cache would have now; `made` if an earlier version named it so."""
+    cache, crcs = config.datasets.cache, contents(_index(config, data, "train"))
+    assert cache.format != "none"
+    listed = _listed(config, data, "train")
+    content = "" if crcs is None else digest_of(crcs)
+    name, earlier = (folder_name(f"{data}_train", listed, each, cache.format, cache.side) for each in (content, ""))
+    return earlier if made == earlier else name
 
 
 def _keys(recorded: dict[str, Any], now: dict[str, Any], model: type[Strict]) -> Iterator[_Pair]:
@@ -284,7 +289,7 @@ def _trained_on(config: Config, data: str, images: int, seed: int, recorded: str
     cached = _index(config, data, "train_cached")
     if not cached.exists() and recorded == _listed(config, data, "train", images, seed):
         return "to be cached"
-    if cached.exists() and Path(_member(cached, "folder")).name != _cached_as(config, data):
+    if cached.exists() and (made := Path(_member(cached, "folder")).name) != _cached_as(config, data, made):
         return "to be cached otherwise"
     return _listed(config, data, "train_cached", images, seed)
 
