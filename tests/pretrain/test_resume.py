@@ -377,10 +377,14 @@ def test_a_process_that_wakes_after_its_successor_has_finished_writes_nothing(tm
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_finished_training_whose_checkpoint_snakemake_removed_is_not_made_again(tmp_path, undisturbed_run, ranks):
-    """As it does when a job is killed after its stage has ended."""
+def test_a_finished_training_whose_checkpoint_snakemake_removed_is_not_made_again(
+    tmp_path, undisturbed_run, interrupted, ranks
+):
+    """As it does when a job is killed after its stage has ended, here before its states were removed."""
     made = undisturbed_run(ranks)
-    shutil.copytree(made.folder, tmp_path, dirs_exist_ok=True)
+    for run in (interrupted, made):
+        shutil.copytree(run.folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "interrupted").unlink()
     run = Run(tmp_path, made.index, ranks)
     (tmp_path / "checkpoint.safetensors").unlink()
     said = run.finish()

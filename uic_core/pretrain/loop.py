@@ -133,6 +133,8 @@ class Trainer:
         with state.claimed(self.ranks), contextlib.closing(self.loader), Signals() as signals:
             self._saver = Saver(state, self.ranks, signals, self.save_every)
             if finished.put_back(results, self.identity, self.ranks, self._say, checkpoint.load):
+                if not self.ranks.rank:
+                    state.discard()
                 return
             self._train()
             if not self.ranks.rank:

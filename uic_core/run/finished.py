@@ -45,7 +45,7 @@ def keep(results: Sequence[Path], identity: dict[str, Any]) -> None:
     """
     kept = _place(results[0], identity)
     shutil.rmtree(kept, ignore_errors=True)
-    kept.mkdir(parents=True)
+    kept.mkdir(parents=True, exist_ok=True)  # NFS may keep the folder of a file that a process still reads
     for file in results:
         _link(file, kept / file.name)
     hashes = {file.name: sha256(file) for file in results}

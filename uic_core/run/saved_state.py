@@ -156,6 +156,13 @@ class State:
             path.unlink(missing_ok=True)
         self._tidy()
 
+    def discard(self) -> None:
+        """Delete the states of this identity, whose results are there; those of others stay. Called on rank 0."""
+        for path in (self._new, self.path, self.previous):
+            with contextlib.suppress(ValueError):  # there is none; it is damaged; or, as an InputError, another's
+                self._check(path, _read(path)[0])
+                path.unlink()
+
     def _owner(self) -> str:
         """The process that has claimed the folder; '' if none."""
         try:
