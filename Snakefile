@@ -18,6 +18,7 @@ report: "workflow/report/workflow.rst"
 include: "workflow/rules/common.smk"
 include: "workflow/rules/config.smk"
 include: "workflow/rules/reruns.smk"
+include: "workflow/rules/noted.smk"
 include: "workflow/rules/cluster.smk"
 include: "workflow/rules/takeover.smk"
 

@@ -453,6 +453,12 @@ def test_fault_63_a_fine_tuning_is_not_made_again_for_the_time_of_its_start(copy
     older(start / "checkpoint.safetensors", content, by=-5)
     assert plan(copy)[0] == {f"knn:{CENTER[0]}", "table_knn"}  # by its time
     assert f"finetune:{CENTER[1]}" in plan(copy, "--forcerun", "pretrain")[0]
+    checkpoint = "results/runs/{}/checkpoint.safetensors".format
+    assert f"finetune:{CENTER[1]}" in plan(copy, "--force", checkpoint(CENTER[0]), checkpoint(CENTER[1]))[0]
+    assert f"finetune:{CENTER[1]}" not in plan(copy, "--forcerun", "table_speed")[0]
+    (start / "history.jsonl").rename(copy / "aside")  # it is trained again
+    assert {f"pretrain:{CENTER[0]}", f"finetune:{CENTER[1]}"} <= plan(copy)[0]
+    (copy / "aside").rename(start / "history.jsonl")
     whole = (tuned / trained.NAME).read_bytes()
     earlier = {key: value for key, value in json.loads(whole).items() if not key.startswith("start")}
     older(tuned / trained.NAME, json.dumps(earlier).encode())  # does not say what it started from

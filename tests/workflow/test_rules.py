@@ -11,6 +11,7 @@ import yaml
 from snakemake.resources import Resources
 from snakemake.shell import shell
 
+from tests import forked
 from uic_core.config import validate
 from uic_core.files import read_yaml
 from uic_core.overview import limits
@@ -138,3 +139,27 @@ def test_fault_42_rules_that_may_be_long_are_told_of_their_limit():
     for rule, name in (("fewshot", "uic_vgg16_strong"), ("clusters", "uic_3k"), ("index", "imagenet"),
                        ("proposals", "trainval"), ("proposals", "test"), ("check", "voc07")):  # fmt: skip
         assert limits.minutes(config, rule, name) < 120
+
+
+def test_an_error_of_an_input_function_ends_snakemake_though_its_file_is_there(tmp_path):
+    """Snakemake takes a file that is there for one that no rule makes: nothing would be made again, without a word."""
+    (tmp_path / "made").touch()
+    (tmp_path / "Snakefile").write_text(
+        f"""
+RESULTS, CONFIG = "results", None
+include: "{ROOT}/workflow/rules/reruns.smk"
+@never_hidden
+def broken(wildcards):
+    return {{}}["a key"]
+rule all:
+    input: "made"
+rule make:
+    input: broken
+    output: "made"
+    shell: "touch {{output}}"
+"""
+    )
+    process = forked.snakemake("--directory", str(tmp_path), "--snakefile", str(tmp_path / "Snakefile"), "-c1")
+    assert process.returncode == 1
+    assert "KeyError: 'a key'" in process.stderr
+    assert "error: the workflow cannot say what runs again" in process.stderr

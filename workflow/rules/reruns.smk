@@ -1,19 +1,30 @@
 # What runs again: results whose records differ from the config (docs/changing.md). Snakemake compares the rest by times.
 import functools
-import hashlib
-import json
 import os
 import sys
+import traceback
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 from snakemake.io import IOFile, flag, is_flagged
 
-from uic_core.files import DAMAGED, known_sha256, sha256, write_json
 from uic_core.run import trained
 
 JUDGED = {}  # what `difference` found of each file
-NOTED = set()  # the rules of tables and figures
+
+
+def never_hidden(find):
+    """Let an error of an input function end Snakemake, which would otherwise take its file for one that no rule makes."""
+
+    @functools.wraps(find)
+    def found(*arguments, **more):
+        try:
+            return find(*arguments, **more)
+        except Exception:
+            traceback.print_exc()
+            sys.exit("error: the workflow cannot say what runs again; nothing was changed. Please report this")
+
+    return found
 
 
 def difference(file):
@@ -46,6 +57,7 @@ def by_content(output, source=()):
     where it cannot be said. Both are paths in the results folder, `source` may be an input function.
     """
 
+    @never_hidden
     def find(wildcards):
         found = source(wildcards) if callable(source) else source and f"{RESULTS}/{source}"
         if not workflow.is_main_process:
@@ -67,6 +79,7 @@ def wherever(output, source):
     """
     by_its_content = by_content(output, source)
 
+    @never_hidden
     def find(wildcards):
         found = by_its_content(wildcards)
         if not workflow.is_main_process or not is_flagged(found, "ancient"):
@@ -79,21 +92,26 @@ def wherever(output, source):
     return find
 
 
+@never_hidden
 def its_start(wildcards):
     """Return the checkpoint that further fine-tuning starts from. Its bytes count, if the fine-tuned run records them.
 
-    Where the user forces jobs, or the start is to be made again, so is what was trained from it.
+    Where the start is to be made again, so is what was trained from it.
     """
-    own, found = f"{RESULTS}/runs/{wildcards.run}/checkpoint.safetensors", source_checkpoint(wildcards)
-    known = workflow.is_main_process and not workflow.dag_settings.forcerun and stands(wildcards.run)
-    made = trained.read(Path(own).parent) if known else None  # a checkpoint that came alone has none
+    found, known = source_checkpoint(wildcards), workflow.is_main_process and stands(wildcards.run)
+    made = (
+        trained.read(Path(RESULTS, "runs", wildcards.run)) if known else None
+    )  # a checkpoint that came alone has none
     return ancient(found) if made and made.start else found
 
 
 def stands(run):
-    """Return whether a run's checkpoint, and those that it starts from, record what the config says."""
-    start = CONFIG.runs[run].start
-    return difference(f"{RESULTS}/runs/{run}/checkpoint.safetensors") == "" and (not start or stands(start))
+    """Return whether a run stays: it is whole and records what the config says, nobody forces it; so is what it starts from."""
+    recipe = CONFIG.runs[run]
+    files = [str(file.apply_wildcards({"run": run})) for file in workflow.get_rule(recipe.stage).output]
+    forced = recipe.stage in {rule.name for rule in workflow.dag.forcerules} or workflow.dag.forcefiles & set(files)
+    whole = all(os.path.exists(file) for file in files) and difference(files[0]) == ""
+    return whole and not forced and (not recipe.start or stands(recipe.start))
 
 
 @functools.cache
@@ -124,6 +142,7 @@ def from_elsewhere(runs):
     Snakemake would not say so: where a file cannot be made again, it takes the one that is there.
     """
 
+    @never_hidden
     def find(wildcards):
         for run in dict.fromkeys(runs):
             recipe = CONFIG.runs[run]
@@ -137,60 +156,3 @@ def from_elsewhere(runs):
 def voc07_root(wildcards, input):
     """Return VOC07's folder. By the argument `input` Snakemake knows that another folder alone reruns nothing."""
     return CONFIG.datasets.voc07.root if CONFIG.datasets.voc07 else ""
-
-
-def as_noted(name):
-    """Return an input function of a table or figure, by its rule. If it was made from anything else than now, it is made again.
-
-    Snakemake notes settings itself, but in .snakemake, which does not come with copied results; and newer metrics or a
-    newer tables.yaml may have an older time. Without a note, times count.
-    """
-    NOTED.add(name)
-
-    def find(wildcards):
-        output = str(workflow.get_rule(name).output[0])
-        if workflow.is_main_process and output in noted() and noted()[output] != [settings_of(name), numbers_of(name)]:
-            workflow.dag.forcefiles.add(output)
-        return []
-
-    return find
-
-
-@functools.cache  # as they were when this Snakemake started
-def settings_of(name):
-    """Return the hash of what a table or figure is made from by its rule, which are params, inputs' names, the config's files."""
-    made_by = workflow.get_rule(name)
-    params = {key: value for key, value in made_by.params.items() if not callable(value)}
-    inputs = [str(file) for file in made_by.input if isinstance(file, str)]  # the others are functions
-    files = [file for file in (CONFIG.tables_file, CONFIG.published_file) if str(file) in inputs]
-    others = [file for file in inputs if Path(file) not in files]  # the clone may be elsewhere
-    text = json.dumps([params, others, *(sha256(file) for file in files)], sort_keys=True, default=lambda _: None)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def numbers_of(name):
-    """Return the hash of the metrics and trainings that a table or figure shows, as they are now."""
-    files = [Path(file) for file in workflow.get_rule(name).input if str(file).endswith((".json", ".jsonl"))]
-    files += [file.with_name(trained.NAME) for file in files if file.suffix == ".jsonl"]  # the times of a history
-    return hashlib.sha256(" ".join(known_sha256(file, "", []) for file in files).encode()).hexdigest()[:16]
-
-
-def note_made():
-    """Note of what the tables and figures were made that this Snakemake has made: settings of its start, numbers of its end.
-
-    With --touch it has made none: what was noted stays, or it would call an old table new.
-    """
-    names = {job.rule.name for job in workflow.dag.finished_jobs} & NOTED
-    if names:
-        made = {str(workflow.get_rule(name).output[0]): [settings_of(name), numbers_of(name)] for name in sorted(names)}
-        both = made | noted() if workflow.touch else noted() | made
-        write_json(Path(RESULTS, "made_from.json"), dict(sorted(both.items())))
-
-
-@functools.cache  # every table and figure asks
-def noted():
-    """Return what was noted when this Snakemake started: file -> hashes of its settings and of its numbers."""
-    try:
-        return dict(json.loads(Path(RESULTS, "made_from.json").read_text()))
-    except DAMAGED:  # there are none, or the file is damaged
-        return {}
