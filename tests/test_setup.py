@@ -537,7 +537,7 @@ def test_make_deletes_results_only_where_the_command_says_so() -> None:
     """A variable RESULTS of the environment, or RESULTS=0, once meant yes."""
     assert "find results" in planned("clean", "RESULTS=1")
     assert "results" not in planned("clean", RESULTS="/scratch/results") + planned("clean", "RESULTS=0")
-    assert "cifar10_small" in planned("cifar10", "SMALL=1")
+    assert "--prioritize results/cifar10_small/runs/uic_128/" in planned("cifar10", "SMALL=1")
     assert "cifar10_small" not in planned("cifar10", "SMALL=0") + planned("cifar10", SMALL="1")
     assert "--gpus=4" in planned("plan", "GPUS=4")
     assert "--gpus" not in planned("plan", GPUS="4")
