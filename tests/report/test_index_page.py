@@ -155,6 +155,8 @@ def test_the_page_is_whole_loads_nothing_and_is_the_same_each_time(matrix: Matri
     assert "default-src 'none'" in page
     assert page.count("Demo data.") == 1
     assert "Demo data." not in make(matrix, results, scale="paper")
+    assert "Below it stand the paper's number" in make(matrix, results, scale="paper")
+    assert "the paper's number" not in make(matrix, results, scale="study").partition("</header>")[0]
     assert make(dict(reversed(matrix.items())), results) == page
 
 

@@ -13,8 +13,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from tests.resealed import resealed, rewrite
+from uic_core.files import read_yaml
 from uic_core.report import cells, tables
 from uic_core.run import metrics
 
@@ -93,6 +95,18 @@ def test_first_line_says_demo_and_last_line_where_it_is_from(matrix: Matrix, tmp
     )
     assert "Data: imagenet `00ff00ff00ff00ff` (train 2,000, val 400)." in markdown
     assert "**Demo data.**" not in run(1, needed(matrix, 1), tmp_path, scale="paper")[0]
+
+
+def test_the_papers_number_is_explained_where_there_is_one(matrix: Matrix, tmp_path: Path) -> None:
+    assert "**Bold**: computed here, with the paper's number in parentheses." in run(1, needed(matrix, 1), tmp_path)[0]
+    own = read_yaml(TABLES)
+    for row in own["tables"][1]["rows"]:
+        row["extra"] = True  # the paper does not have it
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(own))
+    nothing = tmp_path / "nothing.csv"
+    nothing.write_text(PUBLISHED.read_text(encoding="utf-8").splitlines()[0] + "\n")
+    files = ["--tables", str(tmp_path / "own.yaml"), "--published", str(nothing)]
+    assert "**Bold**: computed here. -: the paper has no number.\n" in run(1, needed(matrix, 1), tmp_path, *files)[0]
 
 
 def test_same_bytes_whatever_the_order_of_the_files(matrix: Matrix, tmp_path: Path) -> None:

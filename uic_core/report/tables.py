@@ -322,7 +322,9 @@ def signed(difference: float, table: Table) -> str:
 
 def legend(filled: Filled) -> str:
     """Write the line under the table that says how its numbers are printed and where the cited ones are from."""
-    legend = "**Bold**: computed here, with the paper's number in parentheses"
+    legend = "**Bold**: computed here"
+    if any(cell.source and cell.paper for cell in filled.cells.values()):
+        legend += ", with the paper's number in parentheses"
     compared = [cell for cell in filled.cells.values() if cell.within is not None and not math.isinf(cell.tolerance)]
     if compared:
         bounds = "/".join(f"{bound:g}" for bound in sorted({cell.tolerance for cell in compared}))
