@@ -98,10 +98,10 @@ def its_start(wildcards):
 
     Where the start is to be made again, so is what was trained from it.
     """
-    found, known = source_checkpoint(wildcards), workflow.is_main_process and stands(wildcards.run)
-    made = (
-        trained.read(Path(RESULTS, "runs", wildcards.run)) if known else None
-    )  # a checkpoint that came alone has none
+    found = source_checkpoint(wildcards)
+    if not (workflow.is_main_process and stands(wildcards.run)):
+        return found
+    made = trained.read(Path(RESULTS, "runs", wildcards.run))  # a checkpoint that came alone has none
     return ancient(found) if made and made.start else found
 
 
