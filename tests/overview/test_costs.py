@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from uic_core.config import Config, read, validate
 from uic_core.evaluations.counting import count
@@ -150,3 +151,12 @@ def test_detection_grows_with_its_settings(paper: Config, key: str) -> None:
     evaluations = paper.evaluations.model_copy(update={"detection": changed})
     after = costs.evaluation(paper.model_copy(update={"evaluations": evaluations}), "uic_3k_fft", "detection").flops
     assert before < after <= 2 * before
+
+
+def test_a_data_set_is_listed_whatever_its_name_begins_with() -> None:
+    """VOC's are not: their stages read its own lists."""
+    text = (
+        (CONFIG / "demo.yaml").read_text().replace(" imagenet:", " vocfine:").replace("data: imagenet", "data: vocfine")
+    )
+    jobs = costs.preparation(validate(yaml.safe_load(text), "demo.yaml"))
+    assert {job.run for job in jobs if job.rule == "index"} == {"vocfine", "miniimagenet"}

@@ -109,20 +109,22 @@ def test_a_cache_is_of_the_index_that_it_was_made_from(tmp_path: Path, monkeypat
     def list_again() -> None:
         index.main(["--dataset", f"{dataset}", "--split", "train", "--out", f"{listed}"])
 
-    def cache_again(root: str) -> None:
+    def cache_again() -> None:
+        root = "data/datasets/cache/imagenet"
         options = {"--index": listed, "--format": "jpeg", "--side": 73, "--root": root, "--out": cached}
         cache.main([str(each) for option in options.items() for each in option])
 
     list_again()
-    cache_again("data/datasets/cache/imagenet")
+    cache_again()
     assert difference(config, cached) == ""
     list_again()
     assert difference(config, cached) == ""
     one, two, *_ = sorted(Path("data/datasets/imagenet/train").iterdir())
-    one.rename("aside"), two.rename(one), Path("aside").rename(two)
+    for source, target in ((one, "aside"), (two, one), ("aside", two)):
+        Path(source).rename(target)
     list_again()
     assert difference(config, cached).startswith("datasets.cache is")
-    cache_again("data/datasets/cache/imagenet")
+    cache_again()
     assert difference(config, cached) == ""
     image = next(one.iterdir())
     shutil.copy2(next(two.iterdir()), image)

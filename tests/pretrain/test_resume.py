@@ -384,7 +384,6 @@ def test_a_finished_training_whose_checkpoint_snakemake_removed_is_not_made_agai
     made = undisturbed_run(ranks)
     for run in (interrupted, made):
         shutil.copytree(run.folder, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "interrupted").unlink()
     run = Run(tmp_path, made.index, ranks)
     (tmp_path / "checkpoint.safetensors").unlink()
     said = run.finish()

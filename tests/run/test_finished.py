@@ -41,6 +41,14 @@ def test_results_that_were_removed_are_put_back_as_often_as_needed(results, tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == [".one.finished", "one.json", "samples"]
 
 
+def test_results_are_kept_where_a_folder_cannot_be_removed(results, monkeypatch):
+    """As NFS keeps that of a file which a process still reads."""
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
+    finished.keep(results[:1], IDENTITY)
+    results[0].unlink()
+    assert finished.put_back(results[:1], IDENTITY, ALONE, print, Path.read_text)
+
+
 def refuse(path: Path) -> str:
     raise InputError(f"{path}: has no checksum")
 

@@ -494,6 +494,15 @@ def test_fault_63_an_export_of_another_checkpoint_is_made_again_whatever_its_tim
     seen(next(line for line in told.splitlines() if "README.md: the checkpoint of" in line))
 
 
+def test_fault_63_a_history_that_cannot_be_read_ends_no_start_and_its_table_is_made_again(copy):
+    history = copy / "results/runs" / CENTER[0] / "history.jsonl"
+    history.unlink()
+    history.mkdir()
+    jobs, told = plan(copy)
+    assert "Traceback" not in told
+    assert {"table_speed", "fig_curves"} <= jobs
+
+
 def test_fault_63_a_touch_calls_no_old_table_new(finished, tmp_path):
     folder = Path(shutil.copytree(finished, tmp_path / "own"))  # files of its own: a touch changes their times
     text, tables = (ROOT / "config/tables.yaml").read_text(), folder / "tables.yaml"

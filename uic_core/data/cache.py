@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from uic_core.data import reader, stamps
-from uic_core.data.index import Index, contents, digest_of
+from uic_core.data.index import Index, content_of
 from uic_core.data.pixels import Format, Pixels, folder_name, part_file
 from uic_core.errors import InputError, stage
 from uic_core.files import DAMAGED, atomic
@@ -152,8 +152,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     with stage():
         whole = Index.load(options.index, verify=True)
-        crcs = contents(options.index)
-        content = "" if crcs is None else digest_of(crcs)
+        content = content_of(options.index)
         index = build(whole, options.root, options.format, options.side, options.threads, content)
         stamps.save(options.out, index.files())
         index.save(options.out)

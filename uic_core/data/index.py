@@ -192,6 +192,12 @@ def digest_of(crcs: NDArray[np.uint32]) -> str:
     return hashlib.sha256(crcs.astype("<u4").tobytes()).hexdigest()[:16]
 
 
+def content_of(path: Path) -> str:
+    """Return the fingerprint of all files' bytes; '' if an earlier version made the index. Raises as `contents`."""
+    crcs = contents(path)
+    return "" if crcs is None else digest_of(crcs)
+
+
 def demand_apart(crcs: NDArray[np.uint32], path: Path, name: str, split: str) -> None:
     """Compare the files of a new index with those of its data set's other splits, whose indexes lie beside it.
 

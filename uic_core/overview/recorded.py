@@ -17,7 +17,7 @@ import numpy as np
 from uic_core.config import Config
 from uic_core.data import stamps
 from uic_core.data.dataset import VOC, Dataset
-from uic_core.data.index import contents, digest_of, size, subset_fingerprint
+from uic_core.data.index import content_of, size, subset_fingerprint
 from uic_core.data.pixels import folder_name
 from uic_core.evaluations.detection import SOURCE, Proposals
 from uic_core.evaluations.evaluation import Listed
@@ -266,10 +266,12 @@ def _cache(config: Config, path: Path) -> Iterator[_Pair]:
 
 def _cached_as(config: Config, data: str, made: str) -> str:
     """The name that the folder of a data set's cache would have now; `made` if an earlier version named it so."""
-    cache, crcs = config.datasets.cache, contents(_index(config, data, "train"))
+    cache, listed, content = (
+        config.datasets.cache,
+        _listed(config, data, "train"),
+        content_of(_index(config, data, "train")),
+    )
     assert cache.format != "none"
-    listed = _listed(config, data, "train")
-    content = "" if crcs is None else digest_of(crcs)
     name, earlier = (folder_name(f"{data}_train", listed, each, cache.format, cache.side) for each in (content, ""))
     return earlier if made == earlier else name
 

@@ -158,6 +158,7 @@ class State:
 
     def discard(self) -> None:
         """Delete the states of this identity, whose results are there; those of others stay. Called on rank 0."""
+        self.marker.unlink(missing_ok=True)
         for path in (self._new, self.path, self.previous):
             with contextlib.suppress(ValueError):  # there is none; it is damaged; or, as an InputError, another's
                 self._check(path, _read(path)[0])
