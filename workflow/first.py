@@ -12,7 +12,7 @@ from snakemake.cli import get_profile_dir
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from uic_core.errors import stage
+from uic_core.errors import InputError, stage
 from uic_core.files import check_folder, read_yaml
 
 parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -26,6 +26,9 @@ names += [place for place in places if os.path.exists(place)][:1]
 profiles = [found[1] for found in map(get_profile_dir, names) if found]
 cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "snakemake")
 with stage():
+    for file in map(Path, options.configfile):
+        if file.suffix not in (".yaml", ".yml", ".json"):
+            raise InputError(f"--configfile {file}: is neither .yaml nor .json; name results before --configfile")
     for file in (*profiles, *options.configfile):
         read_yaml(Path(file))
     check_folder(cache, "set XDG_CACHE_HOME to a folder that can be written")

@@ -114,6 +114,14 @@ def test_fault_50_a_part_of_the_results_that_links_to_a_purged_folder_is_named(s
     assert start(f"results/{TARGET}") == ""
 
 
+def test_a_result_that_is_named_behind_the_config_is_not_read_as_one(start, tmp_path):
+    """Snakemake takes every path after --configfile for a config."""
+    named = ["--configfile", str(tmp_path / "mine.yaml"), "results/tables/table1.md"]
+    assert start("-n", "--profile", "profiles/demo", *named, profile="") == (
+        "error: --configfile results/tables/table1.md: is neither .yaml nor .json; name results before --configfile"
+    )
+
+
 def test_fault_51_tables_and_numbers_are_checked_with_the_config(start, tmp_path):
     published = tmp_path / "published.csv"
     published.write_bytes((ROOT / "config/published.csv").read_bytes()[:-40])
