@@ -162,7 +162,7 @@ def grid_figure(clusters: ClusterArrays, index: Index, note: str = "") -> Figure
                     )
             _describe(axes, clusters, row, (row + 0.5) * side, index.classes[dominant])
         axes.imshow(canvas, extent=(0, columns * side, rows * side, 0), interpolation="none", aspect="auto", zorder=1)
-        legend = "framed: annotated otherwise than as the row's most frequent class" if framed else ""
+        legend = "framed: not of the row's most frequent class" if framed else ""
         _note(figure, "   ·   ".join(part for part in (legend, note) if part), height)
     return figure
 
