@@ -75,6 +75,7 @@ def labels(recipe: SelfLabel, epoch: int, present: Labels, inference: Inference)
     import torch
 
     from uic_core.methods.sinkhorn import MOST, assign
+    from uic_core.run import devices
 
     features, positions = inference.training_features()
     plan = inference.matrix(len(features), recipe.classes, torch.bfloat16)
@@ -83,7 +84,7 @@ def labels(recipe: SelfLabel, epoch: int, present: Labels, inference: Inference)
         weight, bias = (each.detach().unflatten(0, (recipe.heads, -1))[head] for each in inference.top.parameters())
 
         def logits(rows: slice, weight: Tensor = weight, bias: Tensor = bias) -> Tensor:
-            return torch.nn.functional.linear(features[rows].to(weight), weight, bias)
+            return torch.nn.functional.linear(devices.like(features[rows], weight), weight, bias)
 
         made = assign(logits, plan, len(present), recipe.sharpness, recipe.tolerance, inference.ranks, inference.pause)
         column = np.zeros(len(present), np.int32)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from uic_core.errors import InputError
 from uic_core.methods.labels import DIVERGED
+from uic_core.run import devices
 from uic_core.run.parallel import ALONE, Ranks
 
 MOST = 100_000
@@ -96,7 +97,7 @@ def assign(
         for chunk in chunks:
             scaled = logs(chunk) + log_r
             scales[chunk] = scaled.logsumexp(1)
-            plan[chunk] = (scaled - scales[chunk, None]).exp()
+            plan[chunk] = (scaled - scales[chunk, None]).exp().to(plan.dtype)  # as in devices.like
             pause()
         change = torch.ones_like(log_r)  # of r since the plan was scaled
         while iteration < most:
@@ -104,7 +105,7 @@ def assign(
             looked = iteration % _CHECKED == 1
             sums = torch.zeros(classes + looked, dtype=torch.float64, device=change.device)
             for chunk in chunks:
-                part = plan[chunk].to(change)
+                part = devices.like(plan[chunk], change)
                 total = part @ change
                 sums[:classes] += total.reciprocal() @ part
                 before, log_c[chunk] = log_c[chunk].clone(), -(scales[chunk] + total.log())

@@ -97,8 +97,9 @@ class LabelPasses:
             randomness.seed_torch(recipe.seed, randomness.Stream.LABEL_PASS, number, batch, rank)  # dropout's
             x = self._method.views(recipe, crops, randomness.uniforms(seed, number, draws, UNIFORMS))
             x = x.contiguous(memory_format=torch.channels_last)
-            features[done : done + len(own[batch])] = self._network.hidden(x)[: len(own[batch])]
-            done += len(own[batch])
+            rows = self._network.hidden(x)[: len(own[batch])]
+            features[done : done + len(rows)] = rows.to(features.dtype)  # before the copy, which takes half the bytes
+            done += len(rows)
         for _ in parts[len(own) :]:
             self.pause()  # as often as the other ranks
         self.inputs += self._images

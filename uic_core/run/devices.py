@@ -80,6 +80,11 @@ def onto(device: torch.device, values: NDArray[np.generic]) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
+def like(values: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Copy to another tensor's device, then to its type: torch alone converts on the CPU, and copies what that made."""
+    return values.to(other.device).to(other.dtype)
+
+
 def hardware() -> str:
     """Name of the GPU, or '' if there is none (metrics then name the CPU)."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
