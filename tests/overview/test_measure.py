@@ -10,6 +10,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.recipes import recipe
 from uic_core.errors import InputError
@@ -68,6 +69,14 @@ def test_a_process_takes_no_more_memory_than_is_thought() -> None:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         taken, thought = pool.submit(_peak, 64).result()
     assert taken < thought
+
+
+def test_a_rate_is_measured_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fresh process lets cuDNN use it and no training does: label passes would seem faster than they are."""
+    monkeypatch.setattr(measure, "_SECONDS", 0.0)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    measure._training_rate(recipe(image_size=64, batch_size=2), 2, "fp32", 0)
+    assert not torch.backends.cudnn.allow_tf32
 
 
 def test_free_memory_is_at_most_the_machine_s() -> None:

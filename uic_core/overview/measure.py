@@ -22,7 +22,7 @@ from uic_core.evaluations.counting import arithmetic
 from uic_core.methods import METHODS
 from uic_core.overview.rates import Rates
 from uic_core.recipe import Training
-from uic_core.run import cpus, devices
+from uic_core.run import cpus, devices, randomness
 from uic_core.run.precision import autocast, resolve
 
 _SECONDS = 3.0  # to measure each rate
@@ -146,6 +146,7 @@ def _own_groups() -> list[str]:
 
 def _training_rate(recipe: Training, images: int, precision_name: str, _: int) -> float:
     """Return FLOP/s of forward, backward and SGD on batches of `images`; '' means the recipe's own precision."""
+    randomness.seed_everything(recipe.seed)  # its arithmetic is the training's: without TF32
     device, method = devices.current(), METHODS[recipe.method]
     views = images * method.views_per_image
     if device.type == "cpu":
