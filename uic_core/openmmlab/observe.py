@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.evaluator import BaseMetric
+from mmengine.evaluator.metric import _to_cpu
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, METRICS
 
@@ -55,11 +56,16 @@ class KeepSamples(BaseMetric):  # type: ignore[misc]
         self.kept: dict[str, dict[str, Any]] = {}
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        """Store an entry for every image, None if not kept: mmengine's gathering drops entries that a process lacks."""
+        """Store an entry for every image, None if not kept: mmengine's gathering drops entries that a process lacks.
+
+        It pickles them, and a tensor would come back on the GPU of the process that made it: they go to the CPU first.
+        """
         for sample in data_samples:
             image = Path(sample["img_path"]).stem
-            few = {name: sample[name] for name in _KEPT if name in sample}
-            self.results.append((image, few) if image in self.ids else None)
+            kept = None
+            if image in self.ids:
+                kept = image, {name: _to_cpu(sample[name]) for name in _KEPT if name in sample}
+            self.results.append(kept)
 
     def compute_metrics(self, results: list[Any]) -> dict[str, float]:
         """Set `kept`; return no metrics."""
