@@ -159,7 +159,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = lr
         images = _augmented(crops, order[step], (step,), protocol.seed, device)
-        batch_loss = loss(network(images), torch.from_numpy(targets[order[step]]).to(device))
+        batch_loss = loss(network(images), devices.onto(device, targets[order[step]]))
         optimizer.zero_grad()
         batch_loss.backward()
         norm = nn.utils.clip_grad_norm_(trained, protocol.clip_gradient)
