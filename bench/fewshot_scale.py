@@ -96,7 +96,7 @@ def scaled(bars: Bars, part: Index, folder: Path) -> None:
     native, most, _ = stage(folder, whole, resolutions={"native": resolutions["native"]})
     upsampled, also, dimensions = stage(folder, part, resolutions={"upsampled": resolutions["upsampled"]})
     chunk = torch.rand(IMAGES, 4096, device=devices.current())
-    product = seconds(lambda: fewshot.gram([chunk], IMAGES, chunk.device))
+    product = seconds(lambda: fewshot.gram([chunk], IMAGES, chunk.device)[0, 0].item())  # waits for the device
     product()
     multiplying = product() * sum(dimensions.values()) / chunk.shape[1]
     print(

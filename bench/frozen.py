@@ -129,11 +129,15 @@ def few_shot(network: Network, index: Index, protocol: Fewshot, folder: Path) ->
         extracting += seconds(lambda: [len(chunk) for features in stored.values() for chunk in features.chunks()])()
         extracting = asserting + 10 * (extracting - asserting)
         products: list[Tensor] = []
+
+        def multiply() -> None:
+            products.append(fewshot.gram([column], len(whole), device))
+            products[0][0, 0].item()  # waits for the device
+
         dimensions = sum(features.dimension for features in stored.values())
         for features in stored.values():
             features.close()
-        multiplying = seconds(lambda: products.append(fewshot.gram([column], len(whole), device)))()
-        multiplying *= dimensions / DIMENSION
+        multiplying = seconds(multiply)() * dimensions / DIMENSION
         classifying = seconds(lambda: fewshot.accuracies(products[0], episodes[0]))() * len(layers)
         return drawing + extracting + multiplying + classifying
 
