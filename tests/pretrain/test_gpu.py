@@ -6,6 +6,7 @@ Each test trains in real processes, on the small data sets that all tests share.
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ import torch
 
 from tests.recipes import recipe
 from uic_core.data.index import build_folder
+from uic_core.models import build
 from uic_core.recipe import save
 
 pytestmark = pytest.mark.gpu
@@ -71,16 +73,22 @@ def losses(folder: Path) -> list[float]:
 
 
 def test_three_float32_steps_equal_the_cpus(index: Path, tmp_path: Path) -> None:
-    # Not AlexNet: the dropout of a GPU draws other numbers than a CPU's. 48 images are three steps.
-    steps = {"arch": "resnet50", "sobel": False, "epochs": 1, "schedule": "constant", "lr": 0.001}
+    # Without dropout, for which a GPU draws other numbers. Not ResNet50: with so few pixels in its last batch norms, a
+    # rounding of its weights changes the third loss by hundredths. 48 images are three steps.
+    steps = {"arch": "alexnet_rotnet", "epochs": 1, "schedule": "constant"}
     assert "on cuda" in train(index, tmp_path / "gpu", **steps)
     assert "on cpu" in train(index, tmp_path / "cpu", gpu=False, **steps)
+    made = recipe(**SETTINGS | steps)
+    torch.manual_seed(made.seed)
+    network = build(made.arch, classes=made.outputs, image_size=made.image_size, sobel=made.sobel)
     gpu, cpu = weights(tmp_path / "gpu"), weights(tmp_path / "cpu")
-    for name, value in cpu.items():
-        torch.testing.assert_close(
-            gpu[name], value, rtol=2e-3, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}"
-        )
-    assert losses(tmp_path / "gpu") == pytest.approx(losses(tmp_path / "cpu"), rel=1e-4)
+    apart = moved = 0.0
+    for name, value in network.named_parameters():
+        apart += (gpu[name] - cpu[name]).square().sum().item()
+        moved += (cpu[name] - value.detach()).square().sum().item()
+    # A rounding that decides another maximum of a pooling makes .07, momentum .8 for .9 makes .13.
+    assert math.sqrt(apart / moved) < 0.1
+    assert losses(tmp_path / "gpu") == pytest.approx(losses(tmp_path / "cpu"), rel=1e-3)
 
 
 def test_the_loss_in_bf16_stays_close_to_float32s(index: Path, tmp_path: Path) -> None:
