@@ -116,7 +116,7 @@ def _finish(panel: Axes, quantity: str, last: float, letter: str) -> None:
     if quantity == "empty_classes":  # thousands at first, then few or none
         panel.set_yscale("symlog", linthresh=1)
         panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        panel.set_ylim(0, max(1, panel.get_ylim()[1]))
+        panel.set_ylim(0, max(1, 1.4 * panel.get_ylim()[1]))  # room for a marker
     elif not panel.lines:
         panel.set_ylim(0, 1)
 
