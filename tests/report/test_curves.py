@@ -65,10 +65,21 @@ def test_every_panel_has_the_histories_numbers_of_the_runs_that_have_them(histor
     np.testing.assert_allclose(shown["nmi_previous"], [[epochs, 50 + np.arange(20)]])  # in percent; of `uic` alone
     np.testing.assert_allclose(shown["nmi_annotated"], [[epochs, 20 + np.arange(20)]])
     np.testing.assert_allclose(shown["empty_classes"], [[epochs, 30 - np.arange(20)]])
+    assert found["empty_classes"].get_ylim()[1] > 1.3 * 30  # on a logarithmic scale less would cut the marker
     for quantity, values in (("coverage", lambda epoch: 63), ("loss", lambda epoch: 4 - epoch / 10)):
         for (x, y), history in zip(shown[quantity], HISTORIES.values(), strict=True):
             assert x == list(range(1, len(history) + 1))
             np.testing.assert_allclose(y, [values(epoch) for epoch in range(len(history))])
+
+
+def test_a_long_note_stays_in_the_figure_and_below_the_panels(histories: dict[str, curves.History]) -> None:
+    note = ", ".join(f"Wide_Name_Of_Run_{number}" for number in range(30))
+    for figure in (curves.figure(histories, "short"), curves.figure(histories, note)):
+        (text,) = figure.texts
+        foot, page = text.get_window_extent(), figure.bbox
+        assert page.xmin < foot.xmin < foot.xmax < page.xmax
+        assert page.ymin < foot.ymin
+        assert foot.ymax < min(axes.xaxis.get_tightbbox().ymin for axes in figure.axes if axes.axison)
 
 
 def test_a_run_looks_alike_in_all_panels_and_the_legend_and_unlike_every_other() -> None:

@@ -6,6 +6,7 @@ After Fig. 2 of DeepCluster's paper, for all runs at once. The same inputs give 
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", IN
 _DASHES: tuple[Any, ...] = ("solid", (0, (4, 1.2)), (0, (1, 1)), (0, (6, 1, 1, 1)))
 _FEW = 8  # epochs of a run whose points are marked: a line alone would hardly be seen
 _HEIGHT = 4.5  # inches
+_LINE = 125  # characters of a note
 
 History = list[dict[str, float]]
 
@@ -80,7 +82,9 @@ def figure(histories: Mapping[str, History], note: str = "") -> Figure:
     with matplotlib.rc_context(STYLE):
         drawn = Figure(figsize=(WIDTH, _HEIGHT), dpi=DPI)
         axes = drawn.subplots(2, 3).flatten()
-        drawn.subplots_adjust(left=0.07, right=0.99, top=0.95, bottom=0.13, wspace=0.27, hspace=0.38)
+        note = textwrap.fill(note, _LINE)
+        bottom = 0.13 + 0.022 * note.count("\n")
+        drawn.subplots_adjust(left=0.07, right=0.99, top=0.95, bottom=bottom, wspace=0.27, hspace=0.38)
         last = max((line["epoch"] + 1 for history in histories.values() for line in history), default=1)
         for place, (quantity, panel) in enumerate(zip(PANELS, axes, strict=False)):
             for number, history in enumerate(histories.values()):
