@@ -6,7 +6,6 @@ After Fig. 2 of DeepCluster's paper, for all runs at once. The same inputs give 
 from __future__ import annotations
 
 import argparse
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from uic_core.errors import stage
 from uic_core.files import unchanged
 from uic_core.report.arguments import add_recipes, add_scale
-from uic_core.report.figures import DPI, GREY, INK, STYLE, WIDTH, save
+from uic_core.report.figures import DPI, INK, STYLE, WIDTH, foot_note, save
 from uic_core.report.origin import training
 from uic_core.run import trained
 
@@ -39,7 +38,6 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", IN
 _DASHES: tuple[Any, ...] = ("solid", (0, (4, 1.2)), (0, (1, 1)), (0, (6, 1, 1, 1)))
 _FEW = 8  # epochs of a run whose points are marked: a line alone would hardly be seen
 _HEIGHT = 4.5  # inches
-_LINE = 125  # characters of a note
 
 History = list[dict[str, float]]
 
@@ -82,8 +80,7 @@ def figure(histories: Mapping[str, History], note: str = "") -> Figure:
     with matplotlib.rc_context(STYLE):
         drawn = Figure(figsize=(WIDTH, _HEIGHT), dpi=DPI)
         axes = drawn.subplots(2, 3).flatten()
-        note = textwrap.fill(note, _LINE)
-        bottom = 0.13 + 0.022 * note.count("\n")
+        bottom = 0.108 + 0.022 * max(1, foot_note(drawn, note))
         drawn.subplots_adjust(left=0.07, right=0.99, top=0.95, bottom=bottom, wspace=0.27, hspace=0.38)
         last = max((line["epoch"] + 1 for history in histories.values() for line in history), default=1)
         for place, (quantity, panel) in enumerate(zip(PANELS, axes, strict=False)):
@@ -93,7 +90,6 @@ def figure(histories: Mapping[str, History], note: str = "") -> Figure:
                     panel.plot(epochs, values, **_look(number, len(epochs)))
             _finish(panel, quantity, last, "abcde"[place])
         _legend(axes[-1], list(histories))
-        drawn.text(1 - 0.05 / WIDTH, 0.06 / _HEIGHT, note, size=6, color=GREY, ha="right", va="bottom")
     return drawn
 
 

@@ -6,6 +6,7 @@ Made from the output of evaluation `clusters`. The same inputs give the same byt
 from __future__ import annotations
 
 import argparse
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ STYLE: dict[str, Any] = {
 DPI = 300
 WIDTH = 6.9  # inches, the text width of a two-column page
 THUMBNAIL, GAP = 128, 8  # pixels
+_LINE = 125  # characters of a note
 _WIDEST = 0.9  # inches, a thumbnail of Fig. 4 where the rows are short
 
 
@@ -108,7 +110,7 @@ def class_sizes_figure(sizes: NDArray[np.integer], note: str = "") -> Figure:
         for axes in (left, right):
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
             axes.yaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
-        _note(figure, note, 2.55)
+        foot_note(figure, note)
     return figure
 
 
@@ -163,7 +165,7 @@ def grid_figure(clusters: ClusterArrays, index: Index, note: str = "") -> Figure
             _describe(axes, clusters, row, (row + 0.5) * side, index.classes[dominant])
         axes.imshow(canvas, extent=(0, columns * side, rows * side, 0), interpolation="none", aspect="auto", zorder=1)
         legend = "framed: not of the row's most frequent class" if framed else ""
-        _note(figure, "   ·   ".join(part for part in (legend, note) if part), height)
+        foot_note(figure, "   ·   ".join(part for part in (legend, note) if part))
     return figure
 
 
@@ -208,8 +210,12 @@ def _panel(axes: Axes, letter: str) -> None:
     axes.annotate(letter, (0, 1), (-26, 5), xycoords="axes fraction", textcoords="offset points", weight="bold", size=9)
 
 
-def _note(figure: Figure, note: str, height: float) -> None:
-    figure.text(1 - 0.05 / WIDTH, 0.06 / height, note, size=6, color=GREY, ha="right", va="bottom")
+def foot_note(figure: Figure, note: str) -> int:
+    """Print a note small at the foot of a figure, broken into lines that fit; return how many there are."""
+    lines = textwrap.wrap(note, _LINE)
+    foot = 0.06 / figure.get_figheight()
+    figure.text(1 - 0.05 / WIDTH, foot, "\n".join(lines), size=6, color=GREY, ha="right", va="bottom")
+    return len(lines)
 
 
 def _small(clusters: ClusterArrays, metrics: metrics_file.Metrics) -> str:
