@@ -38,7 +38,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench import variants
 from bench.kernels import profiled
 from bench.loader import photographs
-from bench.measure import PAIRS, Arm, Bars, interleaved, ratios
+from bench.measure import PAIRS, Arm, Bars, interleaved, now, ratios
 from bench.methods import Process, resident, tiled, train, trainer_of
 from bench.precision import unread
 from bench.variants import Change
@@ -106,13 +106,11 @@ def product(side: int, times: int) -> Arm:
     one, other = torch.randn(2, side, side, device=device, dtype=torch.bfloat16)
 
     def arm() -> float:
-        found = one @ other
-        found.sum().item()
-        started = time.perf_counter()
+        _ = one @ other
+        started = now()
         for _ in range(times):
-            found = one @ other
-        found[0, 0].item()  # waits for the device
-        return (time.perf_counter() - started) / (2 * side**3 * times)
+            _ = one @ other
+        return (now() - started) / (2 * side**3 * times)
 
     return arm
 
@@ -250,13 +248,11 @@ def clustering(bars: Bars, images: Images, count: int = IMAGENET, **values: Any)
     device = devices.current()
     randomness.seed_everything(recipe.seed)
     features = torch.randn(count, ARCHS[recipe.arch].embedding_size, device=device)
-    started = time.perf_counter()
+    started = now()
     rows = whitened(features, count, recipe.pca, device)
-    rows[0, 0].item()  # waits for the device
-    whitening = time.perf_counter() - started
-    # It returns a number of the host, and so waits, too.
+    whitening = now() - started
     clustered(rows, np.arange(count), count, recipe.classes, recipe.kmeans_iterations, recipe.seed)
-    taken = time.perf_counter() - started
+    taken = now() - started
     rest = 4 / 3 * count / rate
     bars.say(
         f"DeepCluster, {count:,} images in {recipe.classes:,} clusters: whitening {whitening:.3g} s, k-means "

@@ -10,7 +10,6 @@ import contextlib
 import io
 import re
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tabulate import tabulate
 from torch import Tensor
@@ -26,6 +24,7 @@ from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from bench.measure import now
 from bench.methods import trainer_of
 from bench.variants import Change
 from uic_core.data.index import Index
@@ -100,7 +99,7 @@ class Watch:
 
     def __init__(self, trainer: Trainer, warm_up: int, steps: int) -> None:
         gpu = trainer.device.type == "cuda"
-        self._device, self._seed, self._warm_up, self._steps = trainer.device, trainer.recipe.seed, warm_up, steps
+        self._seed, self._warm_up, self._steps = trainer.recipe.seed, warm_up, steps
         self._profiler = profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * gpu], acc_events=True)
         self._started = self._seconds = 0.0
         self.complete = False
@@ -121,21 +120,15 @@ class Watch:
     def _watched(self, batches: Iterator[Any]) -> Iterator[Any]:
         for number, batch in enumerate(batches):
             if number == self._warm_up:
-                self._started = self._now()
+                self._started = now()
             elif number == self._warm_up + self._steps:
-                self._seconds = self._now() - self._started
+                self._seconds = now() - self._started
                 self._profiler.start()
             elif number == self._warm_up + 2 * self._steps:
-                self._now()
+                now()
                 self._profiler.stop()
                 self.complete = True
             yield batch
-
-    def _now(self) -> float:
-        """Wait for the device; return the seconds of a clock."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()
 
 
 def _name_ranges(trainer: Trainer) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from bench.measure import Bars
+from bench.measure import Bars, now
 from uic_core.evaluate import knn
 from uic_core.run import devices
 
@@ -34,15 +34,15 @@ def search() -> tuple[float, float]:
     wall = cpu = 0.0
     for first in range(0, BANK, knn._BLOCK):
         block = drawn(min(knn._BLOCK, BANK - first), first + 1)
-        began = time.perf_counter(), time.process_time()
+        began = now(), time.process_time()
         nearest.add(block, first)
-        wall, cpu = wall + time.perf_counter() - began[0], cpu + time.process_time() - began[1]
-    began = time.perf_counter(), time.process_time()
+        wall, cpu = wall + now() - began[0], cpu + time.process_time() - began[1]
+    began = now(), time.process_time()
     similarities, positions = nearest.found()
     for count in NEIGHBOURS:
         for temperature in TEMPERATURES:
             knn.vote(similarities[:, :count], labels[positions][:, :count], CLASSES, temperature)
-    return wall + time.perf_counter() - began[0], cpu + time.process_time() - began[1]
+    return wall + now() - began[0], cpu + time.process_time() - began[1]
 
 
 def main() -> None:

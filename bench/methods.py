@@ -32,7 +32,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from bench.loader import photographs
-from bench.measure import PAIRS, Bars, interleaved, ratios, seconds
+from bench.measure import PAIRS, Bars, interleaved, now, ratios, seconds
 from uic_core.data.augment import MEAN, STD
 from uic_core.data.index import Index, build_folder
 from uic_core.data.partition import Labels
@@ -160,10 +160,9 @@ class Turns:
 
 def _clocks() -> NDArray[np.float64]:
     """Return seconds: wall clock, CPU time of this process, CPU time of its decoding processes. Waits for a GPU."""
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
+    wall = now()
     decoding = sum(sum(child.cpu_times()[:2]) for child in psutil.Process().children())
-    return np.array([time.perf_counter(), time.process_time(), decoding])
+    return np.array([wall, time.process_time(), decoding])
 
 
 def train(

@@ -841,6 +841,20 @@ def test_a_run_whose_labels_say_nothing_has_no_pseudo_classes(paper, monkeypatch
         validate(paper, "mine.yaml")
 
 
+def test_ten_crops_of_one_place_are_refused(paper, seen):
+    """A search of ours compared its runs with random weights that were tested so, and had 3 to 6 points too few."""
+    for change in {"resize": 224}, {"image_size": 256}:
+        config = validate(_broken(paper, "runs.random_sobel", paper["runs"]["random_sobel"] | change), "mine.yaml")
+        told = config.refuses("random_sobel", "linear_probe")
+        seen(told)
+        assert told.startswith("run random_sobel has a resize of")
+        assert "raise resize" in told
+        assert not config.refuses("uic_3k", "linear_probe")
+        assert not config.refuses("random_sobel", "knn")
+        with pytest.raises(InputError, match=r"row '[^']+', column 'conv1': run random_sobel has a resize of"):
+            check_cells(config.tables_file, config)
+
+
 def test_fault_60_a_run_that_cannot_be_evaluated_so_is_refused_with_the_reason(paper, seen):
     """Of a target that is named on the command line; tests/workflow/test_start.py starts Snakemake with it."""
     config = validate(_broken(paper, "runs.moco", FOREIGN), "mine.yaml")

@@ -168,6 +168,12 @@ def test_a_config_may_have_them_and_they_are_of_the_architectures_that_they_name
     assert config.refuses("uic_3k", "linear_probe_rotnet") == ""
     told = config.refuses("uic_resnet50_strong", "linear_probe_rotnet")
     assert told == "run uic_resnet50_strong is resnet50, and this probe is of alexnet; name another run"
+    close = with_peers()
+    close["runs"]["uic_3k"] |= {"resize": 224}  # nothing to a probe that looks at the centre crop alone
+    probes = [name for name in close["evaluations"] if name.startswith("linear_probe")]
+    assert len(probes) == 3
+    refused = {name for name in probes if "resize" in validate(close, "mine.yaml").refuses("uic_3k", name)}
+    assert refused == {"linear_probe", "linear_probe_selflabel"}
     without = validate(read_yaml(CONFIG / "paper.yaml"), "paper.yaml")
     assert "has no evaluations.linear_probe_rotnet; add" in without.refuses("uic_3k", "linear_probe_rotnet")
     generated = with_peers() | {"scale": "demo"}

@@ -226,6 +226,7 @@ def test_fault_69_short_rows_are_drawn_and_what_was_dropped_is_said(
     seen(told)
     assert told == "classes of 4 images or more: 1, so smaller ones are shown too"
     figure = figures.grid_figure(ClusterArrays(**arrays), made.index, f"{told}   ·   {'demo data, ' * 8}")
+    assert all(line == line.strip(" ·") for line in figure.texts[-1].get_text().splitlines())
     foot = figure.texts[-1].get_window_extent()
     assert figure.bbox.xmin < foot.xmin  # two lines, between the images and the edge
     assert figure.bbox.ymin < foot.ymin < foot.ymax < figure.axes[0].get_window_extent().ymin

@@ -88,6 +88,15 @@ class LinearProbe(TrainVal):
         flops = drawn * (trunk + (1 + BACKWARD) * heads) + crops * (passes * trunk + self.epochs * heads)
         return Work(flops, passes * tested, drawn)
 
+    def refuses(self, run: str, recipe: Recipe | External) -> str:
+        """Refuse images that leave ten crops no room."""
+        if self.switches.test == "center_crop" or recipe.resize > recipe.image_size:
+            return ""
+        return (
+            f"run {run} has a resize of {recipe.resize}, its image_size, at which the ten crops of a square image are "
+            "one crop and its mirror image; raise resize (as 256 for 224)"
+        )
+
     def values_of(self, arch: str) -> list[str]:
         """Return top-1 and top-5 of the best and of the last epoch, for each layer."""
         return [f"{layer}{kind}" for kind in ("", "/top5", "/last", "/last/top5") for layer in self.layers[arch]]
@@ -111,9 +120,9 @@ class FurtherProbe(LinearProbe):
         return [arch for arch in super().archs(config) if arch in self.layers]
 
     def refuses(self, run: str, recipe: Recipe | External) -> str:
-        """Refuse an architecture that it does not name."""
+        """Refuse an architecture that it does not name, too."""
         if recipe.arch in self.layers:
-            return ""
+            return super().refuses(run, recipe)
         return f"run {run} is {recipe.arch}, and this probe is of {', '.join(self.layers)}; name another run"
 
 

@@ -212,7 +212,7 @@ def _panel(axes: Axes, letter: str) -> None:
 
 def foot_note(figure: Figure, note: str) -> int:
     """Print a note small at the foot of a figure, broken into lines that fit; return how many there are."""
-    lines = textwrap.wrap(note, _LINE)
+    lines = [line.strip(" ·") for line in textwrap.wrap(note, _LINE)]
     foot = 0.06 / figure.get_figheight()
     figure.text(1 - 0.05 / WIDTH, foot, "\n".join(lines), size=6, color=GREY, ha="right", va="bottom")
     return len(lines)
