@@ -126,8 +126,24 @@ def test_the_evaluation_is_made_by_its_rule(extended: Path) -> None:
     found = json.loads((extended / "results/metrics/random_rgb/class_means.json").read_text())
     assert found["protocol"] == {"data": "imagenet"}
     assert 5 < found["values"]["top1"]["value"] <= 100
+    assert found["dataset"]["sizes"] == {"train": 200, "val": 60}
+    code = "from pathlib import Path; from uic_core.config import read; from uic_core.overview import recorded; "
+    code += "made = Path('results/metrics/random_rgb/class_means.json'); "
+    code += "assert recorded.difference(read([Path('config/demo.yaml')]), made) == ''"
+    process = subprocess.run([sys.executable, "-c", code], cwd=extended, env=environment(extended))
+    assert process.returncode == 0, "what it records does not say that it is of this config"
     planned = run(extended, "uic_core.overview.plan", "--config", "config/demo.yaml")
     assert "class_means" not in planned, "no table shows it"
+
+
+def test_a_config_may_leave_out_the_evaluation(extended: Path) -> None:
+    """All else is made; of the evaluation itself one line says what is missing."""
+    command = ("snakemake", "-n", "--replace-workflow-config", "--configfile", "config/cifar10_small.yaml", "--")
+    assert "rule protocol:" in run(extended, *command, "results/cifar10_small/protocols/knn.yaml")
+    process = start(extended, *command, "results/cifar10_small/metrics/uic_128/class_means.json")
+    told, _ = process.communicate()
+    assert process.returncode == 1
+    assert "class_means.json: the config has no evaluations.class_means; add the section" in told, told
 
 
 def test_the_architecture_trains_and_is_evaluated(extended: Path, index: Path) -> None:
