@@ -36,7 +36,7 @@ RESULTS = CONFIG.results
 TABLES, FIGURES = read_tables(CONFIG.tables_file, CONFIG.computable), read_figures(CONFIG.tables_file)
 check_folders(write=False)
 refuse_second_start()
-refuse_other_scale()
+refuse_other_kind()
 prepare_shell()
 outlive_time_limits()
 watch_jobs()

@@ -1,4 +1,4 @@
-"""The state of VOC07 classification between two iterations: it goes on bit for bit as if nothing was."""
+"""State of VOC07 classification between steps: training continues bit for bit as if it had not been interrupted."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def of_metrics(config: Config, path: Path) -> str:
 
 
 def of_run(config: Config, run: str) -> str:
-    """Say why a run, or one that it starts from, is to be trained again; '' as above."""
+    """Say why a run, or one that it starts from, is to be trained again; '' if it is not."""
     recipe, checkpoint = config.runs[run], Path(config.results, "runs", run, "checkpoint.safetensors")
     if not isinstance(recipe, External) and (reason := _listing(config, recipe.data, "train", cached=True)):
         return reason

@@ -1,7 +1,7 @@
-"""Stage `samples`: draw detections or segmentations, one row per image, one column per run, as PNG and SVG.
+"""Stage `sample_figures` (rules fig_detection, fig_segmentation): sample images with what each run finds in them.
 
-Made from the samples that the stages `detection` and `segmentation` saved for six test images. The same inputs give the
-same bytes. Imports no torch.
+One row per image, one column per run, as PNG and SVG. Made from the samples that the stages `detection` and
+`segmentation` saved for six test images. The same inputs give the same bytes. Imports no torch.
 """
 
 from __future__ import annotations

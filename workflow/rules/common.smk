@@ -1,4 +1,5 @@
-# Python functions for the rules: they find files. Those that read the config are in config.smk, for SLURM in cluster.smk.
+# What the rules ask of the config: names of files, runs and metrics. Settings: config.smk; jobs: cluster.smk; what runs
+# again: reruns.smk and noted.smk; one Snakemake at a time: takeover.smk.
 import json
 import os
 import sys
@@ -23,8 +24,8 @@ TASKS = {
 }
 
 
-def refuse_other_scale():
-    """Refuse to overwrite the paper's checkpoints with the demo's, or the reverse."""
+def refuse_other_kind():
+    """Refuse to mix results of generated and of real data in one folder."""
     remedy = "name another folder under `results` in the config, or move that one away"
     try:
         demand_kind(Path(CONFIG.results), CONFIG.datasets.generated, remedy)
@@ -120,7 +121,7 @@ def pairs_of(*tables):
 
 
 def computed(*tables, task=""):
-    """Return the same, of one evaluation if `task` names it, as stages take it: it decides what optional rows are."""
+    """Return `pairs_of` as run/evaluation, for --computed; with `task`, of that evaluation alone."""
     return [f"{run}/{evaluation}" for run, evaluation in pairs_of(*tables) if evaluation == (task or evaluation)]
 
 
@@ -166,12 +167,12 @@ def task_samples(task):
 
 
 def made(files):
-    """Return those of the files that are of all runs which this config makes."""
+    """Keep the files that `rule all` makes for this config."""
     return {title: file for title, file in files.items() if file in OF_ALL_RUNS}
 
 
 def further_parts(folder=""):
-    """Return the arguments that name the one page's further pages and figures; of a folder its own table of kNN."""
+    """Return --page and --figure arguments of the page; with `folder`, its kNN table comes from there."""
     own = {title: str(Path(folder, "knn.md")) for title in PAGES if folder and Path(PAGES[title]).name == "knn.md"}
     options = [("--page", PAGES | own), ("--figure", DRAWN)]
     return [word for option, files in options for title, file in files.items() for word in (option, title, file)]

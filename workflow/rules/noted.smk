@@ -11,7 +11,7 @@ NOTED = set()  # the rules of tables and figures
 
 
 def as_noted(name):
-    """Return an input function of a table or figure, by its rule. If it was made from anything else than now, it is made again.
+    """Return an input function that makes a table or figure again if its settings or numbers are not those recorded.
 
     Snakemake notes settings itself, but in .snakemake, which does not come with copied results; and newer metrics or a
     newer tables.yaml may have an older time. Without a note, times count.
@@ -56,7 +56,7 @@ def hash_or_error(file):
 
 
 def note_made():
-    """Note of what the tables and figures were made that this Snakemake has made: settings of its start, numbers of its end.
+    """Record what this Snakemake's tables and figures were made from: settings at its start, numbers at its end.
 
     With --touch it has made none: what was noted stays, or it would call an old table new.
     """

@@ -73,7 +73,7 @@ def by_content(output, source=()):
 
 
 def wherever(output, source):
-    """Return the same for one file that `output` records the content of: its place does not count either.
+    """As `by_content`, for one file whose path does not count either: it may have moved.
 
     Snakemake compares the names of a job's inputs with those that it noted; the file gets the name that it had then.
     """
