@@ -1,8 +1,8 @@
 """The cache: a data set's images at a smaller size, in a few large files, made once for all epochs.
 
-With a small network, training waits for decoding. JPEGs of shorter side 256 cost a third as much to decode, raw pixels
-nothing (ImageNet: about 45 GB as JPEG, 330 GB as pixels). Small images of one size are kept on the training device as a
-whole (format device). The cache is optional: it resamples images larger than its side twice.
+With a small network, training may wait for decoding. JPEGs of shorter side 256 cost two fifths as much as ImageNet's
+files, raw pixels a seventh (about 45 GB as JPEG, 330 GB as pixels). Small images of one size are kept on the training
+device as a whole (format device). The cache is optional: it resamples images larger than its side twice.
 """
 
 from __future__ import annotations
