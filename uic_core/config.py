@@ -13,9 +13,9 @@ from pydantic import AfterValidator, Field
 from uic_core.data.dataset import Datasets
 from uic_core.errors import InputError, nearest
 from uic_core.evaluations import EVALUATIONS, Evaluation, Evaluations
-from uic_core.files import lines_of, read_yaml
 from uic_core.methods import METHODS, Run
 from uic_core.recipe import External, PathName, Seed, Strict, as_written, parse
+from uic_core.strict_yaml import lines_of, read_yaml
 
 _ROOT = Path(__file__).resolve().parents[1]
 

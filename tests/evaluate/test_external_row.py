@@ -14,9 +14,10 @@ from uic_core.config import Config
 from uic_core.data import voc
 from uic_core.evaluate import fewshot, linear_probe, voc_classification
 from uic_core.evaluate.probes import Curve
-from uic_core.files import read_yaml, write_text
+from uic_core.files import write_text
 from uic_core.report import cells, tables
 from uic_core.run import metrics
+from uic_core.strict_yaml import read_yaml
 
 CONFIG = Path(__file__).parents[2] / "config"
 

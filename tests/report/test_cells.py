@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import yaml
 
-from uic_core import config, files
+from uic_core import config
 from uic_core.errors import InputError
 from uic_core.report import cells
+from uic_core.strict_yaml import read_yaml
 
 ROOT = Path(__file__).parents[2]
 TABLES, PUBLISHED = ROOT / "config" / "tables.yaml", ROOT / "config" / "published.csv"
@@ -113,14 +114,14 @@ def test_every_number_of_a_method_that_is_run_is_computed(number: int) -> None:
 
 @pytest.mark.parametrize("name", ["paper.yaml", "demo.yaml"])
 def test_runs_are_in_the_config(name: str) -> None:
-    runs = config.validate(files.read_yaml(ROOT / "config" / name), name).runs
+    runs = config.validate(read_yaml(ROOT / "config" / name), name).runs
     for number in cells.read_tables(TABLES):
         assert {run for run, _ in cells.needed(TABLES, number)} <= set(runs)
 
 
 @pytest.mark.parametrize("name", ["paper.yaml", "demo.yaml"])
 def test_every_cell_is_of_a_layer_that_is_evaluated(name: str) -> None:
-    cells.check_cells(TABLES, config.validate(files.read_yaml(ROOT / "config" / name), name))
+    cells.check_cells(TABLES, config.validate(read_yaml(ROOT / "config" / name), name))
 
 
 MOCO = {
@@ -155,7 +156,7 @@ MOCO = {
     ],
 )
 def test_a_cell_that_the_config_does_not_fill_is_named(path: str, value: Any, message: str) -> None:
-    content = files.read_yaml(ROOT / "config" / "paper.yaml")
+    content = read_yaml(ROOT / "config" / "paper.yaml")
     *parents, last = path.split(".")
     node = content
     for part in parents:
@@ -172,7 +173,7 @@ def test_a_cell_that_the_config_does_not_fill_is_named(path: str, value: Any, me
 
 @pytest.mark.parametrize("evaluation", ["detection", "segmentation"])
 def test_what_an_architecture_cannot_do_is_named(small: tuple[Path, Path], evaluation: str) -> None:
-    paper = config.validate(files.read_yaml(ROOT / "config" / "paper.yaml"), "mine.yaml")
+    paper = config.validate(read_yaml(ROOT / "config" / "paper.yaml"), "mine.yaml")
     text = SMALL.replace("linear_probe", evaluation).replace("run: uic_3k", "run: uic_resnet50_strong")
     small[0].write_text(text)
     with pytest.raises(InputError) as caught:
@@ -473,7 +474,7 @@ def test_fault_60_the_remedies_of_a_cell_that_cannot_be_lead_on(
 
 def test_what_is_made_of_every_run_is_made_of_those_in_no_table_too() -> None:
     """Also of one trained elsewhere, and once of a run with several seeds; of none if the config lacks its section."""
-    content = files.read_yaml(ROOT / "config" / "paper.yaml")
+    content = read_yaml(ROOT / "config" / "paper.yaml")
     content["runs"]["theirs"] = MOCO
     content["seeds"] = {"uic_5k": [1]}
     made = cells.of_every_run(config.validate(content, "mine.yaml"))
@@ -483,9 +484,9 @@ def test_what_is_made_of_every_run_is_made_of_those_in_no_table_too() -> None:
 
 
 def test_a_cell_of_a_section_that_the_config_lacks_is_refused(tmp_path: Path) -> None:
-    content = files.read_yaml(ROOT / "config" / "paper.yaml")
+    content = read_yaml(ROOT / "config" / "paper.yaml")
     del content["evaluations"]["knn"]
-    tables = files.read_yaml(TABLES)
+    tables = read_yaml(TABLES)
     row = next(row for row in tables["tables"][3]["rows"] if row.get("run"))
     row["cells"] = {"conv5": {"evaluation": "knn", "value": "conv5/k20/t0.07"}}
     path = tmp_path / "tables.yaml"

@@ -12,11 +12,11 @@ import pytest
 
 from uic_core.config import Config, read, validate
 from uic_core.errors import InputError
-from uic_core.files import read_yaml
 from uic_core.overview import plan, status
 from uic_core.overview.rates import assumed
 from uic_core.report import cells, per_class, tables
 from uic_core.run import metrics
+from uic_core.strict_yaml import read_yaml
 
 CONFIG = Path(__file__).parents[2] / "config"
 TABLES = """
