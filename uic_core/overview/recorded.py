@@ -16,8 +16,8 @@ import numpy as np
 
 from uic_core.config import Config
 from uic_core.data import stamps
-from uic_core.data.dataset import VOC, Dataset
-from uic_core.data.index import content_of, size, subset_fingerprint
+from uic_core.data.dataset import VOC, Dataset, size
+from uic_core.data.fingerprints import content_of, subset_fingerprint
 from uic_core.data.pixels import folder_name
 from uic_core.evaluations.detection import SOURCE, Proposals
 from uic_core.evaluations.evaluation import Listed
