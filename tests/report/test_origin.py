@@ -10,6 +10,7 @@ import pytest
 
 from uic_core.errors import InputError
 from uic_core.report import cells, origin, tables
+from uic_core.report.published import read_published
 from uic_core.run.metrics import Metrics, Value, write
 
 CONFIG = Path(__file__).parents[2] / "config"
@@ -29,7 +30,7 @@ def table_2(folder: Path, every: list[Metrics], **recipes: str) -> tables.Filled
     for path, each in zip(paths, every, strict=True):
         write(path, each)
     declared = cells.table(CONFIG / "tables.yaml", 2)
-    published = cells.read_published(CONFIG / "published.csv", 2, declared)
+    published = read_published(CONFIG / "published.csv", 2, declared)
     return tables.fill(2, declared, published, paths, "paper", partial=True, recipes=recipes)
 
 

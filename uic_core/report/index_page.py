@@ -28,18 +28,10 @@ from uic_core.errors import InputError, stage
 from uic_core.files import read_text, write_text
 from uic_core.report import per_class, runs, tables, times
 from uic_core.report.arguments import add_partial, add_recipes, add_scale
-from uic_core.report.cells import (
-    COMPUTED,
-    Pair,
-    by_class,
-    pair,
-    read_figures,
-    read_published,
-    read_tables,
-    shown_runs,
-)
+from uic_core.report.cells import COMPUTED, Pair, by_class, pair, read_figures, read_tables, shown_runs
 from uic_core.report.linked import LinkedTable, anchor, class_table, paper_table, text
 from uic_core.report.page import fragment
+from uic_core.report.published import read_published
 from uic_core.report.runs import Evaluation, Run
 from uic_core.report.tables import DEMO, Key
 from uic_core.run.metrics import Value

@@ -18,9 +18,10 @@ from uic_core.errors import InputError, stage
 from uic_core.files import write_text
 from uic_core.report import ordering
 from uic_core.report.arguments import add_partial, add_recipes, add_scale
-from uic_core.report.cells import COMPUTED, Published, Row, Source, Table, pair, read_published, table
+from uic_core.report.cells import COMPUTED, Row, Source, Table, pair, table
 from uic_core.report.origin import commit, foot, foreign
 from uic_core.report.page import Block, Grid, Points, Quote, Text, to_html, to_latex, to_markdown
+from uic_core.report.published import Published, read_published
 from uic_core.run import metrics as metrics_file
 from uic_core.run.metrics import Metrics, Value
 
@@ -124,7 +125,7 @@ def fill(
     """Fill a table with its numbers.
 
     Args:
-        published: the paper's numbers, from `cells.read_published`.
+        published: the paper's numbers, from `published.read_published`.
         paths: metrics JSONs; files that the table does not need are ignored.
         scale: 'demo', 'paper' or 'study'.
         partial: leave cells without metrics empty, with the reason, instead of failing.
