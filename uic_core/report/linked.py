@@ -14,10 +14,11 @@ from markupsafe import Markup
 
 from uic_core.report import per_class
 from uic_core.report.cells import Row, Table
+from uic_core.report.filled import Cell, Filled, Key, shown_metrics
 from uic_core.report.origin import foot
 from uic_core.report.page import Grid, Text, inline
 from uic_core.report.runs import Evaluation, Run
-from uic_core.report.tables import Cell, Filled, Key, legend, marked, shown_metrics, signed, spread
+from uic_core.report.tables import legend, marked, signed, spread
 from uic_core.run.metrics import Metrics
 
 

@@ -16,9 +16,10 @@ from uic_core.errors import InputError, stage
 from uic_core.files import write_text
 from uic_core.report.arguments import add_recipes, add_scale
 from uic_core.report.cells import COMPUTED, pair, shown_runs
+from uic_core.report.filled import collect
 from uic_core.report.origin import commit, foot
 from uic_core.report.page import Block, Grid, Quote, Text, to_html, to_markdown
-from uic_core.report.tables import DEMO, collect
+from uic_core.report.tables import DEMO
 from uic_core.run.metrics import Metrics
 
 CSV_HEADER = ("evaluation", "class", "run", "value", "std", "seeds", "n", "commit", "remark")
@@ -43,7 +44,7 @@ TASKS = {
 def read(
     task: str, paths: Sequence[Path], labels: dict[str, str], recipes: Mapping[str, str] | None = None
 ) -> list[Metrics]:
-    """Read the metrics of every run, in the order of `labels`. `recipes` are those of `tables.collect`.
+    """Read the metrics of every run, in the order of `labels`. `recipes` are those of `filled.collect`.
 
     Raises:
         InputError: a file cannot be read or lacks the mean, or a run has no metrics of this task.
