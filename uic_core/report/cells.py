@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field
 
 from uic_core.config import Config
 from uic_core.errors import InputError, nearest
-from uic_core.evaluations import EVALUATIONS
+from uic_core.evaluations import BY_CLASS, EVALUATIONS
 from uic_core.recipe import Strict, load
 
 
@@ -262,7 +262,7 @@ def of_every_run(config: Config) -> list[tuple[str, str]]:
 def by_class(tables_yaml: Path, computed: Iterable[Pair] = ()) -> list[str]:
     """List the evaluations in a table whose classes and sample images are shown, too. Raises as `read_tables`."""
     shown = {evaluation for _, evaluation in all_needed(tables_yaml, computed)}
-    return [name for name, evaluation in EVALUATIONS.items() if evaluation.by_class and name in shown]
+    return [name for name in BY_CLASS if name in shown]
 
 
 def shown_runs(tables_yaml: Path, evaluation: str, computed: Iterable[Pair] = ()) -> dict[str, str]:

@@ -24,6 +24,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from uic_core.errors import InputError, stage
+from uic_core.evaluations import BY_CLASS
 from uic_core.files import read_text, write_text
 from uic_core.report import filters, per_class, runs, times
 from uic_core.report.arguments import add_partial, add_recipes, add_scale
@@ -37,10 +38,6 @@ from uic_core.report.tables import DEMO
 
 _KINDS = {".png": "image/png", ".svg": "image/svg+xml", ".webp": "image/webp"}
 _LARGE, _WIDE = 400_000, 1600  # bytes of a figure in the page, width of the copy of a larger one
-_SAMPLES = {
-    "detection": ("Detections", "Boxes that each run of Table 4 finds in sample images of VOC07."),
-    "segmentation": ("Segmentations", "Masks that each run of Table 4 gives sample images."),
-}
 
 
 @dataclass(frozen=True)
@@ -213,7 +210,7 @@ def class_tables(results: Results, tables_yaml: Path, computed: Sequence[Pair], 
             if not results.partial:
                 raise
             why = Markup("<strong>Not made yet</strong>: %s") % str(error)
-            found.append(LinkedTable(f"classes/{task}", per_class.TASKS[task].title, foot=[why]))
+            found.append(LinkedTable(f"classes/{task}", BY_CLASS[task].title, foot=[why]))
             continue
         found.append(class_table(task, every, labels, scale, results.evaluations))
     return found
@@ -230,7 +227,9 @@ def pictures(
         found.append(results.picture(f"fig{number}", title, figure.caption, png, [(figure.run, "clusters")]))
     for task in by_class(tables_yaml, computed):
         shown_of = [(run, task) for run in shown_runs(tables_yaml, task, computed)]
-        found.append(results.picture(f"samples/{task}", *_SAMPLES[task], folder / f"{task}.png", shown_of))
+        facts = BY_CLASS[task].samples
+        png = folder / f"{task}.png"
+        found.append(results.picture(f"samples/{task}", facts.title, facts.caption, png, shown_of))
     return [*found, *(results.picture(f"figure/{png.stem}", title, "", png) for title, png in further)]
 
 
