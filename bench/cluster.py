@@ -30,7 +30,7 @@ from bench.one_node_slurm import Cluster, missing, one_node
 from bench.plan import spent
 from bench.site import Site
 from bench.small_dag import ROOT, papers_config
-from uic_core.files import read_yaml
+from uic_core.strict_yaml import read_yaml
 
 QUEUE_KILLS, LOCAL_KILLS = 17, 3
 SEEDS = 5

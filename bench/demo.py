@@ -17,8 +17,8 @@ from bench.measure import Bars
 from bench.plan import spent
 from uic_core.config import validate
 from uic_core.errors import InputError, stage
-from uic_core.files import read_yaml
 from uic_core.recipe import stated
+from uic_core.strict_yaml import read_yaml
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "config" / "demo.yaml"

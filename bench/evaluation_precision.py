@@ -27,7 +27,6 @@ from uic_core.evaluate.frozen import taps
 from uic_core.evaluate.probes import Probes
 from uic_core.evaluations import Fewshot, Knn, LinearProbe
 from uic_core.evaluations.evaluation import Precision
-from uic_core.files import read_yaml
 from uic_core.methods import parse_run
 from uic_core.models import build
 from uic_core.models.network import Network
@@ -35,6 +34,7 @@ from uic_core.pretrain.loop import Trainer
 from uic_core.recipe import Training
 from uic_core.run import devices, randomness
 from uic_core.run.parallel import ALONE
+from uic_core.strict_yaml import read_yaml
 
 DEMO = read_yaml(Path(__file__).parents[1] / "config" / "demo.yaml")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")

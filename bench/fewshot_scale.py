@@ -27,10 +27,10 @@ from uic_core import checkpoint, recipe
 from uic_core.data.index import Index, build_folder
 from uic_core.evaluate import fewshot
 from uic_core.evaluations import Fewshot
-from uic_core.files import read_yaml
 from uic_core.methods.random import Random
 from uic_core.models import build
 from uic_core.run import devices
+from uic_core.strict_yaml import read_yaml
 
 IMAGES, CLASSES = 12_000, 20
 PART = 10

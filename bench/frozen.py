@@ -30,11 +30,11 @@ from uic_core.evaluate.frozen import fingerprint
 from uic_core.evaluate.heads import Affine, build_heads
 from uic_core.evaluate.probes import Probes
 from uic_core.evaluations import Fewshot, LinearProbe
-from uic_core.files import read_yaml
 from uic_core.models import build
 from uic_core.models.architecture import MAX_POOLED
 from uic_core.models.network import Network
 from uic_core.run import devices
+from uic_core.strict_yaml import read_yaml
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5")
 CLASSES, BATCH = 1000, 256

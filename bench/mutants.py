@@ -45,7 +45,8 @@ MIRRORS = {
     | {"deepcluster": "methods/order pretrain/reference pretrain/pretrain", "kmeans": ""}
     | dict.fromkeys(("finetune", "method", "supervised", "uic"), "pretrain/reference pretrain/pretrain"),
     "pretrain": {"label_passes": "pretrain/reference pretrain/pretrain run/precision run/parallel"}
-    | {"loop": "pretrain/reference pretrain/pretrain run/parallel", "merge": "run/parallel"},
+    | {"loop": "pretrain/reference pretrain/pretrain run/parallel", "merge": "run/parallel"}
+    | {"results": "pretrain/pretrain"},
     "models": dict.fromkeys(("alexnet", "network", "probe_pool", "resnet", "sobel", "vgg"), "models/models"),
     "evaluate": dict.fromkeys(("average_precision", "clusters", "fewshot", "knn", "voc_classification"), "")
     | dict.fromkeys(("heads", "probes", "ten_crop"), "evaluate/linear_probe"),

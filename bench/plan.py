@@ -13,9 +13,9 @@ from pathlib import Path
 
 from bench.measure import Bars
 from uic_core.config import Config, validate
-from uic_core.files import read_yaml
 from uic_core.overview import plan
 from uic_core.overview.measure import measured
+from uic_core.strict_yaml import read_yaml
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "config" / "demo.yaml"

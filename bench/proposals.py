@@ -18,9 +18,9 @@ from bench.measure import PAIRS, Bars, interleaved, ratios, seconds
 from uic_core import checkpoint, evaluations, models, recipe
 from uic_core.data import synthetic, voc
 from uic_core.data.dataset import Dataset
-from uic_core.files import read_yaml
 from uic_core.methods.random import Random
 from uic_core.openmmlab import proposals
+from uic_core.strict_yaml import read_yaml
 
 SIZES = {"trainval_images": 120, "test_images": 12}
 ITERATIONS = 30

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from uic_core.config import validate
-from uic_core.files import read_yaml
 from uic_core.overview.smoke import smaller
+from uic_core.strict_yaml import read_yaml
 
 ROOT = Path(__file__).parents[1]
 

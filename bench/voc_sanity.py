@@ -30,9 +30,9 @@ from uic_core import evaluations, recipe
 from uic_core.data import voc
 from uic_core.data.dataset import Dataset
 from uic_core.data.index import Index
-from uic_core.files import read_yaml
 from uic_core.methods import parse_run
 from uic_core.run import metrics
+from uic_core.strict_yaml import read_yaml
 
 ROOT = Path(__file__).parents[1]
 ARMS = ("annotated", "shuffled")

@@ -16,11 +16,12 @@ from uic_core.data.dataset import Dataset
 from uic_core.errors import InputError
 from uic_core.evaluations import EVALUATIONS, SECTIONS, Evaluations
 from uic_core.evaluations.evaluation import Listed
-from uic_core.files import read_yaml
 from uic_core.methods import METHODS, Run, load_run, parse_run
 from uic_core.models import ARCHS
 from uic_core.recipe import External, as_written, load, parse, save, stated
-from uic_core.report.cells import Override, Row, Tables, check_cells
+from uic_core.report.cells import Override, Row, Tables
+from uic_core.report.check_cells import check_cells
+from uic_core.strict_yaml import read_yaml
 
 ROOT = Path(__file__).parents[1]
 

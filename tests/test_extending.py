@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from uic_core.data.index import build_folder
-from uic_core.files import read_yaml
+from uic_core.strict_yaml import read_yaml
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "extending.md").read_text()
@@ -178,7 +178,8 @@ def test_what_was_added_is_checked_planned_and_made(extended: Path) -> None:
     assert re.search(r"^pretrain .*", run(extended, "uic_core.overview.plan", *demo), flags=re.MULTILINE)
     told = run(extended, "uic_core.overview.status", *demo)
     assert re.search(r"^upright +0/2 epochs +0/2 +linear_probe, knn", told, flags=re.MULTILINE), told
-    code = "from pathlib import Path; from uic_core.files import read_yaml; from uic_core.config import validate; "
+    code = "from pathlib import Path; from uic_core.config import validate; "
+    code += "from uic_core.strict_yaml import read_yaml; "
     code += "content = read_yaml(Path('config/demo.yaml')); content['runs']['upright'] |= {'classes': 3}; "
     code += "validate(content, 'mine.yaml')"
     told = subprocess.run(

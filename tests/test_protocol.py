@@ -7,9 +7,9 @@ import pytest
 from uic_core import protocol
 from uic_core.config import Config
 from uic_core.data.dataset import Dataset
-from uic_core.files import read_yaml
 from uic_core.methods import load_run
 from uic_core.recipe import Strict, load
+from uic_core.strict_yaml import read_yaml
 
 DEMO = Path(__file__).parents[1] / "config" / "demo.yaml"
 

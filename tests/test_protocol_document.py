@@ -17,8 +17,8 @@ from pydantic import BaseModel
 
 from tests.evaluate.test_peer_probe import ROTNET, SELFLABEL
 from uic_core.config import Config
-from uic_core.files import read_yaml
 from uic_core.methods import METHODS
+from uic_core.strict_yaml import read_yaml
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "protocol.md").read_text()

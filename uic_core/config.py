@@ -13,9 +13,9 @@ from pydantic import AfterValidator, Field
 from uic_core.data.dataset import Datasets
 from uic_core.errors import InputError, nearest
 from uic_core.evaluations import EVALUATIONS, Evaluation, Evaluations
-from uic_core.files import lines_of, read_yaml
 from uic_core.methods import METHODS, Run
-from uic_core.recipe import External, PathName, Seed, Strict, as_written, parse
+from uic_core.recipe import External, PathName, Recipe, Seed, Strict, as_written, parse
+from uic_core.strict_yaml import lines_of, read_yaml
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -178,37 +178,39 @@ def _check_runs(config: Config, source: str) -> None:
         except ValueError as error:
             raise InputError(f"{where}.{error}") from None
         if recipe.start:
-            source_run = config.runs.get(recipe.start)
-            if source_run is None:
-                near = nearest(recipe.start, config.runs)
-                raise InputError(
-                    f"{where}.pretrained: no run '{recipe.start}'; {near}(known: {', '.join(config.runs)})"
-                )
-            chain = [name]
-            while start := getattr(config.runs.get(chain[-1]), "start", ""):
-                if start in chain:
-                    told = " from ".join([*chain, start])
-                    raise InputError(f"{where}.pretrained: {told} has no beginning; name a run that starts from none")
-                chain.append(start)
-            if isinstance(source_run, External):
-                raise InputError(
-                    f"{where}.pretrained: '{recipe.start}' was trained elsewhere; further fine-tuning starts from "
-                    "a run of this config"
-                )
-            if not METHODS[source_run.method].pseudo_classes:
-                raise InputError(
-                    f"{where}.pretrained: '{recipe.start}' is of method {source_run.method}, whose top layer tells no "
-                    "pseudo-classes apart; name another run"
-                )
-            shape = ("arch", "sobel", "classes", "image_size")
-            differing = [key for key in shape if getattr(recipe, key) != getattr(source_run, key)]
-            if differing:
-                raise InputError(f"{where}: {', '.join(differing)} must equal those of run '{recipe.start}'")
-            if source_run.outputs != recipe.outputs:
-                raise InputError(
-                    f"{where}.pretrained: '{recipe.start}' has several heads; further fine-tuning starts from a run of "
-                    "one head"
-                )
+            _check_start(where, name, recipe, config)
+
+
+def _check_start(where: str, name: str, recipe: Recipe, config: Config) -> None:
+    """Find what is wrong with the run that another run starts from."""
+    source_run = config.runs.get(recipe.start)
+    if source_run is None:
+        near = nearest(recipe.start, config.runs)
+        raise InputError(f"{where}.pretrained: no run '{recipe.start}'; {near}(known: {', '.join(config.runs)})")
+    chain = [name]
+    while start := getattr(config.runs.get(chain[-1]), "start", ""):
+        if start in chain:
+            told = " from ".join([*chain, start])
+            raise InputError(f"{where}.pretrained: {told} has no beginning; name a run that starts from none")
+        chain.append(start)
+    if isinstance(source_run, External):
+        raise InputError(
+            f"{where}.pretrained: '{recipe.start}' was trained elsewhere; further fine-tuning starts from "
+            "a run of this config"
+        )
+    if not METHODS[source_run.method].pseudo_classes:
+        raise InputError(
+            f"{where}.pretrained: '{recipe.start}' is of method {source_run.method}, whose top layer tells no "
+            "pseudo-classes apart; name another run"
+        )
+    shape = ("arch", "sobel", "classes", "image_size")
+    differing = [key for key in shape if getattr(recipe, key) != getattr(source_run, key)]
+    if differing:
+        raise InputError(f"{where}: {', '.join(differing)} must equal those of run '{recipe.start}'")
+    if source_run.outputs != recipe.outputs:
+        raise InputError(
+            f"{where}.pretrained: '{recipe.start}' has several heads; further fine-tuning starts from a run of one head"
+        )
 
 
 def _with_seeds(config: Config, source: str) -> Config:

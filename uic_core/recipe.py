@@ -19,9 +19,10 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Tag, TypeAdapter, ValidationError, model_validator
 
 from uic_core.errors import InputError, nearest
-from uic_core.files import lines_of, read_yaml, write_text
+from uic_core.files import write_text
 from uic_core.models import ARCHS, known
 from uic_core.models.architecture import Format
+from uic_core.strict_yaml import lines_of, read_yaml
 
 Arch = Annotated[str, AfterValidator(known)]
 """The name of an architecture."""

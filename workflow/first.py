@@ -13,7 +13,8 @@ from snakemake.cli import get_profile_dir
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from uic_core.errors import InputError, stage
-from uic_core.files import check_folder, read_yaml
+from uic_core.files import check_folder
+from uic_core.strict_yaml import read_yaml
 
 parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
 parser.add_argument("--configfile", "--configfiles", nargs="+", type=Path, default=globals().get("FILES", []))

@@ -19,6 +19,7 @@ from uic_core import recipe
 from uic_core.data import index as module
 from uic_core.data.check import check
 from uic_core.data.dataset import Dataset, Datasets
+from uic_core.data.fingerprints import contents
 from uic_core.data.index import Index, build_folder, build_miniimagenet, check_images
 from uic_core.errors import InputError
 
@@ -251,13 +252,13 @@ def test_an_index_keeps_the_crc_of_every_file_and_refuses_senseless_ones(imagene
     crcs = check_images(index)
     for length, dtype in ((12, np.uint32), (11, np.uint32), (12, np.float32)):
         index.save(tmp_path / f"{length}{np.dtype(dtype)}.npz", crcs[:length].astype(dtype))
-    np.testing.assert_array_equal(module.contents(tmp_path / "12uint32.npz"), crcs)
+    np.testing.assert_array_equal(contents(tmp_path / "12uint32.npz"), crcs)
     assert crcs.tolist() == [zlib.crc32(Path(file).read_bytes()) for file in index.files()]
     index.save(tmp_path / "earlier.npz")
-    assert module.contents(tmp_path / "earlier.npz") is None
+    assert contents(tmp_path / "earlier.npz") is None
     for name in ("11uint32", "12float32", "missing"):
         with pytest.raises(InputError, match=rf"{name}\.npz: is not an index"):
-            module.contents(tmp_path / f"{name}.npz")
+            contents(tmp_path / f"{name}.npz")
 
 
 def test_a_missing_or_damaged_index_is_named(imagenet: Path, tmp_path: Path):

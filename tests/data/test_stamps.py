@@ -20,9 +20,9 @@ from uic_core.data import cache, check, index, stamps, voc
 from uic_core.data.index import Index
 from uic_core.errors import InputError
 from uic_core.evaluate import fewshot, linear_probe, voc_classification
-from uic_core.files import read_yaml
 from uic_core.models import build
 from uic_core.pretrain import __main__ as pretrain
+from uic_core.strict_yaml import read_yaml
 
 Seen = Callable[[object], None]
 

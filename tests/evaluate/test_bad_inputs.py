@@ -23,9 +23,9 @@ from uic_core.data import voc
 from uic_core.data.index import Index, build_folder, build_miniimagenet
 from uic_core.evaluate import clusters, fewshot, knn, linear_probe, voc_classification
 from uic_core.evaluations import Clusters, Fewshot, Knn, LinearProbe, VocClassification
-from uic_core.files import read_yaml
 from uic_core.methods import parse_run
 from uic_core.models import build
+from uic_core.strict_yaml import read_yaml
 
 DEMO = read_yaml(Path(__file__).parents[2] / "config" / "demo.yaml")
 MAINS = {

@@ -22,10 +22,11 @@ from uic_core.errors import InputError
 from uic_core.evaluate import clusters
 from uic_core.evaluations import Clusters
 from uic_core.evaluations.clusters import ClusterArrays
-from uic_core.files import read_yaml, sha256
+from uic_core.files import sha256
 from uic_core.methods import parse_run
 from uic_core.models import build
 from uic_core.run import trained
+from uic_core.strict_yaml import read_yaml
 
 
 def protocol(**changes: Any) -> Clusters:

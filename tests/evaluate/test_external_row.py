@@ -14,9 +14,12 @@ from uic_core.config import Config
 from uic_core.data import voc
 from uic_core.evaluate import fewshot, linear_probe, voc_classification
 from uic_core.evaluate.probes import Curve
-from uic_core.files import read_yaml, write_text
+from uic_core.files import write_text
 from uic_core.report import cells, tables
+from uic_core.report.filled import fill
+from uic_core.report.published import read_published
 from uic_core.run import metrics
+from uic_core.strict_yaml import read_yaml
 
 CONFIG = Path(__file__).parents[2] / "config"
 
@@ -90,8 +93,8 @@ def test_an_extra_row_of_an_external_run(
             ),
         )
         paths.append(path)
-    published = cells.read_published(CONFIG / "published.csv", number, found)
-    page = tables.to_markdown(tables.page(tables.fill(number, found, published, paths, "paper", partial=True)))
+    published = read_published(CONFIG / "published.csv", number, found)
+    page = tables.to_markdown(tables.page(fill(number, found, published, paths, "paper", partial=True)))
     (line,) = [line for line in page.splitlines() if "Mine" in line and line.startswith("|")]
     shown = [cell.strip(" *").partition("*")[0] for cell in line.strip("|").split("|")][1 + len(texts) :]
     assert [cell for cell in shown if cell[:1].isdigit()] == expected

@@ -25,11 +25,11 @@ from uic_core.data.index import Index, build_miniimagenet
 from uic_core.errors import InputError
 from uic_core.evaluate import fewshot
 from uic_core.evaluations import Fewshot, Resolution
-from uic_core.files import read_yaml
 from uic_core.methods import parse_run
 from uic_core.models import ARCHS, build
 from uic_core.models.architecture import MAX_POOLED
 from uic_core.models.network import Network
+from uic_core.strict_yaml import read_yaml
 
 CPU = torch.device("cpu")
 DEMO = Path(__file__).parents[2] / "config" / "demo.yaml"

@@ -28,11 +28,11 @@ from uic_core.data.index import Index, build_folder
 from uic_core.errors import INTERRUPTED, InputError
 from uic_core.evaluate import knn
 from uic_core.evaluations import Knn
-from uic_core.files import read_yaml
 from uic_core.methods import parse_run
 from uic_core.models import ARCHS, build
 from uic_core.models.network import Network
 from uic_core.run import metrics
+from uic_core.strict_yaml import read_yaml
 
 DEMO = read_yaml(Path(__file__).parents[2] / "config" / "demo.yaml")
 

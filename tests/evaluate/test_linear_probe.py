@@ -30,7 +30,6 @@ from uic_core.errors import InputError
 from uic_core.evaluate import heads, linear_probe, probes, ten_crop
 from uic_core.evaluate.frozen import fingerprint
 from uic_core.evaluations import LinearProbe
-from uic_core.files import read_yaml
 from uic_core.methods import parse_run
 from uic_core.models import build
 from uic_core.models.network import Network
@@ -39,6 +38,7 @@ from uic_core.run.parallel import ALONE
 from uic_core.run.randomness import uniforms
 from uic_core.run.saved_state import Saver, State
 from uic_core.run.signals import Signals
+from uic_core.strict_yaml import read_yaml
 
 LAYERS = ["conv1", "conv2", "conv3", "conv4", "conv5"]
 COLORS = {"blue": (40, 60, 200), "green": (40, 170, 60), "red": (190, 50, 40), "yellow": (200, 190, 50)}

@@ -32,10 +32,10 @@ from uic_core.errors import INTERRUPTED, InputError
 from uic_core.evaluate import linear_probe
 from uic_core.evaluate.probes import Probes
 from uic_core.evaluations import LinearProbe
-from uic_core.files import read_yaml
 from uic_core.methods import parse_run
 from uic_core.models import build
 from uic_core.run.parallel import Ranks
+from uic_core.strict_yaml import read_yaml
 
 ROOT = Path(__file__).parents[2]
 

@@ -21,10 +21,10 @@ from uic_core.data.index import Index
 from uic_core.errors import InputError
 from uic_core.evaluate import heads, linear_probe, probes, ten_crop
 from uic_core.evaluations import LinearProbe, PeerProbe
-from uic_core.files import read_yaml
 from uic_core.methods import parse_run
 from uic_core.models.network import Network
 from uic_core.overview.smoke import smaller
+from uic_core.strict_yaml import read_yaml
 
 CONFIG = Path(__file__).parents[2] / "config"
 LAYERS = ["conv1", "conv2", "conv3", "conv4", "conv5"]

@@ -26,11 +26,11 @@ from uic_core.data.augment import CROP_UNIFORMS, UNIFORMS, augment, crop_box
 from uic_core.errors import InputError
 from uic_core.evaluate import voc_classification
 from uic_core.evaluations import VocClassification
-from uic_core.files import read_yaml
 from uic_core.methods import parse_run
 from uic_core.models import build
 from uic_core.models.network import Network
 from uic_core.run import metrics, randomness
+from uic_core.strict_yaml import read_yaml
 
 
 def protocol(**changes: Any) -> VocClassification:

@@ -17,9 +17,9 @@ from uic_core import checkpoint, recipe
 from uic_core.errors import INTERRUPTED
 from uic_core.evaluate import voc_classification
 from uic_core.evaluations import VocClassification
-from uic_core.files import read_yaml
 from uic_core.methods import parse_run
 from uic_core.models import build
+from uic_core.strict_yaml import read_yaml
 
 ROOT = Path(__file__).parents[2]
 PROTOCOL: dict[str, Any] = {

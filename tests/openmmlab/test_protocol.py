@@ -19,10 +19,10 @@ from torch import nn
 from uic_core import config, models
 from uic_core.data import voc
 from uic_core.errors import InputError
-from uic_core.files import read_yaml
 from uic_core.models.network import Network
 from uic_core.openmmlab import detection, fast_rcnn, fcn, regression, segmentation
 from uic_core.run import cpus
+from uic_core.strict_yaml import read_yaml
 
 assert mmdet.models
 assert fast_rcnn.VocProposals

@@ -10,10 +10,10 @@ import yaml
 
 from uic_core.config import Config, read, validate
 from uic_core.evaluations.counting import count
-from uic_core.files import read_yaml
 from uic_core.methods import METHODS
 from uic_core.overview import costs, plan
 from uic_core.overview.rates import assumed
+from uic_core.strict_yaml import read_yaml
 
 CONFIG = Path(__file__).parents[2] / "config"
 

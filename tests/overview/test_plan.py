@@ -14,10 +14,10 @@ import pytest
 from tests import forked
 from uic_core.config import read, validate
 from uic_core.evaluations.counting import count
-from uic_core.files import read_yaml
 from uic_core.overview import plan
 from uic_core.overview.costs import Job, training
 from uic_core.overview.rates import Rates, assumed
+from uic_core.strict_yaml import read_yaml
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "config"

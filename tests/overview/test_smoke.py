@@ -13,10 +13,10 @@ import yaml
 
 from uic_core.config import Config, validate
 from uic_core.data.check import check
-from uic_core.files import read_yaml
 from uic_core.methods import METHODS
 from uic_core.overview import smoke
-from uic_core.report.cells import check_cells
+from uic_core.report.check_cells import check_cells
+from uic_core.strict_yaml import read_yaml
 
 DEMO = Path(__file__).parents[2] / "config" / "demo.yaml"
 

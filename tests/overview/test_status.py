@@ -15,8 +15,8 @@ import yaml
 from bench.small_dag import small_config
 from tests.workflow import stand_in
 from uic_core.config import Config, validate
-from uic_core.files import read_yaml
 from uic_core.overview import datasets, status
+from uic_core.strict_yaml import read_yaml
 
 CONFIG = Path(__file__).parents[2] / "config"
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from uic_core.config import Config, validate
-from uic_core.files import read_yaml
 from uic_core.report import cells
 from uic_core.run import metrics
+from uic_core.strict_yaml import read_yaml
 
 CONFIG = Path(__file__).parents[2] / "config"
 

@@ -14,9 +14,12 @@ from typing import Any
 import pytest
 import yaml
 
-from uic_core import config, files
+from uic_core import config
 from uic_core.errors import InputError
 from uic_core.report import cells
+from uic_core.report.check_cells import check_cells
+from uic_core.report.published import read_published
+from uic_core.strict_yaml import read_yaml
 
 ROOT = Path(__file__).parents[2]
 TABLES, PUBLISHED = ROOT / "config" / "tables.yaml", ROOT / "config" / "published.csv"
@@ -63,7 +66,7 @@ def test_rows_columns_and_numbers_are_the_papers(number: int) -> None:
     lines = [line.split("\t") for line in printed.splitlines()]
     first = next(place for place, line in enumerate(lines) if re.search(r"\d\d\.\d", "".join(line)))
     table = cells.table(TABLES, number)
-    published = cells.read_published(PUBLISHED, number, table)
+    published = read_published(PUBLISHED, number, table)
     expected = [line for line in lines[first:] if len(line) > 1]
     rows = [row for row in table.rows if not row.extra]
     assert len(rows) == len(expected)
@@ -94,7 +97,7 @@ def test_every_published_number_is_of_a_table() -> None:
 
 def test_rows_shared_by_tables_have_the_same_numbers() -> None:
     # Property of the paper (docs/protocol.md, Table 1): these rows are one and the same result.
-    read = {n: cells.read_published(PUBLISHED, n, table) for n, table in cells.read_tables(TABLES).items()}
+    read = {n: read_published(PUBLISHED, n, table) for n, table in cells.read_tables(TABLES).items()}
     for column in ("conv3", "conv4", "conv5"):
         ours = {read[1]["UIC 3k (FFT)", column].text, read[2]["UIC 3k, ✓", column].text, read[3]["Ours", column].text}
         assert ours == {read[6]["UIC (Ours)", column].text}
@@ -104,7 +107,7 @@ def test_rows_shared_by_tables_have_the_same_numbers() -> None:
 @pytest.mark.parametrize("number", range(1, 8))
 def test_every_number_of_a_method_that_is_run_is_computed(number: int) -> None:
     table = cells.table(TABLES, number)
-    published = cells.read_published(PUBLISHED, number, table)
+    published = read_published(PUBLISHED, number, table)
     for row in table.rows:
         if row.run and not row.extra:
             computed = {column for name, column in table.sources() if name == row.name}
@@ -113,14 +116,14 @@ def test_every_number_of_a_method_that_is_run_is_computed(number: int) -> None:
 
 @pytest.mark.parametrize("name", ["paper.yaml", "demo.yaml"])
 def test_runs_are_in_the_config(name: str) -> None:
-    runs = config.validate(files.read_yaml(ROOT / "config" / name), name).runs
+    runs = config.validate(read_yaml(ROOT / "config" / name), name).runs
     for number in cells.read_tables(TABLES):
         assert {run for run, _ in cells.needed(TABLES, number)} <= set(runs)
 
 
 @pytest.mark.parametrize("name", ["paper.yaml", "demo.yaml"])
 def test_every_cell_is_of_a_layer_that_is_evaluated(name: str) -> None:
-    cells.check_cells(TABLES, config.validate(files.read_yaml(ROOT / "config" / name), name))
+    check_cells(TABLES, config.validate(read_yaml(ROOT / "config" / name), name))
 
 
 MOCO = {
@@ -155,7 +158,7 @@ MOCO = {
     ],
 )
 def test_a_cell_that_the_config_does_not_fill_is_named(path: str, value: Any, message: str) -> None:
-    content = files.read_yaml(ROOT / "config" / "paper.yaml")
+    content = read_yaml(ROOT / "config" / "paper.yaml")
     *parents, last = path.split(".")
     node = content
     for part in parents:
@@ -165,18 +168,18 @@ def test_a_cell_that_the_config_does_not_fill_is_named(path: str, value: Any, me
     else:
         node[last] = value
     with pytest.raises(InputError) as caught:
-        cells.check_cells(TABLES, config.validate(content, "mine.yaml"))
+        check_cells(TABLES, config.validate(content, "mine.yaml"))
     assert str(caught.value).startswith(f"{TABLES}: ")
     assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("evaluation", ["detection", "segmentation"])
 def test_what_an_architecture_cannot_do_is_named(small: tuple[Path, Path], evaluation: str) -> None:
-    paper = config.validate(files.read_yaml(ROOT / "config" / "paper.yaml"), "mine.yaml")
+    paper = config.validate(read_yaml(ROOT / "config" / "paper.yaml"), "mine.yaml")
     text = SMALL.replace("linear_probe", evaluation).replace("run: uic_3k", "run: uic_resnet50_strong")
     small[0].write_text(text)
     with pytest.raises(InputError) as caught:
-        cells.check_cells(small[0], paper)
+        check_cells(small[0], paper)
     assert str(caught.value) == (
         f"{small[0]}: tables.1: row 'Ours', column 'conv3': {evaluation} takes alexnet, vgg16, "
         "alexnet_torchvision or alexnet_rotnet, and run uic_resnet50_strong is resnet50; name another run, "
@@ -215,14 +218,15 @@ def test_sources_take_fill_and_overrides() -> None:
 
 
 def test_imports_nothing_heavy() -> None:
-    code = "import sys, uic_core.report.cells; print({'torch', 'faiss', 'pandas', 'matplotlib'} & set(sys.modules))"
+    heavy = {"torch", "faiss", "pandas", "matplotlib"}
+    code = f"import sys, uic_core.report.check_cells; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "set()"
 
 
 def test_small_is_fine(small: tuple[Path, Path]) -> None:
     table = cells.table(small[0], 1)
-    assert len(cells.read_published(small[1], 1, table)) == 3
+    assert len(read_published(small[1], 1, table)) == 3
     assert cells.needed(small[0], 1) == [("uic_3k", "linear_probe"), ("uic_5k", "clusters")]
 
 
@@ -276,7 +280,7 @@ def test_mistakes_in_the_numbers_are_named(small: tuple[Path, Path], old: str, n
     assert old in SMALL_PUBLISHED
     small[1].write_text(SMALL_PUBLISHED.replace(old, new))
     with pytest.raises(InputError) as caught:
-        cells.read_published(small[1], 1, cells.table(small[0], 1))
+        read_published(small[1], 1, cells.table(small[0], 1))
     assert str(small[1]) in str(caught.value)
     assert message in str(caught.value)
 
@@ -284,7 +288,7 @@ def test_mistakes_in_the_numbers_are_named(small: tuple[Path, Path], old: str, n
 def test_a_number_that_nothing_computes_is_named(small: tuple[Path, Path]) -> None:
     small[0].write_text(SMALL.replace("cells: {NMI: {run: uic_5k}}", "absent: [NMI]"))
     with pytest.raises(InputError, match="column 'NMI' has a number that nothing computes"):
-        cells.read_published(small[1], 1, cells.table(small[0], 1))
+        read_published(small[1], 1, cells.table(small[0], 1))
 
 
 def test_an_unknown_table_is_answered_with_the_known_ones(small: tuple[Path, Path]) -> None:
@@ -296,14 +300,14 @@ def test_missing_files_are_named(tmp_path: Path, small: tuple[Path, Path]) -> No
     with pytest.raises(InputError, match=r"absent\.yaml: cannot be read"):
         cells.needed(tmp_path / "absent.yaml", 1)
     with pytest.raises(InputError, match=r"absent\.csv: cannot be read"):
-        cells.read_published(tmp_path / "absent.csv", 1, cells.table(small[0], 1))
+        read_published(tmp_path / "absent.csv", 1, cells.table(small[0], 1))
 
 
 def _checked(paper: config.Config, tables: Path, published: Path) -> str:
     """What the check of the paper's config with these two files says; '' if nothing is wrong."""
     found = paper.model_copy(update={"tables": str(tables), "published": str(published)})
     try:
-        cells.check_cells(found.tables_file, found)
+        check_cells(found.tables_file, found)
     except InputError as error:
         return str(error)
     return ""
@@ -445,11 +449,11 @@ def test_fault_56_tables_and_numbers_saved_by_a_spreadsheet_are_read(
     paper: config.Config, small: tuple[Path, Path], seen: Any
 ) -> None:
     """Byte-order mark, CR LF, quotes around every field, lines of commas alone at the end."""
-    before = cells.read_published(small[1], 1, cells.table(small[0], 1))
+    before = read_published(small[1], 1, cells.table(small[0], 1))
     quoted = "\r\n".join(",".join(f'"{field}"' for field in line.split(",")) for line in SMALL_PUBLISHED.splitlines())
     small[1].write_bytes(b"\xef\xbb\xbf" + f"{quoted}\r\n,,,,\r\n,,,,\r\n".encode())
     small[0].write_bytes(b"\xef\xbb\xbf" + SMALL.replace("\n", "\r\n").encode())
-    assert cells.read_published(small[1], 1, cells.table(small[0], 1)) == before
+    assert read_published(small[1], 1, cells.table(small[0], 1)) == before
     assert _checked(paper, *small) == ""
     seen(f"{len(before)} numbers are read")
 
@@ -473,7 +477,7 @@ def test_fault_60_the_remedies_of_a_cell_that_cannot_be_lead_on(
 
 def test_what_is_made_of_every_run_is_made_of_those_in_no_table_too() -> None:
     """Also of one trained elsewhere, and once of a run with several seeds; of none if the config lacks its section."""
-    content = files.read_yaml(ROOT / "config" / "paper.yaml")
+    content = read_yaml(ROOT / "config" / "paper.yaml")
     content["runs"]["theirs"] = MOCO
     content["seeds"] = {"uic_5k": [1]}
     made = cells.of_every_run(config.validate(content, "mine.yaml"))
@@ -483,9 +487,9 @@ def test_what_is_made_of_every_run_is_made_of_those_in_no_table_too() -> None:
 
 
 def test_a_cell_of_a_section_that_the_config_lacks_is_refused(tmp_path: Path) -> None:
-    content = files.read_yaml(ROOT / "config" / "paper.yaml")
+    content = read_yaml(ROOT / "config" / "paper.yaml")
     del content["evaluations"]["knn"]
-    tables = files.read_yaml(TABLES)
+    tables = read_yaml(TABLES)
     row = next(row for row in tables["tables"][3]["rows"] if row.get("run"))
     row["cells"] = {"conv5": {"evaluation": "knn", "value": "conv5/k20/t0.07"}}
     path = tmp_path / "tables.yaml"
@@ -493,4 +497,4 @@ def test_a_cell_of_a_section_that_the_config_lacks_is_refused(tmp_path: Path) ->
     with pytest.raises(
         InputError, match=r"tables\.3: row '.*', column 'conv5': the config has no evaluations\.knn; add"
     ):
-        cells.check_cells(path, config.validate(content, "mine.yaml"))
+        check_cells(path, config.validate(content, "mine.yaml"))

@@ -12,11 +12,13 @@ import pytest
 
 from uic_core.config import Config, read, validate
 from uic_core.errors import InputError
-from uic_core.files import read_yaml
 from uic_core.overview import plan, status
 from uic_core.overview.rates import assumed
 from uic_core.report import cells, per_class, tables
+from uic_core.report.check_cells import check_cells
+from uic_core.report.published import read_published
 from uic_core.run import metrics
+from uic_core.strict_yaml import read_yaml
 
 CONFIG = Path(__file__).parents[2] / "config"
 TABLES = """
@@ -69,9 +71,9 @@ def config(tmp_path: Path) -> Callable[..., Config]:
 
 def rows(found: Config) -> dict[str, str]:
     """Of each row: c for a number that is computed, p for one of the paper alone, - for none; (c) where both are."""
-    cells.check_cells(found.tables_file, found)
+    check_cells(found.tables_file, found)
     table = cells.table(found.tables_file, 1, found.computable)
-    published, sources = cells.read_published(found.published_file, 1, table), table.sources()
+    published, sources = read_published(found.published_file, 1, table), table.sources()
     kinds = {(False, False): "-", (False, True): "p", (True, False): "c", (True, True): "(c)"}
     return {
         row.name: " ".join(
@@ -126,7 +128,7 @@ def test_optional_rows_are_checked(config: Callable[..., Config], old: str, new:
     assert old in TABLES
     found.tables_file.write_text(TABLES.replace(old, new))
     with pytest.raises(InputError, match=re.escape(message)):
-        cells.check_cells(found.tables_file, found)
+        check_cells(found.tables_file, found)
 
 
 def test_plan_and_status_know_the_runs_that_are_there(config: Callable[..., Config]) -> None:

@@ -10,6 +10,8 @@ import pytest
 
 from uic_core.errors import InputError
 from uic_core.report import cells, origin, tables
+from uic_core.report.filled import Filled, fill
+from uic_core.report.published import read_published
 from uic_core.run.metrics import Metrics, Value, write
 
 CONFIG = Path(__file__).parents[2] / "config"
@@ -24,13 +26,13 @@ def probes(make: Make, run: str, remark: str = "", loss: dict[int, float] | None
     return make(run, "linear_probe", values, **facts)
 
 
-def table_2(folder: Path, every: list[Metrics], **recipes: str) -> tables.Filled:
+def table_2(folder: Path, every: list[Metrics], **recipes: str) -> Filled:
     paths = [folder / f"{number}.json" for number in range(len(every))]
     for path, each in zip(paths, every, strict=True):
         write(path, each)
     declared = cells.table(CONFIG / "tables.yaml", 2)
-    published = cells.read_published(CONFIG / "published.csv", 2, declared)
-    return tables.fill(2, declared, published, paths, "paper", partial=True, recipes=recipes)
+    published = read_published(CONFIG / "published.csv", 2, declared)
+    return fill(2, declared, published, paths, "paper", partial=True, recipes=recipes)
 
 
 def test_fault_29_metrics_of_another_recipe_are_not_shown(
@@ -48,7 +50,7 @@ def test_fault_29_metrics_of_another_recipe_are_not_shown(
     )
     declared = cells.table(CONFIG / "tables.yaml", 2)
     with pytest.raises(InputError, match="is of recipe r, but run 'uic_3k_fft' of the config has other"):
-        tables.fill(2, declared, {}, [tmp_path / "0.json"], "paper", recipes={"uic_3k_fft": "other"})
+        fill(2, declared, {}, [tmp_path / "0.json"], "paper", recipes={"uic_3k_fft": "other"})
 
 
 def test_fault_29_the_recipes_of_all_seeds_are_looked_at(make_metrics: Make) -> None:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from uic_core.report import cells, per_class
+from uic_core import config
+from uic_core.evaluations import BY_CLASS
+from uic_core.report import cells, per_class, summary
+from uic_core.report.page import to_markdown
 from uic_core.run import metrics
 
-TABLES = Path(__file__).parents[2] / "config" / "tables.yaml"
+ROOT = Path(__file__).parents[2]
+TABLES = ROOT / "config" / "tables.yaml"
 KEYS = {"detection": ("ap/", "map"), "segmentation": ("iou/", "miou")}
 
 
@@ -75,3 +80,34 @@ def test_a_run_without_metrics_is_named(
     assert stop.value.code == 2
     assert "no metrics of run 'random_sobel', evaluation 'detection'" in capsys.readouterr().err
     assert not (tmp_path / "detection.md").exists()
+
+
+def test_what_an_evaluation_says_of_its_classes_is_so() -> None:
+    """Its values have these names, and Snakemake's report has the captions of its figure and its table."""
+    paper = config.read([ROOT / "config" / "paper.yaml"])
+    assert list(BY_CLASS) == list(KEYS)
+    for task, facts in BY_CLASS.items():
+        assert (facts.prefix, facts.mean) == KEYS[task]
+        first, *others = paper.evaluations.one(task).values_of("alexnet")
+        assert first == facts.mean
+        assert sum(name.startswith(facts.prefix) for name in others) >= 20
+        for kind in ("fig", "table"):
+            assert (ROOT / "workflow" / "report" / f"{kind}_{task}.rst").is_file()
+
+
+def test_an_evaluation_that_describes_its_classes_is_shown_as_the_others_are(
+    tmp_path: Path, make_metrics: Callable[..., metrics.Metrics], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = "voc_classification_all"
+    facts = replace(BY_CLASS["detection"], name="Classification", title="AP, classification (%)", without="no object")
+    monkeypatch.setitem(BY_CLASS, task, facts)
+    monkeypatch.setitem(KEYS, task, (facts.prefix, facts.mean))
+    assert cells.by_class(TABLES) == list(KEYS)
+    paths = write(tmp_path, make_metrics, task)
+    text, records, _ = make(tmp_path, task, list(paths.values()))
+    assert "**AP, classification (%).**" in text
+    assert "–: no object." in text
+    assert len(records) == 2 * len(paths) + 1
+    listed = to_markdown(summary.page({}, {}, {}, cells.by_class(TABLES), "paper"))
+    assert f"[Classification](figures/{task}.png)" in listed
+    assert f"[Classification by class](tables/{task}.md)" in listed

@@ -9,6 +9,7 @@ from tests.resealed import rewrite
 from uic_core.errors import InputError
 from uic_core.report import seeds, tables
 from uic_core.report.cells import Table
+from uic_core.report.filled import fill
 from uic_core.run import metrics
 from uic_core.run.metrics import Value
 
@@ -97,7 +98,7 @@ def test_a_table_shows_the_deviation_and_says_over_how_many_seeds(paths, tmp_pat
             "tolerance": 1.0,
         }
     )
-    filled = tables.fill(1, table, {}, [tmp_path / "out.json"], "paper")
+    filled = fill(1, table, {}, [tmp_path / "out.json"], "paper")
     shown = tables.to_markdown(tables.page(filled))
     assert "**63.0** ± 3.6" in shown
     assert "±: standard deviation over 3 seeds." in shown

@@ -16,9 +16,9 @@ import pytest
 import yaml
 
 from tests.resealed import resealed, rewrite
-from uic_core.files import read_yaml
 from uic_core.report import cells, tables
 from uic_core.run import metrics
+from uic_core.strict_yaml import read_yaml
 
 ROOT = Path(__file__).parents[2]
 TABLES, PUBLISHED = ROOT / "config" / "tables.yaml", ROOT / "config" / "published.csv"

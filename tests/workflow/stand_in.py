@@ -16,7 +16,8 @@ import safetensors.numpy
 
 from uic_core import recipe
 from uic_core.config import Config
-from uic_core.data.index import Index, size
+from uic_core.data.dataset import size
+from uic_core.data.index import Index
 from uic_core.data.pixels import Pixels, folder_name
 from uic_core.evaluations.detection import SOURCE
 from uic_core.files import sha256, stamp

@@ -13,8 +13,8 @@ from snakemake.shell import shell
 
 from tests import forked
 from uic_core.config import validate
-from uic_core.files import read_yaml
 from uic_core.overview import limits
+from uic_core.strict_yaml import read_yaml
 
 ROOT = Path(__file__).parents[2]
 RULE = re.compile(r"^( *)rule(?: (\w+))?:\n((?:\1 +.*\n|\n)+)", flags=re.MULTILINE)

@@ -138,7 +138,7 @@ def test_fault_51_tables_and_numbers_are_checked_with_the_config(start, tmp_path
 
 
 def test_fault_52_a_config_that_snakemake_cannot_read_is_named_with_its_line(start, tmp_path):
-    """The default one, and one that is given; whatever is wrong with it (tests/test_files.py)."""
+    """The default one, and one that is given; whatever is wrong with it (tests/test_strict_yaml.py)."""
     text = yaml.safe_dump(small_config())
     file = tmp_path / "mine.yaml"
     line = len(text.splitlines()) + 1

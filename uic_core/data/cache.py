@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from uic_core.data import reader, stamps
-from uic_core.data.index import Index, content_of
+from uic_core.data.fingerprints import content_of
+from uic_core.data.index import Index
 from uic_core.data.pixels import Format, Pixels, folder_name, part_file
 from uic_core.errors import InputError, stage
 from uic_core.files import DAMAGED, atomic

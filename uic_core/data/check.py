@@ -24,7 +24,8 @@ from PIL import ExifTags, Image
 from uic_core import recipe
 from uic_core.data import ilsvrc, reader, stamps, voc
 from uic_core.data.dataset import Dataset, ImageFolder, MiniImageNet, Voc07, VocSegmentation
-from uic_core.data.index import build_miniimagenet, build_unlabelled, few, scan, unreadable
+from uic_core.data.index import build_miniimagenet, build_unlabelled
+from uic_core.data.listing import few, scan, unreadable
 from uic_core.errors import InputError, stage
 from uic_core.files import sha256, write_text
 from uic_core.recipe import Strict

@@ -168,6 +168,14 @@ class Datasets(Strict):
         return Dataset(name=name, generated=self.generated, seed=self.seed, section=section)
 
 
+def size(dataset: Dataset, split: str) -> int:
+    """Return the number of images that an index of a split must have."""
+    section = dataset.section
+    if isinstance(section, MiniImageNet):
+        return int(getattr(section, f"{split}_classes")) * section.images_per_class
+    return int(getattr(section, f"{split}_images"))
+
+
 def demand_kind(results: Path, generated: bool, remedy: str) -> None:
     """Demand that a results folder holds results of generated data sets, or of real ones; an empty one is either's.
 

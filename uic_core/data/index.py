@@ -8,8 +8,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -20,11 +19,12 @@ from numpy.typing import NDArray
 
 from uic_core import recipe
 from uic_core.data import reader, stamps
-from uic_core.data.dataset import Dataset, ImageFolder, MiniImageNet
+from uic_core.data.dataset import Dataset, ImageFolder, MiniImageNet, size
+from uic_core.data.fingerprints import contents, digest_of, subset_fingerprint
+from uic_core.data.listing import few, raise_all, scan, tried
 from uic_core.data.pixels import Format, Pixels
 from uic_core.errors import InputError, stage
 from uic_core.files import DAMAGED, atomic, read_csv, remake
-from uic_core.run import cpus
 
 Paths = NDArray[Any]
 """Array of texts, of StringDType: it takes a third of the memory of numpy's unicode of fixed width."""
@@ -33,8 +33,6 @@ Paths = NDArray[Any]
 _ARRAYS = {"name": "U", "root": "U", "paths": "uU", "labels": "i", "classes": "U", "fingerprint": "U"}
 _LEAVES = (b"\0\0", b"\0/", b"\0../", b"/../", b"/..\0", b"\0..\0")  # an empty path; one from the root; a part ..
 _BLOCK = 1 << 16  # paths that are converted at a time
-_OF_SYSTEMS = {".DS_Store", "Thumbs.db", "ehthumbs.db", "desktop.ini", "__MACOSX", "@eaDir"}
-_SHOWN = 10
 _SPLITS = ("train", "val", "test")
 _SAME = 0.5  # share of equal files from which a split is no other one: real data sets repeat a few images by mistake
 _PIXELS = {"folder": "U", "format": "U", "part": "i", "offset": "i", "length": "i", "width": "i", "height": "i"}
@@ -169,35 +167,6 @@ class Index:
         return index
 
 
-def contents(path: Path) -> NDArray[np.uint32] | None:
-    """Return the CRC-32 of every file of an index, uint32 [N]; None if an earlier version made it.
-
-    Raises:
-        InputError: the index is missing or damaged.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if "crcs" not in arrays:
-                return None
-            crcs: NDArray[np.uint32] = arrays["crcs"]
-            if crcs.dtype != np.uint32 or crcs.shape != arrays["labels"].shape:
-                raise ValueError(f"crcs are {crcs.dtype} {list(crcs.shape)}")
-            return crcs
-    except DAMAGED as error:
-        raise InputError(f"{path}: is not an index ({error}); {remake(path)}") from error
-
-
-def digest_of(crcs: NDArray[np.uint32]) -> str:
-    """Return a fingerprint of all files' bytes, 16 hex digits."""
-    return hashlib.sha256(crcs.astype("<u4").tobytes()).hexdigest()[:16]
-
-
-def content_of(path: Path) -> str:
-    """Return the fingerprint of all files' bytes; '' if an earlier version made the index. Raises as `contents`."""
-    crcs = contents(path)
-    return "" if crcs is None else digest_of(crcs)
-
-
 def demand_apart(crcs: NDArray[np.uint32], path: Path, name: str, split: str) -> None:
     """Compare the files of a new index with those of its data set's other splits, whose indexes lie beside it.
 
@@ -229,13 +198,6 @@ def demand_apart(crcs: NDArray[np.uint32], path: Path, name: str, split: str) ->
             f"{same} images are in {second} and in {first}, byte for byte, of {len(fewer)}; at most half may be: give "
             f"{second} images of its own"
         )
-
-
-def subset_fingerprint(fingerprint: str, total: int, count: int, seed: int) -> str:
-    """Return the fingerprint of `Index.subset(count, seed)` of an index of `total` images with this fingerprint."""
-    if count in (0, total):
-        return fingerprint
-    return hashlib.sha256(f"{fingerprint} {count} {seed}".encode()).hexdigest()[:16]
 
 
 def build_folder(root: Path, split: str, name: str) -> Index:
@@ -296,28 +258,15 @@ def build_miniimagenet(root: Path, split: str) -> Index:
     return _build(f"miniimagenet_{split}", Path(root), [(f"images/{name}", label) for name, label in listed.items()])
 
 
-def unreadable(files: Sequence[str], processes: int = 1) -> list[str]:
-    """Decode every file; return a message for each that is truncated or not an image."""
-    return [problem for problem, _ in _tried(files, processes) if problem]
-
-
 def check_images(index: Index, processes: int = 1) -> NDArray[np.uint32]:
     """Decode every image; return the CRC-32 of every file, uint32 [N].
 
     Raises:
         InputError: one line for each file that is truncated or not an image, after all files were tried.
     """
-    tried = _tried(index.files(), processes)
-    _raise_all(index.name, len(index), [problem for problem, _ in tried if problem])
-    return np.array([crc for _, crc in tried], np.uint32)
-
-
-def _tried(files: Sequence[str], processes: int) -> list[tuple[str, int]]:
-    """Decode every file: what is wrong with it, '' if nothing is, and the CRC-32 of its bytes."""
-    if processes == 1:
-        return [_try(file) for file in files]
-    with cpus.pool(processes) as pool:
-        return list(pool.map(_try, files, chunksize=64))
+    found = tried(index.files(), processes)
+    raise_all(index.name, len(index), [problem for problem, _ in found if problem])
+    return np.array([crc for _, crc in found], np.uint32)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -373,50 +322,6 @@ def build(dataset: Dataset, split: str) -> Index:
     return index
 
 
-def size(dataset: Dataset, split: str) -> int:
-    """Return the number of images that an index of a split must have."""
-    section = dataset.section
-    if isinstance(section, MiniImageNet):
-        return int(getattr(section, f"{split}_classes")) * section.images_per_class
-    return int(getattr(section, f"{split}_images"))
-
-
-def scan(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the names of the folders and of all else in a folder, sorted, without what operating systems put there.
-
-    Raises:
-        InputError: the folder cannot be read, or a name is no UTF-8.
-    """
-    folders: list[str] = []
-    others: list[str] = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name not in _OF_SYSTEMS and not entry.name.startswith("._"):
-                    (folders if _is_folder(entry) else others).append(entry.name)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be read ({error.strerror}); check the data set's root") from error
-    for name in (*folders, *others):
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raise InputError(f"{folder / name}: its name is no UTF-8; rename it") from None
-    return sorted(folders), sorted(others)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
-
-
-def few(problems: Sequence[str], key: str = "") -> list[str]:
-    """Return the first problems, and how many more there are, with the key that they begin with."""
-    more = len(problems) - _SHOWN
-    return [*problems[:_SHOWN], f"{key}… and {more:,} more"] if more > 1 else list(problems)
-
-
 def _build(name: str, root: Path, rows: list[tuple[str, str]]) -> Index:
     """Sort, number the classes, compute the fingerprint. Raises InputError with all missing files."""
     rows = sorted(rows)
@@ -428,7 +333,7 @@ def _build(name: str, root: Path, rows: list[tuple[str, str]]) -> Index:
             digest.update(f"{path}\0{number[label]}\0{os.stat(root / path).st_size}\n".encode())
         except OSError as error:
             missing.append(f"{root / path}: cannot be read ({error.strerror}); complete the data set")
-    _raise_all(name, len(rows), missing)
+    raise_all(name, len(rows), missing)
     return Index(
         name=name,
         root=root,
@@ -482,19 +387,6 @@ def _leaving(paths: bytes) -> str | None:
         return None
     first = ended.rfind(b"\0", 0, min(places) + 1) + 1
     return ended[first : ended.find(b"\0", first)].decode(errors="replace")
-
-
-def _try(file: str) -> tuple[str, int]:
-    try:
-        reader.check(Path(file))
-        return "", zlib.crc32(Path(file).read_bytes())
-    except (InputError, OSError) as error:
-        return str(error), 0
-
-
-def _raise_all(name: str, total: int, problems: list[str]) -> None:
-    if problems:
-        raise InputError("\n".join([f"{name}: {len(problems)} of {total} images are unusable:", *few(problems)]))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ from uic_core.evaluations.linear_probe import SNAPSHOT_BYTES
 from uic_core.models.network import Network
 from uic_core.run import devices, metrics, randomness
 from uic_core.run.parallel import ALONE, Ranks
-from uic_core.run.saved_state import EPOCH_SECONDS, Saver, demand_finite, demand_same, momenta, part, restore_momenta
+from uic_core.run.saved_state import EPOCH_SECONDS, Saver, demand_same
+from uic_core.run.state_tensors import demand_finite, momenta, part, restore_momenta
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from uic_core.models.network import Network
-from uic_core.run.saved_state import momenta, part, restore_momenta
+from uic_core.run.state_tensors import momenta, part, restore_momenta
 
 
 def pack(

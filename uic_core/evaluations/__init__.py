@@ -6,7 +6,7 @@ from typing import get_args
 
 from uic_core.evaluations.clusters import Clusters
 from uic_core.evaluations.detection import Detection, Proposals
-from uic_core.evaluations.evaluation import Evaluation
+from uic_core.evaluations.evaluation import ByClass, Evaluation
 from uic_core.evaluations.fewshot import Fewshot, Resolution
 from uic_core.evaluations.knn import Knn
 from uic_core.evaluations.linear_probe import FurtherProbe, LinearProbe, PeerProbe
@@ -15,8 +15,8 @@ from uic_core.evaluations.voc_classification import VocClassification
 from uic_core.recipe import Strict
 
 __all__ = [
-    "EVALUATIONS", "SECTIONS", "Clusters", "Detection", "Evaluation", "Evaluations", "Fewshot", "FurtherProbe", "Knn",
-    "LinearProbe", "PeerProbe", "Proposals", "Resolution", "Segmentation", "VocClassification",
+    "BY_CLASS", "EVALUATIONS", "SECTIONS", "Clusters", "Detection", "Evaluation", "Evaluations", "Fewshot",
+    "FurtherProbe", "Knn", "LinearProbe", "PeerProbe", "Proposals", "Resolution", "Segmentation", "VocClassification",
 ]  # fmt: skip
 
 
@@ -61,3 +61,6 @@ SECTIONS: dict[str, type[Strict]] = {
 EVALUATIONS: dict[str, type[Evaluation]] = {
     name: model for name, model in SECTIONS.items() if issubclass(model, Evaluation)
 }
+
+BY_CLASS: dict[str, ByClass] = {name: model.by_class for name, model in EVALUATIONS.items() if model.by_class}
+"""Those whose numbers of every class have a table of their own."""

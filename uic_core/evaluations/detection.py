@@ -10,10 +10,12 @@ from pydantic import Field, model_validator
 from uic_core.evaluations.evaluation import (
     BACKWARD,
     VOC_IMAGE,
+    ByClass,
     Counting,
     Environment,
     OfVoc,
     Resources,
+    SampleFigure,
     Work,
     check_steps,
     without_fc6,
@@ -53,7 +55,22 @@ class Detection(OfVoc):
 
     resources: ClassVar[Resources] = Resources(memory=32)
     environment: ClassVar[Environment] = "openmmlab"
-    by_class: ClassVar[bool] = True
+    by_class: ClassVar[ByClass | None] = ByClass(
+        name="Detection",
+        title="Average precision of every class, detection on VOC07 (%)",
+        prefix="ap/",
+        mean="map",
+        measure="AP",
+        mean_shown="mAP",
+        without="the class has no annotated object in the test set",
+        samples=SampleFigure(
+            kind="boxes",
+            title="Detections",
+            caption="Boxes that each run of Table 4 finds in sample images of VOC07.",
+            label="Detections on sample images",
+            shows="Boxes found in sample images of VOC07",
+        ),
+    )
 
     train_scales: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
     train_max: int = Field(ge=32)

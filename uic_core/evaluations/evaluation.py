@@ -38,6 +38,47 @@ class Resources:
     gpus: int = 1
 
 
+@dataclass(frozen=True)
+class SampleFigure:
+    """The figure of an evaluation's results on sample images.
+
+    Attributes:
+        kind: what the samples hold, which decides how they are drawn: boxes (samples.Detected) or masks (Segmented).
+        title, caption: on the one page.
+        label: in Snakemake's report.
+        shows: what it shows, in the list of results.
+    """
+
+    kind: Literal["boxes", "masks"]
+    title: str
+    caption: str
+    label: str
+    shows: str
+
+
+@dataclass(frozen=True)
+class ByClass:
+    """What the report must know of an evaluation whose numbers of every class have a table of their own.
+
+    Attributes:
+        name: of the evaluation, as a heading.
+        title: of the table.
+        prefix, mean: in the metrics, what the names of the classes' values begin with, and the name of their mean.
+        measure, mean_shown: what the table and the list of results call these two.
+        without: what it means that a class has no value.
+        samples: the figure of its results on sample images.
+    """
+
+    name: str
+    title: str
+    prefix: str
+    mean: str
+    measure: str
+    mean_shown: str
+    without: str
+    samples: SampleFigure
+
+
 class Work(NamedTuple):
     """What an evaluation computes.
 
@@ -109,8 +150,8 @@ class Evaluation(Strict):
 
     resources: ClassVar[Resources]
     environment: ClassVar[Environment] = "core"
-    by_class: ClassVar[bool] = False
-    """Its numbers of every class have a table of their own, and its results on sample images a figure."""
+    by_class: ClassVar[ByClass | None] = None
+    """Set, its numbers of every class have a table of their own, and its results on sample images a figure."""
     of_every_run: ClassVar[bool] = False
     """It is made of all runs of a config, not of those in a table alone, if the config has its section."""
 

@@ -9,10 +9,12 @@ from pydantic import Field, model_validator
 from uic_core.evaluations.evaluation import (
     BACKWARD,
     VOC_IMAGE,
+    ByClass,
     Counting,
     Environment,
     OfVoc,
     Resources,
+    SampleFigure,
     Work,
     check_steps,
     without_fc6,
@@ -32,7 +34,22 @@ class Segmentation(OfVoc):
     dataset: ClassVar[str] = "voc_segmentation"
     resources: ClassVar[Resources] = Resources(memory=32)
     environment: ClassVar[Environment] = "openmmlab"
-    by_class: ClassVar[bool] = True
+    by_class: ClassVar[ByClass | None] = ByClass(
+        name="Segmentation",
+        title="Intersection over union of every class, segmentation (%)",
+        prefix="iou/",
+        mean="miou",
+        measure="IU",
+        mean_shown="mIU",
+        without="the class has no annotated object in the test set, nor was it found anywhere",
+        samples=SampleFigure(
+            kind="masks",
+            title="Segmentations",
+            caption="Masks that each run of Table 4 gives sample images.",
+            label="Segmentations of sample images",
+            shows="Masks of sample images",
+        ),
+    )
 
     pad: int = Field(ge=0, description="zero padding of conv1, pixels; 100 in FCN-32s")
     iterations: int = Field(ge=1, description="forward-backward passes, not optimiser steps")

@@ -25,8 +25,9 @@ from torch.utils.data import Sampler
 from uic_core.errors import InputError
 from uic_core.run import randomness
 from uic_core.run.parallel import Ranks
-from uic_core.run.saved_state import Saver, State, demand_finite, demand_same, momenta, part, restore_momenta
+from uic_core.run.saved_state import Saver, State, demand_same
 from uic_core.run.signals import Signals
+from uic_core.run.state_tensors import demand_finite, momenta, part, restore_momenta
 
 
 @DATA_SAMPLERS.register_module()

@@ -22,7 +22,8 @@ from uic_core.errors import stage
 from uic_core.overview.costs import CACHE_SPEED, Job, cache_bytes, evaluation, preparation, training
 from uic_core.overview.rates import Rates, assumed
 from uic_core.recipe import External, Training
-from uic_core.report.cells import all_needed, by_class, check_cells, needed, of_every_run, read_figures, read_tables
+from uic_core.report.cells import all_needed, by_class, needed, of_every_run, read_figures, read_tables
+from uic_core.report.check_cells import check_cells
 
 Key = tuple[str, str]
 

@@ -16,15 +16,16 @@ import numpy as np
 
 from uic_core.config import Config
 from uic_core.data import stamps
-from uic_core.data.dataset import VOC, Dataset
-from uic_core.data.index import content_of, size, subset_fingerprint
+from uic_core.data.dataset import VOC, Dataset, size
+from uic_core.data.fingerprints import content_of, subset_fingerprint
 from uic_core.data.pixels import folder_name
 from uic_core.evaluations.detection import SOURCE, Proposals
 from uic_core.evaluations.evaluation import Listed
-from uic_core.files import DAMAGED, known_sha256, read_yaml, safetensors_metadata
+from uic_core.files import DAMAGED, known_sha256, safetensors_metadata
 from uic_core.recipe import PLACES, External, Strict, Training, load, stated
 from uic_core.report import seeds
 from uic_core.run import finished, metrics, trained
+from uic_core.strict_yaml import read_yaml
 
 _Pair = tuple[str, Any, Any]
 """The name of a setting or data set, its recorded value, its value now."""

@@ -22,7 +22,8 @@ from uic_core import recipe
 from uic_core.config import FILES, Config, read
 from uic_core.data import voc
 from uic_core.data.dataset import Datasets, ImageFolder, MiniImageNet, Voc07, VocSegmentation
-from uic_core.data.index import build_miniimagenet, scan
+from uic_core.data.index import build_miniimagenet
+from uic_core.data.listing import scan
 from uic_core.errors import InputError, stage
 from uic_core.evaluations import Evaluation
 from uic_core.files import write_text

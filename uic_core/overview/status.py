@@ -23,7 +23,8 @@ from uic_core.errors import stage
 from uic_core.files import DAMAGED, safetensors_metadata
 from uic_core.overview import outdated
 from uic_core.recipe import Training
-from uic_core.report.cells import all_needed, check_cells, of_every_run
+from uic_core.report.cells import all_needed, of_every_run
+from uic_core.report.check_cells import check_cells
 
 _TAIL = 3
 _KILLED = re.compile("oom.kill|out of memory|DUE TO (TIME LIMIT|NODE FAILURE)", re.IGNORECASE)

@@ -14,7 +14,8 @@ from uic_core.data.index import Index
 from uic_core.errors import InputError, stage
 from uic_core.methods import load_run
 from uic_core.models import build
-from uic_core.pretrain.loop import Trainer, keep_initial
+from uic_core.pretrain.loop import Trainer
+from uic_core.pretrain.results import keep_initial
 from uic_core.recipe import External, Training
 from uic_core.run import cpus, devices, metrics, parallel, randomness
 

@@ -21,13 +21,14 @@ from torch import Tensor
 from uic_core import checkpoint
 from uic_core import recipe as recipes
 from uic_core.errors import InputError, stage
-from uic_core.files import read_yaml, stamp, unchanged
+from uic_core.files import stamp, unchanged
 from uic_core.models import ARCHS, build, formats
 from uic_core.models.network import Network
 from uic_core.models.sobel import Sobel
 from uic_core.pretrain import content
 from uic_core.recipe import External
 from uic_core.run import randomness, trained
+from uic_core.strict_yaml import read_yaml
 
 _KEYS = ("state_dict", "model")
 """Keys of the state dict in files of training scripts that hold more than that."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,26 +23,22 @@ from uic_core.data.index import Index
 from uic_core.data.partition import Labels
 from uic_core.data.resident import open_loader
 from uic_core.errors import InputError
-from uic_core.files import atomic, write_text
 from uic_core.methods import METHODS
-from uic_core.methods.labels import draw_initial, update
+from uic_core.methods.labels import update
 from uic_core.methods.order import Order
 from uic_core.models.network import Network
 from uic_core.pretrain.label_passes import LabelPasses
 from uic_core.pretrain.merge import merge_labels
-from uic_core.pretrain.progress import Progress, timing_labels
+from uic_core.pretrain.progress import Board, Progress, timing_labels
+from uic_core.pretrain.results import RESULTS, check, remark, write_history, write_results
 from uic_core.pretrain.state import RunState, restore, save
-from uic_core.recipe import Recipe, Training
+from uic_core.recipe import Training
 from uic_core.run import devices, finished, metrics, randomness, saved_state, trained
 from uic_core.run.parallel import Ranks
 from uic_core.run.precision import autocast, prepare, resolve
 from uic_core.run.saved_state import Saver, State
 from uic_core.run.signals import Signals
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
-RESULTS = ("checkpoint.safetensors", "labels.npy", "history.jsonl")
 _BATCHES = 64  # batches of the order that are drawn at a time
 
 
@@ -115,7 +110,7 @@ class Trainer:
         self._buffers: dict[str, Tensor] = {}  # batch norm's statistics before a preparation
         self._begun = 0, 0, 0  # what this process has reached when it begins
         self._saver: Saver | None = None
-        self._writer: SummaryWriter | None = None
+        self._board = Board()
 
     def run(self, folder: Path) -> None:
         """Train to the end of the recipe and write labels.npy, history.jsonl, checkpoint.safetensors, training.json.
@@ -141,28 +136,18 @@ class Trainer:
                 self._write_history()
                 extra = {"precision": self.precision_name}
                 write_results(folder, self.recipe, self.network, self.index, self.run_state.labels, extra)
+                last = self.run_state.history[-1]
                 trained.write(
                     folder, RESULTS, devices.hardware(), self.ranks.world, recipe=self.recipe.hash(),
-                    precision=self.precision_name, remark=self._remark(), last=self.run_state.history[-1],
+                    precision=self.precision_name, last=last,
+                    remark=remark(self.recipe, self.start, last["loss"], self._say),
                     epochs=self.run_state.times, start=self.start.checkpoint if self.start else "",
                     start_stamp=self.start.stamp if self.start else (),
                 )  # fmt: skip
                 finished.keep(results, self.identity)
                 state.remove()
-        if self._writer is not None:
-            self._writer.close()
+        self._board.close()
         self.ranks.barrier()
-
-    def _remark(self) -> str:
-        """What every number of this run must be read with: that it diverged, or what it starts from; else ''."""
-        # Held against a guess alone: a loss that exploded within the first epoch does not rise any more.
-        guess = math.log(self.recipe.classes)
-        remark = metrics.diverged(guess, self.run_state.history[-1]["loss"], guess, self.recipe.lr)
-        if remark:
-            self._say(f"{remark}; lower lr in the recipe")
-            remark = f"pretraining {remark}"
-        before = f"it starts from run {self.start.run}: {self.start.remark}" if self.start and self.start.remark else ""
-        return "; ".join(filter(None, (before, remark)))
 
     def _train(self) -> None:
         recipe, method = self.recipe, self.method
@@ -334,7 +319,7 @@ class Trainer:
         }
         run.history.append(line)
         if not self.ranks.rank:
-            self._board(line)
+            self._board.write(self.folder, line, self.rate)
             self._write_history()
         shown = "  ".join(f"{key} {value:g}" for key, value in line.items() if key != "epoch")
         self._say(f"epoch {position.epoch + 1}/{self.recipe.epochs}  {shown}  {self.rate:.0f} images/s")
@@ -342,19 +327,6 @@ class Trainer:
     def _write_history(self) -> None:
         self._file.check_owner()
         write_history(self.folder, self.run_state.history)
-
-    def _board(self, line: dict[str, Any]) -> None:
-        """Write the line to TensorBoard. Entries of an interrupted run for the same epochs are dropped."""
-        epoch = line["epoch"]
-        if self._writer is None:
-            # Imported here: only training needs it.
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=epoch)
-        for key, value in line.items():
-            self._writer.add_scalar(key, value, epoch)
-        self._writer.add_scalar("images_per_second", self.rate, epoch)
-        self._writer.flush()
 
     @property
     def _file(self) -> State:
@@ -419,36 +391,3 @@ class _Step:
     names: tuple[str, ...]
     reduced: Tensor
     arrived: torch.cuda.Event | None
-
-
-def keep_initial(recipe: Recipe, index: Index, network: Network, folder: Path) -> None:
-    """Write the results of a run that does not train: its initial weights and labels, and an empty history."""
-    check(recipe, index)
-    write_history(folder, [])
-    write_results(folder, recipe, network, index, draw_initial(len(index), recipe.classes, recipe.seed), {})
-    trained.write(folder, RESULTS, recipe=recipe.hash())
-
-
-def write_results(
-    folder: Path, recipe: Recipe, network: Network, index: Index, labels: Labels, extra: dict[str, str]
-) -> None:
-    """Write labels.npy, then checkpoint.safetensors with `extra` in its header. Raises InputError for a full disk."""
-    (folder / trained.NAME).unlink(missing_ok=True)  # of an earlier training
-    with atomic(folder / "labels.npy") as temporary:
-        np.save(temporary, partition.of_first_head(labels))
-    checkpoint.save(folder / "checkpoint.safetensors", network, recipe, {"data": index.fingerprint, **extra})
-
-
-def write_history(folder: Path, history: list[dict[str, Any]]) -> None:
-    """Write history.jsonl, one line per epoch."""
-    write_text(folder / "history.jsonl", "".join(json.dumps(line) + "\n" for line in history))
-
-
-def check(recipe: Recipe, index: Index) -> None:
-    """Refuse a recipe whose classes do not fit the images. Raises InputError."""
-    if recipe.classes > len(index):
-        raise InputError(f"classes: {recipe.classes} for the {len(index)} images of {index.name}; lower classes")
-    try:
-        METHODS[recipe.method].check(recipe, len(index.classes))
-    except ValueError as error:
-        raise InputError(f"{index.name}: {error}") from None

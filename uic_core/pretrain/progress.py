@@ -1,4 +1,4 @@
-"""Progress output of a training run, and what its parts take."""
+"""Progress output of a training run, its TensorBoard, and what its parts take."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ import datetime
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from uic_core.pretrain.label_passes import LabelPasses
 from uic_core.pretrain.state import RunState
 from uic_core.run.parallel import Ranks
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 LINE_SECONDS = 60
 
@@ -76,3 +80,31 @@ class Progress:
         """Close the bar at the end of the epoch."""
         if self._bar is not None:
             self._bar.close()
+
+
+class Board:
+    """A run's TensorBoard, from its first finished epoch on."""
+
+    def __init__(self) -> None:
+        self._writer: SummaryWriter | None = None
+
+    def write(self, folder: Path, line: dict[str, Any], rate: float) -> None:
+        """Write an epoch's line, and images per second, below a run's folder.
+
+        Entries of an interrupted run for the same epochs are dropped.
+        """
+        epoch = line["epoch"]
+        if self._writer is None:
+            # Imported here: only training needs it.
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=epoch)
+        for key, value in line.items():
+            self._writer.add_scalar(key, value, epoch)
+        self._writer.add_scalar("images_per_second", rate, epoch)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Close it, if anything was written."""
+        if self._writer is not None:
+            self._writer.close()

@@ -14,7 +14,8 @@ from uic_core.data.partition import Groups, Labels
 from uic_core.models.network import Network
 from uic_core.run.parallel import Ranks
 from uic_core.run.randomness import Stream
-from uic_core.run.saved_state import State, demand_finite, demand_same, momenta, part, restore_momenta
+from uic_core.run.saved_state import State, demand_same
+from uic_core.run.state_tensors import demand_finite, momenta, part, restore_momenta
 
 
 @dataclass

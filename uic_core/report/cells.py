@@ -1,4 +1,4 @@
-"""The source of every table cell: config/tables.yaml and config/published.csv, typed and cross-checked.
+"""The source of every table cell: config/tables.yaml, typed and checked.
 
 Imports no torch, so that the workflow can call `needed` while it builds its plan.
 """
@@ -6,7 +6,6 @@ Imports no torch, so that the workflow can call `needed` while it builds its pla
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,8 @@ from pydantic import AfterValidator, Field
 
 from uic_core.config import Config
 from uic_core.errors import InputError, nearest
-from uic_core.evaluations import EVALUATIONS
-from uic_core.files import read_csv
+from uic_core.evaluations import BY_CLASS, EVALUATIONS
 from uic_core.recipe import Strict, load
-
-PUBLISHED_HEADER = ("table", "row", "column", "value", "source")
 
 
 def _one_line(text: str) -> str:
@@ -188,14 +184,6 @@ class Source:
         return f"{self.run}/{self.evaluation}:{self.value}"
 
 
-@dataclass(frozen=True)
-class Published:
-    """A number of the paper: `text` as printed, `source` 'paper' or the cited work."""
-
-    text: str
-    source: str
-
-
 def read_tables(path: Path, computed: Iterable[Pair] = ()) -> dict[int, Table]:
     """Read and check config/tables.yaml: number → table. Calls share one cached object; do not change it.
 
@@ -274,64 +262,7 @@ def of_every_run(config: Config) -> list[tuple[str, str]]:
 def by_class(tables_yaml: Path, computed: Iterable[Pair] = ()) -> list[str]:
     """List the evaluations in a table whose classes and sample images are shown, too. Raises as `read_tables`."""
     shown = {evaluation for _, evaluation in all_needed(tables_yaml, computed)}
-    return [name for name, evaluation in EVALUATIONS.items() if evaluation.by_class and name in shown]
-
-
-def check_cells(tables_yaml: Path, config: Config) -> None:
-    """Check that every cell can be filled, computed or published; else the error would appear only after the last job.
-
-    Raises:
-        InputError: a cell's run is not in the config; its evaluation does not make its value, or not in percent, or
-            not of that layer; it needs the pseudo-labels of a run that has none; it needs detection or segmentation of
-            an architecture that these do not support, or segmentation with too small a padding. Or a switch does not
-            explain the config's setting.
-    """
-    for drawn, figure in read_figures(tables_yaml).items():
-        if reason := config.refuses(figure.run, "clusters"):
-            raise InputError(f"{tables_yaml}: figures.{drawn}.run: {reason}")
-    tables = read_tables(tables_yaml, config.computable)
-    for number, table in tables.items():
-        for (row, column), source in table.sources().items():
-            where = f"{tables_yaml}: tables.{number}: row '{row}', column '{column}'"
-            if source.run not in config.runs:
-                raise InputError(
-                    f"{where}: takes cells from runs that the config lacks: {source.run}; add them under runs: "
-                    f"(known: {', '.join(config.runs)})"
-                )
-            if reason := config.refuses(source.run, source.evaluation):
-                raise InputError(f"{where}: {reason}, or name the column under `absent` of its row")
-            run, section = config.runs[source.run], config.evaluations.one(source.evaluation)
-            values = section.values_of(run.arch)
-            if values and source.value not in values:
-                by_layer = "layers" in type(section).model_fields
-                raise InputError(
-                    f"{where}: takes '{source.value}', which evaluations.{source.evaluation}"
-                    f"{f'.layers.{run.arch}' * by_layer} of the config does not make "
-                    f"(it makes, in %: {', '.join(values)}); {'add the layer there, or ' * by_layer}correct the cell"
-                )
-        for switch in table.switches:
-            _explains(f"{tables_yaml}: tables.{number}.switches", switch, table, config)
-    for number, table in tables.items():
-        read_published(config.published_file, number, table)
-
-
-def _explains(where: str, switch: Switch, table: Table, config: Config) -> None:
-    """Check that a switch explains what the metrics of the table's runs will hold."""
-    for source in table.sources().values():
-        if source.evaluation != switch.evaluation:
-            continue
-        arch, protocol = config.runs[source.run].arch, config.evaluations.one(switch.evaluation).model_dump()
-        by_arch = protocol.get(switch.key)
-        if isinstance(by_arch, dict) and arch in by_arch:  # metrics hold the architecture's alone
-            protocol[switch.key] = by_arch[arch]
-            if protocol[switch.key] == 0:  # all images, and metrics hold how many these are
-                continue
-        setting = switch.setting(protocol)
-        if setting not in switch.says:
-            raise InputError(
-                f"{where}: {switch.key} of evaluations.{switch.evaluation} is {setting} in the config, which `says` "
-                f"does not explain (known: {', '.join(switch.says)}); add a line there, '' if there is nothing to say"
-            )
+    return [name for name in BY_CLASS if name in shown]
 
 
 def shown_runs(tables_yaml: Path, evaluation: str, computed: Iterable[Pair] = ()) -> dict[str, str]:
@@ -347,29 +278,6 @@ def shown_runs(tables_yaml: Path, evaluation: str, computed: Iterable[Pair] = ()
             if source.evaluation == evaluation:
                 found.setdefault(source.run, labels[row])
     return found
-
-
-def read_published(path: Path, number: int, table: Table) -> dict[tuple[str, str], Published]:
-    """Read the paper's numbers of one table: (row name, column name) → number as printed.
-
-    Raises:
-        InputError: the header is wrong, a value is not a number, a cell occurs twice, a row or column is unknown (names
-            file and line); or a computed row has a number that nothing computes, a computed cell or a cited row has no
-            number in the paper.
-    """
-    published: dict[tuple[str, str], Published] = {}
-    for line, record in _records(path):
-        if record["table"] != str(number):
-            continue
-        where = f"{path}:{line}"
-        key = (record["row"], record["column"])
-        _known(where, "row", key[0], [row.name for row in table.rows])
-        _known(where, "column", key[1], [column.name for column in table.columns if not column.text])
-        if key in published:
-            raise InputError(f"{where}: table {number}, '{key[0]}', '{key[1]}' stands twice; remove one of the lines")
-        published[key] = Published(record["value"], record["source"])
-    _agree(path, number, table, published)
-    return published
 
 
 def _source(row: Row, column: Column) -> Source:
@@ -396,27 +304,27 @@ def _check(table: Table, where: str) -> None:
         _check_row(row, table, f"{where}.rows: '{row.name}'", numbers)
     for note in table.footnotes:
         if note.row:
-            _known(f"{where}.footnotes", "row", note.row, rows)
+            demand_known(f"{where}.footnotes", "row", note.row, rows)
         if note.column:
-            _known(f"{where}.footnotes", "column", note.column, columns)
+            demand_known(f"{where}.footnotes", "column", note.column, columns)
     if table.ordering:
         for name in (table.ordering.above, *table.ordering.below):
-            _known(f"{where}.ordering", "row", name, rows)
+            demand_known(f"{where}.ordering", "row", name, rows)
         for name in table.ordering.iterations:
-            _known(f"{where}.ordering.iterations", "column", name, numbers)
+            demand_known(f"{where}.ordering.iterations", "column", name, numbers)
     for switch in table.switches:
-        _known(f"{where}.switches", "evaluation", switch.evaluation, EVALUATIONS)
-        _known(f"{where}.switches", "key", switch.key, EVALUATIONS[switch.evaluation].model_fields)
+        demand_known(f"{where}.switches", "evaluation", switch.evaluation, EVALUATIONS)
+        demand_known(f"{where}.switches", "key", switch.key, EVALUATIONS[switch.evaluation].model_fields)
         if switch.column:
-            _known(f"{where}.switches", "column", switch.column, columns)
+            demand_known(f"{where}.switches", "column", switch.column, columns)
 
 
 def _check_row(row: Row, table: Table, where: str, numbers: list[str]) -> None:
     for name in (*row.cells, *row.absent):
-        _known(where, "column", name, numbers)
+        demand_known(where, "column", name, numbers)
     texts = [column.name for column in table.columns if column.text]
     for name in row.texts:
-        _known(where, "text column", name, texts)
+        demand_known(where, "text column", name, texts)
     lacking = [name for name in texts if name not in row.texts]
     if lacking:
         raise InputError(f"{where}: texts.{lacking[0]} is missing; say what the paper prints there")
@@ -437,55 +345,11 @@ def _check_row(row: Row, table: Table, where: str, numbers: list[str]) -> None:
         unfilled = [name for name in blanks if name not in row.fill]
         if unfilled:
             raise InputError(f"{where}: '{column.name}' takes '{value}'; fill.{unfilled[0]} is missing")
-        _known(where, "evaluation", _source(row, column).evaluation, EVALUATIONS)
+        demand_known(where, "evaluation", _source(row, column).evaluation, EVALUATIONS)
 
 
-def _records(path: Path) -> list[tuple[int, dict[str, str]]]:
-    records = read_csv(path, PUBLISHED_HEADER)
-    for line, record in records:
-        if not (record["table"].isascii() and record["table"].isdigit()):
-            raise InputError(f"{path}:{line}: table '{record['table']}' is no number; write the table's")
-        if not _is_number(record["value"]):
-            raise InputError(f"{path}:{line}: value '{record['value']}' is no number; leave out what is not printed")
-        if float(record["value"]) > 100:
-            raise InputError(f"{path}:{line}: value {record['value']} is no percentage; look at its decimal point")
-        if not record["source"]:
-            raise InputError(f"{path}:{line}: source is empty; write 'paper' or the cited work")
-    return records
-
-
-def _is_number(text: str) -> bool:
-    return re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) is not None
-
-
-def _agree(path: Path, number: int, table: Table, published: dict[tuple[str, str], Published]) -> None:
-    """Check that rows run here compute exactly the cells that the paper prints, and that cited rows have numbers.
-
-    An optional row may compute more, and cites what it cannot compute.
-    """
-    sources = table.sources()
-    for row in table.rows:
-        printed = {name for row_name, name in published if row_name == row.name}
-        computed = {name for row_name, name in sources if row_name == row.name}
-        where = f"{path}: table {number}, row '{row.name}'"
-        if row.extra:
-            if printed:
-                raise InputError(
-                    f"{where}: has numbers, but its `extra: true` says that the paper has none; remove one of the two"
-                )
-        elif not printed:
-            raise InputError(
-                f"{where}: has no number; add its lines here, or remove the row from the config's `tables`"
-            )
-        elif row.run and not row.optional and printed != computed:
-            name = sorted(printed ^ computed)[0]
-            said = "has a number that nothing computes" if name in printed else "is computed but has no number"
-            raise InputError(
-                f"{where}: column '{name}' {said}; mend `absent` in the config's `tables`, or the lines here"
-            )
-
-
-def _known(where: str, kind: str, name: str, known: Iterable[str]) -> None:
+def demand_known(where: str, kind: str, name: str, known: Iterable[str]) -> None:
+    """Check that a name is one of the known ones. Raises InputError, "<where>: unknown <kind> '<name>'", if not."""
     names = list(known)
     if name not in names:
         raise InputError(f"{where}: unknown {kind} '{name}'; {nearest(name, names)}(known: {', '.join(names)})")

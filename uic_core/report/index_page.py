@@ -10,7 +10,6 @@ import argparse
 import base64
 import hashlib
 import io
-import json
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -25,38 +24,20 @@ from markupsafe import Markup
 from PIL import Image
 
 from uic_core.errors import InputError, stage
+from uic_core.evaluations import BY_CLASS
 from uic_core.files import read_text, write_text
-from uic_core.report import per_class, runs, tables, times
+from uic_core.report import filters, per_class, runs, times
 from uic_core.report.arguments import add_partial, add_recipes, add_scale
-from uic_core.report.cells import (
-    COMPUTED,
-    Pair,
-    by_class,
-    pair,
-    read_figures,
-    read_published,
-    read_tables,
-    shown_runs,
-)
+from uic_core.report.cells import COMPUTED, Pair, by_class, pair, read_figures, read_tables, shown_runs
+from uic_core.report.filled import Key, fill
 from uic_core.report.linked import LinkedTable, anchor, class_table, paper_table, text
 from uic_core.report.page import fragment
-from uic_core.report.runs import Evaluation, Run
-from uic_core.report.tables import DEMO, Key
-from uic_core.run.metrics import Value
+from uic_core.report.published import read_published
+from uic_core.report.runs import Evaluation
+from uic_core.report.tables import DEMO
 
-_EPOCHS = 12  # lines of a history that are shown
-_WIDTH, _HEIGHT = 120, 26  # of a curve over the epochs, pixels
 _KINDS = {".png": "image/png", ".svg": "image/svg+xml", ".webp": "image/webp"}
 _LARGE, _WIDE = 400_000, 1600  # bytes of a figure in the page, width of the copy of a larger one
-_SAMPLES = {
-    "detection": ("Detections", "Boxes that each run of Table 4 finds in sample images of VOC07."),
-    "segmentation": ("Segmentations", "Masks that each run of Table 4 gives sample images."),
-}
-# What no HTML may hold, and what would reorder or hide the text around it.
-_UNPRINTABLE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ud800-\udfff\ufdd0-\ufdef\ufeff\ufff9-\ufffb"
-    "\ufffe\uffff]"
-)
 
 
 @dataclass(frozen=True)
@@ -201,12 +182,12 @@ class Results:
 def paper_tables(
     results: Results, tables_yaml: Path, computed: Sequence[Pair], published: Path, scale: str
 ) -> list[LinkedTable]:
-    """Fill and link the tables of the paper. Raises InputError as tables.fill."""
+    """Fill and link the tables of the paper. Raises InputError as filled.fill."""
     found = []
     for number, table in read_tables(tables_yaml, computed).items():
         sources = {(source.run, source.evaluation) for source in table.sources().values()}
         paths = [results.evaluations[key].path for key in sorted(sources) if _fit(results.evaluations.get(key))]
-        filled = tables.fill(
+        filled = fill(
             number, table, read_published(published, number, table), paths, scale, partial=results.partial,
             recipes=results.recipes,
         )  # fmt: skip
@@ -229,7 +210,7 @@ def class_tables(results: Results, tables_yaml: Path, computed: Sequence[Pair], 
             if not results.partial:
                 raise
             why = Markup("<strong>Not made yet</strong>: %s") % str(error)
-            found.append(LinkedTable(f"classes/{task}", per_class.TASKS[task].title, foot=[why]))
+            found.append(LinkedTable(f"classes/{task}", BY_CLASS[task].title, foot=[why]))
             continue
         found.append(class_table(task, every, labels, scale, results.evaluations))
     return found
@@ -246,7 +227,9 @@ def pictures(
         found.append(results.picture(f"fig{number}", title, figure.caption, png, [(figure.run, "clusters")]))
     for task in by_class(tables_yaml, computed):
         shown_of = [(run, task) for run in shown_runs(tables_yaml, task, computed)]
-        found.append(results.picture(f"samples/{task}", *_SAMPLES[task], folder / f"{task}.png", shown_of))
+        facts = BY_CLASS[task].samples
+        png = folder / f"{task}.png"
+        found.append(results.picture(f"samples/{task}", facts.title, facts.caption, png, shown_of))
     return [*found, *(results.picture(f"figure/{png.stem}", title, "", png) for title, png in further)]
 
 
@@ -283,90 +266,17 @@ def _wide(html: str) -> Markup:
 def render(results: Results, **parts: Any) -> str:
     """Write the page, from its template. All that is not Markup is escaped, and what cannot be printed replaced."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, finalize=_printable,
-        trim_blocks=True, lstrip_blocks=True,
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
+        finalize=filters.printable, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {
-        "shown": shown, "number": number, "columns": columns, "column": column, "what": what, "curve": curve,
-        "some": some, "text": text, "to": lambda target: f"#{quote(target)}",
+        "shown": filters.shown, "number": filters.number, "columns": filters.columns, "column": filters.column,
+        "what": filters.what, "curve": filters.curve, "some": filters.some, "text": text,
+        "to": lambda target: f"#{quote(target)}",
         "digest": lambda script: base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     }  # fmt: skip
     template = environment.get_template("index_page.html.jinja")
     return template.render(results=results, anchor=anchor, demo=DEMO, **parts)
-
-
-def _printable(value: Any) -> Any:
-    return type(value)(_UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", value)) if isinstance(value, str) else value
-
-
-def shown(value: Any) -> str:
-    """Write a setting: text as it is, lists and mappings without brackets around them, all else as JSON."""
-    match value:
-        case str():
-            return value or "–"
-        case list() | tuple():
-            return ", ".join(map(shown, value)) or "–"
-        case dict():
-            inner = {key: f"[{shown(each)}]" if isinstance(each, list) else shown(each) for key, each in value.items()}
-            return ", ".join(f"{key}: {each}" for key, each in inner.items()) or "–"
-        case _:
-            return json.dumps(value)
-
-
-def number(value: float, unit: str) -> str:
-    """Write a number of metrics: percentages with two decimals, others with six digits."""
-    return f"{value:.2f}" if unit.startswith("%") else f"{value:.6g}"
-
-
-_COLUMNS = {
-    "ci95": ("right", "± 95 %"),
-    "n": ("right", "n"),
-    "std": ("right", "std over seeds"),
-    "seeds": ("right", "seeds"),
-    "remark": ("left", "remark"),
-}
-
-
-def columns(values: Mapping[str, Value]) -> list[tuple[str, str, str]]:
-    """Return (key, side, title) of what any of the values has beside its number."""
-    there = (key for key in _COLUMNS if any(getattr(value, key) not in (None, "") for value in values.values()))
-    return [(key, *_COLUMNS[key]) for key in there]
-
-
-def column(value: Value, key: str) -> str:
-    """Write what a value has beside its number; '' if it has it not."""
-    found = getattr(value, key)
-    if found in (None, ""):
-        return ""
-    return number(found, value.unit) if key in ("ci95", "std") else f"{found:,}" if key == "n" else str(found)
-
-
-def what(run: Run) -> str:
-    """Say in a line what a run is, and how far it has come."""
-    recipe = [str(run.recipe[key]) for key in ("method", "arch") if key in run.recipe]
-    epochs = run.recipe.get("epochs")
-    done = "trained" if run.finished else f"{run.epochs} of {epochs} epochs" if epochs else "not trained"
-    made = sum(each.metrics is not None for each in run.evaluations)
-    told = [", ".join([*recipe, *([f"{epochs} epochs"] if epochs else [])]) or "no recipe", done]
-    return " · ".join([*told, *([f"{made} of {len(run.evaluations)} evaluations"] if run.evaluations else [])])
-
-
-def some(count: int) -> list[int]:
-    """Choose at most _EPOCHS of `count` epochs, evenly, the first and the last among them."""
-    if count <= _EPOCHS:
-        return list(range(count))
-    return [round(place * (count - 1) / (_EPOCHS - 1)) for place in range(_EPOCHS)]
-
-
-def curve(values: Sequence[float]) -> str:
-    """Return the points of a polyline of _WIDTH by _HEIGHT pixels; a single value, or equal ones, are a level line."""
-    low, spread = min(values), max(values) - min(values)
-    across = _WIDTH / max(1, len(values) - 1)
-    points = values if len(values) > 1 else [values[0]] * 2
-    return " ".join(
-        f"{place * across:.1f},{(_HEIGHT - 1) - (_HEIGHT - 2) * ((value - low) / spread if spread else 0.5):.1f}"
-        for place, value in enumerate(points)
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -16,9 +16,10 @@ from uic_core.errors import InputError, stage
 from uic_core.evaluations.knn import name
 from uic_core.files import write_text
 from uic_core.report.arguments import add_partial, add_recipes, add_scale
+from uic_core.report.filled import collect
 from uic_core.report.origin import commit, foot
 from uic_core.report.page import Block, Grid, Quote, Text, to_html, to_markdown
-from uic_core.report.tables import DEMO, collect
+from uic_core.report.tables import DEMO
 from uic_core.run.metrics import Metrics, Value
 
 TITLE = "Nearest neighbours: top-1 accuracy of every run (%)"

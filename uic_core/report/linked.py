@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
+from uic_core.evaluations import BY_CLASS
 from uic_core.report import per_class
 from uic_core.report.cells import Row, Table
+from uic_core.report.filled import Cell, Filled, Key, shown_metrics
 from uic_core.report.origin import foot
 from uic_core.report.page import Grid, Text, inline
 from uic_core.report.runs import Evaluation, Run
-from uic_core.report.tables import Cell, Filled, Key, legend, marked, shown_metrics, signed, spread
+from uic_core.report.tables import legend, marked, signed, spread
 from uic_core.run.metrics import Metrics
 
 
@@ -118,7 +120,7 @@ def class_table(
     task: str, every: Sequence[Metrics], labels: dict[str, str], scale: str, evaluations: Mapping[Key, Evaluation]
 ) -> LinkedTable:
     """Link a task's numbers of every class. The first arguments are those of per_class.page."""
-    facts, blocks = per_class.TASKS[task], per_class.page(task, every, labels, scale)
+    facts, blocks = BY_CLASS[task], per_class.page(task, every, labels, scale)
     (grid,) = (block for block in blocks if isinstance(block, Grid))
     after = [block.text for block in blocks[blocks.index(grid) :] if isinstance(block, Text)]
     keys = [*(facts.prefix + each for each in per_class.classes(task, every)), facts.mean]

@@ -14,13 +14,13 @@ from typing import Any
 
 from uic_core.errors import InputError
 from uic_core.evaluations import EVALUATIONS
-from uic_core.files import read_yaml
 from uic_core.recipe import digest
 from uic_core.report.origin import foreign
 from uic_core.run import metrics as metrics_file
 from uic_core.run import trained
 from uic_core.run.metrics import Metrics
 from uic_core.run.trained import Trained
+from uic_core.strict_yaml import read_yaml
 
 LINES = 20
 """Last lines of a log that are shown."""

@@ -23,6 +23,7 @@ from uic_core.data import reader
 from uic_core.data.boxes import MATCH, overlaps
 from uic_core.data.palette import palette
 from uic_core.errors import InputError, stage
+from uic_core.evaluations import BY_CLASS
 from uic_core.report.arguments import add_recipes, add_scale
 from uic_core.report.cells import COMPUTED, pair, shown_runs
 from uic_core.report.figures import BLUE, DPI, GREY, INK, RED, STYLE, WIDTH, save
@@ -217,7 +218,7 @@ def _foot(figure: Figure, lines: Sequence[str]) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Draw one figure. On an error, name it and exit with 2."""
     parser = argparse.ArgumentParser(prog="python -m uic_core.report.sample_figures", description=__doc__)
-    parser.add_argument("--task", choices=("detection", "segmentation"), required=True)
+    parser.add_argument("--task", choices=tuple(BY_CLASS), required=True)
     parser.add_argument("--samples", type=Path, nargs="+", required=True, help="<task>_samples.npz of every run")
     parser.add_argument("--metrics", type=Path, nargs="+", required=True, help="<task>.json of the same runs")
     add_recipes(parser)
@@ -231,7 +232,7 @@ def main(arguments: list[str] | None = None) -> None:
         note = "demo data: generated scenes, not PASCAL VOC" if options.scale == "demo" else ""
         labels = shown_runs(options.tables, options.task, options.computed)
         given = options.samples, options.metrics, options.recipes
-        if options.task == "detection":
+        if BY_CLASS[options.task].samples.kind == "boxes":
             figure = detection_figure(read(*given, Detected), labels, note)
         else:
             figure = segmentation_figure(read(*given, Segmented), labels, note)

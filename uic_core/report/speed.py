@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uic_core.errors import stage
-from uic_core.files import read_yaml, unchanged, write_text
+from uic_core.files import unchanged, write_text
 from uic_core.report.arguments import add_recipes, add_scale
 from uic_core.report.origin import training
 from uic_core.report.page import Block, Grid, Quote, Text, to_html, to_markdown
 from uic_core.report.tables import DEMO
 from uic_core.run.trained import Trained
+from uic_core.strict_yaml import read_yaml
 
 TITLE = "Speed of the trainings"
 CSV_HEADER = (

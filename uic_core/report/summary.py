@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from uic_core.errors import InputError, stage
+from uic_core.evaluations import BY_CLASS
 from uic_core.files import write_text
 from uic_core.report import times
 from uic_core.report.arguments import add_scale
@@ -16,10 +17,6 @@ from uic_core.report.cells import COMPUTED, by_class, pair, read_figures, read_t
 from uic_core.report.page import Block, Grid, Quote, Text, to_html, to_markdown
 from uic_core.report.tables import DEMO
 
-_TASKS = {
-    "detection": ("Detection", "Boxes found in sample images of VOC07", "AP of every class"),
-    "segmentation": ("Segmentation", "Masks of sample images", "IU of every class"),
-}
 _ALL_RUNS = {
     "knn": ("Nearest neighbours", "top-1 accuracy by the nearest training images", "tables", "csv html"),
     "speed": ("Speed", "how fast the trainings were, by their own records", "tables", "csv html"),
@@ -33,7 +30,7 @@ _ALL_RUNS = {
 _FOLDERS = {
     "runs/<run>/": "`recipe.yaml`, `checkpoint.safetensors`, `labels.npy`, `history.jsonl`, `training.json`; states",
     "metrics/<run>/<evaluation>.json": "what an evaluation says of a checkpoint: values, protocol, provenance",
-    "metrics/<run>/<task>_samples.npz": "what detection and segmentation found in six test images",
+    "metrics/<run>/<task>_samples.npz": f"what {' and '.join(BY_CLASS)} found in six test images",
     "tables/, figures/": "what the paper shows; `tables/partial/` by `snakemake partial`",
     "export/<run>/": "weights as torchvision and OpenMMLab name them, on request",
     "logs/, benchmarks/": "what each job printed; its time and memory",
@@ -79,12 +76,12 @@ def page(
         for number, shows in figures.items()
     ]
     classes = []
-    for task, (name, pictures, table) in _TASKS.items():
-        if task not in tasks:
-            continue
-        drawn.append([f"[{name}](figures/{task}.png)", pictures, f"[svg](figures/{task}.svg)"])
+    for task in tasks:
+        facts = BY_CLASS[task]
+        drawn.append([f"[{facts.name}](figures/{task}.png)", facts.samples.shows, f"[svg](figures/{task}.svg)"])
         also = " ".join(f"[{kind}](tables/{task}.{kind})" for kind in ("csv", "html"))
-        classes.append([f"[{name} by class](tables/{task}.md)", f"{table}, behind Table 4", also])
+        told = f"{facts.measure} of every class, behind Table 4"
+        classes.append([f"[{facts.name} by class](tables/{task}.md)", told, also])
     shown = []
     for file in of_all_runs:
         name, what, folder, kinds = _ALL_RUNS[file]

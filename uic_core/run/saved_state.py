@@ -15,14 +15,14 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from uic_core.errors import InputError, Interrupted
 from uic_core.files import atomic, write_text
@@ -324,25 +324,6 @@ class Saver:
         raise Interrupted(reason)
 
 
-def momenta(optimizer: torch.optim.SGD, parameters: Iterable[nn.Parameter]) -> dict[str, Tensor]:
-    """SGD's momentum of each parameter that has one, named by parameter number: `momentum.0`, …"""
-    found = {}
-    for number, parameter in enumerate(parameters):
-        momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
-        if momentum is not None:
-            found[f"momentum.{number}"] = momentum
-    return found
-
-
-def demand_finite(tensors: dict[str, Tensor], where: str, remedy: str) -> None:
-    """Check weights and momenta before they are saved. Raises InputError: one is not finite; names it."""
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise InputError(
-                f"{where}: {name} is not finite, the training diverged; {remedy} (the last good state is kept)"
-            )
-
-
 def demand_same(
     state: State, found: tuple[Path, dict[str, Any], dict[str, Tensor]] | None, ranks: Ranks, device: torch.device
 ) -> None:
@@ -364,20 +345,6 @@ def demand_same(
             f"{state.folder}: process {ranks.rank} finds {found[0].name if found else 'no state'} there, and another "
             "process something else; it must be one folder for all nodes of the job, and no input may change now"
         )
-
-
-def restore_momenta(optimizer: torch.optim.SGD, parameters: Iterable[nn.Parameter], tensors: dict[str, Tensor]) -> None:
-    """Put the result of `momenta` back into SGD."""
-    for number, parameter in enumerate(parameters):
-        if f"momentum.{number}" in tensors:
-            momentum = tensors[f"momentum.{number}"].to(parameter.device)
-            # Without the parameter's memory format the next steps would differ in the last bit.
-            optimizer.state[parameter] = {"momentum_buffer": torch.empty_like(parameter).copy_(momentum).detach()}
-
-
-def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, named without it."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

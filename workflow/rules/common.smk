@@ -12,16 +12,9 @@ sys.path.insert(0, str(workflow.basedir))
 
 from uic_core.data.dataset import demand_kind  # noqa: E402
 from uic_core.errors import InputError  # noqa: E402
+from uic_core.evaluations import BY_CLASS  # noqa: E402
 from uic_core.recipe import Training  # noqa: E402
 from uic_core.report.cells import by_class, needed, of_every_run, read_figures, read_tables  # noqa: E402
-
-# Tasks with their own figure (sample images) and table (all classes); a table's cell only summarises them. Each result
-# has one label in the report: Snakemake's page turns a second label with two values in a category into a toggle, and
-# shows nothing at all if a combination is missing.
-TASKS = {
-    "detection": {"figure": "Detections on sample images", "table": "Detection: AP of every class"},
-    "segmentation": {"figure": "Segmentations of sample images", "table": "Segmentation: IU of every class"},
-}
 
 
 def refuse_other_kind():

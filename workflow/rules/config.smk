@@ -5,8 +5,9 @@ from pathlib import Path
 
 from uic_core.config import RUN_NAME, read, validate
 from uic_core.errors import InputError, stage
-from uic_core.files import check_folder, lines_of, read_yaml
-from uic_core.report.cells import check_cells
+from uic_core.files import check_folder
+from uic_core.report.check_cells import check_cells
+from uic_core.strict_yaml import lines_of, read_yaml
 
 # What the results folder holds. A part may be a link to a larger disk.
 PARTS = "benchmarks data export figures index logs metrics proposals protocols runs tables".split()

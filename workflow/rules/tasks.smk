@@ -1,5 +1,7 @@
 # Detection and segmentation -> figures of sample images and tables of all classes, which Table 4 summarises. Each is
-# its own target: `snakemake fig_detection`, `snakemake table_segmentation`.
+# its own target: `snakemake fig_detection`, `snakemake table_segmentation`. Each result has one label in the report:
+# Snakemake's page turns a second label with two values in a category into a toggle, and shows nothing at all if a
+# combination is missing.
 #   in   results/metrics/<run>/<task>.json, <task>_samples.npz of the runs in a table, the config's `tables`
 #   out  results/figures/<task>.{png,svg}, results/tables/<task>.{md,csv,html}
 
@@ -19,7 +21,7 @@ for task in by_class(CONFIG.tables_file, CONFIG.computable):
                 f"{RESULTS}/figures/{task}.png",
                 caption=f"../report/fig_{task}.rst",
                 category="Figures",
-                labels={"figure": TASKS[task]["figure"]},
+                labels={"figure": BY_CLASS[task].samples.label},
             ),
             svg=f"{RESULTS}/figures/{task}.svg",
         log:
@@ -55,7 +57,7 @@ for task in by_class(CONFIG.tables_file, CONFIG.computable):
                 f"{RESULTS}/tables/{task}.html",
                 caption=f"../report/table_{task}.rst",
                 category="Classes",
-                labels={"table": TASKS[task]["table"]},
+                labels={"table": f"{BY_CLASS[task].name}: {BY_CLASS[task].measure} of every class"},
             ),
         log:
             f"{RESULTS}/logs/report/table_{task}.log",
