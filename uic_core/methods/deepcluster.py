@@ -51,11 +51,11 @@ def by_torch(recipe: DeepCluster, seed: int, present: Labels, inference: Inferen
     rows = whitened(features, images, recipe.pca, device, ranks)
     del features
     inference.pause()
-    made = clustered(
+    nearest = clustered(
         rows, positions, images, recipe.classes, recipe.kmeans_iterations, seed, ranks, after=inference.pause
     )
     found = np.zeros_like(present)
-    found[positions] = made.labels.cpu().numpy()
+    found[positions] = nearest.cpu().numpy()
     ranks.sum(found, device)
     return found
 
