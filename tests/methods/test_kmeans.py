@@ -10,7 +10,7 @@ import textwrap
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import faiss
 import numpy as np

@@ -167,7 +167,7 @@ def layers_of(network: Network, protocol: Knn) -> list[str]:
 def neighbours(
     network: Network, bank: Index, queries: Index, layers: Sequence[str], count: int, resize: int, workers: int = 0,
     saver: Saver | None = None, precision: Precision = "fp32",
-) -> tuple[dict[str, Neighbours], float]:  # fmt: skip
+) -> dict[str, Neighbours]:  # fmt: skip
     """Find the nearest images of the bank to each query, by each layer.
 
     The network ends in eval mode and frozen; an assertion checks that it is bitwise unchanged.
@@ -178,15 +178,14 @@ def neighbours(
         precision: of the network; similarities are float32.
 
     Returns:
-        Neighbours by layer, and the seconds that earlier processes spent on them.
+        Neighbours by layer.
 
     Raises:
         InputError: from `features`; or there are states, but none is usable.
         Interrupted: a signal came; the state is saved, if any of the bank is done.
     """
     loaded = saver.state.load(_say) if saver else None
-    content, kept = (loaded[1], loaded[2]) if loaded else ({"done": 0, "seconds": 0.0}, {})
-    done, earlier = int(content["done"]), float(content["seconds"])
+    done, kept = (int(loaded[1]["done"]), loaded[2]) if loaded else (0, {})
     if loaded:
         _say(f"{loaded[0]}: going on from image {done + 1} of the bank")
     with frozen(network):
@@ -204,8 +203,7 @@ def neighbours(
 
         def save() -> None:
             assert saver
-            spent = {"done": done, "seconds": earlier + metrics.seconds()}
-            saver.state.save({layer: each.keys for layer, each in nearest.items()}, spent)
+            saver.state.save({layer: each.keys for layer, each in nearest.items()}, {"done": done})
 
         block: list[dict[str, Tensor]] = []
         for first, found in features(network, bank, layers, resize, workers, done, precision):
@@ -218,7 +216,7 @@ def neighbours(
             block.clear()
             if saver and done < len(bank):
                 saver.stop_or_save(saver.requests(saver.every), f"image {done + 1} of the bank", save)
-    return nearest, earlier
+    return nearest
 
 
 def values(nearest: dict[str, Neighbours], bank: Index, queries: Index, protocol: Knn) -> dict[str, metrics.Value]:
@@ -272,7 +270,7 @@ def main(arguments: list[str] | None = None) -> None:
         with state.claimed(ALONE):
             saver = Saver(state, ALONE, signals, options.save_every)
             workers = cpus.workers(options.threads)
-            nearest, earlier = neighbours(
+            nearest = neighbours(
                 network, bank, queries, layers, count, trained_by.resize, workers, saver, protocol.precision
             )
             found = values(nearest, bank, queries, protocol)
@@ -293,7 +291,7 @@ def main(arguments: list[str] | None = None) -> None:
                     sizes={"train": len(bank), "val": len(queries)},
                 ),
                 values=found, protocol=protocol.model_dump() | beyond, seed=protocol.seed,
-                hardware=devices.hardware(), earlier_seconds=earlier,
+                hardware=devices.hardware(), earlier_seconds=state.earlier_seconds,
             )  # fmt: skip
             finished.keep([options.out], identity)
             state.remove()

@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
                         sizes={"train": len(train_index), "val": len(val_index)},
                     ),
                     values=found, protocol={**protocol.model_dump(), **beyond}, seed=protocol.seed,
-                    hardware=devices.hardware(), earlier_seconds=probes.earlier_seconds,
+                    hardware=devices.hardware(), earlier_seconds=state.earlier_seconds,
                 )  # fmt: skip
                 finished.keep([options.out], identity)
                 state.remove()

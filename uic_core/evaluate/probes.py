@@ -83,7 +83,6 @@ class Probes:
         hits: int64 [L, 2, E], how many of these were classified correctly, top-1 and top-5.
         curves: accuracy after each tested epoch, 0..1, float64 [L, 2, epochs].
         losses: mean training loss of each layer in each finished epoch.
-        earlier_seconds: time spent by earlier processes whose state this one resumed.
     """
 
     def __init__(
@@ -142,7 +141,6 @@ class Probes:
         self.hits = torch.zeros(0, dtype=torch.int64)
         self.curves = np.zeros((len(self.layers), 2, 0))
         self.losses: list[list[float]] = []
-        self.earlier_seconds = 0.0
         if saver is not None:
             self._restore(saver)
 
@@ -309,7 +307,6 @@ class Probes:
                 tensors |= {f"waiting.{epoch}.{layer}.weight": weight, f"waiting.{epoch}.{layer}.bias": bias}
         tensors |= {"loss": self.loss, "hits": self.hits, "curves": torch.from_numpy(self.curves)}
         content: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "tested": self.tested}
-        content["seconds"] = self.earlier_seconds + metrics.seconds()
         self.saver.state.save(
             tensors, content | {"waiting": len(self.waiting), "losses": self.losses, "ranks": self.ranks.world}
         )
@@ -331,5 +328,4 @@ class Probes:
         self.loss, self.hits, self.curves = on_device["loss"], on_device["hits"], tensors["curves"].numpy()
         self.epoch, self.step, self.tested = content["epoch"], content["step"], content["tested"]
         self.losses = content.get("losses", [])  # states of earlier versions have none
-        self.earlier_seconds = content["seconds"]
         self.say(f"{path}: going on from {self._position()}{self.ranks.changed(content['ranks'])}")

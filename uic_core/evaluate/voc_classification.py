@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +112,7 @@ def train(
     protocol: VocClassification,
     workers: int = 0,
     saver: Saver | None = None,
-) -> tuple[float, float]:
+) -> float:
     """Train a prepared network in place, on its device.
 
     Images come in consecutive seeded shuffles. Crop and flip depend only on (seed, iteration, image), dropout on
@@ -126,7 +125,7 @@ def train(
         saver: saves states and ends on a signal; None: neither.
 
     Returns:
-        Mean loss over the last tenth of the iterations; seconds that interrupted processes had spent.
+        Mean loss over the last tenth of the iterations.
 
     Raises:
         InputError: an image cannot be read (names the file), or a gradient is not finite (names the iteration).
@@ -143,15 +142,14 @@ def train(
     order = _order(len(files), protocol)
     tenth = max(1, protocol.iterations // 10)
     last = torch.zeros((), device=device)
-    done, earlier, started = 0, 0.0, time.monotonic()
+    done = 0
     if saver and (found := saver.state.load(_say)):
-        done, earlier = voc_state.restore(found, network, optimizer, trained, last)
+        done = voc_state.restore(found, network, optimizer, trained, last)
         _say(f"{found[0]}: going on from iteration {done + 1}")
 
     def save() -> None:
         assert saver
-        spent = earlier + time.monotonic() - started
-        saver.state.save(*voc_state.pack(network, optimizer, trained, last, done, spent))
+        saver.state.save(*voc_state.pack(network, optimizer, trained, last, done))
 
     requests = [_Request(positions, (step,)) for step, positions in enumerate(order)][done:]
     for step, crops in enumerate(_crops(files, requests, protocol, workers) if requests else (), done):
@@ -181,7 +179,7 @@ def train(
     after = _untrained(network)
     changed = [name for name, value in before.items() if not torch.equal(value, after[name])]
     assert not changed, f"training changed what it must not: {changed}"
-    return last.item(), earlier
+    return last.item()
 
 
 @torch.no_grad()
@@ -279,7 +277,7 @@ def main(arguments: list[str] | None = None) -> None:
         state = State(options.out.parent, identity, prefix=f"{evaluation}.")
         with state.claimed(ALONE):
             saver = Saver(state, ALONE, signals, options.save_every)
-            ended, earlier = train(network, files["trainval"], splits["trainval"][1], protocol, workers, saver)
+            ended = train(network, files["trainval"], splits["trainval"][1], protocol, workers, saver)
             guess = len(voc.CLASSES) * math.log(2)
             remark = metrics.diverged(guess, ended, guess, protocol.lr)
             found = values(predict(network, files["test"], protocol, workers, saver), splits["test"][1], remark)
@@ -289,7 +287,7 @@ def main(arguments: list[str] | None = None) -> None:
                 options.out, evaluation, origin,
                 dataset=metrics.Dataset(name="voc07", fingerprint=fingerprint, sizes=sizes), values=found,
                 protocol=_settings(protocol, found), seed=protocol.seed, hardware=devices.hardware(),
-                earlier_seconds=earlier,
+                earlier_seconds=state.earlier_seconds,
             )  # fmt: skip
             finished.keep([options.out], identity)
             state.remove()

@@ -250,7 +250,8 @@ def main(arguments: list[str] | None = None) -> None:
         results = [options.out, options.samples]
         if finished.put_back(results, identity, ranks, print):
             return
-        with runner.train_and_test(content, identity, ranks, options.save_every, sizes["test"]) as (values, kept):
+        trained = runner.train_and_test(content, identity, ranks, options.save_every, sizes["test"])
+        with trained as (values, kept, earlier):
             if ranks.rank:
                 return
             demand_unchanged(files, hashes)
@@ -274,7 +275,7 @@ def main(arguments: list[str] | None = None) -> None:
                 protocol=protocol.model_dump() | settings, seed=protocol.seed, hardware=devices.hardware(),
                 files={f"proposals_{split}": digest for split, digest in hashes.items()}
                 | {"samples": sha256(options.samples)},
-                stamps=stamped,
+                stamps=stamped, earlier_seconds=earlier,
             )  # fmt: skip
             finished.keep(results, identity)
 

@@ -156,7 +156,8 @@ def main(arguments: list[str] | None = None) -> None:
         results = [options.out, options.samples]
         if finished.put_back(results, identity, ranks, print):
             return
-        with runner.train_and_test(content, identity, ranks, options.save_every, tested) as (values, kept):
+        trained = runner.train_and_test(content, identity, ranks, options.save_every, tested)
+        with trained as (values, kept, earlier):
             if ranks.rank:
                 return
             samples.Samples(
@@ -181,7 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
                 dataset=metrics.Dataset(name="voc_segmentation", fingerprint=fingerprint, sizes=sizes),
                 values=values,
                 protocol=protocol.model_dump() | settings, seed=protocol.seed, hardware=devices.hardware(),
-                files={"samples": sha256(options.samples)},
+                files={"samples": sha256(options.samples)}, earlier_seconds=earlier,
             )  # fmt: skip
             finished.keep(results, identity)
 
