@@ -27,7 +27,7 @@ from typing import Any, BinaryIO
 
 import yaml
 
-from uic_core.errors import InputError
+from uic_core.errors import InputError, is_full
 
 DAMAGED = (
     OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, IndexError, OverflowError, MemoryError,
@@ -61,7 +61,7 @@ def atomic(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except Exception as error:
-        if _is_full(error):
+        if is_full(error):
             raise InputError(f"{path}: the disk is full; free some space and run the same command again") from error
         raise
     finally:
@@ -106,7 +106,7 @@ def check_folder(folder: Path, remedy: str, write: bool = True) -> None:
             with tempfile.TemporaryFile(dir=folder) as file:
                 file.write(bytes(1_000_000))
     except OSError as error:
-        room = "make room, or " if _is_full(error) else ""
+        room = "make room, or " if is_full(error) else ""
         link = f": {there} links to {os.readlink(there)}" if there.is_symlink() else ""
         raise InputError(f"{folder}: nothing can be written there ({error.strerror}{link}); {room}{remedy}") from None
 
@@ -166,13 +166,6 @@ def holder(folder: Path) -> str:
         return ""
     finally:
         os.close(file)
-
-
-def _is_full(error: Exception) -> bool:
-    """True if the disk was full. numpy and safetensors report that in the message only, without an errno."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return True
-    return bool(re.search(r"os error (28|122|27)\b|\d+ requested and \d+ written", str(error)))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import math
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -32,7 +31,7 @@ from uic_core import checkpoint, recipe
 from uic_core.data.augment import normalize
 from uic_core.data.index import Index
 from uic_core.data.loader import Loader
-from uic_core.errors import InputError, stage
+from uic_core.errors import InputError, is_full, stage
 from uic_core.evaluate.frozen import demand, frozen, taps
 from uic_core.evaluations import Fewshot, Resolution
 from uic_core.evaluations.evaluation import Precision
@@ -82,7 +81,7 @@ class Features:
                 self._file.write(part.data)
             self._file.flush()
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if is_full(error):
                 need = 4e-9 * self.images * self.dimension
                 raise InputError(
                     f"{self._folder}: the disk is full; a layer's features take {need:.1f} GB there while the "
