@@ -33,6 +33,7 @@ from uic_core.data.index import Index
 from uic_core.data.loader import Loader
 from uic_core.errors import InputError, is_full, stage
 from uic_core.evaluate.frozen import demand, frozen, taps
+from uic_core.evaluate.inputs import layers_of
 from uic_core.evaluations import Fewshot, Resolution
 from uic_core.evaluations.evaluation import Precision
 from uic_core.models.architecture import MAX_POOLED
@@ -100,15 +101,6 @@ class Features:
     def close(self) -> None:
         """Free the disk space."""
         self._file.close()
-
-
-def layers_of(network: Network, protocol: Fewshot) -> list[str]:
-    """The layers to extract features from. Raises InputError if the protocol has none for the architecture."""
-    for arch, layers in protocol.layers.items():
-        if arch == network.arch:
-            return layers
-    known = ", ".join(protocol.layers)
-    raise InputError(f"fewshot.layers: nothing for {network.arch} (known: {known}); add a line")
 
 
 @torch.no_grad()
@@ -261,7 +253,7 @@ def evaluate(
     Raises:
         InputError: from `layers_of`, `draw_episodes` or `extract`, or a feature is not finite.
     """
-    layers = layers_of(network, protocol)
+    layers = layers_of(network.arch, protocol, "fewshot")
     episodes = draw_episodes(index, protocol)
     device = next(network.parameters()).device
     values: dict[str, metrics.Value] = {}
@@ -302,7 +294,7 @@ def main(arguments: list[str] | None = None) -> None:
         network = network.to(device)
         values, dimensions = evaluate(network, index, protocol, options.out.parent, options.threads - 1)
         settings: dict[str, Any] = {
-            "layers": layers_of(network, protocol),
+            "layers": layers_of(network.arch, protocol, "fewshot"),
             "distance": "squared Euclidean to class means",
             "dimensions": dimensions,
         }

@@ -31,6 +31,7 @@ from uic_core.data.index import Index
 from uic_core.data.resident import open_loader
 from uic_core.errors import InputError, stage
 from uic_core.evaluate.frozen import demand, frozen, taps
+from uic_core.evaluate.inputs import demand_one_data_set, layers_of
 from uic_core.evaluations import Knn
 from uic_core.evaluations.evaluation import Precision
 from uic_core.evaluations.knn import name
@@ -155,15 +156,6 @@ def features(
             yield int(positions[0]), found
 
 
-def layers_of(network: Network, protocol: Knn) -> list[str]:
-    """The layers to compare. Raises InputError if the protocol lacks a key's entry for the architecture."""
-    for key in ("layers", "images", "val_images"):
-        archs = getattr(protocol, key)
-        if network.arch not in archs:
-            raise InputError(f"knn.{key}: nothing for {network.arch} (known: {', '.join(archs)}); add a line")
-    return protocol.layers[network.arch]
-
-
 def neighbours(
     network: Network, bank: Index, queries: Index, layers: Sequence[str], count: int, resize: int, workers: int = 0,
     saver: Saver | None = None, precision: Precision = "fp32",
@@ -251,14 +243,10 @@ def main(arguments: list[str] | None = None) -> None:
         randomness.seed_everything(protocol.seed)
         network, trained_by, origin = checkpoint.of_run(options.run, options.checkpoint)
         network = network.to(devices.current(), memory_format=torch.channels_last)  # type: ignore[call-overload]
-        layers, arch = layers_of(network, protocol), trained_by.arch
+        layers, arch = layers_of(network.arch, protocol, "knn", "images", "val_images"), trained_by.arch
         bank = Index.load(options.train_index, verify=True).subset(protocol.images[arch], protocol.seed)
         queries = Index.load(options.val_index, verify=True).subset(protocol.val_images[arch], protocol.seed)
-        if bank.classes != queries.classes:
-            raise InputError(
-                f"{queries.name} ({queries.root}): its classes are not those of {bank.name} ({bank.root}); give "
-                "indexes of one data set"
-            )
+        demand_one_data_set(bank, queries)
         count = protocol.neighbours[-1]
         if count > len(bank):
             raise InputError(f"knn.neighbours: {count}, but {bank.name} has {len(bank)} images; lower it")

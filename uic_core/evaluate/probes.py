@@ -29,6 +29,7 @@ from uic_core.errors import InputError
 from uic_core.evaluate import ten_crop
 from uic_core.evaluate.frozen import frozen
 from uic_core.evaluate.heads import Affine, activations, build_heads
+from uic_core.evaluate.inputs import demand_one_data_set, layers_of
 from uic_core.evaluations import LinearProbe
 from uic_core.evaluations.linear_probe import SNAPSHOT_BYTES
 from uic_core.models.network import Network
@@ -56,12 +57,8 @@ def settings(network: Network, protocol: LinearProbe, section: str = "linear_pro
     Raises:
         InputError: a key of the protocol lacks this architecture; names the key and the known architectures.
     """
-    arch = network.arch
-    for key in ("layers", "crop", "images", "val_images"):
-        archs = getattr(protocol, key)
-        if arch not in archs:
-            raise InputError(f"{section}.{key}: nothing for {arch} (known: {', '.join(archs)}); add a line")
-    return list(protocol.layers[arch]), protocol.crop[arch]  # type: ignore[index]  # checked above
+    layers = layers_of(network.arch, protocol, section, "crop", "images", "val_images")
+    return list(layers), protocol.crop[network.arch]
 
 
 def learning_rate(protocol: LinearProbe, epoch: int) -> float:
@@ -111,11 +108,7 @@ class Probes:
                 there are states, but none is usable.
         """
         self.layers, self._crop = settings(network, protocol, section)
-        if train_index.classes != val_index.classes:
-            raise InputError(
-                f"{val_index.name} ({val_index.root}): its classes are not those of {train_index.name} "
-                f"({train_index.root}); give indexes of one data set"
-            )
+        demand_one_data_set(train_index, val_index)
         if protocol.batch_norm and min(protocol.batch_size, len(train_index)) < 2 * ranks.world:
             raise InputError(
                 f"{section}.batch_size: {protocol.batch_size} of {len(train_index)} images for {ranks.world} "
