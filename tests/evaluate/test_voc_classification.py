@@ -370,7 +370,7 @@ def run_stage(saved: Path, root: Path, folder: Path, settings: VocClassification
     out = folder / "metrics.json"
     arguments = [
         *("--checkpoint", saved, "--protocol", folder / "protocol.yaml", "--voc", root),
-        *("--out", out, "--run", "random_sobel"),
+        *("--out", out, "--run", "random_sobel", "--threads", "0"),
         *("--checked", noted(folder, voc.fingerprint(root, ["trainval", "test"]))),
     ]
     voc_classification.main([str(argument) for argument in arguments])

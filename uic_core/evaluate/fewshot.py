@@ -13,7 +13,6 @@ so one Gram matrix per layer holds all that the episodes need.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import math
 import tempfile
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from uic_core import checkpoint, recipe
+from uic_core.arguments import add_threads, stage_parser
 from uic_core.data.augment import normalize
 from uic_core.data.index import Index
 from uic_core.data.loader import Loader
@@ -275,13 +275,13 @@ def evaluate(
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure the few-shot accuracy of a checkpoint's frozen features; write the metrics JSON."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = stage_parser("uic_core.evaluate.fewshot", main.__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--protocol", type=Path, required=True, help="the config's fewshot section")
     parser.add_argument("--index", type=Path, required=True, help="index of the test classes")
     parser.add_argument("--out", type=Path, required=True, help="metrics JSON to write; temporary files lie beside it")
     parser.add_argument("--run", required=True, help="the run's name")
-    cpus.add_threads(parser)
+    add_threads(parser)
     options = parser.parse_args(arguments)
     with stage():
         device = devices.current()
@@ -292,7 +292,7 @@ def main(arguments: list[str] | None = None) -> None:
         network, _, origin = checkpoint.of_run(options.run, options.checkpoint)
         options.out.parent.mkdir(parents=True, exist_ok=True)
         network = network.to(device)
-        values, dimensions = evaluate(network, index, protocol, options.out.parent, options.threads - 1)
+        values, dimensions = evaluate(network, index, protocol, options.out.parent, cpus.workers(options.threads))
         settings: dict[str, Any] = {
             "layers": layers_of(network.arch, protocol, "fewshot"),
             "distance": "squared Euclidean to class means",

@@ -13,7 +13,6 @@ resumes. A state of another checkpoint, protocol or data set is not used.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from uic_core import checkpoint, recipe
+from uic_core.arguments import add_save_every, add_threads, stage_parser
 from uic_core.data.augment import normalize
 from uic_core.data.index import Index
 from uic_core.data.resident import open_loader
@@ -227,15 +227,15 @@ def values(nearest: dict[str, Neighbours], bank: Index, queries: Index, protocol
 
 def main(arguments: list[str] | None = None) -> None:
     """Classify the validation images by their nearest training images; write the metrics JSON."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = stage_parser("uic_core.evaluate.knn", main.__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--protocol", type=Path, required=True, help="the config's knn section")
     parser.add_argument("--train-index", type=Path, required=True)
     parser.add_argument("--val-index", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="metrics JSON to write")
     parser.add_argument("--run", required=True, help="the run's name")
-    parser.add_argument("--save-every", type=float, default=300, help="seconds between saved states")
-    cpus.add_threads(parser)
+    add_save_every(parser)
+    add_threads(parser)
     options = parser.parse_args(arguments)
     with stage(), Signals() as signals:
         protocol = recipe.load(Knn, options.protocol)

@@ -14,7 +14,6 @@ of another checkpoint, protocol or data set is not used.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from uic_core import checkpoint, recipe
+from uic_core.arguments import add_checked, add_save_every, add_threads, stage_parser
 from uic_core.data import reader, stamps, voc
 from uic_core.data.augment import CROP_UNIFORMS, UNIFORMS, augment, crop_box
 from uic_core.data.loader import answers
@@ -249,15 +249,15 @@ def values(scores: NDArray[np.float32], targets: NDArray[np.uint8], remark: str 
 
 def main(arguments: list[str] | None = None) -> None:
     """Train on VOC07 trainval, test on test, write the metrics JSON."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = stage_parser("uic_core.evaluate.voc_classification", main.__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--protocol", type=Path, required=True, help="a voc_classification section of the config")
     parser.add_argument("--voc", type=Path, required=True, help="the folder that holds VOC2007/")
     parser.add_argument("--out", type=Path, required=True, help="metrics JSON to write")
     parser.add_argument("--run", required=True, help="the run's name")
-    parser.add_argument("--checked", type=Path, help="what the stage check wrote: no file may have changed")
-    parser.add_argument("--save-every", type=float, default=300, help="seconds between saved states")
-    cpus.add_threads(parser)
+    add_checked(parser)
+    add_save_every(parser)
+    add_threads(parser)
     options = parser.parse_args(arguments)
     with stage(), Signals() as signals:
         device = devices.current()
@@ -270,7 +270,7 @@ def main(arguments: list[str] | None = None) -> None:
         pretrained, _, origin = checkpoint.of_run(options.run, options.checkpoint)
         network = prepare(pretrained, protocol).to(device)
         del pretrained
-        workers, evaluation = options.threads - 1, f"voc_classification_{protocol.train}"
+        workers, evaluation = cpus.workers(options.threads), f"voc_classification_{protocol.train}"
         identity = {"checkpoint": origin.checkpoint, "protocol": protocol.model_dump(), "voc07": fingerprint}
         if finished.put_back([options.out], identity, ALONE, _say):
             return

@@ -7,7 +7,6 @@ trainings still produce detections.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from uic_core import checkpoint, evaluations, recipe, samples
+from uic_core.arguments import add_checked, add_save_every, add_threads, stage_parser
 from uic_core.data import stamps, voc
 from uic_core.data.boxes import from_edges
 from uic_core.errors import InputError, stage
@@ -217,13 +217,13 @@ def _detected(sample: dict[str, Any]) -> samples.Detected:
 
 def main(arguments: list[str] | None = None) -> None:
     """Train on trainval, test on test, write the metrics `map`, `ap/<class>` and `proposal_recall` in percent."""
-    parser = argparse.ArgumentParser(prog="python -m uic_core.openmmlab.detection", description=__doc__)
+    parser = stage_parser("uic_core.openmmlab.detection", __doc__)
     for name in ("checkpoint", "protocol", "voc", "train-proposals", "test-proposals", "out", "samples", "work-dir"):
         parser.add_argument(f"--{name}", required=True, type=Path)
     parser.add_argument("--run", required=True)
-    parser.add_argument("--save-every", type=float, default=300, help="seconds between saved states")
-    parser.add_argument("--checked", type=Path, help="what the stage check wrote: no file may have changed")
-    cpus.add_threads(parser)
+    add_save_every(parser)
+    add_checked(parser)
+    add_threads(parser)
     options = parser.parse_args(arguments)
     with stage(), parallel.group(devices.current()) as ranks:
         protocol = recipe.load(evaluations.Detection, options.protocol)

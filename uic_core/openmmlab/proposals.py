@@ -8,7 +8,6 @@ right, bottom in the original image's pixels, counted from 0, last pixel include
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import json
 import time
@@ -24,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uic_core import evaluations, recipe
+from uic_core.arguments import add_checked, stage_parser
 from uic_core.data import matlab, reader, stamps, voc
 from uic_core.data.boxes import overlaps
 from uic_core.errors import InputError, stage
@@ -270,12 +270,12 @@ def recall(proposals: Sequence[NDArray[np.float32]], truths: Sequence[NDArray[np
 
 def main(arguments: list[str] | None = None) -> None:
     """Make and write a split's proposals; print throughput and the recall of annotated objects."""
-    parser = argparse.ArgumentParser(prog="python -m uic_core.openmmlab.proposals", description=__doc__)
+    parser = stage_parser("uic_core.openmmlab.proposals", __doc__)
     parser.add_argument("--protocol", required=True, type=Path)
     parser.add_argument("--voc", required=True, type=Path, help="the folder that holds VOC2007/")
     parser.add_argument("--split", required=True, choices=["trainval", "test"])
     parser.add_argument("--threads", type=int, default=1, help="processes; they change the time, not the boxes")
-    parser.add_argument("--checked", type=Path, help="what the stage check wrote: no file may have changed")
+    add_checked(parser)
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args(arguments)
     with stage():
@@ -283,7 +283,7 @@ def main(arguments: list[str] | None = None) -> None:
         stamps.verify(options.checked, voc.files(options.voc))
         source, beside = settings.published(options.split), options.out.with_suffix(SOURCE)
         stamped = stamp(source)  # first: of a file that is replaced meanwhile, the new one is looked at again
-        proposals = make(options.voc, options.split, settings, max(1, options.threads), options.checked)
+        proposals = make(options.voc, options.split, settings, options.threads, options.checked)
         beside.unlink(missing_ok=True)  # of an earlier file
         proposals.save(options.out)
         if settings.source:

@@ -7,13 +7,13 @@ twice the learning rate and no weight decay. The loss is the mean over counted p
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from uic_core import checkpoint, evaluations, recipe, samples
+from uic_core.arguments import add_checked, add_save_every, add_threads, stage_parser
 from uic_core.data import stamps, voc
 from uic_core.data.dataset import Dataset, VocSegmentation
 from uic_core.errors import InputError, stage
@@ -121,13 +121,13 @@ def _segmented(mask: Path, sample: dict[str, Any]) -> samples.Segmented:
 
 def main(arguments: list[str] | None = None) -> None:
     """Train on the first list, test on the second, write the metrics `miou` and `iou/<class>` in percent."""
-    parser = argparse.ArgumentParser(prog="python -m uic_core.openmmlab.segmentation", description=__doc__)
+    parser = stage_parser("uic_core.openmmlab.segmentation", __doc__)
     for name in ("checkpoint", "protocol", "dataset", "out", "samples", "work-dir"):
         parser.add_argument(f"--{name}", required=True, type=Path)
     parser.add_argument("--run", required=True)
-    parser.add_argument("--save-every", type=float, default=300, help="seconds between saved states")
-    parser.add_argument("--checked", type=Path, help="what the stage check wrote: no file may have changed")
-    cpus.add_threads(parser)
+    add_save_every(parser)
+    add_checked(parser)
+    add_threads(parser)
     options = parser.parse_args(arguments)
     with stage(), parallel.group(devices.current()) as ranks:
         protocol = recipe.load(evaluations.Segmentation, options.protocol)

@@ -5,7 +5,6 @@ After Fig. 2 of DeepCluster's paper, for all runs at once. The same inputs give 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from uic_core.arguments import stage_parser
 from uic_core.errors import stage
 from uic_core.files import unchanged
 from uic_core.report.arguments import add_recipes, add_scale
@@ -134,7 +134,7 @@ def _legend(panel: Axes, runs: Sequence[str]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Draw the figure. On an error, name it and exit with 2."""
-    parser = argparse.ArgumentParser(prog="python -m uic_core.report.curves", description=__doc__)
+    parser = stage_parser("uic_core.report.curves", __doc__)
     parser.add_argument("--history", type=Path, nargs="+", required=True, help="runs/<run>/history.jsonl of every run")
     add_scale(parser)
     add_recipes(parser)

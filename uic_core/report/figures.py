@@ -5,7 +5,6 @@ Made from the output of evaluation `clusters`. The same inputs give the same byt
 
 from __future__ import annotations
 
-import argparse
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from uic_core.arguments import stage_parser
 from uic_core.data import reader
 from uic_core.data.index import Index
 from uic_core.errors import InputError, stage
@@ -237,7 +237,7 @@ def _short(number: float) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Draw one figure. On an error, name it and exit with 2."""
-    parser = argparse.ArgumentParser(prog="python -m uic_core.report.figures", description=__doc__)
+    parser = stage_parser("uic_core.report.figures", __doc__)
     parser.add_argument("--figure", type=int, choices=(3, 4), required=True, help="number of the figure in the paper")
     parser.add_argument("--arrays", type=Path, required=True, help="clusters.npz")
     parser.add_argument("--metrics", type=Path, required=True, help="clusters.json")

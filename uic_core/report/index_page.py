@@ -6,7 +6,6 @@ can be read without its script. The same files give the same bytes. Imports no t
 
 from __future__ import annotations
 
-import argparse
 import base64
 import hashlib
 import io
@@ -24,6 +23,7 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 from PIL import Image
 
+from uic_core.arguments import stage_parser
 from uic_core.errors import InputError, stage
 from uic_core.files import read_text, write_text
 from uic_core.report import per_class, runs, tables, times
@@ -371,7 +371,7 @@ def curve(values: Sequence[float]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the page. On an error, name it, write nothing and exit with 2."""
-    parser = argparse.ArgumentParser(prog="python -m uic_core.report.index_page", description=__doc__)
+    parser = stage_parser("uic_core.report.index_page", __doc__)
     parser.add_argument("--results", type=Path, required=True, help="the results folder")
     parser.add_argument("--metrics", type=Path, nargs="*", default=[], help="metrics JSONs that the tables need")
     parser.add_argument("--tables", type=Path, required=True, help="config/tables.yaml")

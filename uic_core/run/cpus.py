@@ -57,9 +57,12 @@ def pool(processes: int, method: str = "fork") -> Iterator[ProcessPoolExecutor]:
     """Yield processes for independent work. On an error or Ctrl-C they end what they are at, and begin nothing more.
 
     Args:
+        processes: at least one is started.
         method: how they start, as in multiprocessing.
     """
-    executor = ProcessPoolExecutor(processes, multiprocessing.get_context(method), initializer=ignore_interrupts)
+    executor = ProcessPoolExecutor(
+        max(1, processes), multiprocessing.get_context(method), initializer=ignore_interrupts
+    )
     try:
         yield executor
     finally:
