@@ -242,8 +242,11 @@ def demand_unchanged(paths: Mapping[str, Path], hashes: Mapping[str, str]) -> No
             raise InputError(f"{paths[name]}: was replaced while it was read; run the same command again")
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, remedy: str = "check the path") -> str:
     """Read a text file in UTF-8, without the byte-order mark that spreadsheets and editors on Windows put first.
+
+    Args:
+        remedy: said if it cannot be read.
 
     Raises:
         InputError: it cannot be read, or is not UTF-8; the message names the line.
@@ -252,7 +255,7 @@ def read_text(path: Path) -> str:
         content = Path(path).read_bytes()
         return content.decode("utf-8-sig")
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         told = f"{path}:{line}: is not UTF-8 (byte 0x{content[error.start]:02x}); save the file as UTF-8"

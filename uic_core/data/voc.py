@@ -23,6 +23,7 @@ from PIL import Image
 
 from uic_core.data import matlab
 from uic_core.errors import InputError
+from uic_core.files import read_text
 from uic_core.voc_classes import CLASSES as CLASSES
 from uic_core.voc_classes import CLASSES_SEGMENTATION as CLASSES_SEGMENTATION
 
@@ -141,14 +142,8 @@ def read_list(root: Path, split: str) -> tuple[str, ...]:
 
 
 def _read_ids(path: Path, remedy: str) -> tuple[str, ...]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise InputError(f"{path}: the image list cannot be read ({error.strerror}); {remedy}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is no text; expected one image id a line") from error
     first_line: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_text(path, remedy).splitlines(), start=1):
         if not line.strip():
             continue
         image = check_id(line.strip(), f"{path}:{number}")

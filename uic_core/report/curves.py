@@ -19,7 +19,7 @@ from uic_core.arguments import stage_parser
 from uic_core.errors import stage
 from uic_core.files import unchanged
 from uic_core.report.arguments import add_recipes, add_scale
-from uic_core.report.figures import DPI, INK, STYLE, WIDTH, foot_note, save
+from uic_core.report.figures import DPI, INK, STYLE, WIDTH, foot_note, panel_letter, save
 from uic_core.report.origin import training
 from uic_core.run import trained
 
@@ -108,9 +108,7 @@ def _finish(panel: Axes, quantity: str, last: float, letter: str) -> None:
     panel.set(xlim=(0, 1.02 * last), xlabel="epochs")
     panel.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     panel.set_title(PANELS[quantity][0], loc="left", pad=4)
-    panel.annotate(
-        letter, (0, 1), (-26, 4), xycoords="axes fraction", textcoords="offset points", weight="bold", size=9
-    )
+    panel_letter(panel, letter, rise=4)  # level with the title
     panel.grid(axis="y", color="#e4e4e4", linewidth=0.5)
     panel.set_axisbelow(True)
     if quantity == "empty_classes":  # thousands at first, then few or none

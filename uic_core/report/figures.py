@@ -95,7 +95,7 @@ def class_sizes_figure(sizes: NDArray[np.integer], note: str = "") -> Figure:
             f"mean N/K = {_short(mean)}", (mean, top), (4, -2), textcoords="offset points", color=RED, va="top", size=7
         )
         left.set(xlim=(0, float(edges[-1]) * 1.06), ylim=(0, top), xlabel="images in a class", ylabel="classes")
-        _panel(left, "a")
+        panel_letter(left, "a")
 
         ordered = np.sort(sizes)[::-1]
         ranks = np.arange(len(ordered) + 1)
@@ -106,7 +106,7 @@ def class_sizes_figure(sizes: NDArray[np.integer], note: str = "") -> Figure:
         low, median, high = int(ordered[-1]), float(np.median(ordered)), int(ordered[0])
         summary = f"K = {len(sizes):,}   min {low:,}   median {_short(median)}   max {high:,}"
         right.text(1, 0.98, summary, transform=right.transAxes, ha="right", va="top", size=7)
-        _panel(right, "b")
+        panel_letter(right, "b")
         for axes in (left, right):
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
             axes.yaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
@@ -206,8 +206,11 @@ def _describe(axes: Axes, clusters: ClusterArrays, row: int, y: float, dominant:
         )
 
 
-def _panel(axes: Axes, letter: str) -> None:
-    axes.annotate(letter, (0, 1), (-26, 5), xycoords="axes fraction", textcoords="offset points", weight="bold", size=9)
+def panel_letter(axes: Axes, letter: str, rise: int = 5) -> None:
+    """Print a panel's letter at its upper left, `rise` points above it."""
+    axes.annotate(
+        letter, (0, 1), (-26, rise), xycoords="axes fraction", textcoords="offset points", weight="bold", size=9
+    )
 
 
 def foot_note(figure: Figure, note: str) -> int:
