@@ -189,7 +189,7 @@ SHARED = """
             labels = clustered(rows, own, images, 90, 8, 5, ranks, after=lambda: after.append(1))
             found = np.zeros(images, np.int32)
             found[own] = labels.numpy()
-            ranks.sum(found, device)
+            ranks.sum_array(found, device)
             made.append([found.tolist(), len(after)])
     if ranks.rank:
         print(json.dumps(made))

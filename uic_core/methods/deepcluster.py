@@ -56,7 +56,7 @@ def by_torch(recipe: DeepCluster, seed: int, present: Labels, inference: Inferen
     )
     found = np.zeros_like(present)
     found[positions] = nearest.cpu().numpy()
-    ranks.sum(found, device)
+    ranks.sum_array(found, device)
     return found
 
 

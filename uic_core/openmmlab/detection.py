@@ -191,7 +191,7 @@ def _dataset(root: Path, split: str, file: Path, resize: dict[str, Any], *, flip
     }
 
 
-def _examples(root: Path, found: proposals.Proposals) -> Iterator[tuple[Any, Any, Any]]:
+def _examples(root: Path, found: proposals.ProposedBoxes) -> Iterator[tuple[Any, Any, Any]]:
     """Yield each image's input for `regression.statistics`, without difficult objects, which are not trained on."""
     for position, image in enumerate(found.ids):
         annotation = voc.read_annotation(voc.annotation_path(root, image))

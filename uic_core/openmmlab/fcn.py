@@ -121,7 +121,7 @@ def accuracy(scores: Tensor, labels: Tensor, ignored: int) -> Tensor:
 
 
 @DATASETS.register_module()
-class VocSegmentation(SeededDraws, PascalVOCDataset):  # type: ignore[misc]
+class VocMasks(SeededDraws, PascalVOCDataset):  # type: ignore[misc]
     """mmseg's VOC data set with a strictly read list; takes the keys of any mmseg VOC config."""
 
     def load_data_list(self) -> list[dict[str, Any]]:

@@ -35,7 +35,7 @@ _MIN_PUBLISHED_SIDE = 2
 
 
 @dataclass(frozen=True)
-class Proposals:
+class ProposedBoxes:
     """Candidate boxes of a split; image i has rows offsets[i] … offsets[i + 1] − 1 of `boxes`, best first."""
 
     ids: tuple[str, ...]
@@ -62,7 +62,7 @@ class Proposals:
             )
 
 
-def load(path: Path, fingerprint: str | None, sizes: Mapping[str, tuple[int, int]]) -> Proposals:
+def load(path: Path, fingerprint: str | None, sizes: Mapping[str, tuple[int, int]]) -> ProposedBoxes:
     """Read a proposal file and check that it belongs to the given images.
 
     Args:
@@ -79,7 +79,7 @@ def load(path: Path, fingerprint: str | None, sizes: Mapping[str, tuple[int, int
             settings = json.loads(str(arrays["settings"]))
             if settings.keys() != {"source"}:
                 recipe.parse(evaluations.Proposals, settings, f"{path}: settings")
-            found = Proposals(
+            found = ProposedBoxes(
                 tuple(arrays["ids"].tolist()),
                 arrays["offsets"].astype(np.int64),
                 arrays["boxes"].astype(np.float32),
@@ -114,7 +114,7 @@ def load(path: Path, fingerprint: str | None, sizes: Mapping[str, tuple[int, int
     return found
 
 
-def open_for(root: Path, split: str, path: Path, checked: Path | None = None) -> Proposals:
+def open_for(root: Path, split: str, path: Path, checked: Path | None = None) -> ProposedBoxes:
     """`load` a proposal file for the images of a VOC07 split; `checked` is as in `fingerprint_of`."""
     return load(path, fingerprint_of(root, split, checked), _sizes(root, voc.read_list(root, split)))
 
@@ -168,7 +168,7 @@ def search(path: Path, settings: evaluations.Proposals) -> NDArray[np.float32]:
 
 def make(
     root: Path, split: str, settings: evaluations.Proposals, processes: int, checked: Path | None = None
-) -> Proposals:
+) -> ProposedBoxes:
     """Make a VOC07 split's proposals: read `settings.source`, or search in `processes` processes; print which.
 
     `checked` is as in `fingerprint_of`.
@@ -190,7 +190,7 @@ def make(
         found = _search_all([voc.image_path(root, image) for image in ids], settings, processes)
         print(f"{len(ids) / (time.monotonic() - started):.2f} images/s with {processes} processes")
     offsets = np.concatenate([[0], np.cumsum([len(boxes) for boxes in found])]).astype(np.int64)
-    return Proposals(ids, offsets, np.concatenate(found), fingerprint, settings.made_by(digest))
+    return ProposedBoxes(ids, offsets, np.concatenate(found), fingerprint, settings.made_by(digest))
 
 
 def _search_all(paths: list[Path], settings: evaluations.Proposals, processes: int) -> list[NDArray[np.float32]]:
@@ -217,7 +217,7 @@ def published(path: Path, sizes: Mapping[str, tuple[int, int]]) -> list[NDArray[
         sizes: (width, height) of the images to return, in this order.
 
     Returns:
-        Each image's boxes in the format of `Proposals`, in the file's order. As in Fast R-CNN, duplicates and boxes
+        Each image's boxes in the format of `ProposedBoxes`, in the file's order. As in Fast R-CNN, duplicates and boxes
         with a side below 2 pixels are removed.
 
     Raises:
@@ -247,7 +247,7 @@ def published(path: Path, sizes: Mapping[str, tuple[int, int]]) -> list[NDArray[
     return kept
 
 
-def recall_on(root: Path, proposals: Proposals) -> tuple[float, int]:
+def recall_on(root: Path, proposals: ProposedBoxes) -> tuple[float, int]:
     """Compute recall (0…1) at IoU .5 over VOC07's objects that are not difficult, and the number of these objects."""
     annotations = [voc.read_annotation(voc.annotation_path(root, image)) for image in proposals.ids]
     truths = [annotation.boxes[~annotation.difficult] for annotation in annotations]

@@ -104,7 +104,7 @@ def lists_of(data: VocSegmentation) -> tuple[voc.Segmentation, voc.Segmentation]
 
 def _dataset(images: voc.Segmentation, *, test: bool) -> dict[str, Any]:
     return {
-        "type": "VocSegmentation",
+        "type": "VocMasks",
         "ann_file": str(images.path),
         "data_prefix": {"img_path": str(images.images), "seg_map_path": str(images.masks)},
         "seg_map_suffix": images.suffix,

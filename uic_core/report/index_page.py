@@ -40,7 +40,7 @@ from uic_core.report.cells import (
 )
 from uic_core.report.linked import LinkedTable, anchor, class_table, paper_table, text
 from uic_core.report.page import fragment
-from uic_core.report.runs import Evaluation, Run
+from uic_core.report.runs import MetricsFile, Run
 from uic_core.report.tables import DEMO, Key
 from uic_core.run.metrics import Value
 
@@ -214,7 +214,7 @@ def paper_tables(
     return found
 
 
-def _fit(evaluation: Evaluation | None) -> bool:
+def _fit(evaluation: MetricsFile | None) -> bool:
     return evaluation is not None and evaluation.metrics is not None
 
 
