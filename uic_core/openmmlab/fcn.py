@@ -126,7 +126,7 @@ class VocMasks(SeededDraws, PascalVOCDataset):  # type: ignore[misc]
 
     def load_data_list(self) -> list[dict[str, Any]]:
         """mmseg's entries. Raises InputError: the list is invalid, or an image of it lacks a file."""
-        images = voc.Segmentation(Path(self.ann_file), Path(), Path()).ids()
+        images = voc.MaskList(Path(self.ann_file), Path(), Path()).ids()
         entries: list[dict[str, Any]] = super().load_data_list()
         if len(entries) != len(images):
             raise InputError(f"{self.ann_file}: has blank lines; remove them")

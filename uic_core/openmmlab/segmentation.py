@@ -97,12 +97,12 @@ def _model(network: Network, pretrained: dict[str, Any], pad: int) -> dict[str, 
     }
 
 
-def lists_of(data: VocSegmentation) -> tuple[voc.Segmentation, voc.Segmentation]:
+def lists_of(data: VocSegmentation) -> tuple[voc.MaskList, voc.MaskList]:
     """The lists for training and for testing."""
     return voc.segmentation_lists(Path(data.root), data.sbd, data.train_list, data.val_list)
 
 
-def _dataset(images: voc.Segmentation, *, test: bool) -> dict[str, Any]:
+def _dataset(images: voc.MaskList, *, test: bool) -> dict[str, Any]:
     return {
         "type": "VocMasks",
         "ann_file": str(images.path),
