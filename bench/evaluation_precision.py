@@ -104,7 +104,7 @@ def neighbours(network: Network, bank: Index, queries: Index, precision: Precisi
     protocol = section("knn", Knn, precision)
     known = bank.subset(protocol.images[network.arch], protocol.seed)
     layers, resize = protocol.layers[network.arch], DEMO["templates"]["alexnet"]["resize"]
-    found, _ = knn.neighbours(network, known, queries, layers, protocol.neighbours[-1], resize, precision=precision)
+    found = knn.neighbours(network, known, queries, layers, protocol.neighbours[-1], resize, precision=precision)
     return {key: value.value for key, value in knn.values(found, known, queries, protocol).items()}
 
 

@@ -28,6 +28,7 @@ from uic_core.data.loader import Loader
 from uic_core.evaluate import fewshot, ten_crop
 from uic_core.evaluate.frozen import fingerprint
 from uic_core.evaluate.heads import Affine, build_heads
+from uic_core.evaluate.inputs import layers_of
 from uic_core.evaluate.probes import Probes
 from uic_core.evaluations import Fewshot, LinearProbe
 from uic_core.models import build
@@ -114,7 +115,7 @@ def few_shot(network: Network, index: Index, protocol: Fewshot, folder: Path) ->
     is proportional to its factor.
     """
     ((_, resolution),) = protocol.resolutions.items()
-    layers, device = fewshot.layers_of(network, protocol), devices.current()
+    layers, device = layers_of(network.arch, protocol, "fewshot"), devices.current()
     whole = replace(index, paths=np.tile(index.paths, 10), labels=np.tile(index.labels, 10))
     column = torch.rand(len(whole), DIMENSION, device=device)
     images = episode_images(fewshot.draw_episodes(index, protocol)).numpy()[:NAIVE_EPISODES]

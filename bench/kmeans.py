@@ -54,7 +54,7 @@ def main() -> None:
 
     def by_torch() -> None:
         made = clustered(white, places, IMAGES, CLASSES, ITERATIONS, seed=0)
-        labels["torch"] = made.labels.cpu().numpy().astype(np.int32)
+        labels["torch"] = made.cpu().numpy().astype(np.int32)
 
     found = interleaved(
         {

@@ -58,7 +58,7 @@ def main() -> None:
     bars.close()
 
 
-def covered(root: Path, found: proposals.Proposals) -> float:
+def covered(root: Path, found: proposals.ProposedBoxes) -> float:
     """Return the share of annotated objects (not difficult) that a proposal overlaps by an IoU of .5."""
     annotations = [voc.read_annotation(voc.annotation_path(root, image)) for image in found.ids]
     boxes = [found.of(position) for position in range(len(found.ids))]

@@ -49,7 +49,7 @@ def index(path: Path) -> Read:
 
 def proposal_file(path: Path) -> Read:
     boxes = np.array([[0, 0, 5, 5], [1, 1, 6, 6]], np.float32)
-    proposals.Proposals(("1",), np.array([0, 2]), boxes, "0", {"source": "sha256:0"}).save(path)
+    proposals.ProposedBoxes(("1",), np.array([0, 2]), boxes, "0", {"source": "sha256:0"}).save(path)
     return lambda file: proposals.load(file, None, {"1": (9, 9)})
 
 

@@ -44,6 +44,7 @@ def test_a_stage_turns_a_users_mistake_into_one_line_and_status_2(capsys):
     assert capsys.readouterr().err == "error: data/x: is not there; look again\n"
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 POOL = """
 import time
 from uic_core.errors import stage
@@ -79,7 +80,8 @@ def test_fault_38_ctrl_c_in_a_stage_without_state_is_one_line(seen):
             "a decoding process ended (DataLoader worker (pid 7) is killed by signal: Bus error): ",
         ),
         (OSError(errno.ENOSPC, "No space left on device"), "a disk, or /dev/shm: is full"),  # no semaphore fits
-        (OSError(errno.ENOSPC, "No space left on device", "/scratch/x"), "/scratch/x: is full"),
+        *((OSError(each, os.strerror(each), "/scratch/x"), "/scratch/x: is full") for each in FULL),
+        (OSError("1000 requested and 512 written"), "a disk, or /dev/shm: is full"),  # numpy's
     ],
 )
 def test_fault_46_a_machine_that_is_too_small_is_one_line(error, said, ended):

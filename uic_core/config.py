@@ -19,7 +19,7 @@ from uic_core.strict_yaml import lines_of, read_yaml
 
 _ROOT = Path(__file__).resolve().parents[1]
 
-FILES = "the config, in one file or in several, each over those before it"
+CONFIG_HELP = "the config, in one file or in several, each over those before it"
 """What an argument `--config` is."""
 
 RUN_NAME = "[A-Za-z0-9_]{1,100}"

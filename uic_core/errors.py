@@ -37,6 +37,15 @@ class Interrupted(Exception):
     """The process got SIGTERM, SIGUSR1 or SIGINT; the message says what is saved. The same command goes on."""
 
 
+def is_full(error: Exception) -> bool:
+    """True if the disk was full. numpy and safetensors report that in the message only, without an errno."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return True
+    texts = rf"os error ({'|'.join(map(str, _FULL))})\b|\d+ requested and \d+ written"
+    return bool(re.search(texts, str(error)))
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ACCESS = "get the right to use it, or name another place in the config"
 _BROKEN = "its disk or network failed: run the same command again once it works"
 _IN_PLACE = "move away what is in its place, or name another place in the config"
@@ -102,7 +111,7 @@ def stage() -> Iterator[None]:
             _end(2, f"error: {error.filename}: {error.strerror}; {remedy}")
         if error.errno == errno.ENOMEM:
             _end_full("memory", error, _MEMORY)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_full(error):
             raise
         full = error.filename or "a disk, or /dev/shm"  # a semaphore and an open file have no name
         _end(1, f"error: {full}: is full; free some space and run the same command again")

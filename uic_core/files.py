@@ -12,7 +12,6 @@ import io
 import json
 import lzma
 import os
-import re
 import shutil
 import socket
 import stat
@@ -25,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from uic_core.errors import InputError
+from uic_core.errors import InputError, is_full
 
 DAMAGED = (
     OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, IndexError, OverflowError, MemoryError,
@@ -59,7 +58,7 @@ def atomic(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except Exception as error:
-        if _is_full(error):
+        if is_full(error):
             raise InputError(f"{path}: the disk is full; free some space and run the same command again") from error
         raise
     finally:
@@ -104,7 +103,7 @@ def check_folder(folder: Path, remedy: str, write: bool = True) -> None:
             with tempfile.TemporaryFile(dir=folder) as file:
                 file.write(bytes(1_000_000))
     except OSError as error:
-        room = "make room, or " if _is_full(error) else ""
+        room = "make room, or " if is_full(error) else ""
         link = f": {there} links to {os.readlink(there)}" if there.is_symlink() else ""
         raise InputError(f"{folder}: nothing can be written there ({error.strerror}{link}); {room}{remedy}") from None
 
@@ -164,13 +163,6 @@ def holder(folder: Path) -> str:
         return ""
     finally:
         os.close(file)
-
-
-def _is_full(error: Exception) -> bool:
-    """True if the disk was full. numpy and safetensors report that in the message only, without an errno."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return True
-    return bool(re.search(r"os error (28|122|27)\b|\d+ requested and \d+ written", str(error)))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -247,8 +239,11 @@ def demand_unchanged(paths: Mapping[str, Path], hashes: Mapping[str, str]) -> No
             raise InputError(f"{paths[name]}: was replaced while it was read; run the same command again")
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, remedy: str = "check the path") -> str:
     """Read a text file in UTF-8, without the byte-order mark that spreadsheets and editors on Windows put first.
+
+    Args:
+        remedy: said if it cannot be read.
 
     Raises:
         InputError: it cannot be read, or is not UTF-8; the message names the line.
@@ -257,7 +252,7 @@ def read_text(path: Path) -> str:
         content = Path(path).read_bytes()
         return content.decode("utf-8-sig")
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         told = f"{path}:{line}: is not UTF-8 (byte 0x{content[error.start]:02x}); save the file as UTF-8"

@@ -6,11 +6,11 @@ Evaluations read that file instead of the config, so that a changed setting reru
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
 from uic_core import recipe
+from uic_core.arguments import stage_parser
 from uic_core.data.dataset import Dataset
 from uic_core.errors import InputError, stage
 from uic_core.evaluations import SECTIONS
@@ -19,7 +19,7 @@ from uic_core.methods import parse_run
 
 def main(arguments: list[str] | None = None) -> None:
     """Write the section `--section`, given as JSON by `--value`, to `--out` as YAML. Exits with 2 on a wrong value."""
-    parser = argparse.ArgumentParser(prog="python -m uic_core.protocol", description=__doc__)
+    parser = stage_parser("uic_core.protocol", __doc__)
     parser.add_argument("--section", required=True, help="recipe, dataset, or an evaluation's name")
     parser.add_argument("--value", required=True, help="the section as JSON")
     parser.add_argument("--out", required=True, type=Path)

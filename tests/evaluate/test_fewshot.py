@@ -361,7 +361,7 @@ def test_stage(network: Network, demo_recipe: recipe.Recipe, demo_data: SimpleNa
     results = []
     for name in ("one", "two"):
         out = tmp_path / name / "fewshot.json"
-        fewshot.main([*arguments, "--out", str(out), "--run", "random_sobel"])
+        fewshot.main([*arguments, "--out", str(out), "--run", "random_sobel", "--threads", "0"])
         assert [file.name for file in out.parent.iterdir()] == ["fewshot.json"]
         results.append(json.loads(out.read_text()))
     assert results[0]["values"] == results[1]["values"]

@@ -146,7 +146,7 @@ def test_images_of_one_colour_a_class_are_always_right_and_shuffled_ones_at_chan
                 Image.fromarray(noisy).save(tmp_path / split / name / f"{number}.png")
     bank, queries = (build_folder(tmp_path, split, "imagenet") for split in ("train", "val"))
     settings = protocol(layers={"alexnet": ["conv5"]})
-    nearest, _ = knn.neighbours(pixels(), bank, queries, ["conv5"], 20, 64)
+    nearest = knn.neighbours(pixels(), bank, queries, ["conv5"], 20, 64)
     right = knn.values(nearest, bank, queries, settings)
     assert list(right) == settings.values_of("alexnet")
     assert list(right)[:3] == ["conv5/k1/t0.07", "conv5/k1/t0.1", "conv5/k5/t0.07"]
@@ -291,6 +291,7 @@ def test_fault_42_an_interrupted_stage_goes_on_from_its_block(
 
     with monkeypatch.context() as patched:
         patched.setattr(knn.Neighbours, function, counted)
+        patched.setattr(metrics, "_STARTED", metrics._STARTED - 3600)
         with pytest.raises(SystemExit) as stop:
             stage("interrupted")
     err = capsys.readouterr().err
@@ -298,7 +299,9 @@ def test_fault_42_an_interrupted_stage_goes_on_from_its_block(
     assert stop.value.code == INTERRUPTED
     assert err.startswith(f"interrupted: {number.name}, {where} in ")
     assert (tmp_path / "interrupted" / "knn.interrupted").exists()
-    assert stage("interrupted")["values"] == undisturbed["values"]
+    found = stage("interrupted")
+    assert found["values"] == undisturbed["values"]
+    assert found["provenance"]["wall_seconds"] > 3600, "the interrupted process's time counts"
     assert f"going on from {where.removeprefix('saved before ')}" in capsys.readouterr().out
 
 

@@ -22,10 +22,9 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from tests import forked
+from tests.states import worked_an_hour
 from uic_core import checkpoint, recipe
 from uic_core.data.index import Index, build_folder
 from uic_core.errors import INTERRUPTED, InputError
@@ -172,22 +171,12 @@ def test_told_to_end_in_a_test_it_goes_on_in_the_test(
     assert process.returncode == INTERRUPTED, err
     assert re.search(r"interrupted: SIGUSR1, saved before validation image \d+ of the test after epoch 4 in ", err)
     assert not run.out.exists()
-    worked_an_hour(run)
+    worked_an_hour(run.states())
     said = run.finish()
     assert "going on from validation image " in said
     assert "epoch 4/" not in said
     assert run.values() == undisturbed.values
     assert json.loads(run.out.read_text())["provenance"]["wall_seconds"] > 3600
-
-
-def worked_an_hour(run: Run) -> None:
-    """Let the interrupted process have taken that long."""
-    for path in run.states():
-        with safe_open(path, framework="pt") as file:
-            content = json.loads(file.metadata()["state"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        assert content["seconds"] > 0
-        save_file(tensors, path, metadata={"state": json.dumps(content | {"seconds": 3600})})
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from uic_core.evaluate import voc_classification
 from uic_core.evaluations import VocClassification
 from uic_core.methods import parse_run
 from uic_core.models import build
+from uic_core.run import metrics
 from uic_core.strict_yaml import read_yaml
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +41,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def stage(saved: Path, demo_data: SimpleNamespace, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """Run the stage in a folder; the values that it wrote."""
+    """Run the stage in a folder; what it wrote."""
 
     def run(folder: str, train: str, **changes: Any) -> dict[str, Any]:
         place = tmp_path / folder
@@ -51,8 +52,8 @@ def stage(saved: Path, demo_data: SimpleNamespace, tmp_path: Path) -> Callable[.
         arguments = {"checkpoint": saved, "protocol": tmp_path / "protocol.yaml", "voc": demo_data.voc07, "out": out}
         voc_classification.main(["--run", "r", *(f"--{name}={path}" for name, path in arguments.items())])
         assert sorted(path.name for path in place.iterdir()) == [f".{out.stem}.finished", out.name]  # no state is left
-        values: dict[str, Any] = json.loads(out.read_text())["values"]
-        return values
+        written: dict[str, Any] = json.loads(out.read_text())
+        return written
 
     return run
 
@@ -86,6 +87,7 @@ def test_fault_42_voc_classification_goes_on_after_a_time_limit(
     undisturbed = stage("undisturbed", train)
     with monkeypatch.context() as patched:
         told_at(patched, function, call, number)
+        patched.setattr(metrics, "_STARTED", metrics._STARTED - 3600)
         with pytest.raises(SystemExit) as stop:
             stage("interrupted", train)
     err = capsys.readouterr().err
@@ -93,7 +95,9 @@ def test_fault_42_voc_classification_goes_on_after_a_time_limit(
     assert stop.value.code == INTERRUPTED
     assert err.startswith(f"interrupted: {number.name}, {where} in ")
     assert (tmp_path / "interrupted" / f"voc_classification_{train}.interrupted").exists()
-    assert stage("interrupted", train) == undisturbed
+    found = stage("interrupted", train)
+    assert found["values"] == undisturbed["values"]
+    assert found["provenance"]["wall_seconds"] > 3600, "the interrupted process's time counts"
     assert "going on from iteration " in capsys.readouterr().out
 
 
@@ -118,7 +122,7 @@ def test_fault_41_a_test_that_is_longer_than_the_limit_is_not_queued_for_ever(
         "interrupted: SIGUSR1 in the test, which begins anew in every attempt; if the job's time limit ended it, give "
         "this rule more runtime in the profile (set-resources), else run the same command again"
     )
-    assert stage("limited", "fc6_8") == undisturbed
+    assert stage("limited", "fc6_8")["values"] == undisturbed["values"]
 
 
 def test_a_state_of_another_protocol_is_not_used(

@@ -203,8 +203,8 @@ def test_a_mask_with_an_unknown_index_or_another_size_is_named(tmp_path: Path) -
 
 
 def test_the_data_set_names_a_missing_file(demo_data: SimpleNamespace, tmp_path: Path) -> None:
-    def dataset(root: Path) -> fcn.VocSegmentation:
-        return fcn.VocSegmentation(
+    def dataset(root: Path) -> fcn.VocMasks:
+        return fcn.VocMasks(
             data_root=str(root),
             ann_file="VOC2012/ImageSets/Segmentation/val.txt",
             data_prefix={"img_path": "VOC2012/JPEGImages", "seg_map_path": "VOC2012/SegmentationClass"},

@@ -27,7 +27,7 @@ SETTINGS = Settings(source="", mode="fast", shorter_side=60, max_boxes=50, min_s
 
 
 @pytest.fixture(scope="module")
-def made(demo_data: SimpleNamespace) -> proposals.Proposals:
+def made(demo_data: SimpleNamespace) -> proposals.ProposedBoxes:
     return proposals.make(demo_data.voc07, "test", SETTINGS, processes=1)
 
 
@@ -44,7 +44,7 @@ def fingerprint(demo_data: SimpleNamespace) -> str:
 
 
 def test_the_stage_gives_the_same_bytes_for_any_number_of_processes(
-    demo_data: SimpleNamespace, tmp_path: Path, made: proposals.Proposals, capsys: pytest.CaptureFixture[str]
+    demo_data: SimpleNamespace, tmp_path: Path, made: proposals.ProposedBoxes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe.save(SETTINGS, tmp_path / "proposals.yaml")
     common = ["--protocol", str(tmp_path / "proposals.yaml"), "--voc", str(demo_data.voc07), "--split", "test"]
@@ -56,13 +56,15 @@ def test_the_stage_gives_the_same_bytes_for_any_number_of_processes(
     assert "recall at IoU .5" in capsys.readouterr().out
 
 
-def test_boxes_do_not_depend_on_what_was_searched_before(demo_data: SimpleNamespace, made: proposals.Proposals) -> None:
+def test_boxes_do_not_depend_on_what_was_searched_before(
+    demo_data: SimpleNamespace, made: proposals.ProposedBoxes
+) -> None:
     last = proposals.search(voc.image_path(demo_data.voc07, made.ids[-1]), SETTINGS)
     np.testing.assert_array_equal(last, made.of(len(made.ids) - 1))
 
 
 def test_boxes_are_inside_distinct_large_enough_and_not_too_many(
-    made: proposals.Proposals, sizes: dict[str, tuple[int, int]]
+    made: proposals.ProposedBoxes, sizes: dict[str, tuple[int, int]]
 ) -> None:
     for position, (width, height) in enumerate(sizes.values()):
         boxes = made.of(position)
@@ -75,7 +77,7 @@ def test_boxes_are_inside_distinct_large_enough_and_not_too_many(
 
 
 def test_a_file_reads_back_whole(
-    tmp_path: Path, made: proposals.Proposals, sizes: dict[str, tuple[int, int]], fingerprint: str
+    tmp_path: Path, made: proposals.ProposedBoxes, sizes: dict[str, tuple[int, int]], fingerprint: str
 ) -> None:
     made.save(tmp_path / "p.npz")
     read = proposals.load(tmp_path / "p.npz", fingerprint, sizes)
@@ -85,7 +87,7 @@ def test_a_file_reads_back_whole(
 
 
 def test_proposals_of_other_images_are_refused(
-    tmp_path: Path, made: proposals.Proposals, sizes: dict[str, tuple[int, int]], fingerprint: str
+    tmp_path: Path, made: proposals.ProposedBoxes, sizes: dict[str, tuple[int, int]], fingerprint: str
 ) -> None:
     path = tmp_path / "p.npz"
     made.save(path)
@@ -102,7 +104,7 @@ def test_proposals_of_other_images_are_refused(
 @pytest.mark.parametrize("box", [(-1, 0, 5, 5), (0, 0, 5, 10_000), (9, 9, 3, 12), (0, 0, float("nan"), 3)])
 def test_a_box_outside_its_image_is_named(
     tmp_path: Path,
-    made: proposals.Proposals,
+    made: proposals.ProposedBoxes,
     sizes: dict[str, tuple[int, int]],
     fingerprint: str,
     box: tuple[float, ...],
@@ -115,7 +117,7 @@ def test_a_box_outside_its_image_is_named(
 
 
 def test_offsets_that_do_not_fit_are_refused(
-    tmp_path: Path, made: proposals.Proposals, sizes: dict[str, tuple[int, int]], fingerprint: str
+    tmp_path: Path, made: proposals.ProposedBoxes, sizes: dict[str, tuple[int, int]], fingerprint: str
 ) -> None:
     dataclasses.replace(made, offsets=made.offsets + 1).save(tmp_path / "p.npz")
     with pytest.raises(InputError, match="do not fit together"):
@@ -132,7 +134,7 @@ class _Trap:
 
 @pytest.mark.parametrize("damage", ["pickle", "object array", "cut short", "missing"])
 def test_a_damaged_or_hostile_file_is_named_and_not_run(
-    tmp_path: Path, made: proposals.Proposals, sizes: dict[str, tuple[int, int]], damage: str
+    tmp_path: Path, made: proposals.ProposedBoxes, sizes: dict[str, tuple[int, int]], damage: str
 ) -> None:
     path, ran = tmp_path / "p.npz", tmp_path / "ran"
     made.save(path)
@@ -168,13 +170,13 @@ def matlab_file(path: Path, images: list[str], boxes: list[np.ndarray]) -> Path:
     return path
 
 
-def as_published(made: proposals.Proposals) -> list[np.ndarray]:
+def as_published(made: proposals.ProposedBoxes) -> list[np.ndarray]:
     """Top, left, bottom, right, counted from 1."""
     return [made.of(n)[:, [1, 0, 3, 2]].astype(np.uint16) + 1 for n in range(len(made.ids))]
 
 
 def test_published_boxes_are_read_as_ours(
-    demo_data: SimpleNamespace, tmp_path: Path, made: proposals.Proposals, capsys: pytest.CaptureFixture[str]
+    demo_data: SimpleNamespace, tmp_path: Path, made: proposals.ProposedBoxes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     boxes = as_published(made)
     boxes[1] = np.concatenate([boxes[1], boxes[1][:2]])  # some boxes stand there twice
@@ -198,7 +200,7 @@ def test_published_boxes_are_read_as_ours(
 
 
 def test_fault_35_published_boxes_in_another_folder_give_the_same_bytes(
-    demo_data: SimpleNamespace, tmp_path: Path, made: proposals.Proposals
+    demo_data: SimpleNamespace, tmp_path: Path, made: proposals.ProposedBoxes
 ) -> None:
     (tmp_path / "here").mkdir()
     matlab_file(tmp_path / "here/voc_2007_test.mat", list(made.ids), as_published(made))
@@ -210,7 +212,7 @@ def test_fault_35_published_boxes_in_another_folder_give_the_same_bytes(
 
 
 def test_fault_28_a_published_file_replaced_while_it_is_read(
-    demo_data: SimpleNamespace, tmp_path: Path, made: proposals.Proposals, monkeypatch: pytest.MonkeyPatch
+    demo_data: SimpleNamespace, tmp_path: Path, made: proposals.ProposedBoxes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = matlab_file(tmp_path / "voc_2007_test.mat", list(made.ids), as_published(made))
     read = proposals.published
@@ -226,7 +228,7 @@ def test_fault_28_a_published_file_replaced_while_it_is_read(
 
 
 def test_published_boxes_of_two_pixels_are_kept(
-    demo_data: SimpleNamespace, tmp_path: Path, made: proposals.Proposals
+    demo_data: SimpleNamespace, tmp_path: Path, made: proposals.ProposedBoxes
 ) -> None:
     boxes = as_published(made)
     boxes[0] = np.array([[5, 7, 6, 8]], np.uint16)
@@ -255,7 +257,7 @@ def test_published_boxes_of_two_pixels_are_kept(
     ],
 )
 def test_published_boxes_that_do_not_fit_are_named(
-    demo_data: SimpleNamespace, tmp_path: Path, made: proposals.Proposals, spoil: Callable[..., Any], message: str
+    demo_data: SimpleNamespace, tmp_path: Path, made: proposals.ProposedBoxes, spoil: Callable[..., Any], message: str
 ) -> None:
     matlab_file(tmp_path / "voc_2007_test.mat", *spoil(list(made.ids), as_published(made)))
     settings = SETTINGS.model_copy(update={"source": str(tmp_path)})

@@ -16,3 +16,9 @@ def test_decoding_processes_are_as_many_as_shared_memory_holds(monkeypatch, caps
     assert "/dev/shm has room for 1 of 8 decoding processes" in capsys.readouterr().out
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # who share it
     assert cpus.sharing(8, batch) == 0
+
+
+def test_threads_0_are_one():
+    assert [cpus.workers(threads) for threads in (0, 1, 3)] == [0, 0, 2]
+    with cpus.pool(0) as pool:
+        assert list(pool.map(abs, [-1, -2])) == [1, 2]

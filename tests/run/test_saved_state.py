@@ -1,6 +1,8 @@
 """State files: whatever a killed process leaves, the newest whole one is found, and none is lost to a broken one."""
 
+import json
 import os
+import time
 from pathlib import Path
 from typing import ClassVar
 
@@ -10,6 +12,7 @@ import torch
 
 from tests import waiting
 from uic_core.errors import InputError
+from uic_core.run import metrics
 from uic_core.run.parallel import ALONE, Ranks
 from uic_core.run.saved_state import Saver, State
 from uic_core.run.signals import Signals
@@ -84,6 +87,20 @@ def test_killed_while_a_state_takes_its_place_nothing_is_lost(tmp_path, monkeypa
     again.path.unlink()
     assert loaded(tmp_path) == (2 if renames <= 2 else 3, [])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["state.aaaa.previous.safetensors"]
+
+
+def test_the_time_of_all_processes_is_kept_and_earlier_versions_kept_none(tmp_path, monkeypatch):
+    for processes in (1, 2):
+        monkeypatch.setattr(metrics, "_STARTED", time.monotonic() - 3600)
+        state = stage(tmp_path)
+        state.load(print)
+        saved(state, processes)
+        again = stage(tmp_path)
+        again.load(print)
+        assert again.earlier_seconds == pytest.approx(3600 * processes, abs=60)
+    safetensors.torch.save_file({"weight": torch.ones(1)}, state.path, {"state": json.dumps(IDENTITY)})
+    assert again.load(print) is not None
+    assert again.earlier_seconds == 0
 
 
 def test_loading_changes_nothing(tmp_path):

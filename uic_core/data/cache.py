@@ -7,7 +7,6 @@ device as a whole (format device). The cache is optional: it resamples images la
 
 from __future__ import annotations
 
-import argparse
 import functools
 import hashlib
 import io
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from uic_core.arguments import stage_parser
 from uic_core.data import reader, stamps
 from uic_core.data.fingerprints import content_of
 from uic_core.data.index import Index
@@ -143,7 +143,7 @@ def _demand_one_size(index: Index, tables: list[NDArray[np.int64]]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Write the cache of an index's images, and an index that reads from it."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = stage_parser("uic_core.data.cache", main.__doc__)
     parser.add_argument("--index", type=Path, required=True, help="index of the images")
     parser.add_argument("--format", choices=get_args(Format), required=True)
     parser.add_argument("--side", type=int, required=True, help="shorter side, pixels")

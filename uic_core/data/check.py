@@ -7,7 +7,6 @@ reported at once. Imports no torch.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import hashlib
@@ -22,6 +21,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from uic_core import recipe
+from uic_core.arguments import stage_parser
 from uic_core.data import ilsvrc, reader, stamps, voc
 from uic_core.data.dataset import Dataset, ImageFolder, MiniImageNet, Voc07, VocSegmentation
 from uic_core.data.index import build_miniimagenet, build_unlabelled
@@ -136,7 +136,7 @@ def check(dataset: Dataset, processes: int = 1) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Compare a data set on disk with the config; write what was found."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = stage_parser("uic_core.data.check", main.__doc__)
     parser.add_argument("--dataset", type=Path, required=True, help="YAML of a uic_core.data.dataset.Dataset")
     parser.add_argument("--out", type=Path, required=True, help="text file: what was found")
     parser.add_argument("--threads", type=int, default=1, help="processes that decode")

@@ -6,7 +6,6 @@ Reads the "python version", data_batch_1 … 5, test_batch and batches.meta, as 
 
 from __future__ import annotations
 
-import argparse
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from uic_core.arguments import stage_parser
 from uic_core.errors import InputError, stage
 from uic_core.files import atomic_folder
 
@@ -99,7 +99,7 @@ def _write_split(batches: Path, files: Sequence[str], names: list[str], folder: 
 
 def main(arguments: list[str] | None = None) -> None:
     """Write CIFAR-10's own files as class folders."""
-    parser = argparse.ArgumentParser(prog="python -m uic_core.data.cifar", description=__doc__)
+    parser = stage_parser("uic_core.data.cifar", __doc__)
     parser.add_argument("--batches", type=Path, required=True, help="the folder cifar-10-batches-py")
     parser.add_argument("--out", type=Path, required=True, help="datasets.folders.cifar10.root")
     parser.add_argument("--held-out", action="store_true", help="val is a fifth of the training images: to choose by")

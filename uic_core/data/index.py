@@ -5,7 +5,6 @@ Every later stage identifies images by their position in the index. Imports no t
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uic_core import recipe
+from uic_core.arguments import stage_parser
 from uic_core.data import reader, stamps
 from uic_core.data.dataset import Dataset, ImageFolder, MiniImageNet, size
 from uic_core.data.fingerprints import contents, digest_of, subset_fingerprint
@@ -271,7 +271,7 @@ def check_images(index: Index, processes: int = 1) -> NDArray[np.uint32]:
 
 def main(arguments: list[str] | None = None) -> None:
     """List a data set, decode every image once, write the index."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = stage_parser("uic_core.data.index", main.__doc__)
     parser.add_argument("--dataset", type=Path, required=True, help="YAML of a uic_core.data.dataset.Dataset")
     parser.add_argument("--split", required=True, help="train, val or, of miniImageNet, test")
     parser.add_argument("--out", type=Path, required=True, help="the index to write, .npz")

@@ -8,7 +8,6 @@ which is then renamed in one step.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from uic_core import recipe
+from uic_core.arguments import stage_parser
 from uic_core.data import shapes, voc
 from uic_core.data.dataset import Dataset, ImageFolder, MiniImageNet, Voc07, VocSegmentation
 from uic_core.data.palette import palette
@@ -101,7 +101,7 @@ def generate(dataset: Dataset, processes: int = 1) -> bool:
 
 def main(arguments: list[str] | None = None) -> None:
     """Generate a data set unless it is already complete."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = stage_parser("uic_core.data.synthetic", main.__doc__)
     parser.add_argument("--dataset", type=Path, required=True, help="YAML of a uic_core.data.dataset.Dataset")
     parser.add_argument("--threads", type=int, default=1, help="processes that draw")
     options = parser.parse_args(arguments)

@@ -23,6 +23,7 @@ from PIL import Image
 
 from uic_core.data import matlab
 from uic_core.errors import InputError
+from uic_core.files import read_text
 from uic_core.voc_classes import CLASSES as CLASSES
 from uic_core.voc_classes import CLASSES_SEGMENTATION as CLASSES_SEGMENTATION
 
@@ -55,7 +56,7 @@ class Annotation:
 
 
 @dataclass(frozen=True)
-class Segmentation:
+class MaskList:
     """A list of images with class masks: VOC2012's own, or SBD's.
 
     Attributes:
@@ -83,17 +84,17 @@ class Segmentation:
         return self.masks / f"{image}{self.suffix}"
 
 
-def segmentation_lists(root: Path, sbd: str, train: str, val: str) -> tuple[Segmentation, Segmentation]:
+def segmentation_lists(root: Path, sbd: str, train: str, val: str) -> tuple[MaskList, MaskList]:
     """Return the training and test lists, by their names without `.txt`.
 
     Args:
         sbd: folder with SBD's img/, cls/ and lists, for training; "" trains on VOC2012's own masks.
     """
 
-    def own(split: str) -> Segmentation:
+    def own(split: str) -> MaskList:
         home = root / "VOC2012"
         path = home / "ImageSets" / "Segmentation" / f"{check_id(split, 'Segmentation split')}.txt"
-        return Segmentation(path, home / "JPEGImages", home / "SegmentationClass")
+        return MaskList(path, home / "JPEGImages", home / "SegmentationClass")
 
     if not sbd:
         return own(train), own(val)
@@ -101,7 +102,7 @@ def segmentation_lists(root: Path, sbd: str, train: str, val: str) -> tuple[Segm
     # SBD's masks are .mat files; many users have converted them.
     suffix = ".mat" if next((folder / "cls").glob("*.mat"), None) else ".png"
     path = folder / f"{check_id(train, 'SBD list')}.txt"
-    return Segmentation(path, folder / "img", folder / "cls", suffix), own(val)
+    return MaskList(path, folder / "img", folder / "cls", suffix), own(val)
 
 
 def check_id(image: str, source: str) -> str:
@@ -141,14 +142,8 @@ def read_list(root: Path, split: str) -> tuple[str, ...]:
 
 
 def _read_ids(path: Path, remedy: str) -> tuple[str, ...]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise InputError(f"{path}: the image list cannot be read ({error.strerror}); {remedy}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is no text; expected one image id a line") from error
     first_line: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_text(path, remedy).splitlines(), start=1):
         if not line.strip():
             continue
         image = check_id(line.strip(), f"{path}:{number}")
@@ -265,7 +260,7 @@ def fingerprint(root: Path, lists: Sequence[str]) -> str:
     return _digest(_rows(root, lists))
 
 
-def segmentation_fingerprint(lists: Sequence[Segmentation]) -> str:
+def segmentation_fingerprint(lists: Sequence[MaskList]) -> str:
     """Like `fingerprint`, of lists of images with masks."""
     return _digest(_segmentation_rows(lists))
 
@@ -275,7 +270,7 @@ def images(root: Path, lists: Sequence[str]) -> list[Path]:
     return [image for _, _, image, _ in _rows(root, lists)]
 
 
-def segmentation_images(lists: Sequence[Segmentation]) -> list[Path]:
+def segmentation_images(lists: Sequence[MaskList]) -> list[Path]:
     """Like `images`, of lists of images with masks."""
     return [image for _, _, image, _ in _segmentation_rows(lists)]
 
@@ -286,7 +281,7 @@ def files(root: Path) -> list[str]:
     return _files([list_path(root, split) for split in lists], _rows(root, lists))
 
 
-def segmentation_files(lists: Sequence[Segmentation]) -> list[str]:
+def segmentation_files(lists: Sequence[MaskList]) -> list[str]:
     """Return the lists, their images and masks."""
     return _files([one.path for one in lists], _segmentation_rows(lists))
 
@@ -297,7 +292,7 @@ def _rows(root: Path, lists: Sequence[str]) -> Iterator[_Row]:
             yield split, image, image_path(root, image), annotation_path(root, image)
 
 
-def _segmentation_rows(lists: Sequence[Segmentation]) -> Iterator[_Row]:
+def _segmentation_rows(lists: Sequence[MaskList]) -> Iterator[_Row]:
     for one in lists:
         for image in one.ids():
             yield one.path.stem, image, one.image(image), one.mask(image)

@@ -5,7 +5,6 @@ Expected for UIC with 3000 classes on ImageNet: NMI 38.5 %, mean class size 427.
 
 from __future__ import annotations
 
-import argparse
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uic_core import checkpoint, recipe
+from uic_core.arguments import stage_parser
 from uic_core.data.index import Index
 from uic_core.data.partition import class_sizes, group, nmi
 from uic_core.errors import InputError, stage
@@ -163,7 +163,7 @@ def evaluate(
 
 def main(arguments: list[str] | None = None) -> None:
     """Compare pseudo-labels with annotations; write the metrics JSON and the figures' arrays."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = stage_parser("uic_core.evaluate.clusters", main.__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, help="its recipe says what was labelled, and its K")
     parser.add_argument("--labels", type=Path, required=True, help="the run's labels.npy")
     parser.add_argument("--history", type=Path, required=True, help="the run's history.jsonl")

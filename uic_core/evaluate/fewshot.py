@@ -13,9 +13,7 @@ so one Gram matrix per layer holds all that the episodes need.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import errno
 import math
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -29,11 +27,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from uic_core import checkpoint, recipe
+from uic_core.arguments import add_threads, stage_parser
 from uic_core.data.augment import normalize
 from uic_core.data.index import Index
 from uic_core.data.loader import Loader
-from uic_core.errors import InputError, stage
+from uic_core.errors import InputError, is_full, stage
 from uic_core.evaluate.frozen import demand, frozen, taps
+from uic_core.evaluate.inputs import layers_of
 from uic_core.evaluations import Fewshot, Resolution
 from uic_core.evaluations.evaluation import Precision
 from uic_core.models.architecture import MAX_POOLED
@@ -82,7 +82,7 @@ class Features:
                 self._file.write(part.data)
             self._file.flush()
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if is_full(error):
                 need = 4e-9 * self.images * self.dimension
                 raise InputError(
                     f"{self._folder}: the disk is full; a layer's features take {need:.1f} GB there while the "
@@ -101,15 +101,6 @@ class Features:
     def close(self) -> None:
         """Free the disk space."""
         self._file.close()
-
-
-def layers_of(network: Network, protocol: Fewshot) -> list[str]:
-    """The layers to extract features from. Raises InputError if the protocol has none for the architecture."""
-    for arch, layers in protocol.layers.items():
-        if arch == network.arch:
-            return layers
-    known = ", ".join(protocol.layers)
-    raise InputError(f"fewshot.layers: nothing for {network.arch} (known: {known}); add a line")
 
 
 @torch.no_grad()
@@ -262,7 +253,7 @@ def evaluate(
     Raises:
         InputError: from `layers_of`, `draw_episodes` or `extract`, or a feature is not finite.
     """
-    layers = layers_of(network, protocol)
+    layers = layers_of(network.arch, protocol, "fewshot")
     episodes = draw_episodes(index, protocol)
     device = next(network.parameters()).device
     values: dict[str, metrics.Value] = {}
@@ -284,13 +275,13 @@ def evaluate(
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure the few-shot accuracy of a checkpoint's frozen features; write the metrics JSON."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = stage_parser("uic_core.evaluate.fewshot", main.__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--protocol", type=Path, required=True, help="the config's fewshot section")
     parser.add_argument("--index", type=Path, required=True, help="index of the test classes")
     parser.add_argument("--out", type=Path, required=True, help="metrics JSON to write; temporary files lie beside it")
     parser.add_argument("--run", required=True, help="the run's name")
-    cpus.add_threads(parser)
+    add_threads(parser)
     options = parser.parse_args(arguments)
     with stage():
         device = devices.current()
@@ -301,9 +292,9 @@ def main(arguments: list[str] | None = None) -> None:
         network, _, origin = checkpoint.of_run(options.run, options.checkpoint)
         options.out.parent.mkdir(parents=True, exist_ok=True)
         network = network.to(device)
-        values, dimensions = evaluate(network, index, protocol, options.out.parent, options.threads - 1)
+        values, dimensions = evaluate(network, index, protocol, options.out.parent, cpus.workers(options.threads))
         settings: dict[str, Any] = {
-            "layers": layers_of(network, protocol),
+            "layers": layers_of(network.arch, protocol, "fewshot"),
             "distance": "squared Euclidean to class means",
             "dimensions": dimensions,
         }

@@ -13,7 +13,6 @@ resumes. A state of another checkpoint, protocol or data set is not used.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,11 +25,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from uic_core import checkpoint, recipe
+from uic_core.arguments import add_save_every, add_threads, stage_parser
 from uic_core.data.augment import normalize
 from uic_core.data.index import Index
 from uic_core.data.resident import open_loader
 from uic_core.errors import InputError, stage
 from uic_core.evaluate.frozen import demand, frozen, taps
+from uic_core.evaluate.inputs import demand_one_data_set, layers_of
 from uic_core.evaluations import Knn
 from uic_core.evaluations.evaluation import Precision
 from uic_core.evaluations.knn import name
@@ -155,19 +156,10 @@ def features(
             yield int(positions[0]), found
 
 
-def layers_of(network: Network, protocol: Knn) -> list[str]:
-    """The layers to compare. Raises InputError if the protocol lacks a key's entry for the architecture."""
-    for key in ("layers", "images", "val_images"):
-        archs = getattr(protocol, key)
-        if network.arch not in archs:
-            raise InputError(f"knn.{key}: nothing for {network.arch} (known: {', '.join(archs)}); add a line")
-    return protocol.layers[network.arch]
-
-
 def neighbours(
     network: Network, bank: Index, queries: Index, layers: Sequence[str], count: int, resize: int, workers: int = 0,
     saver: Saver | None = None, precision: Precision = "fp32",
-) -> tuple[dict[str, Neighbours], float]:  # fmt: skip
+) -> dict[str, Neighbours]:  # fmt: skip
     """Find the nearest images of the bank to each query, by each layer.
 
     The network ends in eval mode and frozen; an assertion checks that it is bitwise unchanged.
@@ -178,15 +170,14 @@ def neighbours(
         precision: of the network; similarities are float32.
 
     Returns:
-        Neighbours by layer, and the seconds that earlier processes spent on them.
+        Neighbours by layer.
 
     Raises:
         InputError: from `features`; or there are states, but none is usable.
         Interrupted: a signal came; the state is saved, if any of the bank is done.
     """
     loaded = saver.state.load(_say) if saver else None
-    content, kept = (loaded[1], loaded[2]) if loaded else ({"done": 0, "seconds": 0.0}, {})
-    done, earlier = int(content["done"]), float(content["seconds"])
+    done, kept = (int(loaded[1]["done"]), loaded[2]) if loaded else (0, {})
     if loaded:
         _say(f"{loaded[0]}: going on from image {done + 1} of the bank")
     with frozen(network):
@@ -204,8 +195,7 @@ def neighbours(
 
         def save() -> None:
             assert saver
-            spent = {"done": done, "seconds": earlier + metrics.seconds()}
-            saver.state.save({layer: each.keys for layer, each in nearest.items()}, spent)
+            saver.state.save({layer: each.keys for layer, each in nearest.items()}, {"done": done})
 
         block: list[dict[str, Tensor]] = []
         for first, found in features(network, bank, layers, resize, workers, done, precision):
@@ -218,7 +208,7 @@ def neighbours(
             block.clear()
             if saver and done < len(bank):
                 saver.stop_or_save(saver.requests(saver.every), f"image {done + 1} of the bank", save)
-    return nearest, earlier
+    return nearest
 
 
 def values(nearest: dict[str, Neighbours], bank: Index, queries: Index, protocol: Knn) -> dict[str, metrics.Value]:
@@ -237,15 +227,15 @@ def values(nearest: dict[str, Neighbours], bank: Index, queries: Index, protocol
 
 def main(arguments: list[str] | None = None) -> None:
     """Classify the validation images by their nearest training images; write the metrics JSON."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = stage_parser("uic_core.evaluate.knn", main.__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--protocol", type=Path, required=True, help="the config's knn section")
     parser.add_argument("--train-index", type=Path, required=True)
     parser.add_argument("--val-index", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="metrics JSON to write")
     parser.add_argument("--run", required=True, help="the run's name")
-    parser.add_argument("--save-every", type=float, default=300, help="seconds between saved states")
-    cpus.add_threads(parser)
+    add_save_every(parser)
+    add_threads(parser)
     options = parser.parse_args(arguments)
     with stage(), Signals() as signals:
         protocol = recipe.load(Knn, options.protocol)
@@ -253,14 +243,10 @@ def main(arguments: list[str] | None = None) -> None:
         randomness.seed_everything(protocol.seed)
         network, trained_by, origin = checkpoint.of_run(options.run, options.checkpoint)
         network = network.to(devices.current(), memory_format=torch.channels_last)  # type: ignore[call-overload]
-        layers, arch = layers_of(network, protocol), trained_by.arch
+        layers, arch = layers_of(network.arch, protocol, "knn", "images", "val_images"), trained_by.arch
         bank = Index.load(options.train_index, verify=True).subset(protocol.images[arch], protocol.seed)
         queries = Index.load(options.val_index, verify=True).subset(protocol.val_images[arch], protocol.seed)
-        if bank.classes != queries.classes:
-            raise InputError(
-                f"{queries.name} ({queries.root}): its classes are not those of {bank.name} ({bank.root}); give "
-                "indexes of one data set"
-            )
+        demand_one_data_set(bank, queries)
         count = protocol.neighbours[-1]
         if count > len(bank):
             raise InputError(f"knn.neighbours: {count}, but {bank.name} has {len(bank)} images; lower it")
@@ -272,7 +258,7 @@ def main(arguments: list[str] | None = None) -> None:
         with state.claimed(ALONE):
             saver = Saver(state, ALONE, signals, options.save_every)
             workers = cpus.workers(options.threads)
-            nearest, earlier = neighbours(
+            nearest = neighbours(
                 network, bank, queries, layers, count, trained_by.resize, workers, saver, protocol.precision
             )
             found = values(nearest, bank, queries, protocol)
@@ -293,7 +279,7 @@ def main(arguments: list[str] | None = None) -> None:
                     sizes={"train": len(bank), "val": len(queries)},
                 ),
                 values=found, protocol=protocol.model_dump() | beyond, seed=protocol.seed,
-                hardware=devices.hardware(), earlier_seconds=earlier,
+                hardware=devices.hardware(), earlier_seconds=state.earlier_seconds,
             )  # fmt: skip
             finished.keep([options.out], identity)
             state.remove()

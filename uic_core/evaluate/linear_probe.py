@@ -11,7 +11,6 @@ end with status 75; the same command resumes. A state of another checkpoint, pro
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 
 from uic_core import checkpoint, recipe
+from uic_core.arguments import add_save_every, add_threads, stage_parser
 from uic_core.data.index import Index
 from uic_core.errors import stage
 from uic_core.evaluate.frozen import demand
@@ -55,7 +55,7 @@ def values(curves: dict[str, Curve], images: int) -> dict[str, metrics.Value]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Train and test linear probes on a checkpoint's frozen layers; write the metrics JSON."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = stage_parser("uic_core.evaluate.linear_probe", main.__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--protocol", type=Path, required=True, help="the config's section of the evaluation")
     parser.add_argument("--evaluation", default="linear_probe", choices=_PROBES, help="default: the paper's")
@@ -63,8 +63,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--val-index", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="metrics JSON to write")
     parser.add_argument("--run", required=True, help="the run's name")
-    parser.add_argument("--save-every", type=float, default=300, help="seconds between saved states")
-    cpus.add_threads(parser)
+    add_save_every(parser)
+    add_threads(parser)
     options = parser.parse_args(arguments)
     with stage(), parallel.group(devices.current()) as ranks, Signals() as signals:
         protocol = recipe.load(_PROBES[options.evaluation], options.protocol)
@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
                         sizes={"train": len(train_index), "val": len(val_index)},
                     ),
                     values=found, protocol={**protocol.model_dump(), **beyond}, seed=protocol.seed,
-                    hardware=devices.hardware(), earlier_seconds=probes.earlier_seconds,
+                    hardware=devices.hardware(), earlier_seconds=state.earlier_seconds,
                 )  # fmt: skip
                 finished.keep([options.out], identity)
                 state.remove()

@@ -29,6 +29,7 @@ from uic_core.errors import InputError
 from uic_core.evaluate import ten_crop
 from uic_core.evaluate.frozen import frozen
 from uic_core.evaluate.heads import Affine, activations, build_heads
+from uic_core.evaluate.inputs import demand_one_data_set, layers_of
 from uic_core.evaluations import LinearProbe
 from uic_core.evaluations.linear_probe import SNAPSHOT_BYTES
 from uic_core.models.network import Network
@@ -57,12 +58,8 @@ def settings(network: Network, protocol: LinearProbe, section: str = "linear_pro
     Raises:
         InputError: a key of the protocol lacks this architecture; names the key and the known architectures.
     """
-    arch = network.arch
-    for key in ("layers", "crop", "images", "val_images"):
-        archs = getattr(protocol, key)
-        if arch not in archs:
-            raise InputError(f"{section}.{key}: nothing for {arch} (known: {', '.join(archs)}); add a line")
-    return list(protocol.layers[arch]), protocol.crop[arch]  # type: ignore[index]  # checked above
+    layers = layers_of(network.arch, protocol, section, "crop", "images", "val_images")
+    return list(layers), protocol.crop[network.arch]
 
 
 def learning_rate(protocol: LinearProbe, epoch: int) -> float:
@@ -84,7 +81,6 @@ class Probes:
         hits: int64 [L, 2, E], how many of these were classified correctly, top-1 and top-5.
         curves: accuracy after each tested epoch, 0..1, float64 [L, 2, epochs].
         losses: mean training loss of each layer in each finished epoch.
-        earlier_seconds: time spent by earlier processes whose state this one resumed.
     """
 
     def __init__(
@@ -113,11 +109,7 @@ class Probes:
                 there are states, but none is usable.
         """
         self.layers, self._crop = settings(network, protocol, section)
-        if train_index.classes != val_index.classes:
-            raise InputError(
-                f"{val_index.name} ({val_index.root}): its classes are not those of {train_index.name} "
-                f"({train_index.root}); give indexes of one data set"
-            )
+        demand_one_data_set(train_index, val_index)
         if protocol.batch_norm and min(protocol.batch_size, len(train_index)) < 2 * ranks.world:
             raise InputError(
                 f"{section}.batch_size: {protocol.batch_size} of {len(train_index)} images for {ranks.world} "
@@ -143,7 +135,6 @@ class Probes:
         self.hits = torch.zeros(0, dtype=torch.int64)
         self.curves = np.zeros((len(self.layers), 2, 0))
         self.losses: list[list[float]] = []
-        self.earlier_seconds = 0.0
         if saver is not None:
             self._restore(saver)
 
@@ -310,7 +301,6 @@ class Probes:
                 tensors |= {f"waiting.{epoch}.{layer}.weight": weight, f"waiting.{epoch}.{layer}.bias": bias}
         tensors |= {"loss": self.loss, "hits": self.hits, "curves": torch.from_numpy(self.curves)}
         content: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "tested": self.tested}
-        content["seconds"] = self.earlier_seconds + metrics.seconds()
         self.saver.state.save(
             tensors, content | {"waiting": len(self.waiting), "losses": self.losses, "ranks": self.ranks.world}
         )
@@ -332,5 +322,4 @@ class Probes:
         self.loss, self.hits, self.curves = on_device["loss"], on_device["hits"], tensors["curves"].numpy()
         self.epoch, self.step, self.tested = content["epoch"], content["step"], content["tested"]
         self.losses = content.get("losses", [])  # states of earlier versions have none
-        self.earlier_seconds = content["seconds"]
         self.say(f"{path}: going on from {self._position()}{self.ranks.changed(content['ranks'])}")

@@ -14,9 +14,7 @@ of another checkpoint, protocol or data set is not used.
 
 from __future__ import annotations
 
-import argparse
 import math
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +29,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from uic_core import checkpoint, recipe
+from uic_core.arguments import add_checked, add_save_every, add_threads, stage_parser
 from uic_core.data import reader, stamps, voc
 from uic_core.data.augment import CROP_UNIFORMS, UNIFORMS, augment, crop_box
 from uic_core.data.loader import answers
@@ -113,7 +112,7 @@ def train(
     protocol: VocClassification,
     workers: int = 0,
     saver: Saver | None = None,
-) -> tuple[float, float]:
+) -> float:
     """Train a prepared network in place, on its device.
 
     Images come in consecutive seeded shuffles. Crop and flip depend only on (seed, iteration, image), dropout on
@@ -126,7 +125,7 @@ def train(
         saver: saves states and ends on a signal; None: neither.
 
     Returns:
-        Mean loss over the last tenth of the iterations; seconds that interrupted processes had spent.
+        Mean loss over the last tenth of the iterations.
 
     Raises:
         InputError: an image cannot be read (names the file), or a gradient is not finite (names the iteration).
@@ -143,15 +142,14 @@ def train(
     order = _order(len(files), protocol)
     tenth = max(1, protocol.iterations // 10)
     last = torch.zeros((), device=device)
-    done, earlier, started = 0, 0.0, time.monotonic()
+    done = 0
     if saver and (found := saver.state.load(_say)):
-        done, earlier = voc_state.restore(found, network, optimizer, trained, last)
+        done = voc_state.restore(found, network, optimizer, trained, last)
         _say(f"{found[0]}: going on from iteration {done + 1}")
 
     def save() -> None:
         assert saver
-        spent = earlier + time.monotonic() - started
-        saver.state.save(*voc_state.pack(network, optimizer, trained, last, done, spent))
+        saver.state.save(*voc_state.pack(network, optimizer, trained, last, done))
 
     requests = [_Request(positions, (step,)) for step, positions in enumerate(order)][done:]
     for step, crops in enumerate(_crops(files, requests, protocol, workers) if requests else (), done):
@@ -181,7 +179,7 @@ def train(
     after = _untrained(network)
     changed = [name for name, value in before.items() if not torch.equal(value, after[name])]
     assert not changed, f"training changed what it must not: {changed}"
-    return last.item(), earlier
+    return last.item()
 
 
 @torch.no_grad()
@@ -251,15 +249,15 @@ def values(scores: NDArray[np.float32], targets: NDArray[np.uint8], remark: str 
 
 def main(arguments: list[str] | None = None) -> None:
     """Train on VOC07 trainval, test on test, write the metrics JSON."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = stage_parser("uic_core.evaluate.voc_classification", main.__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--protocol", type=Path, required=True, help="a voc_classification section of the config")
     parser.add_argument("--voc", type=Path, required=True, help="the folder that holds VOC2007/")
     parser.add_argument("--out", type=Path, required=True, help="metrics JSON to write")
     parser.add_argument("--run", required=True, help="the run's name")
-    parser.add_argument("--checked", type=Path, help="what the stage check wrote: no file may have changed")
-    parser.add_argument("--save-every", type=float, default=300, help="seconds between saved states")
-    cpus.add_threads(parser)
+    add_checked(parser)
+    add_save_every(parser)
+    add_threads(parser)
     options = parser.parse_args(arguments)
     with stage(), Signals() as signals:
         device = devices.current()
@@ -272,14 +270,14 @@ def main(arguments: list[str] | None = None) -> None:
         pretrained, _, origin = checkpoint.of_run(options.run, options.checkpoint)
         network = prepare(pretrained, protocol).to(device)
         del pretrained
-        workers, evaluation = options.threads - 1, f"voc_classification_{protocol.train}"
+        workers, evaluation = cpus.workers(options.threads), f"voc_classification_{protocol.train}"
         identity = {"checkpoint": origin.checkpoint, "protocol": protocol.model_dump(), "voc07": fingerprint}
         if finished.put_back([options.out], identity, ALONE, _say):
             return
         state = State(options.out.parent, identity, prefix=f"{evaluation}.")
         with state.claimed(ALONE):
             saver = Saver(state, ALONE, signals, options.save_every)
-            ended, earlier = train(network, files["trainval"], splits["trainval"][1], protocol, workers, saver)
+            ended = train(network, files["trainval"], splits["trainval"][1], protocol, workers, saver)
             guess = len(voc.CLASSES) * math.log(2)
             remark = metrics.diverged(guess, ended, guess, protocol.lr)
             found = values(predict(network, files["test"], protocol, workers, saver), splits["test"][1], remark)
@@ -289,7 +287,7 @@ def main(arguments: list[str] | None = None) -> None:
                 options.out, evaluation, origin,
                 dataset=metrics.Dataset(name="voc07", fingerprint=fingerprint, sizes=sizes), values=found,
                 protocol=_settings(protocol, found), seed=protocol.seed, hardware=devices.hardware(),
-                earlier_seconds=earlier,
+                earlier_seconds=state.earlier_seconds,
             )  # fmt: skip
             finished.keep([options.out], identity)
             state.remove()

@@ -13,19 +13,18 @@ from uic_core.run.state_tensors import momenta, part, restore_momenta
 
 
 def pack(
-    network: Network, optimizer: torch.optim.SGD, trained: list[nn.Parameter], last: Tensor, done: int, seconds: float
+    network: Network, optimizer: torch.optim.SGD, trained: list[nn.Parameter], last: Tensor, done: int
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return tensors and content of the state after `done` iterations, with the generators that dropout draws from.
 
     Args:
         last: the loss of the last tenth of the iterations so far.
-        seconds: spent on them, by all processes.
     """
     tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
     tensors |= momenta(optimizer, trained) | {"random.cpu": torch.get_rng_state(), "last": last}
     if trained[0].is_cuda:
         tensors["random.cuda"] = torch.cuda.get_rng_state(trained[0].device)
-    return tensors, {"iteration": done, "seconds": seconds}
+    return tensors, {"iteration": done}
 
 
 def restore(
@@ -34,8 +33,8 @@ def restore(
     optimizer: torch.optim.SGD,
     trained: list[nn.Parameter],
     last: Tensor,
-) -> tuple[int, float]:
-    """Put a state back; return the iterations done and the seconds that they took."""
+) -> int:
+    """Put a state back; return the iterations done."""
     _, content, tensors = found
     network.load_state_dict(part(tensors, "network."))
     restore_momenta(optimizer, trained, tensors)
@@ -43,4 +42,4 @@ def restore(
     torch.set_rng_state(tensors["random.cpu"])
     if trained[0].is_cuda and "random.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random.cuda"], trained[0].device)
-    return int(content["iteration"]), float(content["seconds"])
+    return int(content["iteration"])

@@ -51,12 +51,12 @@ def by_torch(recipe: DeepCluster, seed: int, present: Labels, inference: Inferen
     rows = whitened(features, images, recipe.pca, device, ranks)
     del features
     inference.pause()
-    made = clustered(
+    nearest = clustered(
         rows, positions, images, recipe.classes, recipe.kmeans_iterations, seed, ranks, after=inference.pause
     )
     found = np.zeros_like(present)
-    found[positions] = made.labels.cpu().numpy()
-    ranks.sum(found, device)
+    found[positions] = nearest.cpu().numpy()
+    ranks.sum_array(found, device)
     return found
 
 

@@ -14,7 +14,6 @@ rare last bit.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import faiss
 import numpy as np
@@ -31,18 +30,6 @@ _CHUNK = {"cpu": 1 << 22, "cuda": 1 << 25}  # numbers at a time, of features or 
 _FLAT = 1e-6  # a direction with less of the largest variance is left out: see deepcluster.whiten
 _SHIFT = 2.0**-10  # by this share a split cluster's two centroids move apart, as in faiss
 _SPLIT_SEED = 1234  # faiss's, at each iteration
-
-
-class Clustered(NamedTuple):
-    """Clusters of a process's images.
-
-    Attributes:
-        labels: number of the nearest centroid, int64 [n], on the device of the rows.
-        objective: sum of the squared distances of all processes' images to their centroids.
-    """
-
-    labels: Tensor
-    objective: float
 
 
 @torch.no_grad()
@@ -99,7 +86,7 @@ def clustered(
     seed: int,
     ranks: Ranks = ALONE,
     after: Callable[[], None] = lambda: None,
-) -> Clustered:
+) -> Tensor:
     """k-means. All processes must call this together.
 
     Args:
@@ -109,11 +96,14 @@ def clustered(
         iterations: at least 1.
         seed: below 2^31.
         after: called after each iteration.
+
+    Returns:
+        The number of each row's nearest centroid, int64 [n], on the device of the rows.
     """
     centroids = _drawn(rows, positions, images, classes, seed, ranks)
     for _ in range(iterations):
         sums = torch.zeros(classes, rows.shape[1] + 1, dtype=torch.float64, device=rows.device)
-        for _, chunk, labels, _ in _nearest(rows, centroids):
+        for _, chunk, labels in _nearest(rows, centroids):
             sums.index_add_(0, labels, pad(chunk.double(), (0, 1), value=1.0))  # the last column counts
         counts = ranks.add(sums)[:, -1]
         centroids = (sums[:, :-1] / counts[:, None]).float()
@@ -121,11 +111,9 @@ def clustered(
             _split(centroids, empty, large)
         after()
     found = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
-    objective = torch.zeros(1, dtype=torch.float64, device=rows.device)
-    for part, _, labels, distances in _nearest(rows, centroids):
+    for part, _, labels in _nearest(rows, centroids):
         found[part] = labels
-        objective += distances.double().sum()
-    return Clustered(found, ranks.add(objective).item())
+    return found
 
 
 def splits(counts: NDArray[np.float64], images: int) -> Iterator[tuple[int, int]]:
@@ -163,12 +151,11 @@ def _drawn(rows: Tensor, positions: NDArray[np.int64], images: int, classes: int
     return ranks.add(found)
 
 
-def _nearest(rows: Tensor, centroids: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-    """Yield chunks: which rows, the rows, their nearest centroids, their squared distances to these."""
+def _nearest(rows: Tensor, centroids: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Yield chunks: which rows, the rows, the numbers of their nearest centroids."""
     halves = centroids.square().sum(1) / 2
     for part, chunk in _chunks(rows, max(centroids.shape), rows.device):
-        least, labels = torch.addmm(halves, chunk, centroids.T, alpha=-1).min(1)
-        yield part, chunk, labels, 2 * least + chunk.square().sum(1)
+        yield part, chunk, torch.addmm(halves, chunk, centroids.T, alpha=-1).min(1).indices
 
 
 def _split(centroids: Tensor, empty: int, large: int) -> None:

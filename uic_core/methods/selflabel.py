@@ -89,7 +89,7 @@ def labels(recipe: SelfLabel, epoch: int, present: Labels, inference: Inference)
         made = assign(logits, plan, len(present), recipe.sharpness, recipe.tolerance, inference.ranks, inference.pause)
         column = np.zeros(len(present), np.int32)
         column[positions] = made.labels.cpu().numpy()
-        inference.ranks.sum(column, bias.device)
+        inference.ranks.sum_array(column, bias.device)
         found[:, head] = column
         short = "" if made.iterations < MOST else f", not {recipe.tolerance:g}: ended after that many"
         inference.say(

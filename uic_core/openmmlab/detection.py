@@ -7,7 +7,6 @@ trainings still produce detections.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from uic_core import checkpoint, evaluations, recipe, samples
+from uic_core.arguments import add_checked, add_save_every, add_threads, stage_parser
 from uic_core.data import stamps, voc
 from uic_core.data.boxes import from_edges
 from uic_core.errors import InputError, stage
@@ -191,7 +191,7 @@ def _dataset(root: Path, split: str, file: Path, resize: dict[str, Any], *, flip
     }
 
 
-def _examples(root: Path, found: proposals.Proposals) -> Iterator[tuple[Any, Any, Any]]:
+def _examples(root: Path, found: proposals.ProposedBoxes) -> Iterator[tuple[Any, Any, Any]]:
     """Yield each image's input for `regression.statistics`, without difficult objects, which are not trained on."""
     for position, image in enumerate(found.ids):
         annotation = voc.read_annotation(voc.annotation_path(root, image))
@@ -217,13 +217,13 @@ def _detected(sample: dict[str, Any]) -> samples.Detected:
 
 def main(arguments: list[str] | None = None) -> None:
     """Train on trainval, test on test, write the metrics `map`, `ap/<class>` and `proposal_recall` in percent."""
-    parser = argparse.ArgumentParser(prog="python -m uic_core.openmmlab.detection", description=__doc__)
+    parser = stage_parser("uic_core.openmmlab.detection", __doc__)
     for name in ("checkpoint", "protocol", "voc", "train-proposals", "test-proposals", "out", "samples", "work-dir"):
         parser.add_argument(f"--{name}", required=True, type=Path)
     parser.add_argument("--run", required=True)
-    parser.add_argument("--save-every", type=float, default=300, help="seconds between saved states")
-    parser.add_argument("--checked", type=Path, help="what the stage check wrote: no file may have changed")
-    cpus.add_threads(parser)
+    add_save_every(parser)
+    add_checked(parser)
+    add_threads(parser)
     options = parser.parse_args(arguments)
     with stage(), parallel.group(devices.current()) as ranks:
         protocol = recipe.load(evaluations.Detection, options.protocol)
@@ -250,7 +250,8 @@ def main(arguments: list[str] | None = None) -> None:
         results = [options.out, options.samples]
         if finished.put_back(results, identity, ranks, print):
             return
-        with runner.train_and_test(content, identity, ranks, options.save_every, sizes["test"]) as (values, kept):
+        trained = runner.train_and_test(content, identity, ranks, options.save_every, sizes["test"])
+        with trained as (values, kept, earlier):
             if ranks.rank:
                 return
             demand_unchanged(files, hashes)
@@ -274,7 +275,7 @@ def main(arguments: list[str] | None = None) -> None:
                 protocol=protocol.model_dump() | settings, seed=protocol.seed, hardware=devices.hardware(),
                 files={f"proposals_{split}": digest for split, digest in hashes.items()}
                 | {"samples": sha256(options.samples)},
-                stamps=stamped,
+                stamps=stamped, earlier_seconds=earlier,
             )  # fmt: skip
             finished.keep(results, identity)
 

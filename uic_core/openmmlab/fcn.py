@@ -121,12 +121,12 @@ def accuracy(scores: Tensor, labels: Tensor, ignored: int) -> Tensor:
 
 
 @DATASETS.register_module()
-class VocSegmentation(SeededDraws, PascalVOCDataset):  # type: ignore[misc]
+class VocMasks(SeededDraws, PascalVOCDataset):  # type: ignore[misc]
     """mmseg's VOC data set with a strictly read list; takes the keys of any mmseg VOC config."""
 
     def load_data_list(self) -> list[dict[str, Any]]:
         """mmseg's entries. Raises InputError: the list is invalid, or an image of it lacks a file."""
-        images = voc.Segmentation(Path(self.ann_file), Path(), Path()).ids()
+        images = voc.MaskList(Path(self.ann_file), Path(), Path()).ids()
         entries: list[dict[str, Any]] = super().load_data_list()
         if len(entries) != len(images):
             raise InputError(f"{self.ann_file}: has blank lines; remove them")

@@ -8,7 +8,6 @@ right, bottom in the original image's pixels, counted from 0, last pixel include
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import json
 import time
@@ -24,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uic_core import evaluations, recipe
+from uic_core.arguments import add_checked, stage_parser
 from uic_core.data import matlab, reader, stamps, voc
 from uic_core.data.boxes import overlaps
 from uic_core.errors import InputError, stage
@@ -35,7 +35,7 @@ _MIN_PUBLISHED_SIDE = 2
 
 
 @dataclass(frozen=True)
-class Proposals:
+class ProposedBoxes:
     """Candidate boxes of a split; image i has rows offsets[i] … offsets[i + 1] − 1 of `boxes`, best first."""
 
     ids: tuple[str, ...]
@@ -62,7 +62,7 @@ class Proposals:
             )
 
 
-def load(path: Path, fingerprint: str | None, sizes: Mapping[str, tuple[int, int]]) -> Proposals:
+def load(path: Path, fingerprint: str | None, sizes: Mapping[str, tuple[int, int]]) -> ProposedBoxes:
     """Read a proposal file and check that it belongs to the given images.
 
     Args:
@@ -79,7 +79,7 @@ def load(path: Path, fingerprint: str | None, sizes: Mapping[str, tuple[int, int
             settings = json.loads(str(arrays["settings"]))
             if settings.keys() != {"source"}:
                 recipe.parse(evaluations.Proposals, settings, f"{path}: settings")
-            found = Proposals(
+            found = ProposedBoxes(
                 tuple(arrays["ids"].tolist()),
                 arrays["offsets"].astype(np.int64),
                 arrays["boxes"].astype(np.float32),
@@ -114,7 +114,7 @@ def load(path: Path, fingerprint: str | None, sizes: Mapping[str, tuple[int, int
     return found
 
 
-def open_for(root: Path, split: str, path: Path, checked: Path | None = None) -> Proposals:
+def open_for(root: Path, split: str, path: Path, checked: Path | None = None) -> ProposedBoxes:
     """`load` a proposal file for the images of a VOC07 split; `checked` is as in `fingerprint_of`."""
     return load(path, fingerprint_of(root, split, checked), _sizes(root, voc.read_list(root, split)))
 
@@ -168,7 +168,7 @@ def search(path: Path, settings: evaluations.Proposals) -> NDArray[np.float32]:
 
 def make(
     root: Path, split: str, settings: evaluations.Proposals, processes: int, checked: Path | None = None
-) -> Proposals:
+) -> ProposedBoxes:
     """Make a VOC07 split's proposals: read `settings.source`, or search in `processes` processes; print which.
 
     `checked` is as in `fingerprint_of`.
@@ -190,7 +190,7 @@ def make(
         found = _search_all([voc.image_path(root, image) for image in ids], settings, processes)
         print(f"{len(ids) / (time.monotonic() - started):.2f} images/s with {processes} processes")
     offsets = np.concatenate([[0], np.cumsum([len(boxes) for boxes in found])]).astype(np.int64)
-    return Proposals(ids, offsets, np.concatenate(found), fingerprint, settings.made_by(digest))
+    return ProposedBoxes(ids, offsets, np.concatenate(found), fingerprint, settings.made_by(digest))
 
 
 def _search_all(paths: list[Path], settings: evaluations.Proposals, processes: int) -> list[NDArray[np.float32]]:
@@ -217,7 +217,7 @@ def published(path: Path, sizes: Mapping[str, tuple[int, int]]) -> list[NDArray[
         sizes: (width, height) of the images to return, in this order.
 
     Returns:
-        Each image's boxes in the format of `Proposals`, in the file's order. As in Fast R-CNN, duplicates and boxes
+        Each image's boxes in the format of `ProposedBoxes`, in the file's order. As in Fast R-CNN, duplicates and boxes
         with a side below 2 pixels are removed.
 
     Raises:
@@ -247,7 +247,7 @@ def published(path: Path, sizes: Mapping[str, tuple[int, int]]) -> list[NDArray[
     return kept
 
 
-def recall_on(root: Path, proposals: Proposals) -> tuple[float, int]:
+def recall_on(root: Path, proposals: ProposedBoxes) -> tuple[float, int]:
     """Compute recall (0…1) at IoU .5 over VOC07's objects that are not difficult, and the number of these objects."""
     annotations = [voc.read_annotation(voc.annotation_path(root, image)) for image in proposals.ids]
     truths = [annotation.boxes[~annotation.difficult] for annotation in annotations]
@@ -270,12 +270,12 @@ def recall(proposals: Sequence[NDArray[np.float32]], truths: Sequence[NDArray[np
 
 def main(arguments: list[str] | None = None) -> None:
     """Make and write a split's proposals; print throughput and the recall of annotated objects."""
-    parser = argparse.ArgumentParser(prog="python -m uic_core.openmmlab.proposals", description=__doc__)
+    parser = stage_parser("uic_core.openmmlab.proposals", __doc__)
     parser.add_argument("--protocol", required=True, type=Path)
     parser.add_argument("--voc", required=True, type=Path, help="the folder that holds VOC2007/")
     parser.add_argument("--split", required=True, choices=["trainval", "test"])
     parser.add_argument("--threads", type=int, default=1, help="processes; they change the time, not the boxes")
-    parser.add_argument("--checked", type=Path, help="what the stage check wrote: no file may have changed")
+    add_checked(parser)
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args(arguments)
     with stage():
@@ -283,7 +283,7 @@ def main(arguments: list[str] | None = None) -> None:
         stamps.verify(options.checked, voc.files(options.voc))
         source, beside = settings.published(options.split), options.out.with_suffix(SOURCE)
         stamped = stamp(source)  # first: of a file that is replaced meanwhile, the new one is looked at again
-        proposals = make(options.voc, options.split, settings, max(1, options.threads), options.checked)
+        proposals = make(options.voc, options.split, settings, options.threads, options.checked)
         beside.unlink(missing_ok=True)  # of an earlier file
         proposals.save(options.out)
         if settings.source:

@@ -113,7 +113,7 @@ def dataloader(dataset: dict[str, Any], batch_size: int, workers: int, *, train:
 @contextlib.contextmanager
 def train_and_test(
     content: dict[str, Any], identity: dict[str, Any], ranks: Ranks, save_every: float, tested: int
-) -> Iterator[tuple[dict[str, metrics.Value], dict[str, dict[str, Any]]]]:
+) -> Iterator[tuple[dict[str, metrics.Value], dict[str, dict[str, Any]], float]]:
     """Train, then test. On one CPU the same config gives the same numbers; on a GPU RoI pooling sums in any order.
 
     An interrupted training resumes from the state in `work_dir`, which is removed when the block ends. Logs, the last
@@ -126,8 +126,8 @@ def train_and_test(
         tested: number of test images.
 
     Yields:
-        The test metrics in percent by name, without the evaluator's prefix, with a remark if the training diverged; and
-        the samples kept by `KeepSamples`.
+        The test metrics in percent by name, without the evaluator's prefix, with a remark if the training diverged; the
+        samples kept by `KeepSamples`; and the seconds of the interrupted processes that this one resumed.
 
     Raises:
         InputError: another process has taken over the folder.
@@ -155,6 +155,7 @@ def train_and_test(
         if remark:
             runner.logger.warning(f"{remark}; lower its lr in the config")
         state.check_owner()
-        yield values, next(each.kept for each in runner.test_evaluator.metrics if isinstance(each, KeepSamples))
+        kept = next(each.kept for each in runner.test_evaluator.metrics if isinstance(each, KeepSamples))
+        yield values, kept, state.earlier_seconds
         if not ranks.rank:
             state.remove()

@@ -7,13 +7,13 @@ twice the learning rate and no weight decay. The loss is the mean over counted p
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from uic_core import checkpoint, evaluations, recipe, samples
+from uic_core.arguments import add_checked, add_save_every, add_threads, stage_parser
 from uic_core.data import stamps, voc
 from uic_core.data.dataset import Dataset, VocSegmentation
 from uic_core.errors import InputError, stage
@@ -97,14 +97,14 @@ def _model(network: Network, pretrained: dict[str, Any], pad: int) -> dict[str, 
     }
 
 
-def lists_of(data: VocSegmentation) -> tuple[voc.Segmentation, voc.Segmentation]:
+def lists_of(data: VocSegmentation) -> tuple[voc.MaskList, voc.MaskList]:
     """The lists for training and for testing."""
     return voc.segmentation_lists(Path(data.root), data.sbd, data.train_list, data.val_list)
 
 
-def _dataset(images: voc.Segmentation, *, test: bool) -> dict[str, Any]:
+def _dataset(images: voc.MaskList, *, test: bool) -> dict[str, Any]:
     return {
-        "type": "VocSegmentation",
+        "type": "VocMasks",
         "ann_file": str(images.path),
         "data_prefix": {"img_path": str(images.images), "seg_map_path": str(images.masks)},
         "seg_map_suffix": images.suffix,
@@ -121,13 +121,13 @@ def _segmented(mask: Path, sample: dict[str, Any]) -> samples.Segmented:
 
 def main(arguments: list[str] | None = None) -> None:
     """Train on the first list, test on the second, write the metrics `miou` and `iou/<class>` in percent."""
-    parser = argparse.ArgumentParser(prog="python -m uic_core.openmmlab.segmentation", description=__doc__)
+    parser = stage_parser("uic_core.openmmlab.segmentation", __doc__)
     for name in ("checkpoint", "protocol", "dataset", "out", "samples", "work-dir"):
         parser.add_argument(f"--{name}", required=True, type=Path)
     parser.add_argument("--run", required=True)
-    parser.add_argument("--save-every", type=float, default=300, help="seconds between saved states")
-    parser.add_argument("--checked", type=Path, help="what the stage check wrote: no file may have changed")
-    cpus.add_threads(parser)
+    add_save_every(parser)
+    add_checked(parser)
+    add_threads(parser)
     options = parser.parse_args(arguments)
     with stage(), parallel.group(devices.current()) as ranks:
         protocol = recipe.load(evaluations.Segmentation, options.protocol)
@@ -156,7 +156,8 @@ def main(arguments: list[str] | None = None) -> None:
         results = [options.out, options.samples]
         if finished.put_back(results, identity, ranks, print):
             return
-        with runner.train_and_test(content, identity, ranks, options.save_every, tested) as (values, kept):
+        trained = runner.train_and_test(content, identity, ranks, options.save_every, tested)
+        with trained as (values, kept, earlier):
             if ranks.rank:
                 return
             samples.Samples(
@@ -181,7 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
                 dataset=metrics.Dataset(name="voc_segmentation", fingerprint=fingerprint, sizes=sizes),
                 values=values,
                 protocol=protocol.model_dump() | settings, seed=protocol.seed, hardware=devices.hardware(),
-                files={"samples": sha256(options.samples)},
+                files={"samples": sha256(options.samples)}, earlier_seconds=earlier,
             )  # fmt: skip
             finished.keep(results, identity)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from pathlib import Path
 
-from uic_core.config import FILES, Config, read
+from uic_core.arguments import stage_parser
+from uic_core.config import CONFIG_HELP, Config, read
 from uic_core.data.check import check
 from uic_core.errors import InputError, stage
 
@@ -29,8 +29,8 @@ def verdicts(config: Config, processes: int) -> dict[str, tuple[bool, str]]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Print what is there and what is missing; exit with status 2 if anything is missing."""
-    parser = argparse.ArgumentParser(prog="python -m uic_core.overview.datasets", description=__doc__)
-    parser.add_argument("--config", type=Path, nargs="+", required=True, help=FILES)
+    parser = stage_parser("uic_core.overview.datasets", __doc__)
+    parser.add_argument("--config", type=Path, nargs="+", required=True, help=CONFIG_HELP)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="processes that decode VOC's images")
     options = parser.parse_args(arguments)
     with stage():

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from uic_core.config import FILES, Config, read
+from uic_core.arguments import stage_parser
+from uic_core.config import CONFIG_HELP, Config, read
 from uic_core.errors import stage
 from uic_core.overview.costs import CACHE_SPEED, Job, cache_bytes, evaluation, preparation, training
 from uic_core.overview.rates import Rates, assumed
@@ -201,8 +202,8 @@ def _positive(kind: Callable[[str], float]) -> Callable[[str], float]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Print the plan of a config."""
-    parser = argparse.ArgumentParser(prog="python -m uic_core.overview.plan", description=__doc__)
-    parser.add_argument("--config", type=Path, nargs="+", required=True, help=FILES)
+    parser = stage_parser("uic_core.overview.plan", __doc__)
+    parser.add_argument("--config", type=Path, nargs="+", required=True, help=CONFIG_HELP)
     parser.add_argument("--gpus", type=_positive(int), default=8, help="used at once")
     parser.add_argument("--cpus", type=_positive(int), default=16, help="of a GPU's job, at most; not with --measure")
     parser.add_argument(

@@ -7,7 +7,6 @@ request what the full config requests. Imports torch, to count the disk space.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import math
@@ -19,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from uic_core import recipe
-from uic_core.config import FILES, Config, read
+from uic_core.arguments import stage_parser
+from uic_core.config import CONFIG_HELP, Config, read
 from uic_core.data import voc
 from uic_core.data.dataset import Datasets, ImageFolder, MiniImageNet, Voc07, VocSegmentation
 from uic_core.data.index import build_miniimagenet
@@ -266,8 +266,8 @@ def _link(target: Path, source: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Make the small config and its data sets in <results>/smoke; print the path of the config."""
-    parser = argparse.ArgumentParser(prog="python -m uic_core.overview.smoke", description=__doc__)
-    parser.add_argument("--config", type=Path, nargs="+", required=True, help=FILES)
+    parser = stage_parser("uic_core.overview.smoke", __doc__)
+    parser.add_argument("--config", type=Path, nargs="+", required=True, help=CONFIG_HELP)
     options = parser.parse_args(arguments)
     with stage():
         config = read(options.config)

@@ -6,7 +6,6 @@ file whose log ends in an error, or whose job SLURM killed.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import shutil
@@ -17,7 +16,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from uic_core.config import FILES, Config, read
+from uic_core.arguments import stage_parser
+from uic_core.config import CONFIG_HELP, Config, read
 from uic_core.data.dataset import demand_kind
 from uic_core.errors import stage
 from uic_core.files import DAMAGED, safetensors_metadata
@@ -173,8 +173,8 @@ def jobs() -> list[list[str]] | None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Print runs, epochs, evaluations, queued jobs, and failures with the ends of their logs."""
-    parser = argparse.ArgumentParser(prog="python -m uic_core.overview.status", description=__doc__)
-    parser.add_argument("--config", type=Path, nargs="+", required=True, help=FILES)
+    parser = stage_parser("uic_core.overview.status", __doc__)
+    parser.add_argument("--config", type=Path, nargs="+", required=True, help=CONFIG_HELP)
     options = parser.parse_args(arguments)
     with stage():
         config = read(options.config)

@@ -6,10 +6,10 @@ or SIGUSR1 it saves its state and exits with status 75; the same command resumes
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from uic_core import checkpoint
+from uic_core.arguments import add_save_every, add_threads, stage_parser
 from uic_core.data.index import Index
 from uic_core.errors import InputError, stage
 from uic_core.methods import load_run
@@ -22,13 +22,13 @@ from uic_core.run import cpus, devices, metrics, parallel, randomness
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the stage; --help lists the arguments. Exits with 2 and one line on a user's mistake."""
-    parser = argparse.ArgumentParser(prog="python -m uic_core.pretrain", description=__doc__)
+    parser = stage_parser("uic_core.pretrain", __doc__)
     parser.add_argument("--recipe", type=Path, required=True, help="YAML of a run's recipe")
     parser.add_argument("--train-index", type=Path, required=True, help="index of the training images")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--pretrained", type=Path, help="for recipes with this key: the checkpoint to start from")
-    parser.add_argument("--save-every", type=float, default=300, help="seconds between saved states")
-    cpus.add_threads(parser)
+    add_save_every(parser)
+    add_threads(parser)
     options = parser.parse_args(arguments)
     with stage(), parallel.group(devices.current()) as ranks:
         metrics.code()  # now: when the training ends, the clone may be at another commit

@@ -8,7 +8,6 @@ and mmseg's ResNet, for AlexNet and VGG16 with those of this suite's UicBackbone
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import yaml
 from torch import Tensor
 
 from uic_core import checkpoint
+from uic_core.arguments import stage_parser
 from uic_core.errors import InputError, stage
 from uic_core.files import atomic, sha256, write_text
 from uic_core.models import ARCHS, formats
@@ -101,7 +101,7 @@ def card(
 
 def main(arguments: list[str] | None = None) -> None:
     """Export a run's checkpoint; --help lists the arguments. Exits with 2 and one line on a user's mistake."""
-    parser = argparse.ArgumentParser(prog="python -m uic_core.pretrain.export", description=__doc__)
+    parser = stage_parser("uic_core.pretrain.export", __doc__)
     parser.add_argument("--run", required=True, help="the run's name")
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--metrics", type=Path, nargs="*", default=[], help="metrics JSONs for the model card")

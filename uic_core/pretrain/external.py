@@ -6,7 +6,6 @@ name that its format knows, and the file may hold no unknown weights. Only the w
 
 from __future__ import annotations
 
-import argparse
 import pickle
 import re
 import textwrap
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from uic_core import checkpoint
 from uic_core import recipe as recipes
+from uic_core.arguments import stage_parser
 from uic_core.errors import InputError, stage
 from uic_core.files import stamp, unchanged
 from uic_core.models import ARCHS, build, formats
@@ -142,7 +142,7 @@ def convert(theirs: dict[str, Tensor], recipe: External, source: str) -> tuple[N
 
 def main(arguments: list[str] | None = None) -> None:
     """Convert an external checkpoint; --help lists the arguments. Exits with 2 and one line on a user's mistake."""
-    parser = argparse.ArgumentParser(prog="python -m uic_core.pretrain.external", description=__doc__)
+    parser = stage_parser("uic_core.pretrain.external", __doc__)
     parser.add_argument("--recipe", type=Path, required=True, help="YAML of a uic_core.recipe.External")
     parser.add_argument("--source", type=Path, required=True, help="the checkpoint file")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint.safetensors to write")

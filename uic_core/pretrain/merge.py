@@ -35,4 +35,4 @@ def merge_labels(
             [np.repeat(np.arange(ranks.world), (last - first) // ranks.world) for first, last in block]
         )
     labels[owner != ranks.rank] = 0
-    ranks.sum(labels, device)
+    ranks.sum_array(labels, device)

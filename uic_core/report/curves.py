@@ -5,7 +5,6 @@ After Fig. 2 of DeepCluster's paper, for all runs at once. The same inputs give 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from uic_core.arguments import stage_parser
 from uic_core.errors import stage
 from uic_core.files import unchanged
 from uic_core.report.arguments import add_recipes, add_scale
-from uic_core.report.figures import DPI, INK, STYLE, WIDTH, foot_note, save
+from uic_core.report.figures import DPI, INK, STYLE, WIDTH, foot_note, panel_letter, save
 from uic_core.report.origin import training
 from uic_core.run import trained
 
@@ -108,9 +108,7 @@ def _finish(panel: Axes, quantity: str, last: float, letter: str) -> None:
     panel.set(xlim=(0, 1.02 * last), xlabel="epochs")
     panel.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     panel.set_title(PANELS[quantity][0], loc="left", pad=4)
-    panel.annotate(
-        letter, (0, 1), (-26, 4), xycoords="axes fraction", textcoords="offset points", weight="bold", size=9
-    )
+    panel_letter(panel, letter, rise=4)  # level with the title
     panel.grid(axis="y", color="#e4e4e4", linewidth=0.5)
     panel.set_axisbelow(True)
     if quantity == "empty_classes":  # thousands at first, then few or none
@@ -134,7 +132,7 @@ def _legend(panel: Axes, runs: Sequence[str]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Draw the figure. On an error, name it and exit with 2."""
-    parser = argparse.ArgumentParser(prog="python -m uic_core.report.curves", description=__doc__)
+    parser = stage_parser("uic_core.report.curves", __doc__)
     parser.add_argument("--history", type=Path, nargs="+", required=True, help="runs/<run>/history.jsonl of every run")
     add_scale(parser)
     add_recipes(parser)

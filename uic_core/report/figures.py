@@ -5,7 +5,6 @@ Made from the output of evaluation `clusters`. The same inputs give the same byt
 
 from __future__ import annotations
 
-import argparse
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from uic_core.arguments import stage_parser
 from uic_core.data import reader
 from uic_core.data.index import Index
 from uic_core.errors import InputError, stage
@@ -95,7 +95,7 @@ def class_sizes_figure(sizes: NDArray[np.integer], note: str = "") -> Figure:
             f"mean N/K = {_short(mean)}", (mean, top), (4, -2), textcoords="offset points", color=RED, va="top", size=7
         )
         left.set(xlim=(0, float(edges[-1]) * 1.06), ylim=(0, top), xlabel="images in a class", ylabel="classes")
-        _panel(left, "a")
+        panel_letter(left, "a")
 
         ordered = np.sort(sizes)[::-1]
         ranks = np.arange(len(ordered) + 1)
@@ -106,7 +106,7 @@ def class_sizes_figure(sizes: NDArray[np.integer], note: str = "") -> Figure:
         low, median, high = int(ordered[-1]), float(np.median(ordered)), int(ordered[0])
         summary = f"K = {len(sizes):,}   min {low:,}   median {_short(median)}   max {high:,}"
         right.text(1, 0.98, summary, transform=right.transAxes, ha="right", va="top", size=7)
-        _panel(right, "b")
+        panel_letter(right, "b")
         for axes in (left, right):
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
             axes.yaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
@@ -206,8 +206,11 @@ def _describe(axes: Axes, clusters: ClusterArrays, row: int, y: float, dominant:
         )
 
 
-def _panel(axes: Axes, letter: str) -> None:
-    axes.annotate(letter, (0, 1), (-26, 5), xycoords="axes fraction", textcoords="offset points", weight="bold", size=9)
+def panel_letter(axes: Axes, letter: str, rise: int = 5) -> None:
+    """Print a panel's letter at its upper left, `rise` points above it."""
+    axes.annotate(
+        letter, (0, 1), (-26, rise), xycoords="axes fraction", textcoords="offset points", weight="bold", size=9
+    )
 
 
 def foot_note(figure: Figure, note: str) -> int:
@@ -237,7 +240,7 @@ def _short(number: float) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Draw one figure. On an error, name it and exit with 2."""
-    parser = argparse.ArgumentParser(prog="python -m uic_core.report.figures", description=__doc__)
+    parser = stage_parser("uic_core.report.figures", __doc__)
     parser.add_argument("--figure", type=int, choices=(3, 4), required=True, help="number of the figure in the paper")
     parser.add_argument("--arrays", type=Path, required=True, help="clusters.npz")
     parser.add_argument("--metrics", type=Path, required=True, help="clusters.json")

@@ -6,7 +6,6 @@ can be read without its script. The same files give the same bytes. Imports no t
 
 from __future__ import annotations
 
-import argparse
 import base64
 import hashlib
 import io
@@ -23,6 +22,7 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 from PIL import Image
 
+from uic_core.arguments import stage_parser
 from uic_core.errors import InputError, stage
 from uic_core.evaluations import BY_CLASS
 from uic_core.files import read_text, write_text
@@ -33,7 +33,7 @@ from uic_core.report.filled import Key, fill
 from uic_core.report.linked import LinkedTable, anchor, class_table, paper_table, text
 from uic_core.report.page import fragment
 from uic_core.report.published import read_published
-from uic_core.report.runs import Evaluation
+from uic_core.report.runs import MetricsFile
 from uic_core.report.tables import DEMO
 
 _KINDS = {".png": "image/png", ".svg": "image/svg+xml", ".webp": "image/webp"}
@@ -195,7 +195,7 @@ def paper_tables(
     return found
 
 
-def _fit(evaluation: Evaluation | None) -> bool:
+def _fit(evaluation: MetricsFile | None) -> bool:
     return evaluation is not None and evaluation.metrics is not None
 
 
@@ -281,7 +281,7 @@ def render(results: Results, **parts: Any) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the page. On an error, name it, write nothing and exit with 2."""
-    parser = argparse.ArgumentParser(prog="python -m uic_core.report.index_page", description=__doc__)
+    parser = stage_parser("uic_core.report.index_page", __doc__)
     parser.add_argument("--results", type=Path, required=True, help="the results folder")
     parser.add_argument("--metrics", type=Path, nargs="*", default=[], help="metrics JSONs that the tables need")
     parser.add_argument("--tables", type=Path, required=True, help="config/tables.yaml")

@@ -5,13 +5,13 @@ Reads only the metrics JSONs. Imports no torch.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from uic_core.arguments import stage_parser
 from uic_core.errors import InputError, stage
 from uic_core.evaluations.knn import name
 from uic_core.files import write_text
@@ -147,7 +147,7 @@ def to_csv(every: Mapping[str, Metrics]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Write the table. On an error, name it, write nothing and exit with 2."""
-    parser = argparse.ArgumentParser(prog="python -m uic_core.report.knn", description=__doc__)
+    parser = stage_parser("uic_core.report.knn", __doc__)
     parser.add_argument("--metrics", type=Path, nargs="*", default=[], help="metrics JSONs of evaluation knn")
     parser.add_argument("--runs", nargs="+", required=True, help="the rows, in their order")
     add_scale(parser)

@@ -18,7 +18,7 @@ from uic_core.report.cells import Row, Table
 from uic_core.report.filled import Cell, Filled, Key, shown_metrics
 from uic_core.report.origin import foot
 from uic_core.report.page import Grid, Text, inline
-from uic_core.report.runs import Evaluation, Run
+from uic_core.report.runs import MetricsFile, Run
 from uic_core.report.tables import legend, marked, signed, spread
 from uic_core.run.metrics import Metrics
 
@@ -82,7 +82,7 @@ class LinkedTable:
     counts: tuple[int, int, int, int] = (0, 0, 0, 0)
 
 
-def paper_table(filled: Filled, evaluations: Mapping[Key, Evaluation], runs: Mapping[str, Run]) -> LinkedTable:
+def paper_table(filled: Filled, evaluations: Mapping[Key, MetricsFile], runs: Mapping[str, Run]) -> LinkedTable:
     """Link a table of the paper.
 
     Args:
@@ -117,7 +117,7 @@ def paper_table(filled: Filled, evaluations: Mapping[Key, Evaluation], runs: Map
 
 
 def class_table(
-    task: str, every: Sequence[Metrics], labels: dict[str, str], scale: str, evaluations: Mapping[Key, Evaluation]
+    task: str, every: Sequence[Metrics], labels: dict[str, str], scale: str, evaluations: Mapping[Key, MetricsFile]
 ) -> LinkedTable:
     """Link a task's numbers of every class. The first arguments are those of per_class.page."""
     facts, blocks = BY_CLASS[task], per_class.page(task, every, labels, scale)
@@ -145,7 +145,7 @@ def _label(row: Row, mark: str, runs: Mapping[str, Run]) -> Shown:
 
 
 def _number(
-    cell: Cell, table: Table, mark: str, evaluations: Mapping[Key, Evaluation],
+    cell: Cell, table: Table, mark: str, evaluations: Mapping[Key, MetricsFile],
     reasons: Mapping[str, Reason],
 ) -> Shown:  # fmt: skip
     if cell.source is None:
@@ -166,7 +166,7 @@ def _number(
     )
 
 
-def _reasons(filled: Filled, name: str, evaluations: Mapping[Key, Evaluation]) -> dict[str, Reason]:
+def _reasons(filled: Filled, name: str, evaluations: Mapping[Key, MetricsFile]) -> dict[str, Reason]:
     """Text → reason: of every cell without our number first, then what else is wrong with the table."""
     targets = {_why(cell, evaluations): _target(cell, evaluations) for cell in filled.cells.values() if cell.missing}
     told = {cell.missing for cell in filled.cells.values()}
@@ -177,14 +177,14 @@ def _reasons(filled: Filled, name: str, evaluations: Mapping[Key, Evaluation]) -
     }
 
 
-def _why(cell: Cell, evaluations: Mapping[Key, Evaluation]) -> str:
+def _why(cell: Cell, evaluations: Mapping[Key, MetricsFile]) -> str:
     """The file's own reason, if it is there and must not be shown: the table only knows that it has none."""
     assert cell.source is not None
     found = evaluations.get((cell.source.run, cell.source.evaluation))
     return found.reason if found and found.reason and found.path.exists() else cell.missing
 
 
-def _target(cell: Cell, evaluations: Mapping[Key, Evaluation]) -> str:
+def _target(cell: Cell, evaluations: Mapping[Key, MetricsFile]) -> str:
     assert cell.source is not None
     found = evaluations.get((cell.source.run, cell.source.evaluation))
     return anchor(found.run, found.name) if found else ""

@@ -5,12 +5,12 @@ Reads only the metrics JSONs. Imports no torch.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from uic_core.arguments import stage_parser
 from uic_core.errors import InputError, stage
 from uic_core.evaluations import BY_CLASS
 from uic_core.files import write_text
@@ -95,7 +95,7 @@ def to_csv(task: str, every: Sequence[Metrics]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Write one table of classes. On an error, name it, write nothing and exit with 2."""
-    parser = argparse.ArgumentParser(prog="python -m uic_core.report.per_class", description=__doc__)
+    parser = stage_parser("uic_core.report.per_class", __doc__)
     parser.add_argument("--task", choices=tuple(BY_CLASS), required=True)
     parser.add_argument("--metrics", type=Path, nargs="+", required=True, help="metrics JSONs of the task")
     parser.add_argument(

@@ -44,7 +44,7 @@ class Log:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class MetricsFile:
     """A metrics file. `metrics`: None if its numbers must not be shown, for the `reason`.
 
     `name` is the file's without its ending: `linear_probe`, or `linear_probe.seeds` for the mean over seeds.
@@ -68,7 +68,7 @@ class Run:
     training: Trained | None
     history: dict[str, list[float]]
     log: Log | None
-    evaluations: list[Evaluation]
+    evaluations: list[MetricsFile]
     problems: list[str]
 
     @property
@@ -146,10 +146,10 @@ def _order(path: Path) -> tuple[int, str]:
 
 def _evaluation(
     results: Path, path: Path, recipes: Mapping[str, str], hashes: Mapping[str, str], stale: Mapping[Path, str]
-) -> Evaluation:
+) -> MetricsFile:
     run, name = path.parent.name, path.stem
     job = f"seeds_{name.removesuffix('.seeds')}" if name.endswith(".seeds") else name
-    found = Evaluation(run, name, path, log=tail(results / "logs" / run / f"{job}.log"))
+    found = MetricsFile(run, name, path, log=tail(results / "logs" / run / f"{job}.log"))
     if not path.exists():
         return replace(found, reason=f"{path}: is not made yet; run snakemake to make it")
     try:

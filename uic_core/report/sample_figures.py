@@ -6,7 +6,6 @@ One row per image, one column per run, as PNG and SVG. Made from the samples tha
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from PIL import Image
 
+from uic_core.arguments import stage_parser
 from uic_core.data import reader
 from uic_core.data.boxes import MATCH, overlaps
 from uic_core.data.palette import palette
@@ -217,7 +217,7 @@ def _foot(figure: Figure, lines: Sequence[str]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Draw one figure. On an error, name it and exit with 2."""
-    parser = argparse.ArgumentParser(prog="python -m uic_core.report.sample_figures", description=__doc__)
+    parser = stage_parser("uic_core.report.sample_figures", __doc__)
     parser.add_argument("--task", choices=tuple(BY_CLASS), required=True)
     parser.add_argument("--samples", type=Path, nargs="+", required=True, help="<task>_samples.npz of every run")
     parser.add_argument("--metrics", type=Path, nargs="+", required=True, help="<task>.json of the same runs")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from uic_core.arguments import stage_parser
 from uic_core.errors import InputError, stage
 from uic_core.run import metrics as metrics_file
 from uic_core.run.metrics import Metrics, Value
@@ -55,7 +55,7 @@ def merge(paths: Sequence[Path]) -> Metrics:
 
 def main(arguments: list[str] | None = None) -> None:
     """Write one metrics JSON with the means and standard deviations of several seeds."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = stage_parser("uic_core.report.seeds", main.__doc__)
     parser.add_argument("--metrics", type=Path, nargs="+", required=True, help="one file a seed, the run's own first")
     parser.add_argument("--out", type=Path, required=True, help="metrics JSON to write")
     options = parser.parse_args(arguments)

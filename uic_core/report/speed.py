@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from uic_core.arguments import stage_parser
 from uic_core.errors import stage
 from uic_core.files import unchanged, write_text
 from uic_core.report.arguments import add_recipes, add_scale
@@ -177,7 +177,7 @@ def to_csv(speeds: Sequence[Speed]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Write the table. On an error, name it, write nothing and exit with 2."""
-    parser = argparse.ArgumentParser(prog="python -m uic_core.report.speed", description=__doc__)
+    parser = stage_parser("uic_core.report.speed", __doc__)
     parser.add_argument("--history", type=Path, nargs="+", required=True, help="runs/<run>/history.jsonl of every run")
     add_scale(parser)
     add_recipes(parser)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from uic_core.arguments import stage_parser
 from uic_core.errors import InputError, stage
 from uic_core.evaluations import BY_CLASS
 from uic_core.files import write_text
@@ -112,7 +112,7 @@ def _count(path: Path) -> tuple[int, int, int]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the index of a results folder and the page of its jobs' time and memory."""
-    parser = argparse.ArgumentParser(prog="python -m uic_core.report.summary", description=__doc__)
+    parser = stage_parser("uic_core.report.summary", __doc__)
     parser.add_argument("--tables", type=Path, required=True, help="config/tables.yaml")
     parser.add_argument("--computed", type=pair, nargs="*", default=[], help=COMPUTED)
     parser.add_argument("--csv", type=Path, nargs="+", required=True, help="table1.csv and so on, in order")

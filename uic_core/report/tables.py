@@ -6,12 +6,12 @@ same bytes: dates and commits are those of the metrics. Imports no torch.
 
 from __future__ import annotations
 
-import argparse
 import math
 from pathlib import Path
 
 import pandas as pd
 
+from uic_core.arguments import stage_parser
 from uic_core.errors import stage
 from uic_core.files import write_text
 from uic_core.report.arguments import add_partial, add_recipes, add_scale
@@ -171,7 +171,7 @@ def _record(filled: Filled, cell: Cell) -> dict[str, object]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Write one table. On an error, name it, write nothing and exit with 2."""
-    parser = argparse.ArgumentParser(prog="python -m uic_core.report.tables", description=__doc__)
+    parser = stage_parser("uic_core.report.tables", __doc__)
     parser.add_argument("--table", type=int, required=True, help="number of the table in the paper")
     parser.add_argument("--tables", type=Path, required=True, help="config/tables.yaml")
     parser.add_argument("--published", type=Path, required=True, help="config/published.csv")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import multiprocessing
 import os
@@ -11,17 +10,6 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 
 from uic_core.run.signals import ignore_interrupts
-
-
-def add_threads(parser: argparse.ArgumentParser) -> None:
-    """Add `--threads`, the number of CPUs of this job, to a stage's arguments.
-
-    One CPU runs the stage, each further one decodes images. It is not a config setting because results do not depend
-    on it: nothing is rerun on another machine.
-    """
-    parser.add_argument(
-        "--threads", type=int, default=1, help="CPUs of this job; all but one decode images in processes of their own"
-    )
 
 
 def workers(threads: int) -> int:
@@ -57,9 +45,12 @@ def pool(processes: int, method: str = "fork") -> Iterator[ProcessPoolExecutor]:
     """Yield processes for independent work. On an error or Ctrl-C they end what they are at, and begin nothing more.
 
     Args:
+        processes: at least one is started.
         method: how they start, as in multiprocessing.
     """
-    executor = ProcessPoolExecutor(processes, multiprocessing.get_context(method), initializer=ignore_interrupts)
+    executor = ProcessPoolExecutor(
+        max(1, processes), multiprocessing.get_context(method), initializer=ignore_interrupts
+    )
     try:
         yield executor
     finally:

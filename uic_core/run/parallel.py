@@ -128,7 +128,7 @@ class Ranks:
         device = "cuda" if self.world > 1 and dist.get_backend() == "nccl" else "cpu"
         return bool(self.add(torch.tensor(float(flag), device=device)))
 
-    def sum(self, values: NDArray[np.int32], device: torch.device) -> None:
+    def sum_array(self, values: NDArray[np.int32], device: torch.device) -> None:
         """Sum of an array over the ranks, in place."""
         if self.world > 1:
             tensor = torch.from_numpy(values).to(device)

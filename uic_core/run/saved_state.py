@@ -26,6 +26,7 @@ from torch import Tensor
 
 from uic_core.errors import InputError, Interrupted
 from uic_core.files import atomic, write_text
+from uic_core.run import metrics
 from uic_core.run.parallel import Ranks
 from uic_core.run.signals import Signals
 
@@ -45,6 +46,7 @@ class State:
 
     Attributes:
         saved: True once this process has saved a state.
+        earlier_seconds: what the interrupted processes took until they saved the state that this one has loaded.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class State:
         self._scratch = folder / f".{self._stem}.writing"
         self.marker = folder / f"{prefix}interrupted"
         self.owner = folder / f"{prefix}owner"
-        self.saved = False
+        self.saved, self.earlier_seconds = False, 0.0
         self._own = ""
         self._unusable: list[Path] = []
         self._tidied = False
@@ -98,7 +100,7 @@ class State:
             raise InputError(f"{self.folder}: is now worked on by {owner}; this process writes nothing more")
 
     def save(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
-        """Save tensors, and `content` as JSON. The current state becomes the previous one.
+        """Save tensors, and `content` as JSON with the time so far. The current state becomes the previous one.
 
         Raises:
             InputError: the disk is full, or another process has claimed the folder; existing states stay.
@@ -106,10 +108,11 @@ class State:
         self.check_owner()
         self._tidy()
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        content = self.identity | content | {"seconds": self.earlier_seconds + metrics.seconds()}
         written = self._scratch / self._new.name
         try:
             with atomic(written) as temporary:
-                safetensors.torch.save_file(tensors, temporary, metadata={"state": json.dumps(self.identity | content)})
+                safetensors.torch.save_file(tensors, temporary, metadata={"state": json.dumps(content)})
             os.replace(written, self._new)
         finally:
             shutil.rmtree(self._scratch, ignore_errors=True)
@@ -139,6 +142,7 @@ class State:
             for line in unusable:
                 say(f"{line}; the previous state is used")
             self._check(path, content)
+            self.earlier_seconds = float(content.get("seconds", 0.0))  # some of earlier versions have none
             return path, content, tensors
         if unusable:
             raise InputError("\n".join([*unusable, f"remove {self.folder}/{self._stem}.* to start this run afresh"]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import tempfile
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from uic_core.errors import InputError
+from uic_core.errors import InputError, is_full
 
 EXACT = 1 << 28
 """Bytes of float32 up to which a matrix has that precision."""
@@ -41,7 +40,7 @@ def matrix(rows: int, width: int, short: torch.dtype, folder: Path, most: int, d
         os.posix_fallocate(descriptor, 0, size)  # else a full disk would end the process by a signal, at some write
         mapped = torch.from_file(name, shared=True, size=rows * width, dtype=dtype)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if is_full(error):
             raise InputError(
                 f"{folder}: the disk is full; {size / 1e9:.1f} GB are needed there while labels are made: free some "
                 "space and run the same command again"
