@@ -9,9 +9,9 @@ import pytest
 
 from uic_core.config import validate
 from uic_core.evaluations import EVALUATIONS
-from uic_core.files import read_yaml
 from uic_core.overview import limits
 from uic_core.overview.costs import preparation
+from uic_core.strict_yaml import read_yaml
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "config" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
