@@ -95,6 +95,6 @@ status: setup  ## how far the runs of CONFIG have come: epochs, evaluations, job
 lock: setup  ## compile envs/*.in into the lock and the conda environments; UPGRADE=1 takes newer versions
 	$(BIN)/python envs/lock.py $(if $(call yes,UPGRADE),--upgrade)
 
-clean:  ## remove caches; RESULTS=1 removes results/ and the demo's data too
+clean: $(if $(call yes,RESULTS),setup)  ## remove caches; RESULTS=1 removes results of generated data and the demo's data too
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	$(if $(call yes,RESULTS),rm -rf data/demo && find results -mindepth 1 -maxdepth 1 ! -name .gitignore -exec rm -rf {} +)
+	$(if $(call yes,RESULTS),$(BIN)/python -m uic_core.overview.clean --results results && rm -rf data/demo)

@@ -94,6 +94,15 @@ def refused(given: SimpleNamespace, name: str, capsys: pytest.CaptureFixture[str
     return error
 
 
+@pytest.mark.parametrize("name", ["voc_classification", "fewshot", "knn"])
+def test_two_processes_where_each_would_do_all_the_work(
+    given: SimpleNamespace, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    error = refused(given, name, capsys)
+    assert f"{name} runs on one GPU, not in 2 processes; write set-resources: {{{name}: {{gpu: 1}}}}" in error
+
+
 def rewrite(
     path: Path, weights: Callable[[dict[str, torch.Tensor]], None] | None = None, arch: str | None = None
 ) -> None:

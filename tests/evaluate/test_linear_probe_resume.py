@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -96,10 +96,11 @@ class Run:
                     continue
             time.sleep(0.001)
 
-    def values(self) -> Any:
-        """The metrics' values; no state is left of the run."""
-        left = sorted(path.name for path in self.folder.iterdir())
-        assert left == [".linear_probe.finished", "linear_probe.json", "protocol.yaml"]
+    def values(self, kept: Iterable[Path] = ()) -> Any:
+        """The metrics' values; no state is left of the run, and `kept` are there."""
+        left = {path.name for path in self.folder.iterdir()} - {path.name for path in kept}
+        assert left == {".linear_probe.finished", "linear_probe.json", "protocol.yaml"}
+        assert all(path.exists() for path in kept)
         return json.loads(self.out.read_text())["values"]
 
 
@@ -216,7 +217,7 @@ def test_no_usable_state_is_named_and_nothing_is_started_over(copied: Run, capsy
     err = capsys.readouterr().err
     assert stop.value.code == 2
     assert err.count("is no whole state (") == 2
-    assert f"remove {copied.folder}/linear_probe.state.* to start this run afresh" in err
+    assert re.search(rf"remove {copied.folder}/linear_probe\.state\.\w{{16}}\.\* to start this run afresh", err)
     assert not copied.out.exists()
 
 
@@ -241,12 +242,13 @@ def other_images(run: Run) -> None:
 def test_a_state_of_something_else_is_never_used(
     copied: Run, capsys: pytest.CaptureFixture[str], change: Callable[[Run], None]
 ) -> None:
+    theirs = list(copied.folder.glob("linear_probe.state.*"))
     change(copied)
     linear_probe.main(copied.arguments())
     said = capsys.readouterr().out
     assert "going on" not in said
     assert "epoch 1/5" in said
-    copied.values()  # and it is gone
+    copied.values(kept=theirs)
 
 
 def losses(said: str) -> list[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,9 +41,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def stage(saved: Path, demo_data: SimpleNamespace, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """Run the stage in a folder; what it wrote."""
+    """Run the stage in a folder, which holds `kept` at the end; what it wrote."""
 
-    def run(folder: str, train: str, **changes: Any) -> dict[str, Any]:
+    def run(folder: str, train: str, kept: Sequence[Path] = (), **changes: Any) -> dict[str, Any]:
         place = tmp_path / folder
         place.mkdir(exist_ok=True)
         settings = recipe.parse(VocClassification, PROTOCOL | {"train": train} | changes, "test")
@@ -51,7 +51,7 @@ def stage(saved: Path, demo_data: SimpleNamespace, tmp_path: Path) -> Callable[.
         out = place / f"voc_classification_{train}.json"
         arguments = {"checkpoint": saved, "protocol": tmp_path / "protocol.yaml", "voc": demo_data.voc07, "out": out}
         voc_classification.main(["--run", "r", *(f"--{name}={path}" for name, path in arguments.items())])
-        assert sorted(path.name for path in place.iterdir()) == [f".{out.stem}.finished", out.name]  # no state is left
+        assert {*place.iterdir()} == {place / f".{out.stem}.finished", out, *kept}  # no state of its own is left
         written: dict[str, Any] = json.loads(out.read_text())
         return written
 
@@ -125,13 +125,16 @@ def test_fault_41_a_test_that_is_longer_than_the_limit_is_not_queued_for_ever(
     assert stage("limited", "fc6_8")["values"] == undisturbed["values"]
 
 
-def test_a_state_of_another_protocol_is_not_used(
-    stage: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_state_of_another_protocol_is_not_used_and_stays(
+    stage: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:  # fmt: skip
     with monkeypatch.context() as patched:
         told_at(patched, "loss", 2, signal.SIGTERM)
         with pytest.raises(SystemExit):
             stage("one", "fc6_8")
     capsys.readouterr()
-    stage("one", "fc6_8", lr=0.02)
+    theirs = list((tmp_path / "one").glob("*.state.*"))
+    assert theirs
+    stage("one", "fc6_8", kept=theirs, lr=0.02)
     assert "going on" not in capsys.readouterr().out

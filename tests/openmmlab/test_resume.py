@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -96,10 +96,14 @@ class Task:
         """Exit status, and what was printed."""
         return process.wait(600), self.log.read_text()
 
-    def finish(self, *more: str, afresh: bool = False) -> tuple[str, dict[str, float]]:
+    def states(self) -> set[Path]:
+        return set((self.folder / "work").glob("state*"))
+
+    def finish(self, *more: str, afresh: bool = False, kept: Collection[Path] = ()) -> tuple[str, dict[str, float]]:
+        """What is printed, and the values; `kept`: the states that are there at the end."""
         status, out = self.ended(self.start(*more, afresh=afresh))
         assert status == 0, out[-4000:]
-        assert not list((self.folder / "work").glob("state*"))
+        assert self.states() == set(kept)
         assert not (self.folder / "work" / "interrupted").exists()
         return out, self.values()
 
@@ -194,11 +198,14 @@ def test_told_to_end_it_saves_and_says_so(
     assert f"interrupted: {number.name}, saved before iteration" in out
     assert (tmp_path / "work" / "interrupted").exists()
     if name == "segmentation":
-        (state,) = (path for path in (tmp_path / "work").glob("state.*") if "previous" not in path.name)
+        unfinished = task.states()
         recipe.save(evaluations.Segmentation(**(SEGMENTATION | {"lr": 0.002})), tmp_path / "protocol.yaml")
-        out, _ = task.finish()  # a state of other settings is left alone, and goes when this one is done
+        out, _ = task.finish(kept=unfinished)  # a state of other settings is left alone, also when this one is done
         assert "going on from" not in out
-        assert not state.exists()
+        recipe.save(evaluations.Segmentation(**SEGMENTATION), tmp_path / "protocol.yaml")
+        out, values = task.finish()
+        assert "going on from" in out
+        assert values == undisturbed(name).values()
         return
     # Told to end in its test, it goes on with the test.
     process = task.start()

@@ -237,7 +237,7 @@ def test_no_usable_state_is_named_and_nothing_is_started_over(copied):
         state.write_bytes(state.read_bytes()[:100])
     err = refused(copied)
     assert err.count("is no whole state (") == 2
-    assert f"remove {copied.folder}/state.* to start this run afresh" in err
+    assert f"remove {copied.folder}/state.{copied.recipe.hash()}.* to start this run afresh" in err
 
 
 def test_a_state_of_another_recipe_is_refused_with_both_hashes(copied):

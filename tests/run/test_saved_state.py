@@ -143,6 +143,21 @@ def test_evaluations_leave_states_of_other_settings_alone(tmp_path):
     assert theirs.path.exists()
 
 
+def test_an_evaluation_that_ends_deletes_its_own_state_and_abandoned_ones_alone(tmp_path):
+    """Another setting's may be days of a GPU; what nobody has touched for a month is nobody's."""
+    own, theirs, old = (State(tmp_path, IDENTITY | {"hash": name}, name) for name in ("aaaa", "bbbb", "cccc"))
+    for state in (own, theirs, old):
+        saved(state, 1, 2)
+    for path, days in ((theirs.path, 29), (old.path, 31), (old.previous, 31)):
+        os.utime(path, (time.time() - days * 24 * 3600,) * 2)
+    own.marker.write_text("interrupted\n")
+    own.remove()
+    assert {*tmp_path.iterdir()} == {theirs.path, theirs.previous}
+    found = theirs.load(print)
+    assert found is not None
+    assert found[1]["step"] == 2
+
+
 def test_a_stage_that_ends_leaves_alone_what_another_one_is_writing_in_its_folder(tmp_path, monkeypatch):
     """Evaluations of one run share a folder. safetensors writes a file of its own naming, and then moves it."""
     own, other = (State(tmp_path, {}, "a", prefix=prefix) for prefix in ("linear_probe.", "knn."))

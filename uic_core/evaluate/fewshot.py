@@ -39,6 +39,7 @@ from uic_core.evaluations.evaluation import Precision
 from uic_core.models.architecture import MAX_POOLED
 from uic_core.models.network import Network
 from uic_core.run import cpus, devices, metrics, randomness
+from uic_core.run.parallel import demand_one
 
 _BATCH = 64  # images per forward pass
 _CHUNK_BYTES = 1 << 28  # of features in memory at a time
@@ -284,6 +285,7 @@ def main(arguments: list[str] | None = None) -> None:
     add_threads(parser)
     options = parser.parse_args(arguments)
     with stage():
+        demand_one("fewshot")
         device = devices.current()
         protocol = recipe.load(Fewshot, options.protocol)
         demand(protocol.precision, device, "fewshot")

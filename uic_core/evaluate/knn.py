@@ -37,7 +37,7 @@ from uic_core.evaluations.evaluation import Precision
 from uic_core.evaluations.knn import name
 from uic_core.models.network import Network
 from uic_core.run import cpus, devices, finished, metrics, randomness
-from uic_core.run.parallel import ALONE
+from uic_core.run.parallel import ALONE, demand_one
 from uic_core.run.saved_state import Saver, State
 from uic_core.run.signals import Signals
 
@@ -238,6 +238,7 @@ def main(arguments: list[str] | None = None) -> None:
     add_threads(parser)
     options = parser.parse_args(arguments)
     with stage(), Signals() as signals:
+        demand_one("knn")
         protocol = recipe.load(Knn, options.protocol)
         demand(protocol.precision, devices.current(), "knn")
         randomness.seed_everything(protocol.seed)

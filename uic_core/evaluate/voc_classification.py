@@ -41,7 +41,7 @@ from uic_core.evaluations import VocClassification
 from uic_core.models import build
 from uic_core.models.network import Network
 from uic_core.run import cpus, devices, finished, metrics, randomness
-from uic_core.run.parallel import ALONE
+from uic_core.run.parallel import ALONE, demand_one
 from uic_core.run.saved_state import Saver, State
 from uic_core.run.signals import Signals
 
@@ -260,6 +260,7 @@ def main(arguments: list[str] | None = None) -> None:
     add_threads(parser)
     options = parser.parse_args(arguments)
     with stage(), Signals() as signals:
+        demand_one("voc_classification")
         device = devices.current()
         protocol = recipe.load(VocClassification, options.protocol)
         stamps.verify(options.checked, voc.files(options.voc))

@@ -56,6 +56,20 @@ def group(device: torch.device) -> Iterator[Ranks]:
     dist.destroy_process_group()
 
 
+def demand_one(rule: str) -> None:
+    """Demand a single process, in a stage that shares no work: each of several would do, and write, all of it.
+
+    Raises:
+        InputError: torchrun has started several; names the rule and the remedy.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1:
+        raise InputError(
+            f"{rule} runs on one GPU, not in {world} processes; write set-resources: {{{rule}: {{gpu: 1}}}} "
+            "into the profile, and no more than one where it has gres or nodes"
+        )
+
+
 @dataclass(frozen=True)
 class Ranks:
     """This process's rank and the number of processes."""

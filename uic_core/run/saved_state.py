@@ -32,6 +32,8 @@ from uic_core.run.signals import Signals
 
 EPOCH_SECONDS = 20
 """A state is saved at the end of an epoch if the last one is at least this many seconds old."""
+_ABANDONED = 30 * 24 * 3600
+"""A state of other settings is deleted if it is at least this many seconds old, so that they do not pile up."""
 
 
 class State:
@@ -42,7 +44,7 @@ class State:
         identity: values that a state must share to be resumed, as JSON: recipe or protocol, data, start.
         name: part of the file names; letters and digits. Default: a hash of the identity.
         prefix: prefix of the file names, if several stages write into one folder.
-        alone: True: refuse a state of another name. False: keep it until this stage is complete.
+        alone: True: refuse a state of another name. False: leave it alone.
 
     Attributes:
         saved: True once this process has saved a state.
@@ -58,6 +60,8 @@ class State:
         self.path = folder / f"{self._stem}.{name}.safetensors"
         self.previous = folder / f"{self._stem}.{name}.previous.safetensors"
         self._new = folder / f"{self._stem}.{name}.new.safetensors"
+        # Newest first. If a process is killed between the two renames of `save`, its last state is `_new`.
+        self._files = (self._new, self.path, self.previous)
         # safetensors writes to a file of its own naming first. Stages that share the folder must not clean it up.
         self._scratch = folder / f".{self._stem}.writing"
         self.marker = folder / f"{prefix}interrupted"
@@ -129,8 +133,7 @@ class State:
         """
         self._refuse_others()
         unusable = []
-        # If a process is killed between the two renames of `save`, its last state has the first of these names.
-        for path in (self._new, self.path, self.previous):
+        for path in self._files:
             if not path.exists():
                 continue
             try:
@@ -145,7 +148,7 @@ class State:
             self.earlier_seconds = float(content.get("seconds", 0.0))  # some of earlier versions have none
             return path, content, tensors
         if unusable:
-            raise InputError("\n".join([*unusable, f"remove {self.folder}/{self._stem}.* to start this run afresh"]))
+            raise InputError("\n".join([*unusable, f"remove {self.family(self.path)} to start this run afresh"]))
         return None
 
     def family(self, path: Path) -> str:
@@ -154,16 +157,19 @@ class State:
         return f"{self.folder}/{self._stem}.{name}.*"
 
     def remove(self) -> None:
-        """Delete all states, also those of other names. Called on rank 0 when the stage is complete."""
+        """Delete this state, and those of other names that are abandoned. Called on rank 0 when the stage is complete.
+
+        Younger ones may hold days of work, which is gone on with when their settings are put back.
+        """
         _sync(self.folder)  # the results must be on the disk before the state is deleted
-        for path in (*self.folder.glob(f"{self._stem}.*.safetensors"), self.marker):
+        for path in (*self._files, self.marker, *filter(_abandoned, self._others())):
             path.unlink(missing_ok=True)
         self._tidy()
 
     def discard(self) -> None:
         """Delete the states of this identity, whose results are there; those of others stay. Called on rank 0."""
         self.marker.unlink(missing_ok=True)
-        for path in (self._new, self.path, self.previous):
+        for path in self._files:
             with contextlib.suppress(ValueError):  # there is none; it is damaged; or, as an InputError, another's
                 self._check(path, _read(path)[0])
                 path.unlink()
@@ -197,11 +203,13 @@ class State:
         os.replace(self._new, self.path)
         _sync(self.folder)
 
+    def _others(self) -> list[Path]:
+        """The state files of other names."""
+        return sorted(set(self.folder.glob(f"{self._stem}.*.safetensors")) - set(self._files))
+
     def _refuse_others(self) -> None:
         """Refuse unfinished states of other settings: they may hold hours of work, and the user must know."""
-        own = (self._new, self.path, self.previous)
-        others = sorted(set(self.folder.glob(f"{self._stem}.*.safetensors")) - set(own)) if self._alone else []
-        for path in others:
+        for path in self._others() if self._alone else ():
             try:
                 content, _ = _read(path)
             except ValueError as error:
@@ -359,6 +367,14 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             return content, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, safetensors.SafetensorError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(str(error)) from error
+
+
+def _abandoned(path: Path) -> bool:
+    """True if nobody has written a file for long; also if it is gone."""
+    try:
+        return time.time() - path.stat().st_mtime >= _ABANDONED
+    except FileNotFoundError:
+        return True
 
 
 def _sync(folder: Path) -> None:
