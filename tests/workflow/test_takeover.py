@@ -37,7 +37,7 @@ def place(tmp_path: Path, demo_data: SimpleNamespace) -> SimpleNamespace:
     for file in (tmp_path / "results/runs/uic_10k").iterdir():
         file.unlink()
     return SimpleNamespace(
-        folder=tmp_path, log=tmp_path / "results/logs/uic_10k/pretrain.log"
+        folder=tmp_path, miniimagenet=demo_data.miniimagenet, log=tmp_path / "results/logs/uic_10k/pretrain.log"
     )
 
 
@@ -161,6 +161,25 @@ def test_a_file_system_without_locks_forgets_what_is_forced_and_mends_times(plac
     assert "it is put back" not in said
     assert "epoch 5/5" in said
     seen(next(line for line in told.splitlines() if "no locks" in line))
+
+
+def test_other_images_that_a_start_lists_itself_end_it_with_an_error_and_the_next_mends_it(place, seen):
+    """Its plan was made from the earlier list, and agreed with it."""
+    config, target = place.folder / "small.yaml", "results/metrics/uic_3k/fewshot.json"
+    settings = yaml.safe_load(config.read_text())
+    stand_in.data(validate(settings, "small.yaml"), place.folder / "results")
+    settings["datasets"]["miniimagenet"]["root"] = "moved"
+    (place.folder / "moved").symlink_to(place.miniimagenet)
+    config.write_text(yaml.safe_dump(settings))
+    first = start(place, target)
+    told = first.communicate()[0]
+    line = next(line for line in told.splitlines() if "made from other data" in line)
+    seen(line)
+    assert "1 results were made from other data than their data sets hold now, " in line
+    assert f"{target} among them; start snakemake again, and they are made again" in told
+    assert first.returncode == 1
+    second = start(place, target, "-n")
+    assert "rule fewshot" in second.communicate()[0]
 
 
 def test_fault_65_a_recipe_put_back_finds_its_finished_training(place, seen):
