@@ -48,6 +48,7 @@ onstart:
     check_folders(write=True)
     take_over()
     look_when_jobs_end()
+    say_why_none_starts()
 
 
 onsuccess:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -160,8 +161,10 @@ def test_the_command_prints_all_of_it_and_the_queue(config: Config, tmp_path: Pa
     """squeue is a stand-in; tests/slurm has a real one."""
     state(Path(config.results) / "runs" / "uic_3k", 7)
     (tmp_path / "squeue").write_text(
-        f"#!/bin/sh\necho '12|RUNNING|1:02|rule_pretrain_wildcards_uic_3k|{CONFIG.parent}'\n"
-        f"echo '13|PENDING|0:00|other|{CONFIG.parent}'\necho '14|RUNNING|0:00|rule_index|/another/clone'\n"
+        f"#!/bin/sh\necho '12|RUNNING|1:02|rule_pretrain_wildcards_uic_3k|None|{CONFIG.parent}'\n"
+        f"echo '13|PENDING|0:00|other|None|{CONFIG.parent}'\n"
+        "echo '14|RUNNING|0:00|rule_index|None|/another/clone'\n"
+        f"echo '15|PENDING|0:00|rule_check|PartitionTimeLimit|{CONFIG.parent}'\n"
     )
     (tmp_path / "squeue").chmod(0o755)
     before = sorted(Path(config.results).rglob("*"))
@@ -173,10 +176,11 @@ def test_the_command_prints_all_of_it_and_the_queue(config: Config, tmp_path: Pa
         env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
     )  # fmt: skip
     assert "7/" in process.stdout
-    assert "12     RUNNING  1:02    rule_pretrain_wildcards_uic_3k" in process.stdout
+    assert re.search("^12 +RUNNING +1:02 +rule_pretrain_wildcards_uic_3k$", process.stdout, re.MULTILINE)
+    assert re.search("^15 +PENDING: PartitionTimeLimit +0:00 +rule_check$", process.stdout, re.MULTILINE)
     assert "other" not in process.stdout
     assert "rule_index" not in process.stdout
-    assert process.stdout.rstrip().endswith("65 evaluations made, 1 jobs in the queue, 0 failed")
+    assert process.stdout.rstrip().endswith("65 evaluations made, 2 jobs in the queue, 0 failed")
     assert sorted(Path(config.results).rglob("*")) == before
 
 

@@ -12,11 +12,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from snakemake.exceptions import WorkflowError
 from snakemake_executor_plugin_slurm.job_status_query import query_job_status_sacct, query_job_status_squeue
 from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 
-OWN = Path(__file__).parents[2] / "workflow" / "slurm"
+from bench.small_dag import small_config
+
+ROOT = Path(__file__).parents[2]
+OWN = ROOT / "workflow" / "slurm"
 
 
 class Cluster:
@@ -161,11 +165,106 @@ def test_a_job_that_could_not_be_launched_has_failed(cluster):
     assert cluster.told() == {"1": "FAILED"}
 
 
-def test_a_job_held_after_its_launch_failed_is_cancelled_and_has_failed(cluster):
-    cluster.says("squeue", "1|PENDING|launch failed requeued held\n2|RUNNING|None")
+@pytest.mark.parametrize(
+    "reason", ["launch failed requeued held", "launch failure limit exceeded requeued held"]
+)  # fmt: skip
+def test_a_job_held_after_its_launch_failed_is_cancelled_and_has_failed(cluster, reason):
+    """In the words of SLURM 22.05 and of later ones."""
+    cluster.says("squeue", f"1|PENDING|{reason}\n2|RUNNING|None")
     cluster.says("scancel")
     assert cluster.told() == {"1": "FAILED", "2": "RUNNING"}
     assert "scancel 1\n" in cluster.calls()
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "PartitionTimeLimit", "PartitionNodeLimit", "PartitionConfig", "BadConstraints", "DependencyNeverSatisfied",
+        "InvalidAccount", "InvalidQOS", "AccountNotAllowed", "QOSNotAllowed", "MaxMemPerLimit",
+        "QOSMaxWallDurationPerJobLimit", "AssocMaxWallDurationPerJobLimit", "QOSMaxCpuMinutesPerJobLimit",
+        "QOSMaxMemoryPerJob", "AssocMaxGRESPerJob", "QOSMaxGRESPerNode", "QOSMinGRES", "QOSMinCpuNotSatisfied",
+    ],
+)  # fmt: skip
+def test_a_job_that_slurm_would_never_start_is_cancelled_and_has_failed(cluster, reason):
+    """Not at once: an administrator may be at it. It stays cancelled."""
+    cluster.says("squeue", f"1|PENDING|{reason}|gpu\n2|RUNNING|None|gpu")
+    cluster.says("scancel")
+    cluster.patience = "60"
+    for _ in range(2):
+        assert cluster.told() == {"1": "PENDING", "2": "RUNNING"}
+    cluster.says("squeue", status=1)
+    assert cluster.told() == {"1": "PENDING", "2": "RUNNING"}
+    assert "scancel" not in cluster.calls()
+    cluster.says("squeue", f"1|PENDING|{reason}|gpu\n2|RUNNING|None|gpu")
+    cluster.patience = "0"
+    assert cluster.told() == {"1": "FAILED", "2": "RUNNING"}
+    assert "scancel 1\n" in cluster.calls()
+    cluster.says("squeue", f"1|CANCELLED|{reason}|gpu\n2|RUNNING|None|gpu")
+    assert cluster.told() == {"1": "CANCELLED", "2": "RUNNING"}
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "Priority", "Resources", "None", "Dependency", "BeginTime", "JobHeldUser", "JobHeldAdmin", "PartitionDown",
+        "ReqNodeNotAvail, UnavailableNodes:n1", "QOSMaxJobsPerUserLimit", "QOSMaxGRESPerUser", "QOSMaxCpuPerUserLimit",
+        "QOSGrpCpuLimit", "AssocMaxJobsLimit", "AssocGrpGRES", "MaxGRESPerAccount", "Licenses", "Reservation",
+        "PartitionTimeLimit|gpu,long",
+    ],
+)  # fmt: skip
+def test_a_job_that_waits_for_others_or_that_another_partition_may_start_is_waited_for(cluster, reason):
+    cluster.says("squeue", f"1|PENDING|{reason}")
+    cluster.says("scancel")
+    for _ in range(3):
+        assert cluster.told() == {"1": "PENDING"}
+    assert "scancel" not in cluster.calls()
+
+
+def test_patience_counts_from_when_the_reason_is_there(cluster):
+    cluster.says("scancel")
+    cluster.says("squeue", "1|PENDING|Priority|gpu")
+    cluster.told()
+    cluster.says("squeue", "1|PENDING|InvalidQOS|gpu")
+    assert cluster.told() == {"1": "PENDING"}
+    cluster.says("squeue", "1|RUNNING|None|gpu")
+    assert cluster.told() == {"1": "RUNNING"}
+
+
+@pytest.mark.slow
+def test_the_log_of_a_job_that_slurm_would_never_start_says_why(cluster, seen):
+    """And Snakemake shows it."""
+    cluster.says("squeue", "7|PENDING|PartitionTimeLimit|gpu\n8|PENDING|InvalidAccount|gpu")
+    for program in ("sbatch", "sacct", "scancel"):
+        cluster.says(program)
+    (cluster.folder / "bin/sbatch").write_text('#!/bin/sh\ncase "$*" in *miniimagenet*) echo 7;; *) echo 8;; esac\n')
+    (cluster.folder / "bin/scancel").write_text(f"#!/bin/sh\n: > '{cluster.folder}/bin/squeue'\n")  # none is left then
+    (cluster.folder / "small.yaml").write_text(yaml.safe_dump(small_config()))
+    profile = (ROOT / "profiles/slurm/config.yaml").read_text().replace("software-deployment-method: conda", "")
+    (cluster.folder / "config.yaml").write_text(profile.replace("retries: 2", "retries: 0"))
+    process = subprocess.run(
+        [
+            sys.executable, "-m", "snakemake", "results/data/miniimagenet.generated", "results/data/voc07.generated",
+            "--snakefile", str(ROOT / "Snakefile"), "--profile", str(cluster.folder), "--directory",
+            str(cluster.folder), "--configfile", str(cluster.folder / "small.yaml"),
+        ],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=200,
+        env=os.environ | {
+            "PATH": f"{cluster.folder}/bin:{os.environ['PATH']}", "UIC_SQUEUE_PATIENCE": "0", "UIC_SQUEUE_WATCH": "9",
+        },
+    )  # fmt: skip
+    assert process.returncode == 1
+    for name, reason, remedy in (
+        (
+            "miniimagenet",
+            "PartitionTimeLimit",
+            "write the site's time limit in the profile, as `runtime` under default-",
+        ),
+        ("voc07", "InvalidAccount", "correct slurm_partition, slurm_account, qos or set-resources in the profile"),
+    ):
+        line = (cluster.folder / f"results/logs/data/synthetic_{name}.log").read_text()
+        assert line.startswith(f"error: SLURM would never start this job ({reason}); {remedy}")
+        assert line in process.stderr
+        seen(line)
 
 
 def test_accounting_answers_where_the_controller_does_not(cluster):

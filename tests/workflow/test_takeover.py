@@ -36,10 +36,12 @@ def place(tmp_path: Path, demo_data: SimpleNamespace) -> SimpleNamespace:
     index.build_folder(demo_data.imagenet, "train", "imagenet").save(tmp_path / "results/index/imagenet_train.npz")
     for file in (tmp_path / "results/runs/uic_10k").iterdir():
         file.unlink()
-    return SimpleNamespace(folder=tmp_path, log=tmp_path / "results/logs/uic_10k/pretrain.log")
+    return SimpleNamespace(
+        folder=tmp_path, miniimagenet=demo_data.miniimagenet, log=tmp_path / "results/logs/uic_10k/pretrain.log"
+    )
 
 
-def start(place: SimpleNamespace, *arguments: str) -> subprocess.Popen[str]:
+def start(place: SimpleNamespace, *arguments: str, **variables: str) -> subprocess.Popen[str]:
     """Start Snakemake there."""
     return subprocess.Popen(
         [
@@ -47,7 +49,8 @@ def start(place: SimpleNamespace, *arguments: str) -> subprocess.Popen[str]:
             str(ROOT / "profiles/demo"), "--directory", str(place.folder), "--configfile",
             str(place.folder / "small.yaml"),
         ],
-        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"CI": "true"},
+        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env=os.environ | {"CI": "true"} | variables,
     )  # fmt: skip
 
 
@@ -135,6 +138,48 @@ def test_fault_37_a_finished_training_that_snakemake_removed_is_put_back(place, 
     seen(said.splitlines()[-1])
     assert "epoch 5/5" in trained("--forcerun", "pretrain")
     assert (place.folder / RUN).read_bytes() == before
+
+
+def test_a_file_system_without_locks_forgets_what_is_forced_and_mends_times(place, seen):
+    """Nothing is looked for in SLURM's queue: those jobs may be another Snakemake's."""
+    (place.folder / "sitecustomize.py").write_text(
+        "import errno, fcntl\ndef refuse(*_):\n    raise OSError(errno.ENOLCK, 'No locks available')\n"
+        "fcntl.flock = refuse\n"
+    )
+    path = f"{place.folder}:{os.environ.get('PYTHONPATH', '')}"
+    first = start(place, RUN)
+    told = first.communicate()[0]
+    assert first.returncode == 0, told
+    ahead = time.time() + 10_000
+    os.utime(place.folder / "results/index/imagenet_train.npz", (ahead, ahead))
+    forced = start(place, RUN, "--forcerun", "pretrain", PYTHONPATH=path)
+    told = forced.communicate()[0]
+    assert forced.returncode == 0, told
+    assert "results: its file system has no locks. See to it that no other Snakemake works in it" in told
+    assert "1 files had times in the future, results/index/imagenet_train.npz among them" in told
+    said = place.log.read_text()
+    assert "it is put back" not in said
+    assert "epoch 5/5" in said
+    seen(next(line for line in told.splitlines() if "no locks" in line))
+
+
+def test_other_images_that_a_start_lists_itself_end_it_with_an_error_and_the_next_mends_it(place, seen):
+    """Its plan was made from the earlier list, and agreed with it."""
+    config, target = place.folder / "small.yaml", "results/metrics/uic_3k/fewshot.json"
+    settings = yaml.safe_load(config.read_text())
+    stand_in.data(validate(settings, "small.yaml"), place.folder / "results")
+    settings["datasets"]["miniimagenet"]["root"] = "moved"
+    (place.folder / "moved").symlink_to(place.miniimagenet)
+    config.write_text(yaml.safe_dump(settings))
+    first = start(place, target)
+    told = first.communicate()[0]
+    line = next(line for line in told.splitlines() if "made from other data" in line)
+    seen(line)
+    assert "1 results were made from other data than their data sets hold now, " in line
+    assert f"{target} among them; start snakemake again, and they are made again" in told
+    assert first.returncode == 1
+    second = start(place, target, "-n")
+    assert "rule fewshot" in second.communicate()[0]
 
 
 def test_fault_65_a_recipe_put_back_finds_its_finished_training(place, seen):

@@ -156,19 +156,23 @@ def _made_by(config: Config, log: Path) -> Path:
 def jobs() -> list[list[str]] | None:
     """Return [number, state, elapsed time, rule and wildcards] of the jobs in SLURM's queue from this folder.
 
-    Returns None if there is a queue and it does not answer.
+    The state of a job that waits says what for. Returns None if there is a queue and it does not answer.
     """
     if not shutil.which("squeue"):
         return []
     try:
         process = subprocess.run(
-            ["squeue", "--me", "-h", "-o", "%i|%T|%M|%k|%Z"], capture_output=True, text=True, check=True, timeout=20
+            ["squeue", "--me", "-h", "-o", "%i|%T|%M|%k|%r|%Z"], capture_output=True, text=True, check=True, timeout=20
         )
     except subprocess.SubprocessError:
         return None
-    lines = [line.split("|", 4) for line in process.stdout.splitlines()]
-    own = [line for line in lines if len(line) == 5 and Path(line[4]).resolve() == Path.cwd()]
-    return [line[:4] for line in own if line[3].startswith("rule_")]
+    lines = [line.split("|", 5) for line in process.stdout.splitlines()]
+    own = [line for line in lines if len(line) == 6 and Path(line[5]).resolve() == Path.cwd()]
+    return [
+        [job, f"{state}: {reason.partition(',')[0]}" if state == "PENDING" else state, time, what]
+        for job, state, time, what, reason, _ in own
+        if what.startswith("rule_")
+    ]
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,5 +1,8 @@
 # Functions for jobs: their shell, what they ask for, and how Snakemake and SLURM's queue get along.
+import contextlib
+import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -129,6 +132,30 @@ def look_when_jobs_end():
     limiter = workflow.scheduler.job_rate_limiter
     if limiter and (limiter.max_jobs, limiter.timespan) == (100, 1):  # Snakemake's default
         workflow.scheduler.job_rate_limiter = None
+
+
+def say_why_none_starts():
+    """Write into a job's log why SLURM would never start it: workflow/slurm/squeue has noted the reason as its state."""
+    if workflow.local_exec:
+        return
+    executor = workflow.scheduler._executor
+    tell = executor.report_job_error
+
+    def explained(info, *message, **more):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            states = json.loads(Path(CONFIG.results, ".slurm", f"{executor.run_uuid}.json").read_text())
+            reason, _ = states[info.external_jobid]
+            if not reason.isupper():
+                remedy = "correct slurm_partition, slurm_account, qos or set-resources in the profile"
+                if re.search("Time|Wall|Minutes", reason):
+                    remedy = "write the site's time limit in the profile, as `runtime` under default-resources"
+                for file in map(Path, info.job.log):
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    with file.open("a") as log:
+                        log.write(f"error: SLURM would never start this job ({reason}); {remedy}\n")
+        tell(info, *message, **more)
+
+    executor.report_job_error = explained
 
 
 def refuse_other_plugin():

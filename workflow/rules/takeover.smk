@@ -49,8 +49,7 @@ def take_over():
             "squeue shows no job of an earlier one: they are not looked for",
             file=sys.stderr,
         )
-        return
-    if end_jobs(*(["--local"] if workflow.local_exec else [])):
+    elif end_jobs(*(["--local"] if workflow.local_exec else [])):
         raise WorkflowError("jobs of an earlier Snakemake are still in the queue; see above")
     try:
         processes.end_orphans(Path(CONFIG.results), lambda line: print(line, file=sys.stderr))
