@@ -179,7 +179,7 @@ def test_a_job_held_after_its_launch_failed_is_cancelled_and_has_failed(cluster,
 @pytest.mark.parametrize(
     "reason",
     [
-        "PartitionTimeLimit", "PartitionNodeLimit", "PartitionConfig", "BadConstraints", "DependencyNeverSatisfied",
+        "PartitionTimeLimit", "PartitionConfig", "BadConstraints", "DependencyNeverSatisfied",
         "InvalidAccount", "InvalidQOS", "AccountNotAllowed", "QOSNotAllowed", "MaxMemPerLimit",
         "QOSMaxWallDurationPerJobLimit", "AssocMaxWallDurationPerJobLimit", "QOSMaxCpuMinutesPerJobLimit",
         "QOSMaxMemoryPerJob", "AssocMaxGRESPerJob", "QOSMaxGRESPerNode", "QOSMinGRES", "QOSMinCpuNotSatisfied",
@@ -209,7 +209,7 @@ def test_a_job_that_slurm_would_never_start_is_cancelled_and_has_failed(cluster,
         "Priority", "Resources", "None", "Dependency", "BeginTime", "JobHeldUser", "JobHeldAdmin", "PartitionDown",
         "ReqNodeNotAvail, UnavailableNodes:n1", "QOSMaxJobsPerUserLimit", "QOSMaxGRESPerUser", "QOSMaxCpuPerUserLimit",
         "QOSGrpCpuLimit", "AssocMaxJobsLimit", "AssocGrpGRES", "MaxGRESPerAccount", "Licenses", "Reservation",
-        "PartitionTimeLimit|gpu,long",
+        "PartitionTimeLimit|gpu,long", "PartitionNodeLimit",
     ],
 )  # fmt: skip
 def test_a_job_that_waits_for_others_or_that_another_partition_may_start_is_waited_for(cluster, reason):
