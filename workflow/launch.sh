@@ -47,24 +47,25 @@ launch() {
         export UIC_GPUS=$processes
     fi
 
-    local child told="" watchdog="" status
+    local child told="" watchdog="" status=0 silent
     export UIC_SAVED=$PWD/.snakemake/saved.$SLURM_JOB_ID # on the file system that all nodes share
     mkdir -p "${UIC_SAVED%/*}"
     rm -f "$UIC_SAVED" # of an earlier attempt
-    # A stage that is still importing misses USR1, so TERM follows; torchrun passes TERM on.
-    trap 'told=USR1; { sleep 30; kill -TERM "$child"; } >/dev/null 2>&1 & watchdog=$!' USR1
-    trap 'told=${told:-TERM}; kill -TERM "$child" 2>/dev/null || true' TERM
     # torchrun would die of USR1, and its processes with it. They handle USR1 themselves, as a single stage does.
     (
         trap '' USR1
         exec "${command[@]}"
     ) &
     child=$!
-    until
-        wait "$child"
-        status=$?
-        ! kill -0 "$child" 2>/dev/null
-    do :; done
+    # A stage that is still importing misses USR1, so TERM follows; torchrun passes TERM on.
+    trap 'told=USR1; { sleep 30; kill -TERM "$child"; } >/dev/null 2>&1 & watchdog=$!' USR1
+    trap 'told=${told:-TERM}; kill -TERM "$child" 2>/dev/null || true' TERM
+    # A signal during `wait` ends it, and if the stage ends then, its status is lost. `read` waits through signals.
+    exec {silent}<> <(:) # a pipe into which nobody writes
+    while kill -0 "$child" 2>/dev/null; do
+        read -rt 0.2 -u "$silent" || true
+    done
+    wait "$child" || status=$?
     if [[ $watchdog ]]; then
         kill "$watchdog" 2>/dev/null || true
     fi

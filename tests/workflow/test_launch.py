@@ -115,6 +115,31 @@ def test_fault_41_only_a_stage_that_saved_is_queued_again(
     assert ("goes back into the queue" in said) == saves
 
 
+def test_fault_41_a_stage_that_misses_the_warning_is_told_again(machine: Machine) -> None:
+    """It is still importing. 30 seconds later TERM follows: `sleep` is a stand-in."""
+    machine.has("scontrol", 'echo "$*" >>requeued; exit 1')
+    machine.has("sleep", 'echo "$*" >>slept; exec /bin/sleep 0.5')
+    told_late = STAGE.replace("signal.signal(signal.SIGUSR1, told)", "signal.signal(signal.SIGTERM, told)")
+    (machine.folder / "stage.py").write_text(told_late)
+    machine.has("python", f"exec {sys.executable} -S stage.py True")
+    process = machine.start(SLURM_JOB_ID="7")
+    machine.until((machine.folder / "ready").exists)
+    os.kill(process.pid, signal.SIGUSR1)
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert (machine.folder / "slept").read_text() == "30\n"
+    assert (machine.folder / "requeued").read_text() == "requeue 7\n"
+    assert "goes back into the queue" in said
+
+
+@pytest.mark.parametrize("name", ["USR1", "TERM"])
+def test_fault_41_a_signal_as_a_stage_ends_does_not_change_its_status(machine: Machine, name: str) -> None:
+    machine.has("sleep", "exec /bin/sleep 0.1")
+    machine.has("python", f"trap '' TERM; /bin/sleep 0.2; kill -{name} $PPID; exit $STATUS")
+    for status in (0, 3) * 3:
+        assert machine.job(SLURM_JOB_ID="7", STATUS=str(status)) == (status, "" if status else "went on\n")
+
+
 def test_fault_43_local_jobs_have_a_gpu_each_and_wait_for_one(machine: Machine) -> None:
     machine.gpus(2)
     stay = machine.folder / "stay"
