@@ -93,6 +93,31 @@ def test_fault_40_a_stage_knows_how_many_gpus_it_must_see(machine: Machine) -> N
     ]  # fmt: skip
 
 
+def test_fault_40_gpus_that_nvidia_smi_fails_to_list_are_not_passed_over(
+    machine: Machine, seen: Callable[[object], None]
+) -> None:
+    """The CPUs would begin what takes them months. `compgen` looks for the devices, here a stand-in."""
+    devices = {"BASH_FUNC_compgen%%": "() { [[ $2 == '/dev/nvidia[0-9]*' ]]; }"}
+    machine.has("nvidia-smi", "echo 'Failed to initialize NVML: Driver/library version mismatch'; echo more; exit 18")
+    status, said = machine.job(**devices)
+    seen(said)
+    assert (status, said) == (
+        2,
+        "launch: nvidia-smi: Failed to initialize NVML: Driver/library version mismatch; reboot, or set "
+        "CUDA_VISIBLE_DEVICES= to train on the CPUs\n",
+    )
+    assert not machine.stages()
+    assert machine.job(**devices, CUDA_VISIBLE_DEVICES="")[0] == 0  # the remedy
+    assert machine.job("1 0 '' m", **devices)[0] == 0  # asks for none
+    assert machine.job(CUDA_VISIBLE_DEVICES="-1", **devices)[0] == 0
+    assert machine.job(**{"BASH_FUNC_compgen%%": "() { false; }"})[0] == 0  # has none
+    machine.has("nvidia-smi", "exit 127")  # not in the container: the stage looks for the GPUs itself
+    assert machine.job("1 2 '' m", **devices)[0] == 0
+    assert [(given, visible) for given, visible, _ in machine.stages()] == [
+        ("", ""), ("", ""), ("", "-1"), ("", "unset"), ("2", "unset"),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("saves", [True, False])
 def test_fault_41_only_a_stage_that_saved_is_queued_again(
     machine: Machine, saves: bool, seen: Callable[[object], None]
