@@ -47,24 +47,25 @@ launch() {
         export UIC_GPUS=$processes
     fi
 
-    local child told="" watchdog="" status
+    local child told="" watchdog="" status=0 silent
     export UIC_SAVED=$PWD/.snakemake/saved.$SLURM_JOB_ID # on the file system that all nodes share
     mkdir -p "${UIC_SAVED%/*}"
     rm -f "$UIC_SAVED" # of an earlier attempt
-    # A stage that is still importing misses USR1, so TERM follows; torchrun passes TERM on.
-    trap 'told=USR1; { sleep 30; kill -TERM "$child"; } >/dev/null 2>&1 & watchdog=$!' USR1
-    trap 'told=${told:-TERM}; kill -TERM "$child" 2>/dev/null || true' TERM
     # torchrun would die of USR1, and its processes with it. They handle USR1 themselves, as a single stage does.
     (
         trap '' USR1
         exec "${command[@]}"
     ) &
     child=$!
-    until
-        wait "$child"
-        status=$?
-        ! kill -0 "$child" 2>/dev/null
-    do :; done
+    # A stage that is still importing misses USR1, so TERM follows; torchrun passes TERM on.
+    trap 'told=USR1; { sleep 30; kill -TERM "$child"; } >/dev/null 2>&1 & watchdog=$!' USR1
+    trap 'told=${told:-TERM}; kill -TERM "$child" 2>/dev/null || true' TERM
+    # A signal during `wait` ends it, and if the stage ends then, its status is lost. `read` waits through signals.
+    exec {silent}<> <(:) # a pipe into which nobody writes
+    while kill -0 "$child" 2>/dev/null; do
+        read -rt 0.2 -u "$silent" || true
+    done
+    wait "$child" || status=$?
     if [[ $watchdog ]]; then
         kill "$watchdog" 2>/dev/null || true
     fi
@@ -88,7 +89,8 @@ nearly_over() {
     [[ $(squeue -h -j "$SLURM_JOB_ID" -o %L) =~ ^([0-3]:[0-9]{2}|INVALID)$ ]]
 }
 
-# take_gpus COUNT RULE: wait for COUNT of this machine's GPUs; the stage sees these alone. No GPU here: the CPUs work.
+# take_gpus COUNT RULE: wait for COUNT of this machine's GPUs; the stage sees these alone. No GPU here: the CPUs work,
+# unless nvidia-smi fails to list GPUs that are there.
 #
 # A job holds a GPU by a lock on a file, which its stage inherits: the GPU is free when both have ended, however they
 # end. CUDA_VISIBLE_DEVICES names the GPUs that may be used, by UUID or by number in nvidia-smi's list; a lock has the
@@ -96,22 +98,34 @@ nearly_over() {
 # are fewer GPUs, several jobs share each.
 take_gpus() {
     local count=$1 rule=$2 folder=${TMPDIR:-/tmp}/uic_gpus.$UID taken="" got=0 shares slot gpu lock queue
-    local uuid number all="" gpus=() named="this machine has" visible
+    local listed failed=0 uuid number all="" gpus=() named="this machine has" visible
     local -A known=()
+    if ((count == 0)); then
+        export CUDA_VISIBLE_DEVICES=
+        return
+    fi
+    listed=$(nvidia-smi -L 2>&1) || failed=$?
     while read -r uuid number; do
         all+=$uuid, known[${number:-$uuid}]=$uuid # without a UUID, its number
-    done < <(nvidia-smi -L 2>/dev/null | sed -nE 's/^GPU ([0-9]+):(.*\(UUID: ([^)]+)\))?.*/\3 \1/p')
+    done < <(printf '%s\n' "$listed" | sed -nE 's/^GPU ([0-9]+):(.*\(UUID: ([^)]+)\))?.*/\3 \1/p')
     if [[ -v CUDA_VISIBLE_DEVICES ]]; then named="CUDA_VISIBLE_DEVICES names"; fi
-    visible=${CUDA_VISIBLE_DEVICES-$all}
+    visible=${CUDA_VISIBLE_DEVICES-${all:-all}}
     visible=${visible//[[:space:]]/}
-    if [[ $all && $visible != [-N]* ]]; then # -1 and NoDevFiles: none
-        for gpu in ${visible//,/ }; do
-            gpu=${known[$gpu]:-$gpu}
-            if [[ " ${gpus[*]-} " != *" $gpu "* ]]; then gpus+=("$gpu"); fi
-        done
+    if [[ $visible == [-N]* ]]; then visible=; fi # -1 and NoDevFiles: none
+    if [[ $visible && ! $all ]] && compgen -G '/dev/nvidia[0-9]*' >/dev/null; then
+        if ((failed == 127)); then # a container without nvidia-smi: the stage stops if it sees none
+            export UIC_GPUS=$count
+            return
+        fi
+        listed=${listed%%$'\n'*}
+        echo "launch: nvidia-smi: ${listed:-status $failed}; reboot, or set CUDA_VISIBLE_DEVICES= to train on the CPUs" >&2
+        return 2
     fi
-    if ((count == 0)); then export CUDA_VISIBLE_DEVICES=; fi
-    if ((count == 0 || ${#gpus[@]} == 0)); then return; fi
+    for gpu in ${all:+${visible//,/ }}; do
+        gpu=${known[$gpu]:-$gpu}
+        if [[ " ${gpus[*]-} " != *" $gpu "* ]]; then gpus+=("$gpu"); fi
+    done
+    if ((${#gpus[@]} == 0)); then return; fi
     if ((count > ${#gpus[@]})); then
         echo "launch: $rule asks for $count GPUs, and $named ${#gpus[@]}; write set-resources:" \
             "{$rule: {gpu: ${#gpus[@]}}} into the profile" >&2

@@ -93,6 +93,31 @@ def test_fault_40_a_stage_knows_how_many_gpus_it_must_see(machine: Machine) -> N
     ]  # fmt: skip
 
 
+def test_fault_40_gpus_that_nvidia_smi_fails_to_list_are_not_passed_over(
+    machine: Machine, seen: Callable[[object], None]
+) -> None:
+    """The CPUs would begin what takes them months. `compgen` looks for the devices, here a stand-in."""
+    devices = {"BASH_FUNC_compgen%%": "() { [[ $2 == '/dev/nvidia[0-9]*' ]]; }"}
+    machine.has("nvidia-smi", "echo 'Failed to initialize NVML: Driver/library version mismatch'; echo more; exit 18")
+    status, said = machine.job(**devices)
+    seen(said)
+    assert (status, said) == (
+        2,
+        "launch: nvidia-smi: Failed to initialize NVML: Driver/library version mismatch; reboot, or set "
+        "CUDA_VISIBLE_DEVICES= to train on the CPUs\n",
+    )
+    assert not machine.stages()
+    assert machine.job(**devices, CUDA_VISIBLE_DEVICES="")[0] == 0  # the remedy
+    assert machine.job("1 0 '' m", **devices)[0] == 0  # asks for none
+    assert machine.job(CUDA_VISIBLE_DEVICES="-1", **devices)[0] == 0
+    assert machine.job(**{"BASH_FUNC_compgen%%": "() { false; }"})[0] == 0  # has none
+    machine.has("nvidia-smi", "exit 127")  # not in the container: the stage looks for the GPUs itself
+    assert machine.job("1 2 '' m", **devices)[0] == 0
+    assert [(given, visible) for given, visible, _ in machine.stages()] == [
+        ("", ""), ("", ""), ("", "-1"), ("", "unset"), ("2", "unset"),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("saves", [True, False])
 def test_fault_41_only_a_stage_that_saved_is_queued_again(
     machine: Machine, saves: bool, seen: Callable[[object], None]
@@ -113,6 +138,31 @@ def test_fault_41_only_a_stage_that_saved_is_queued_again(
     assert process.returncode == 75
     assert (machine.folder / "requeued").exists() == saves
     assert ("goes back into the queue" in said) == saves
+
+
+def test_fault_41_a_stage_that_misses_the_warning_is_told_again(machine: Machine) -> None:
+    """It is still importing. 30 seconds later TERM follows: `sleep` is a stand-in."""
+    machine.has("scontrol", 'echo "$*" >>requeued; exit 1')
+    machine.has("sleep", 'echo "$*" >>slept; exec /bin/sleep 0.5')
+    told_late = STAGE.replace("signal.signal(signal.SIGUSR1, told)", "signal.signal(signal.SIGTERM, told)")
+    (machine.folder / "stage.py").write_text(told_late)
+    machine.has("python", f"exec {sys.executable} -S stage.py True")
+    process = machine.start(SLURM_JOB_ID="7")
+    machine.until((machine.folder / "ready").exists)
+    os.kill(process.pid, signal.SIGUSR1)
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert (machine.folder / "slept").read_text() == "30\n"
+    assert (machine.folder / "requeued").read_text() == "requeue 7\n"
+    assert "goes back into the queue" in said
+
+
+@pytest.mark.parametrize("name", ["USR1", "TERM"])
+def test_fault_41_a_signal_as_a_stage_ends_does_not_change_its_status(machine: Machine, name: str) -> None:
+    machine.has("sleep", "exec /bin/sleep 0.1")
+    machine.has("python", f"trap '' TERM; /bin/sleep 0.2; kill -{name} $PPID; exit $STATUS")
+    for status in (0, 3) * 3:
+        assert machine.job(SLURM_JOB_ID="7", STATUS=str(status)) == (status, "" if status else "went on\n")
 
 
 def test_fault_43_local_jobs_have_a_gpu_each_and_wait_for_one(machine: Machine) -> None:
