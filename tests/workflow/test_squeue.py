@@ -233,11 +233,20 @@ def test_patience_counts_from_when_the_reason_is_there(cluster):
 @pytest.mark.slow
 def test_the_log_of_a_job_that_slurm_would_never_start_says_why(cluster, seen):
     """And Snakemake shows it."""
-    cluster.says("squeue", "7|PENDING|PartitionTimeLimit|gpu\n8|PENDING|InvalidAccount|gpu")
-    for program in ("sbatch", "sacct", "scancel"):
+    queue = cluster.folder / "queue"
+    queue.touch()
+    for program, script in (
+        ("squeue", f"cat '{queue}'"),
+        (
+            "sbatch",
+            'case "$*" in *miniimagenet*) job=7 why=PartitionTimeLimit;; *) job=8 why=InvalidAccount;; esac\n'
+            f"echo \"$job|PENDING|$why|gpu\" >> '{queue}'\necho $job",
+        ),
+        ("sacct", "exit 0"),
+        ("scancel", f'for job in "$@"; do sed -i "/^$job|/d" \'{queue}\'; done'),
+    ):
         cluster.says(program)
-    (cluster.folder / "bin/sbatch").write_text('#!/bin/sh\ncase "$*" in *miniimagenet*) echo 7;; *) echo 8;; esac\n')
-    (cluster.folder / "bin/scancel").write_text(f"#!/bin/sh\n: > '{cluster.folder}/bin/squeue'\n")  # none is left then
+        (cluster.folder / "bin" / program).write_text(f"#!/bin/sh\n{script}\n")
     (cluster.folder / "small.yaml").write_text(yaml.safe_dump(small_config()))
     profile = (ROOT / "profiles/slurm/config.yaml").read_text().replace("software-deployment-method: conda", "")
     (cluster.folder / "config.yaml").write_text(profile.replace("retries: 2", "retries: 0"))
