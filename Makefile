@@ -36,7 +36,7 @@ demo: setup  ## generate small data sets, train, and make every table and figure
 		'  tables   results/tables/table1.md … table7.md (and .csv)' \
 		'  figures  results/figures/fig3.png fig4.png detection.png segmentation.png (and .svg)' '  report   results/report.html'
 
-cifar10: setup  ## the suite's methods on CIFAR-10; BATCHES=…/cifar-10-batches-py the first time; SMALL=1: 20 to 40 minutes on two cores
+cifar10: setup  ## the suite's methods on CIFAR-10; BATCHES=…/cifar-10-batches-py the first time; SMALL=1: 20 minutes on two cores
 	@$(if $(call given,BATCHES),$(BIN)/python -m uic_core.data.cifar --batches $(BATCHES) --out data/cifar10)
 	$(BIN)/snakemake --profile $(PROFILE) --replace-workflow-config --configfile $(CIFAR10) $(GPU) \
 		--prioritize $(CIFAR10:config/%.yaml=results/%)/runs/uic_128/checkpoint.safetensors # the longest job

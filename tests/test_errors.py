@@ -104,7 +104,7 @@ def test_a_full_memory_is_one_line(allocate, ended):
                 "CUDA out of memory. Tried to allocate 9 GiB. GPU 0 has 8 GiB. Including more, much."
             ),
             "the GPU's memory is full (CUDA out of memory. Tried to allocate 9 GiB. GPU 0 has 8 GiB); lower batch_size "
-            "in the recipe or protocol, or give the rule more GPUs",
+            "in the recipe or protocol; a training, linear_probe, detection or segmentation may get more GPUs",
         ),
         (
             torch.AcceleratorError("CUDA error: out of memory\nCompile with …"),

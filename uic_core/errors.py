@@ -58,7 +58,8 @@ _OF_THE_SYSTEM = {
 
 _MEMORY = "give the job more memory (mem_mb), or let it use fewer processes (--threads)"
 _GPU_MEMORY = (
-    "lower batch_size in the recipe or protocol, or give the rule more GPUs (gpu, under set-resources in the profile)"
+    "lower batch_size in the recipe or protocol; a training, linear_probe, detection or segmentation may get more GPUs "
+    "instead (gpu, under set-resources in the profile)"
 )
 _NO_MEMORY = re.compile("can't allocate memory|not enough memory|Cannot allocate memory")  # torch's, of a CPU
 _NO_GPU_MEMORY = re.compile("CUDA.{,20}out of memory|STATUS_ALLOC_FAILED", re.IGNORECASE)  # NCCL's and cuDNN's, too
