@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field
 from uic_core.data.dataset import Datasets
 from uic_core.errors import InputError, nearest
 from uic_core.evaluations import EVALUATIONS, Evaluation, Evaluations
+from uic_core.layout import Layout
 from uic_core.methods import METHODS, Run
 from uic_core.recipe import External, PathName, Recipe, Seed, Strict, as_written, parse
 from uic_core.strict_yaml import lines_of, read_yaml
@@ -42,6 +43,11 @@ class Config(Strict):
         description="further seeds of a run; its tables' cells become means over all of them"
     )
     evaluations: Evaluations
+
+    @property
+    def layout(self) -> Layout:
+        """Return where the files of `results` lie."""
+        return Layout(Path(self.results))
 
     @property
     def tables_file(self) -> Path:

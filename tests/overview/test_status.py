@@ -215,25 +215,3 @@ def test_every_data_set_is_checked_though_the_first_is_missing(
     assert "get ILSVRC-2012" in told
     for name in ("voc07", "voc_segmentation", "miniimagenet"):
         assert f"{name}: ok" in told
-
-
-@pytest.mark.parametrize(
-    ("log", "made"),
-    [
-        ("data/check_voc07", "data/voc07.checked"), ("data/cache_imagenet", "index/imagenet_train_cached.npz"),
-        ("data/imagenet", "data/imagenet.yaml"), ("data/proposals_test", "proposals/voc07_test.npz"),
-        ("report/table4", "tables/table4.md"), ("report/table_detection", "tables/detection.md"),
-        ("report/table_knn", "tables/knn.md"), ("uic_3k/knn", "metrics/uic_3k/knn.json"),
-        ("report/fig_curves", "figures/curves.png"), ("report/table_speed", "tables/speed.md"),
-        ("report/fig3", "figures/fig3.png"), ("report/fig_detection", "figures/detection.png"),
-        ("report/summary", "README.md"), ("report/index_page", "index.html"),
-        ("uic_3k/recipe", "runs/uic_3k/recipe.yaml"),
-        ("uic_3k/finetune", "runs/uic_3k/checkpoint.safetensors"), ("uic_3k/export", "export/uic_3k/README.md"),
-        ("uic_3k/seeds_linear_probe", "metrics/uic_3k/linear_probe.seeds.json"),
-        ("uic_3k/voc_classification_all", "metrics/uic_3k/voc_classification_all.json"),
-    ],
-)  # fmt: skip
-def test_a_log_leads_to_the_file_of_its_job(config: Config, log: str, made: str) -> None:
-    """Names as the rules have them: what is there has not failed."""
-    results = Path(config.results)
-    assert status._made_by(config, results / "logs" / f"{log}.log") == results / made

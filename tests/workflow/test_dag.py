@@ -24,10 +24,12 @@ import yaml
 from bench import browser
 from bench.small_dag import small_config
 from tests import forked, linked_page
+from tests.workflow.test_rules import rules
 from uic_core import checkpoint
 from uic_core.config import validate
 from uic_core.data.index import Index
 from uic_core.errors import InputError
+from uic_core.layout import Layout, rule_of
 from uic_core.overview import recorded
 from uic_core.recipe import save
 from uic_core.report.cells import read_tables
@@ -135,6 +137,16 @@ def test_every_job_has_a_log_and_a_benchmark(finished):
     for file in results.glob("metrics/*/*.json"):
         assert (results / "logs" / file.parent.name / f"{file.stem}.log").exists()
         assert (results / "benchmarks" / file.parent.name / f"{file.stem}.tsv").exists()
+
+
+def test_the_library_knows_what_every_log_and_benchmark_is_of(finished):
+    results = finished.folder / "results"
+    logs = sorted(results.glob("logs/*/*.log"))
+    assert len(logs) > 100
+    layout = Layout(results)
+    assert [log for log in logs if not layout.made_by(log).exists()] == []
+    names = tuple(name for name, _ in rules())  # of table1 … table7 it is `table`
+    assert {rule for rule in map(rule_of, results.rglob("*.tsv")) if not rule.startswith(names)} == set()
 
 
 def test_memory_of_every_job_stays_below_6_gb(finished):

@@ -31,7 +31,7 @@ def of_metrics(config: Config, path: Path) -> str:
 
 def of_run(config: Config, run: str) -> str:
     """Say why a run, or one that it starts from, is to be trained again; '' if it is not."""
-    recipe, checkpoint = config.runs[run], Path(config.results, "runs", run, "checkpoint.safetensors")
+    recipe, checkpoint = config.runs[run], config.layout.checkpoint(run)
     if not isinstance(recipe, External) and (reason := _listing(config, recipe.data, "train", cached=True)):
         return reason
     if found := difference(config, checkpoint) if checkpoint.exists() else removed(config, run):
@@ -40,15 +40,15 @@ def of_run(config: Config, run: str) -> str:
 
 
 def _reasons(config: Config, path: Path) -> Iterator[str]:
-    run, results, section = path.parent.name, Path(config.results), config.evaluations.one(path.stem)
+    run, section = path.parent.name, config.evaluations.one(path.stem)
     for data, split, images, _ in section.lists(config.runs[run]):
         yield _listing(config, data, split, cached=images is not None)
     yield of_run(config, run)  # first, as it names the recipe's key
     yield _differs(config, path)
     for job, split in section.needs(config):
         if job == "proposals":
-            boxes = results / "proposals" / f"voc07_{split}.npz"
-            yield _differs(config, boxes) or _missing(results / "protocols" / "proposals.yaml", boxes)
+            boxes = config.layout.proposals(split)
+            yield _differs(config, boxes) or _missing(config.layout.protocol("proposals"), boxes)
 
 
 def _differs(config: Config, path: Path) -> str:
@@ -61,13 +61,13 @@ def _listing(config: Config, data: str, split: str, cached: bool) -> str:
     again = f"{data} is to be listed again, for the config says that it holds something else; run snakemake"
     if to_be_listed(config, data):
         return again
-    folder, made = Path(config.results, "data"), Path(config.results, "index", f"{data}_{split}.npz")
-    files = [folder / f"{data}.checked"]
+    layout = config.layout
+    files = [layout.checked(data)]
     if data not in VOC:
-        files.append(made)
+        files.append(layout.index(data, split))
         if split == "train" and cached and config.datasets.cache.format != "none":
-            files.append(made.with_stem(f"{data}_train_cached"))
-    found = next(filter(None, (_missing(folder / f"{data}.yaml", file) for file in files)), "")
+            files.append(layout.index(data, "train_cached"))
+    found = next(filter(None, (_missing(layout.dataset(data), file) for file in files)), "")
     return found or (again if len(files) > 1 and other_number(config, data, split) else "")
 
 

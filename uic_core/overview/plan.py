@@ -20,6 +20,7 @@ from tabulate import tabulate
 from uic_core.arguments import stage_parser
 from uic_core.config import CONFIG_HELP, Config, read
 from uic_core.errors import stage
+from uic_core.layout import TRAININGS
 from uic_core.overview.costs import CACHE_SPEED, Job, cache_bytes, evaluation, preparation, training
 from uic_core.overview.rates import Rates, assumed
 from uic_core.recipe import External, Training
@@ -116,7 +117,7 @@ def report(config: Config, rates: Rates) -> str:
     rows: list[tuple[str, int, int, float, float, float, str]] = []
     for number, shown in pairs.items():
         alone = jobs_of(config, shown, [f"table{number}"])
-        runs = [job for job in alone.values() if job.rule in ("pretrain", "finetune", "external")]
+        runs = [job for job in alone.values() if job.rule in TRAININGS]
         hours, _, disk, _ = _sums(alone.values(), rates)
         names = textwrap.fill(", ".join(job.run for job in runs), 50)
         rows.append((f"table{number}", len(runs), len(alone), hours, wall(alone, rates) / 3600, disk, names))

@@ -77,8 +77,8 @@ def to_be_listed(config: Config, data: str) -> bool:
 def other_number(config: Config, data: str, split: str) -> bool:
     """Whether an index holds another number of images than its data set by the settings of now: it is older."""
     try:
-        wanted = size(load(Dataset, Path(config.results, "data", f"{data}.yaml")), split)
-        with np.load(_index(config, data, split), allow_pickle=False) as arrays:
+        wanted = size(load(Dataset, config.layout.dataset(data)), split)
+        with np.load(config.layout.index(data, split), allow_pickle=False) as arrays:
             return len(arrays["labels"]) != wanted
     except _CANNOT_SAY:
         return False
@@ -132,7 +132,7 @@ def _run(config: Config, path: Path) -> Iterator[_Pair]:
 
 def _removed(config: Config, run: str) -> Iterator[_Pair]:
     """A checkpoint that is not there, by the kept link to it, and by training.json, which does not name its data."""
-    recipe, checkpoint = config.runs[run], Path(config.results, "runs", run, "checkpoint.safetensors")
+    recipe, checkpoint = config.runs[run], config.layout.checkpoint(run)
     made = trained.read(checkpoint.parent)
     if made is None or not made.recipe:
         raise _Unknown
@@ -198,7 +198,7 @@ def _export(config: Config, path: Path) -> Iterator[_Pair]:
     run, named = path.parent.name, re.search(r"^\| checkpoint.* `(\w+)` \|$", path.read_text(encoding="utf-8"), re.M)
     if named is None:
         raise _Unknown
-    now = _now(Path(config.results, "runs", run, "checkpoint.safetensors"), named[1], [])
+    now = _now(config.layout.checkpoint(run), named[1], [])
     yield f"the checkpoint of {run}", named[1], now
 
 
@@ -216,7 +216,7 @@ def _checkpoint(config: Config, run: str, recorded: str, stamped: list[int]) -> 
 
     Earlier versions recorded no size and time: for them no checkpoint is read at every start.
     """
-    path = Path(config.results, "runs", run, "checkpoint.safetensors")
+    path = config.layout.checkpoint(run)
     yield f"the checkpoint of {run}", recorded, _files(config, run).get(path.name, recorded)[: len(recorded)]
     if stamped:
         yield f"the checkpoint of {run}", recorded, _now(path, recorded, stamped)
@@ -224,15 +224,14 @@ def _checkpoint(config: Config, run: str, recorded: str, stamped: list[int]) -> 
 
 def _read(config: Config, run: str) -> dict[str, Path]:
     """The files of other stages that metrics may name as read, beside the checkpoint."""
-    folder, boxes = Path(config.results, "runs", run), Path(config.results, "proposals")
-    return {"labels": folder / "labels.npy", "history": folder / "history.jsonl"} | {
-        f"proposals_{split}": boxes / f"voc07_{split}.npz" for split in ("trainval", "test")
-    }
+    folder = config.layout.run(run)
+    boxes = {f"proposals_{split}": config.layout.proposals(split) for split in ("trainval", "test")}
+    return {"labels": folder / "labels.npy", "history": folder / "history.jsonl", **boxes}
 
 
 def _files(config: Config, run: str) -> dict[str, str]:
     """The SHA-256 of the files that a run's training wrote, by name."""
-    made = trained.read(Path(config.results, "runs", run))
+    made = trained.read(config.layout.run(run))
     return made.files if made else {}
 
 
@@ -270,7 +269,7 @@ def _cached_as(config: Config, data: str, made: str) -> str:
     cache, listed, content = (
         config.datasets.cache,
         _listed(config, data, "train"),
-        content_of(_index(config, data, "train")),
+        content_of(config.layout.index(data, "train")),
     )
     assert cache.format != "none"
     name, earlier = (folder_name(f"{data}_train", listed, each, cache.format, cache.side) for each in (content, ""))
@@ -289,7 +288,7 @@ def _trained_on(config: Config, data: str, images: int, seed: int, recorded: str
     """Return the fingerprint of what a stage would train on, by the cache if the config has one."""
     if config.datasets.cache.format == "none":
         return _listed(config, data, "train", images, seed)
-    cached = _index(config, data, "train_cached")
+    cached = config.layout.index(data, "train_cached")
     if not cached.exists() and recorded == _listed(config, data, "train", images, seed):
         return "to be cached"
     if cached.exists() and (made := Path(_member(cached, "folder")).name) != _cached_as(config, data, made):
@@ -300,25 +299,21 @@ def _trained_on(config: Config, data: str, images: int, seed: int, recorded: str
 def _listed(config: Config, data: str, split: str, images: int = 0, seed: int = 0) -> str:
     """Return the fingerprint of what a stage takes from an index: all images, or some of a seeded shuffle."""
     _same_content(config, data)
-    with np.load(_index(config, data, split), allow_pickle=False) as arrays:
+    with np.load(config.layout.index(data, split), allow_pickle=False) as arrays:
         return subset_fingerprint(str(arrays["fingerprint"]), len(arrays["labels"]) if images else 0, images, seed)
-
-
-def _index(config: Config, data: str, split: str) -> Path:
-    return Path(config.results, "index", f"{data}_{split}.npz")
 
 
 def _checked(config: Config, data: str, split: str) -> str:
     """Return the fingerprint of a data set without index, which the stage `check` notes."""
     _same_content(config, data)
-    if found := stamps.noted(Path(config.results, "data", f"{data}.checked"), split):
+    if found := stamps.noted(config.layout.checked(data), split):
         return found
     raise _Unknown
 
 
 def _same_content(config: Config, data: str) -> None:
     """Raise _Unknown if the config says that a data set holds something else than when it was last listed."""
-    listed = load(Dataset, Path(config.results, "data", f"{data}.yaml"))
+    listed = load(Dataset, config.layout.dataset(data))
     if _content(listed) != _content(config.datasets.one(data)):
         raise _Unknown
 

@@ -64,16 +64,15 @@ def runs(config: Config) -> list[RunStatus]:
 
 
 def _run(config: Config, name: str, evaluations: list[str]) -> RunStatus:
-    results, recipe = Path(config.results), config.runs[name]
-    folder = results / "runs" / name
-    there = (folder / "checkpoint.safetensors").exists()
+    layout, recipe = config.layout, config.runs[name]
+    there = layout.checkpoint(name).exists()
     old = outdated.of_run(config, name) if there else ""
     total = recipe.epochs if isinstance(recipe, Training) else 0
-    files = {evaluation: results / "metrics" / name / f"{evaluation}.json" for evaluation in evaluations}
+    files = {evaluation: layout.metrics(name, evaluation) for evaluation in evaluations}
     missing = tuple(each for each, file in files.items() if not file.exists())
     again = tuple(each for each, file in files.items() if file.exists() and outdated.of_metrics(config, file))
     present = tuple(each for each in evaluations if each not in (*missing, *again))
-    epochs = total if there else _epochs(folder)
+    epochs = total if there else _epochs(layout.run(name))
     return RunStatus(name, there and not old, epochs, total, present, missing, again, old)
 
 
@@ -96,10 +95,9 @@ def failures(config: Config, queue: Collection[str] = ()) -> Iterator[tuple[Path
     Args:
         queue: numbers of the queued jobs; SLURM restarts some of the jobs that it killed.
     """
-    logs = Path(config.results) / "logs"
     killed = dict(_killed(queue))
-    for path in sorted(logs.glob("*/*.log")):
-        if not _known(config, path.parent.name) or _made_by(config, path).exists():
+    for path in sorted(Path(config.results, "logs").glob("*/*.log")):
+        if not _known(config, path.parent.name) or config.layout.made_by(path).exists():
             continue
         lines = path.read_text(errors="replace").splitlines() if path.exists() else []
         if any(line.startswith(("error: ", "Traceback ")) for line in lines):
@@ -125,32 +123,6 @@ def _killed(queue: Collection[str]) -> Iterator[tuple[Path, str]]:
         log = re.search(r"^    log: (\S+)", text, re.MULTILINE)
         if words and log:
             yield Path(log[1]).resolve(), words[-1]
-
-
-def _made_by(config: Config, log: Path) -> Path:
-    """Return the file that the job of a log makes."""
-    results, owner, job = Path(config.results), log.parent.name, log.stem
-    if owner == "data":
-        kind, _, name = job.partition("_")
-        if kind == "cache":
-            return results / "index" / f"{name}_train_cached.npz"
-        suffix = {"check": ("data", ".checked"), "index": ("index", ".npz"), "synthetic": ("data", ".generated")}
-        if kind in suffix:
-            return results / suffix[kind][0] / f"{name}{suffix[kind][1]}"
-        return results / "proposals" / f"voc07_{name}.npz" if kind == "proposals" else results / "data" / f"{job}.yaml"
-    if owner == "report":
-        if job in ("summary", "index_page"):
-            return results / {"summary": "README.md", "index_page": "index.html"}[job]
-        name = job.partition("_")[2] or job  # table_detection makes detection.md
-        return results / "tables" / f"{name}.md" if job.startswith("table") else results / "figures" / f"{name}.png"
-    if owner == "protocols":
-        return results / "protocols" / f"{job}.yaml"
-    if job in ("pretrain", "finetune", "external"):
-        return results / "runs" / owner / "checkpoint.safetensors"
-    if job in ("recipe", "export"):
-        return results / {"recipe": f"runs/{owner}/recipe.yaml", "export": f"export/{owner}/README.md"}[job]
-    name = f"{job.removeprefix('seeds_')}.seeds" if job.startswith("seeds_") else job
-    return results / "metrics" / owner / f"{name}.json"
 
 
 def jobs() -> list[list[str]] | None:

@@ -16,13 +16,14 @@ from uic_core.data.index import Index
 from uic_core.data.partition import Labels
 from uic_core.errors import InputError
 from uic_core.files import atomic, write_text
+from uic_core.layout import CHECKPOINT
 from uic_core.methods import METHODS
 from uic_core.methods.labels import draw_initial
 from uic_core.models.network import Network
 from uic_core.recipe import Recipe, Training
 from uic_core.run import metrics, trained
 
-RESULTS = ("checkpoint.safetensors", "labels.npy", "history.jsonl")
+RESULTS = (CHECKPOINT, "labels.npy", "history.jsonl")
 
 
 def keep_initial(recipe: Recipe, index: Index, network: Network, folder: Path) -> None:
@@ -40,7 +41,7 @@ def write_results(
     (folder / trained.NAME).unlink(missing_ok=True)  # of an earlier training
     with atomic(folder / "labels.npy") as temporary:
         np.save(temporary, partition.of_first_head(labels))
-    checkpoint.save(folder / "checkpoint.safetensors", network, recipe, {"data": index.fingerprint, **extra})
+    checkpoint.save(folder / CHECKPOINT, network, recipe, {"data": index.fingerprint, **extra})
 
 
 def write_history(folder: Path, history: list[dict[str, Any]]) -> None:

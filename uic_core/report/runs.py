@@ -14,6 +14,7 @@ from typing import Any
 
 from uic_core.errors import InputError
 from uic_core.evaluations import EVALUATIONS
+from uic_core.layout import CHECKPOINT, TRAININGS, Layout
 from uic_core.recipe import digest
 from uic_core.report.origin import foreign
 from uic_core.run import metrics as metrics_file
@@ -27,8 +28,6 @@ LINES = 20
 
 _TAIL, _WIDEST = 1 << 16, 400  # bytes of a log's end, characters of its line
 _HISTORY = 1 << 24  # bytes of a history
-_CHECKPOINT = "checkpoint.safetensors"
-_STAGES = ("pretrain", "finetune", "external")  # those that make a checkpoint
 _NUMBER = {name: number for number, name in enumerate(EVALUATIONS)}
 # What a terminal obeys, not shows: control sequences (CSI) and operating system commands (OSC) of ECMA-48.
 _ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?)")
@@ -74,7 +73,7 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether its checkpoint is there."""
-        return (self.folder / _CHECKPOINT).exists()
+        return (self.folder / CHECKPOINT).exists()
 
     @property
     def epochs(self) -> int:
@@ -93,20 +92,19 @@ def read(
         wanted: metrics files that tables take numbers from; those that are not there are told.
         stale: path → why the numbers in it must not be shown.
     """
+    layout = Layout(results)
     found = (path for run in recipes for path in (results / "metrics" / run).glob("[!.]*.json"))
     files = sorted({*wanted, *found}, key=_order)
-    trainings = {run: _training(results / "runs" / run) for run in recipes}
-    hashes = {
-        run: made.files[_CHECKPOINT] for run, (made, _) in trainings.items() if made and _CHECKPOINT in made.files
-    }
+    trainings = {run: _training(layout.run(run)) for run in recipes}
+    hashes = {run: made.files[CHECKPOINT] for run, (made, _) in trainings.items() if made and CHECKPOINT in made.files}
     runs = {}
     for run, recipe_hash in recipes.items():
-        own = [_evaluation(results, path, recipes, hashes, stale or {}) for path in files if path.parent.name == run]
-        folder = results / "runs" / run
+        own = [_evaluation(layout, path, recipes, hashes, stale or {}) for path in files if path.parent.name == run]
+        folder = layout.run(run)
         recipe, *problems = _recipe(folder, recipe_hash)
         training, problem = trainings[run]
         history, other = _history(folder / "history.jsonl")
-        logs = (tail(results / "logs" / run / f"{stage}.log") for stage in _STAGES)
+        logs = (tail(layout.log(run, stage)) for stage in TRAININGS)
         log = next((each for each in logs if each), None)
         told = [each for each in (*problems, problem, other) if each]
         runs[run] = Run(run, folder, recipe, training, history, log, own, told)
@@ -145,11 +143,11 @@ def _order(path: Path) -> tuple[int, str]:
 
 
 def _evaluation(
-    results: Path, path: Path, recipes: Mapping[str, str], hashes: Mapping[str, str], stale: Mapping[Path, str]
+    layout: Layout, path: Path, recipes: Mapping[str, str], hashes: Mapping[str, str], stale: Mapping[Path, str]
 ) -> MetricsFile:
     run, name = path.parent.name, path.stem
     job = f"seeds_{name.removesuffix('.seeds')}" if name.endswith(".seeds") else name
-    found = MetricsFile(run, name, path, log=tail(results / "logs" / run / f"{job}.log"))
+    found = MetricsFile(run, name, path, log=tail(layout.log(run, job)))
     if not path.exists():
         return replace(found, reason=f"{path}: is not made yet; run snakemake to make it")
     try:

@@ -10,6 +10,7 @@ import itertools
 from pathlib import Path
 
 from uic_core.errors import InputError
+from uic_core.layout import rule_of
 from uic_core.report.page import Block, Grid, Text
 
 
@@ -22,7 +23,7 @@ def page(benchmarks: Path) -> list[Block]:
     Raises:
         InputError: a file is not a benchmark.
     """
-    jobs = sorted((_rule(path.relative_to(benchmarks)), *_read(path)) for path in benchmarks.rglob("*.tsv"))
+    jobs = sorted((rule_of(path), *_read(path)) for path in benchmarks.rglob("*.tsv"))
     rules = {rule: list(each) for rule, each in itertools.groupby(jobs, key=lambda job: job[0])}
     lines = []
     for rule, each in sorted(rules.items(), key=lambda item: -sum(seconds for _, seconds, _ in item[1])):
@@ -34,17 +35,6 @@ def page(benchmarks: Path) -> list[Block]:
         Text("**Jobs** The last run of each, while it ran: time in a queue does not count."),
         Grid(head, lines, ["left", *["right"] * 4]),
     ]
-
-
-def _rule(path: Path) -> str:
-    """The rule that wrote a file: <run>/<rule>.tsv, data/<rule>_<data set>.tsv, protocols/<evaluation>.tsv …"""
-    owner, job = path.parent.name, path.stem
-    if owner == "protocols":
-        return "protocol"
-    if owner == "data":
-        first = job.partition("_")[0]
-        return first if first in ("synthetic", "check", "index", "cache", "proposals") else "dataset"
-    return "seeds" if job.startswith("seeds_") else job
 
 
 def _read(path: Path) -> tuple[float, float]:
