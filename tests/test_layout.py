@@ -29,3 +29,11 @@ def test_a_log_leads_to_the_file_of_its_job(log: str, made: str) -> None:
     """Names as the rules have them: what is there has not failed."""
     results = Layout(Path("results"))
     assert results.made_by(results.root / "logs" / f"{log}.log") == results.root / made
+
+
+@pytest.mark.parametrize("evaluation", ["knn", "linear_probe.seeds"])
+def test_metrics_lead_to_their_log_and_back(evaluation: str) -> None:
+    results = Layout(Path("results"))
+    log = results.metrics_log("uic_3k", evaluation)
+    assert log == results.root / "logs/uic_3k" / {"knn": "knn.log"}.get(evaluation, "seeds_linear_probe.log")
+    assert results.made_by(log) == results.metrics("uic_3k", evaluation)

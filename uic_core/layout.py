@@ -1,6 +1,6 @@
 """Where the workflow puts each file in a results folder, and what its logs and benchmarks are of. Imports no torch.
 
-The rules write the same paths out, as rules do. The test of the whole workflow compares them.
+The rules spell the same paths out; the test of the whole workflow compares them.
 """
 
 from __future__ import annotations
@@ -58,6 +58,11 @@ class Layout:
     def log(self, owner: str, job: str) -> Path:
         """Return the log of a job. Its owner is a run, `data`, `protocols` or `report`."""
         return self.root / "logs" / owner / f"{job}.log"
+
+    def metrics_log(self, run: str, evaluation: str) -> Path:
+        """Return the log of the job that makes `metrics(run, evaluation)`."""
+        of_seeds = evaluation.endswith(".seeds")
+        return self.log(run, f"seeds_{evaluation.removesuffix('.seeds')}" if of_seeds else evaluation)
 
     def made_by(self, log: Path) -> Path:
         """Return a file that the job of a log makes."""

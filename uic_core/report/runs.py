@@ -146,8 +146,7 @@ def _evaluation(
     layout: Layout, path: Path, recipes: Mapping[str, str], hashes: Mapping[str, str], stale: Mapping[Path, str]
 ) -> MetricsFile:
     run, name = path.parent.name, path.stem
-    job = f"seeds_{name.removesuffix('.seeds')}" if name.endswith(".seeds") else name
-    found = MetricsFile(run, name, path, log=tail(layout.log(run, job)))
+    found = MetricsFile(run, name, path, log=tail(layout.metrics_log(run, name)))
     if not path.exists():
         return replace(found, reason=f"{path}: is not made yet; run snakemake to make it")
     try:
